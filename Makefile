@@ -1,0 +1,67 @@
+# `make demo` and `make test` need a Python >= 3.10 and nothing else; both make their own .venv.
+#
+#   PYTHON=python3.12   which Python to make .venv with (default: the first one >= 3.10 found)
+#   TORCH_INDEX=URL     a further index to take torch from, for instance PyTorch's own of CPU builds
+#   OUT=DIR             where `make demo` writes
+#   ARGS="-k images"    further arguments for `make test`
+
+PYTHON ?=
+VENV ?= .venv
+OUT ?= vlmflow-demo
+ARGS ?=
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DECLARED := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format
+
+help:
+	@echo "make demo     explain one answer of the bundled model and write $(OUT)/report.html"
+	@echo "make test     run the tests"
+	@echo "make lint     check format, lint and types"
+	@echo "make format   put the code in format"
+
+demo: $(VENV)/.installed-core
+	$(BIN)/vlmflow demo --out "$(OUT)"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict src
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# One stamp per set of extras: a second run installs nothing until the declarations change.
+$(VENV)/.installed-core: EXTRAS :=
+$(VENV)/.installed-test: EXTRAS := [test]
+$(VENV)/.installed-dev: EXTRAS := [dev]
+
+# torch goes first and by its pin alone, so that no range of another package picks its build.
+$(VENV)/.installed-%: $(DECLARED) | $(BIN)/python
+	@echo "Installing vlmflow$(EXTRAS) into $(VENV); torch is large, so the first time takes a while."
+	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
+	@$(PIP) install -c constraints.txt --editable ".$(EXTRAS)"
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv --clear "$(VENV)" && exit 0; \
+	    rm -rf "$(VENV)"; \
+	    echo "$$python cannot make a virtual environment; on Debian: apt install python3-venv" >&2; \
+	    exit 1; \
+	  fi; \
+	done; \
+	echo "vlmflow needs Python 3.10 or newer; $(or $(PYTHON),python3) here is:" \
+	  "$$($(or $(PYTHON),python3) --version 2>&1 || echo missing)." >&2; \
+	echo "Install a newer one, or name it: make demo PYTHON=/path/to/python3.12" >&2; \
+	exit 1

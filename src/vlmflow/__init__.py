@@ -1,0 +1,40 @@
+"""Which tokens the answer of a large vision-language model draws on, layer by layer.
+
+>>> import vlmflow
+>>> vlm = vlmflow.load("scenes-llava")
+>>> flow = vlm.explain("picture.png", "What colour is the circle?")
+>>> flow.segment_frame()
+
+Importing this package does not import torch: the names below are fetched when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmflow.flow.result import InformationFlow as InformationFlow
+    from vlmflow.lvlm.loading import load as load
+    from vlmflow.lvlm.model import LVLM as LVLM
+
+__version__ = "0.1.0"
+__all__ = ["LVLM", "InformationFlow", "__version__", "load"]
+
+_HOMES = {
+    "InformationFlow": "vlmflow.flow.result",
+    "LVLM": "vlmflow.lvlm.model",
+    "load": "vlmflow.lvlm.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

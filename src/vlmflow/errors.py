@@ -1,0 +1,19 @@
+"""What goes wrong by a user's doing, each with one sentence that says how to get out of it."""
+
+from __future__ import annotations
+
+
+class VlmflowError(Exception):
+    """Base of every error a user can cause.
+
+    The message is one sentence that names the thing, the value it had and the way out. The command
+    line prints it as it stands, without a trace, and exits with code 2.
+    """
+
+
+class InputError(VlmflowError, ValueError):
+    """A picture, question, answer, option, layer, signal or path that cannot be used."""
+
+
+class ModelError(VlmflowError):
+    """A model that is unknown or unsupported, or a directory that holds no model."""
