@@ -1,0 +1,188 @@
+"""From pictures and a question (or a conversation) to the text of a prompt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from jinja2 import TemplateError
+from PIL import Image
+
+from vlmflow.errors import InputError
+from vlmflow.lvlm.images import open_image
+
+PictureSource: TypeAlias = "str | os.PathLike[str] | Image.Image"
+Message: TypeAlias = "dict[str, Any]"
+
+ROLES = ("system", "user", "assistant")
+
+_PROBE = "vlmflow"
+
+
+def conversation(
+    images: PictureSource | Sequence[PictureSource] | None,
+    question: str | Sequence[Mapping[str, Any]],
+) -> tuple[list[Message], tuple[Image.Image, ...]]:
+    """Return messages in transformers' own format, and the pictures they show in order.
+
+    Parameters
+    ----------
+    images : picture or sequence of pictures, optional
+        Path or PIL picture, one or several. With a conversation they fill its bare
+        ``{"type": "image"}`` parts in order.
+    question : str or sequence of messages
+        A question, asked after all the pictures; or messages with ``role`` and ``content``, where a
+        content is a text or a list of parts ``{"type": "text", "text": ...}`` and
+        ``{"type": "image"}``, the latter with an optional ``"image"`` or ``"path"``.
+
+    Returns
+    -------
+    messages : list of dict
+        Every content a list of parts; image parts are bare.
+    pictures : tuple of PIL pictures
+        RGB, upright.
+
+    Raises
+    ------
+    InputError
+        For an empty question, no picture, or messages that cannot be read.
+    """
+    given = _as_list(images)
+    if isinstance(question, str):
+        _require_text(question)
+        if not given:
+            raise InputError("there is no picture: pass at least one as images=...")
+        parts: list[Message] = [{"type": "image"} for _ in given]
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+        return messages, tuple(open_image(picture) for picture in given)
+    sources: list[PictureSource | None] = []
+    messages = [_message(message, index, sources) for index, message in enumerate(question)]
+    _require_user_turn(messages)
+    bare = sum(source is None for source in sources)
+    if bare != len(given):
+        raise InputError(
+            f"the messages leave {bare} picture(s) open but images= holds {len(given)}: "
+            'every {"type": "image"} part without a picture of its own takes one'
+        )
+    if not sources:
+        raise InputError('the messages show no picture: add a {"type": "image"} part')
+    beside = iter(given)
+    pictures = tuple(open_image(next(beside) if source is None else source) for source in sources)
+    return messages, pictures
+
+
+def render(processor: Any, messages: Sequence[Message], image_token: str) -> tuple[str, str]:
+    """Write the prompt's text, and the space that a trained model expects before its answer.
+
+    Uses the processor's chat template; without one the prompt of LLaVA-1.5 (``USER: <image>``, line
+    break, question, ``ASSISTANT:``).
+
+    Returns
+    -------
+    prompt : str
+        Up to where the model starts to answer; ``image_token`` once per picture.
+    lead : str
+        White space that the template puts between the prompt and an assistant's text.
+
+    Raises
+    ------
+    InputError
+        If the template refuses the conversation (two turns of the same role, say).
+    """
+    if not getattr(processor, "chat_template", None):
+        return _plain_prompt(messages, image_token), " "
+    try:
+        prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError(f"the chat template refuses this conversation: {error}") from error
+    probe: Message = {"role": "assistant", "content": [{"type": "text", "text": _PROBE}]}
+    answered: str = processor.apply_chat_template([*messages, probe])
+    before, found, _ = answered.removeprefix(prompt).partition(_PROBE)
+    follows = answered.startswith(prompt) and found and not before.strip()
+    return prompt, before if follows else ""
+
+
+def texts(messages: Sequence[Message]) -> list[str]:
+    """List every text in the messages."""
+    return [
+        part["text"]
+        for message in messages
+        for part in message["content"]
+        if part["type"] == "text"
+    ]
+
+
+def _as_list(
+    images: PictureSource | Sequence[PictureSource] | None,
+) -> list[PictureSource]:
+    if images is None:
+        return []
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return [images]
+    return list(images)
+
+
+def _require_text(question: str) -> None:
+    if not question.strip():
+        raise InputError("the question is empty: ask something about the picture")
+
+
+def _message(
+    message: Mapping[str, Any], index: int, sources: list[PictureSource | None]
+) -> Message:
+    """Return one message with its content as a list of parts; its pictures go to ``sources``."""
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role not in ROLES:
+        raise InputError(
+            f'message {index} has role {role!r}: messages are {{"role": one of {", ".join(ROLES)}, '
+            '"content": ...}'
+        )
+    content = message.get("content")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence):
+        raise InputError(f"message {index} has no content: give a text or a list of parts")
+    return {"role": role, "content": [_part(part, index, sources) for part in content]}
+
+
+def _part(part: Any, index: int, sources: list[PictureSource | None]) -> Message:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind != "image":
+        raise InputError(
+            f"message {index} has a part of type {kind!r}: only text and image parts are read"
+        )
+    if "url" in part or "base64" in part:
+        raise InputError(
+            f'message {index} shows a picture by url or base64: save it and give its "path"'
+        )
+    source = part.get("image")
+    sources.append(part.get("path") if source is None else source)
+    return {"type": "image"}
+
+
+def _require_user_turn(messages: Sequence[Message]) -> None:
+    """Refuse a conversation that does not end with something to answer."""
+    if not messages:
+        raise InputError("the conversation has no messages")
+    last = messages[-1]
+    if last["role"] == "assistant":
+        raise InputError(
+            "the conversation ends with an assistant message: pass its text as answer=... to "
+            "explain it, or leave it out"
+        )
+    if last["role"] != "user":
+        raise InputError("the conversation must end with a user message")
+    _require_text("".join(texts([last])))
+
+
+def _plain_prompt(messages: Sequence[Message], image_token: str) -> str:
+    """Write a conversation the way LLaVA-1.5 was trained on it."""
+    turns = []
+    for message in messages:
+        pictures = sum(part["type"] == "image" for part in message["content"])
+        text = f"{image_token}\n" * pictures + " ".join(texts([message]))
+        turns.append(text if message["role"] == "system" else f"{message['role'].upper()}: {text}")
+    return " ".join([*turns, "ASSISTANT:"])

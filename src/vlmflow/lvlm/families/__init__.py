@@ -1,0 +1,36 @@
+"""Families of LVLM architectures, by ``config.model_type``; ``base`` says how to add one."""
+
+from __future__ import annotations
+
+from vlmflow.lvlm.families.base import Family, PreparedPictures, UnknownFamily
+from vlmflow.lvlm.families.llava import Llava
+
+FAMILIES: tuple[Family, ...] = (Llava(),)
+
+
+def family_of(model_type: str) -> Family:
+    """Return the family that a model type belongs to.
+
+    Parameters
+    ----------
+    model_type : str
+        ``model.config.model_type``.
+
+    Returns
+    -------
+    Family
+        :class:`UnknownFamily` where none claims the type.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    return UnknownFamily()
+
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "PreparedPictures",
+    "UnknownFamily",
+    "family_of",
+]

@@ -1,0 +1,74 @@
+"""The seam between LVLM architectures: which pixels each image token came from.
+
+To add a family: write one file beside ``llava.py`` with a :class:`Family`, add it to ``FAMILIES``
+in ``__init__.py``, a tiny model of it to the tests' list of models, and its name to the docs.
+Everything else (segments, rows, signals, truncation) reads the :class:`TokenLayout` and needs no
+change.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vlmflow.lvlm.geometry import MapUnavailableError
+from vlmflow.lvlm.layout import ImageGrid, IntArray
+
+
+@dataclass(frozen=True)
+class PreparedPictures:
+    """What a family is given: one prompt as the processor expanded it.
+
+    Parameters
+    ----------
+    positions : (P,) int64
+        Positions of all image tokens in the expanded sequence, in order.
+    image_sizes : tuple of (width, height)
+        Original size of every picture in pixels, in the order of the prompt.
+    inputs : mapping of str to tensor
+        The processor's output (``pixel_values``, ``image_sizes``, ...).
+    config, processor : object
+        The model's configuration and processor; neither is to be changed.
+    """
+
+    positions: IntArray
+    image_sizes: tuple[tuple[int, int], ...]
+    inputs: Mapping[str, Any]
+    config: Any
+    processor: Any
+
+
+class Family(ABC):
+    """What differs between LVLM architectures."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """``config.model_type`` of the models that belong to the family."""
+
+    @abstractmethod
+    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+        """Say which image tokens show which picture, and the box of each in its pixels.
+
+        Returns
+        -------
+        tuple of ImageGrid
+            One or more per picture, in the order of the prompt. Image tokens that show no place
+            (a class token, a line break) are in no grid.
+
+        Raises
+        ------
+        MapUnavailableError
+            If the boxes are not known; the prompt then gets a layout without grids.
+        """
+
+
+class UnknownFamily(Family):
+    """Any LVLM with image tokens: every signal over tokens works, maps over pixels do not."""
+
+    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+        """Raise: nothing is known about the pixels."""
+        raise MapUnavailableError(
+            f"no map over pixels: models of type {prepared.config.model_type!r} have no family in "
+            "vlmflow.lvlm.families that says which pixels their image tokens come from"
+        )

@@ -1,0 +1,58 @@
+"""LLaVA (1.5 style) and VipLLaVA: one square or rectangular grid of patches per picture."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from vlmflow.lvlm.families.base import Family, PreparedPictures
+from vlmflow.lvlm.geometry import MapUnavailableError, preimage
+from vlmflow.lvlm.layout import ImageGrid
+
+
+class Llava(Family):
+    """One vision tower pass per picture; its patches follow each other row by row.
+
+    The grid is that of the pixels the tower was really given, and the tokens are counted in the
+    prompt, so any tower and picture size works. Tokens in front of the patches (the class token
+    with ``vision_feature_select_strategy="full"``, registers) show no place.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava", "vipllava")
+
+    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+        """Return one grid per picture; see :meth:`Family.grids`."""
+        pixels = prepared.inputs["pixel_values"]
+        pictures = len(prepared.image_sizes)
+        if pixels.ndim != 4 or pixels.shape[0] != pictures:
+            raise MapUnavailableError(
+                f"no map over pixels: pixel_values has shape {tuple(pixels.shape)}, not one "
+                f"(channels, height, width) for each of {pictures} picture(s)"
+            )
+        patch_height, patch_width = _patch_size(prepared)
+        rows, cols = pixels.shape[-2] // patch_height, pixels.shape[-1] // patch_width
+        per_picture, rest = divmod(prepared.positions.size, pictures)
+        in_front = per_picture - rows * cols
+        if rest or in_front < 0:
+            raise MapUnavailableError(
+                f"no map over pixels: {prepared.positions.size} image tokens for {pictures} "
+                f"picture(s) do not cover {rows} x {cols} patches each"
+            )
+        grids = []
+        for image, (width, height) in enumerate(prepared.image_sizes):
+            back = preimage(prepared.processor.image_processor, width, height)
+            first = image * per_picture + in_front
+            positions = prepared.positions[first : first + rows * cols].reshape(rows, cols)
+            boxes = back.boxes(rows, cols, patch_height, patch_width)
+            grids.append(ImageGrid(image=image, positions=positions, boxes=boxes))
+        return tuple(grids)
+
+
+def _patch_size(prepared: PreparedPictures) -> tuple[int, int]:
+    """Return ``(height, width)`` of a patch: the vision tower's, which cut the picture."""
+    size: Any = getattr(prepared.config.vision_config, "patch_size", None)
+    if size is None:
+        raise MapUnavailableError(
+            "no map over pixels: the vision tower's config names no patch_size"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

@@ -1,0 +1,237 @@
+"""The layout: the segment of every position, and the pixels behind every image token."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmflow.errors import InputError
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+class Segment(enum.IntEnum):
+    """What a position of the decoder's sequence carries."""
+
+    PAD = -1
+    SYSTEM = 0
+    IMAGE = 1
+    USER = 2
+    ANSWER = 3
+
+
+SEGMENTS: tuple[str, ...] = ("system", "image", "user", "answer")
+"""Names of the segments in the order of every segment axis (padding has no place there)."""
+
+
+def _frozen(array: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Make a private, read-only copy: a layout is shared by many and changed by nobody."""
+    copy = np.array(array, dtype=dtype)
+    copy.setflags(write=False)
+    return copy
+
+
+@dataclass(frozen=True, eq=False)
+class ImageGrid:
+    """A rectangle of image tokens and the pixels each one came from.
+
+    Parameters
+    ----------
+    image : int
+        Index of the picture in the prompt.
+    positions : (rows, cols) int64
+        Position of each token in the expanded sequence.
+    boxes : (rows, cols, 4) float64
+        ``x0, y0, x1, y1`` of each token in the ORIGINAL picture's pixels. Boxes tile: a row shares
+        its ``y0, y1``, a column its ``x0, x1``. They stick out of the picture where the image
+        processor padded it.
+    kind : str
+        ``"full"`` for a grid over the whole (cropped) picture; families that cut pictures into
+        tiles name theirs.
+
+    Raises
+    ------
+    InputError
+        If the boxes do not belong to the positions or do not form a grid.
+    """
+
+    image: int
+    positions: IntArray
+    boxes: FloatArray
+    kind: str = "full"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", _frozen(self.positions, np.int64))
+        object.__setattr__(self, "boxes", _frozen(self.boxes, np.float64))
+        if self.positions.ndim != 2 or self.boxes.shape != (*self.positions.shape, 4):
+            raise InputError(
+                f"a grid needs positions (rows, cols) and boxes (rows, cols, 4), "
+                f"not {self.positions.shape} and {self.boxes.shape}"
+            )
+        same_columns = (self.boxes[:, :, 0::2] == self.boxes[:1, :, 0::2]).all()
+        same_rows = (self.boxes[:, :, 1::2] == self.boxes[:, :1, 1::2]).all()
+        if not (same_columns and same_rows):
+            raise InputError("the boxes of a grid must share their edges along rows and columns")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(rows, cols)``."""
+        rows, cols = self.positions.shape
+        return rows, cols
+
+    @property
+    def x_edges(self) -> FloatArray:
+        """``(cols, 2)``: left and right edge of every column of boxes, in pixels."""
+        return self.boxes[0, :, 0::2]
+
+    @property
+    def y_edges(self) -> FloatArray:
+        """``(rows, 2)``: upper and lower edge of every row of boxes, in pixels."""
+        return self.boxes[:, 0, 1::2]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """Segment of every position of one prompt, and the box of every image token.
+
+    ``system`` is everything before the first image token, ``user`` the text after it up to the
+    answer (text between two pictures is ``user`` too).
+
+    Parameters
+    ----------
+    segments : (N,) int8
+        :class:`Segment` of every position of the EXPANDED sequence.
+    tokens : tuple of N str
+        What each position reads as; joined, the text tokens give the text.
+    image_sizes : tuple of (width, height)
+        Size of every original picture in pixels, in the order of the prompt.
+    grids : tuple of ImageGrid
+        Empty where nothing is known about the pixels behind the tokens.
+    grids_missing : str
+        One sentence that says why ``grids`` is empty; empty where it is not.
+    """
+
+    segments: npt.NDArray[np.int8]
+    tokens: tuple[str, ...]
+    image_sizes: tuple[tuple[int, int], ...]
+    grids: tuple[ImageGrid, ...] = ()
+    grids_missing: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", _frozen(self.segments, np.int8))
+        if self.segments.shape != (len(self.tokens),):
+            raise InputError(
+                f"a layout needs one token text per position, not {len(self.tokens)} texts "
+                f"for {self.segments.size} positions"
+            )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def positions_of(self, segment: Segment) -> IntArray:
+        """Return the positions of one segment in order, ``(n,)``."""
+        return np.flatnonzero(self.segments == segment)
+
+    @property
+    def image_positions(self) -> IntArray:
+        """``(P,)``: positions of all image tokens of all pictures, in order."""
+        return self.positions_of(Segment.IMAGE)
+
+    @property
+    def answer_positions(self) -> IntArray:
+        """``(T,)``: positions of the answer tokens."""
+        return self.positions_of(Segment.ANSWER)
+
+    @property
+    def answer_rows(self) -> IntArray:
+        """``(T,)``: the positions whose logits PREDICT the answer tokens, one before each."""
+        return self.answer_positions - 1
+
+    @property
+    def user_rows(self) -> IntArray:
+        """User positions that do not predict an answer token."""
+        return np.setdiff1d(self.positions_of(Segment.USER), self.answer_rows)
+
+    @property
+    def text_rows(self) -> IntArray:
+        """User rows and answer rows together, sorted."""
+        return np.union1d(self.user_rows, self.answer_rows)
+
+    def shifted(self, offset: int, total: int) -> TokenLayout:
+        """Put the same layout inside a longer, padded sequence.
+
+        Parameters
+        ----------
+        offset : int
+            Number of padding positions in front (left padding).
+        total : int
+            Length of the padded sequence.
+
+        Raises
+        ------
+        InputError
+            If the layout does not fit.
+        """
+        behind = total - offset - len(self)
+        if offset < 0 or behind < 0:
+            raise InputError(
+                f"a layout of {len(self)} positions does not fit at offset {offset} of {total}"
+            )
+        return TokenLayout(
+            segments=np.pad(self.segments, (offset, behind), constant_values=Segment.PAD),
+            tokens=("",) * offset + self.tokens + ("",) * behind,
+            image_sizes=self.image_sizes,
+            grids=tuple(
+                ImageGrid(grid.image, grid.positions + offset, grid.boxes, grid.kind)
+                for grid in self.grids
+            ),
+            grids_missing=self.grids_missing,
+        )
+
+    def to_dict(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        """Take the layout apart: a part that JSON can hold, and named arrays.
+
+        Returns
+        -------
+        (dict, dict of str to array)
+            Input of :meth:`from_dict`.
+        """
+        arrays: dict[str, npt.NDArray[Any]] = {"segments": np.array(self.segments)}
+        for index, grid in enumerate(self.grids):
+            arrays[f"grid{index}_positions"] = np.array(grid.positions)
+            arrays[f"grid{index}_boxes"] = np.array(grid.boxes)
+        plain = {
+            "tokens": list(self.tokens),
+            "image_sizes": [list(size) for size in self.image_sizes],
+            "grids": [{"image": grid.image, "kind": grid.kind} for grid in self.grids],
+            "grids_missing": self.grids_missing,
+        }
+        return plain, arrays
+
+    @classmethod
+    def from_dict(
+        cls, plain: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+    ) -> TokenLayout:
+        """Rebuild the layout that :meth:`to_dict` took apart."""
+        grids: Sequence[Mapping[str, Any]] = plain["grids"]
+        return cls(
+            segments=arrays["segments"],
+            tokens=tuple(plain["tokens"]),
+            image_sizes=tuple((int(width), int(height)) for width, height in plain["image_sizes"]),
+            grids=tuple(
+                ImageGrid(
+                    image=int(grid["image"]),
+                    positions=arrays[f"grid{index}_positions"],
+                    boxes=arrays[f"grid{index}_boxes"],
+                    kind=str(grid["kind"]),
+                )
+                for index, grid in enumerate(grids)
+            ),
+            grids_missing=str(plain["grids_missing"]),
+        )

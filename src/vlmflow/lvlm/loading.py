@@ -1,0 +1,174 @@
+"""Open a model by name: bundled, on the hub, or in a local directory."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from vlmflow.errors import InputError, ModelError, VlmflowError
+from vlmflow.lvlm.model import LVLM
+
+BUNDLED = Path(__file__).resolve().parents[1] / "scenes" / "models"
+"""Directory that holds one directory per bundled model."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> LVLM:
+    """Open an LVLM and its processor.
+
+    A bundled name or a local directory is opened without any network access.
+
+    Parameters
+    ----------
+    name : str or path
+        Name of a bundled model (``"scenes-llava"``), a local directory that ``from_pretrained``
+        can open, or a hub id ``"owner/model"``. A bundled name wins over a directory of that name;
+        write ``"./name"`` for the directory.
+    device : str or torch.device, optional
+        Where the model goes; a GPU if there is one, else the CPU.
+    dtype : str or torch.dtype, optional
+        ``"float32"``, ``torch.bfloat16``, ...; what the weights were saved in where left out.
+    revision : str, optional
+        Branch, tag or commit of a hub model.
+    device_map : str or dict, optional
+        ``"auto"`` or a map spreads the model over several devices (needs ``accelerate``); instead
+        of ``device``.
+    attn_implementation : str, optional
+        ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ...; transformers' choice where left out.
+    trust_remote_code : bool
+        Run Python code that the model's author ships with the weights. Only for authors you trust.
+
+    Returns
+    -------
+    LVLM
+        In evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model or directory, it cannot be opened, or it is no image-text-to-text
+        model.
+    InputError
+        If the device, dtype or their combination cannot be used.
+    """
+    if device is not None and device_map is not None:
+        raise InputError("device and device_map exclude each other: give only one of them")
+    if device_map is not None and find_spec("accelerate") is None:
+        raise ModelError("device_map needs accelerate: pip install accelerate, or give device=...")
+    place = None if device_map is not None else _device(device)
+    weights = _dtype(dtype)
+    source, local = _source(name)
+    shared: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
+    if revision is not None:
+        if local:
+            raise InputError(f"revision={revision!r} is for hub models, but {name} is a directory")
+        shared["revision"] = revision
+    open_processor: Any = AutoProcessor.from_pretrained
+    try:
+        config = AutoConfig.from_pretrained(source, **shared)
+        _require_image_text_to_text(config, str(name), trust_remote_code)
+        processor = open_processor(source, **shared)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            source,
+            config=config,
+            dtype=weights,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            **shared,
+        )
+        if place is not None:
+            model.to(place)
+    except VlmflowError:
+        raise
+    # What transformers, safetensors and torch raise for files they cannot use has no common base.
+    except Exception as error:
+        where = "" if local else " (no directory here, so the hub was asked)"
+        raise ModelError(f"cannot open {name}{where}: {_reason(error)}") from error
+    return LVLM(model, processor, name=str(name))
+
+
+def bundled_models() -> tuple[str, ...]:
+    """List the names of the models that ship with the package."""
+    return tuple(sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
+
+
+def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
+    """Return what ``from_pretrained`` is given, and whether it is on this machine."""
+    text = os.fspath(name)
+    if text in bundled_models():
+        return str(BUNDLED / text), True
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{text} is a directory but no model: it has no config.json, which "
+                "save_pretrained writes"
+            )
+        return str(path), True
+    if text and path.exists():
+        raise ModelError(f"{text} is a file: give the directory that save_pretrained wrote")
+    if _HUB_ID.fullmatch(text) and not text.startswith("."):
+        return text, False
+    known = ", ".join(bundled_models()) or "none here"
+    raise ModelError(
+        f"there is no model {text!r}: it is no bundled name ({known}), no directory and no hub id "
+        "of the form owner/model"
+    )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device={str(device)!r} cannot be used: {_reason(error)}") from error
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    if dtype is None or dtype == "auto":
+        return "auto"
+    chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise InputError(
+            f"dtype={str(dtype)!r} is no floating point type: use auto, float32, bfloat16, float16"
+        )
+    return chosen
+
+
+def _require_image_text_to_text(config: Any, name: str, trust_remote_code: bool) -> None:
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return
+    own_code = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if not (own_code and trust_remote_code):
+        raise ModelError(
+            f"{name} is of type {config.model_type!r}, which transformers does not list as an "
+            "image-text-to-text model: give one that takes pictures and answers in text"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of an error, or what to install where a library is missing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ImportError) and "torchvision" in str(error):
+        return "its processor needs torchvision: pip install torchvision"
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,393 @@
+"""A transformers LVLM and its processor, untouched, as the rest of the package sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from vlmflow.errors import InputError, ModelError
+from vlmflow.lvlm.chat import PictureSource, conversation, render, texts
+from vlmflow.lvlm.families import Family, PreparedPictures, family_of
+from vlmflow.lvlm.geometry import MapUnavailableError
+from vlmflow.lvlm.layout import ImageGrid, Segment, TokenLayout
+from vlmflow.lvlm.tokens import (
+    answer_ids_of,
+    answer_text,
+    end_ids,
+    refuse_special_text,
+    shown_tokens,
+)
+
+if TYPE_CHECKING:
+    from vlmflow.flow.result import InformationFlow
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One prompt, ready for the model.
+
+    Parameters
+    ----------
+    inputs : dict of str to tensor
+        Keyword arguments of the model, batch of one, on its device: ``input_ids`` (expanded, one id
+        per image token), ``attention_mask``, ``pixel_values``, ...
+    layout : TokenLayout
+        Segment of every position and box of every image token.
+    images : tuple of PIL pictures
+        The pictures as they were read (RGB, upright), in the order of the prompt.
+    prompt : str
+        The text given to the processor, one placeholder per picture.
+    answer : str or None
+        Text of the answer that stands at the end of ``inputs``, if there is one.
+    lead : str
+        White space that this model's chat template puts before an answer.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    layout: TokenLayout
+    images: tuple[Image.Image, ...]
+    prompt: str
+    answer: str | None = None
+    lead: str = ""
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """Ids of the answer's tokens, ``(T,)``; empty without an answer."""
+        ids = self.inputs["input_ids"][0].tolist()
+        return tuple(ids[position] for position in self.layout.answer_positions)
+
+
+class LVLM:
+    """A large vision-language model: vision encoder, projector and decoder.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        An image-text-to-text model. Nothing about it is changed, now or later.
+    processor : transformers.ProcessorMixin
+        Its processor, with image processor and tokenizer.
+    name : str, optional
+        What reports call the model; its own name where left out.
+
+    Raises
+    ------
+    InputError
+        If the processor lacks a tokenizer or an image processor.
+    ModelError
+        If the model has no image tokens or no decoder layers that can be found.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, name: str | None = None) -> None:
+        for part in ("tokenizer", "image_processor"):
+            if getattr(processor, part, None) is None:
+                raise InputError(
+                    f"processor={type(processor).__name__} has no {part}: pass the model's whole "
+                    "processor, as AutoProcessor.from_pretrained returns it"
+                )
+        self.model = model
+        self.processor = processor
+        self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
+        self.image_token_id = _image_token_id(model.config, type(model).__name__)
+        self.image_token: str = getattr(processor, "image_token", None) or str(
+            processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        )
+        self.decoder_layers: nn.ModuleList = _decoder_layers(model)
+        self.family: Family = family_of(model.config.model_type)
+
+    def __repr__(self) -> str:
+        return f"LVLM({self.name!r}, {type(self.model).__name__}, {self.num_layers} layers)"
+
+    @property
+    def num_layers(self) -> int:
+        """``L``, the number of decoder layers."""
+        return len(self.decoder_layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the token embeddings."""
+        weight: torch.Tensor = self.model.get_input_embeddings().weight
+        return weight.device if weight.device.type != "meta" else torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the model's weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    def config_summary(self) -> dict[str, Any]:
+        """Return what a report says about the model; everything in it fits JSON."""
+        config = self.model.config
+        text = config.get_text_config()
+        vision = getattr(config, "vision_config", None)
+        return {
+            "name": self.name,
+            "class": type(self.model).__name__,
+            "model_type": config.model_type,
+            "family": type(self.family).__name__,
+            "layers": self.num_layers,
+            "heads": getattr(text, "num_attention_heads", None),
+            "key_value_heads": getattr(text, "num_key_value_heads", None),
+            "width": getattr(text, "hidden_size", None),
+            "image_size": getattr(vision, "image_size", None),
+            "patch_size": getattr(vision, "patch_size", None),
+            "parameters": sum(weight.numel() for weight in self.model.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": getattr(text, "_attn_implementation", None),
+        }
+
+    def prepare(
+        self,
+        images: PictureSource | Sequence[PictureSource] | None,
+        question: str | Sequence[Mapping[str, Any]],
+        answer: str | Sequence[int] | None = None,
+    ) -> Prepared:
+        """Make model inputs and layout of a question about pictures, and optionally of its answer.
+
+        Parameters
+        ----------
+        images : picture or sequence of pictures, optional
+            Paths or PIL pictures. With a conversation: those of its bare image parts, in order.
+        question : str or sequence of messages
+            A question, or chat messages in transformers' own format that end with the user's turn.
+        answer : str or sequence of int, optional
+            An answer to append, as text or as the very ids the model generated
+            (:meth:`generate_ids`). A text is tokenised as the chat template would place it.
+
+        Raises
+        ------
+        InputError
+            For an empty question, special tokens in a text, no picture, a wrong number of pictures,
+            an answer that tokenises to nothing, or a prompt longer than the model takes.
+        """
+        messages, pictures = conversation(images, question)
+        for text in texts(messages):
+            refuse_special_text(self.processor.tokenizer, text, "question", self.image_token)
+        prompt, lead = render(self.processor, messages, self.image_token)
+        if prompt.count(self.image_token) != len(pictures):
+            raise ModelError(
+                f"the chat template of {self.name} places {prompt.count(self.image_token)} "
+                f"image(s) where the question shows {len(pictures)}: it does not take pictures "
+                "like this"
+            )
+        inputs = self._encode(prompt, pictures)
+        layout = self._layout(inputs, tuple(picture.size for picture in pictures))
+        prepared = Prepared(inputs, layout, pictures, prompt, lead=lead)
+        self._require_room(len(layout))
+        return prepared if answer is None else self.with_answer(prepared, answer)
+
+    def with_answer(self, prepared: Prepared, answer: str | Sequence[int]) -> Prepared:
+        """Put an answer behind a prompt; see :meth:`prepare`.
+
+        End and padding tokens at the end of given ids are dropped: they answer nothing.
+        """
+        tokenizer = self.processor.tokenizer
+        if prepared.answer is not None:
+            raise InputError("the prompt already carries an answer: start from one without")
+        if isinstance(answer, str):
+            refuse_special_text(tokenizer, answer, "answer", self.image_token)
+            ids = answer_ids_of(tokenizer, prepared.prompt, prepared.lead, answer)
+            text = answer.strip()
+        else:
+            ids = self._checked_ids(answer)
+            text = answer_text(tokenizer, ids)
+        inputs = {
+            name: _extended(name, tensor, ids, prepared.inputs["input_ids"])
+            for name, tensor in prepared.inputs.items()
+        }
+        before = prepared.layout
+        layout = replace(
+            before,
+            segments=np.append(before.segments, [Segment.ANSWER] * len(ids)),
+            tokens=before.tokens + shown_tokens(tokenizer, ids),
+        )
+        self._require_room(len(layout))
+        return replace(prepared, inputs=inputs, layout=layout, answer=text)
+
+    def generate_ids(self, prepared: Prepared, *, max_new_tokens: int = 64) -> tuple[int, ...]:
+        """Let the model answer a prepared prompt greedily, as token ids.
+
+        Parameters
+        ----------
+        prepared : Prepared
+            A prompt without an answer.
+        max_new_tokens : int
+            Longest answer, in tokens; never more than the model has positions for.
+
+        Returns
+        -------
+        tuple of int
+            Without the end token. Empty if the model ends at once.
+        """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={max_new_tokens}, but an answer needs at least 1")
+        if prepared.answer is not None:
+            raise InputError("the prompt already carries an answer: start from one without")
+        length = len(prepared.layout)
+        limit = self._max_positions()
+        if limit is not None:
+            max_new_tokens = max(1, min(max_new_tokens, limit - length))
+        ends = end_ids(self.model, self.processor.tokenizer)
+        with _evaluating(self.model), torch.no_grad():
+            output = self.model.generate(
+                **prepared.inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+            )
+        ids: list[int] = output[0, length:].tolist()
+        stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+        return tuple(ids[:stop])
+
+    def generate(
+        self,
+        images: PictureSource | Sequence[PictureSource] | None,
+        question: str | Sequence[Mapping[str, Any]],
+        *,
+        max_new_tokens: int = 64,
+    ) -> str:
+        """Let the model answer greedily, as text; see :meth:`prepare` and :meth:`generate_ids`."""
+        ids = self.generate_ids(self.prepare(images, question), max_new_tokens=max_new_tokens)
+        return answer_text(self.processor.tokenizer, ids)
+
+    def explain(
+        self,
+        images: PictureSource | Sequence[PictureSource] | None,
+        question: str | Sequence[Mapping[str, Any]],
+        answer: str | Sequence[int] | None = None,
+        **options: Any,
+    ) -> InformationFlow:
+        """Measure which tokens an answer draws on: :func:`vlmflow.flow.explain.explain`."""
+        from vlmflow.flow.explain import explain
+
+        return explain(self, images, question, answer, **options)
+
+    def _encode(self, prompt: str, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Return the processor's output on the model's device."""
+        start = self.processor.tokenizer.bos_token
+        # As apply_chat_template does: a template that writes the start token gets no second one.
+        options = {"add_special_tokens": False} if start and prompt.startswith(start) else {}
+        try:
+            encoded = self.processor(
+                images=[list(pictures)], text=[prompt], return_tensors="pt", **options
+            )
+        except (ValueError, ZeroDivisionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"the processor of {self.name} refuses this prompt: {reason}"
+            ) from error
+        return {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in encoded.items()
+            if isinstance(tensor, torch.Tensor)
+        }
+
+    def _layout(
+        self, inputs: Mapping[str, torch.Tensor], sizes: tuple[tuple[int, int], ...]
+    ) -> TokenLayout:
+        """Lay out a prompt without an answer."""
+        ids = inputs["input_ids"][0].cpu().numpy()
+        is_image = ids == self.image_token_id
+        if not is_image.any():
+            raise ModelError(
+                f"the processor of {self.name} put no image tokens into the prompt: processor and "
+                "model do not belong together"
+            )
+        segments = np.full(ids.shape, Segment.USER, dtype=np.int8)
+        segments[: int(is_image.argmax())] = Segment.SYSTEM
+        segments[is_image] = Segment.IMAGE
+        grids: tuple[ImageGrid, ...] = ()
+        missing = ""
+        try:
+            grids = self.family.grids(
+                PreparedPictures(
+                    positions=np.flatnonzero(is_image),
+                    image_sizes=sizes,
+                    inputs=inputs,
+                    config=self.model.config,
+                    processor=self.processor,
+                )
+            )
+        except MapUnavailableError as unavailable:
+            missing = str(unavailable)
+        tokens = shown_tokens(self.processor.tokenizer, ids.tolist())
+        return TokenLayout(segments, tokens, sizes, grids, missing)
+
+    def _checked_ids(self, answer: Sequence[int]) -> list[int]:
+        """Check answer ids given by the caller, and drop what ends them."""
+        ids = [int(token) for token in answer]
+        ends = end_ids(self.model, self.processor.tokenizer)
+        while ids and ids[-1] in ends:
+            ids.pop()
+        if not ids:
+            raise InputError("the answer has no tokens: give at least one id before the end token")
+        size = int(self.model.get_input_embeddings().weight.shape[0])
+        for token in ids:
+            if not 0 <= token < size or token == self.image_token_id:
+                raise InputError(
+                    f"the answer holds id {token}, which is no text token (0..{size - 1})"
+                )
+        return ids
+
+    def _max_positions(self) -> int | None:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    def _require_room(self, length: int) -> None:
+        limit = self._max_positions()
+        if limit is not None and length > limit:
+            raise InputError(
+                f"the prompt has {length} tokens, but {self.name} takes at most {limit}: shorten "
+                "the question or pass fewer pictures"
+            )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off; put every module's training flag back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _extended(
+    name: str, tensor: torch.Tensor, ids: Sequence[int], input_ids: torch.Tensor
+) -> torch.Tensor:
+    """Put the answer's entries behind a per-token input; leave other inputs as they are."""
+    if tensor.shape != input_ids.shape:
+        return tensor
+    entries = {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
+    more = torch.tensor([entries.get(name, [0] * len(ids))], dtype=tensor.dtype)
+    return torch.cat([tensor, more.to(tensor.device)], dim=1)
+
+
+def _image_token_id(config: Any, name: str) -> int:
+    """Find the id that stands for image features in ``input_ids``."""
+    for attribute in ("image_token_id", "image_token_index"):
+        token = getattr(config, attribute, None)
+        if token is not None:
+            return int(token)
+    raise ModelError(
+        f"{name} has no image_token_id in its config, so its image tokens cannot be found: "
+        "it is no LVLM that puts image features into the decoder's sequence"
+    )
+
+
+def _decoder_layers(model: Any) -> nn.ModuleList:
+    """Find the list of decoder layers of the language model."""
+    decoder = model.get_decoder()
+    for holder in (decoder, getattr(decoder, "model", None), getattr(decoder, "decoder", None)):
+        layers = getattr(holder, "layers", None)
+        if isinstance(layers, nn.ModuleList) and len(layers):
+            return layers
+    raise ModelError(
+        f"the decoder layers of {type(model).__name__} cannot be found: "
+        f"its decoder {type(decoder).__name__} has no list of layers"
+    )

@@ -1,0 +1,126 @@
+"""Between texts and token ids: special tokens in what people type, answers, token texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vlmflow.errors import InputError
+
+
+def refuse_special_text(tokenizer: Any, text: str, what: str, image_token: str) -> None:
+    """Raise if a text contains what the tokenizer would read as a special token.
+
+    Parameters
+    ----------
+    tokenizer : object
+        A transformers tokenizer.
+    text, what : str
+        What somebody typed, and what to call it.
+    image_token : str
+        The image placeholder.
+
+    Raises
+    ------
+    InputError
+        Naming the special token.
+    """
+    if image_token in text:
+        raise InputError(
+            f"the {what} contains the image placeholder {image_token!r}: leave it out, "
+            "pictures are placed by themselves"
+        )
+    for token in sorted(special_tokens(tokenizer), key=len, reverse=True):
+        if token in text:
+            raise InputError(
+                f"the {what} contains {token!r}, which this model's tokenizer reads as a special "
+                "token: leave it out"
+            )
+
+
+def special_tokens(tokenizer: Any) -> set[str]:
+    """Return the texts of all special tokens of a tokenizer."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+
+
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Return the ids that end an answer or pad behind it: never part of what is explained."""
+    config = getattr(model, "generation_config", None)
+    ends: set[int] = set()
+    for value in (
+        getattr(config, "eos_token_id", None),
+        getattr(config, "pad_token_id", None),
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    ):
+        if value is not None:
+            ends.update(value if isinstance(value, list | tuple) else [value])
+    return ends
+
+
+def answer_ids_of(tokenizer: Any, prompt: str, lead: str, answer: str) -> list[int]:
+    """Tokenise an answer as the model would have to generate them after a prompt.
+
+    The answer is tokenised together with the prompt, so that it gets the word boundary that the
+    model saw in training; where tokens would merge across the border, it is tokenised alone.
+
+    Parameters
+    ----------
+    tokenizer : object
+        A transformers tokenizer.
+    prompt : str
+        The text before the answer.
+    lead : str
+        White space that belongs between them.
+    answer : str
+        The answer; white space around it is dropped.
+
+    Raises
+    ------
+    InputError
+        If the answer tokenises to nothing.
+    """
+    text = lead + answer.strip()
+    before = _ids(tokenizer, prompt)
+    together = _ids(tokenizer, prompt + text)
+    joined = together[: len(before)] == before
+    ids = together[len(before) :] if joined else _ids(tokenizer, text)
+    if not answer.strip() or not ids:
+        raise InputError(f"the answer {answer!r} tokenises to nothing: give at least one word")
+    return ids
+
+
+def shown_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """Show the text that each token adds, leading space included; special tokens by name.
+
+    A character spread over several byte tokens shows as the replacement character in each.
+    """
+    special = special_tokens(tokenizer)
+    anchor = _ids(tokenizer, "a")[-1:]
+    before = _decode(tokenizer, anchor)
+
+    def shown(token_id: int) -> str:
+        name = str(tokenizer.convert_ids_to_tokens(token_id))
+        if name in special:
+            return name
+        # Decoders strip the space in front of a text, hence a token in front.
+        text = _decode(tokenizer, [*anchor, token_id])
+        return text[len(before) :] if text.startswith(before) else _decode(tokenizer, [token_id])
+
+    known = {token_id: shown(token_id) for token_id in set(ids)}
+    return tuple(known[token_id] for token_id in ids)
+
+
+def answer_text(tokenizer: Any, ids: Iterable[int]) -> str:
+    """Decode an answer, without special tokens and the space around it."""
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+    return text.strip()
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

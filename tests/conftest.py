@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import os
+import socket
+
+# Before transformers is imported: no test may reach for the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+
+# The same examples on every machine, every time.
+settings.register_profile("vlmflow", derandomize=True, deadline=None, database=None)
+settings.load_profile("vlmflow")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to reach another machine fails the test."""
+
+    def refuse(self: socket.socket, address: object) -> None:
+        pytest.fail(f"connected to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
