@@ -1,0 +1,146 @@
+"""The bundled model before training: tokenizer, processor and a randomly initialised LLaVA.
+
+All three are plain transformers objects; a directory saved from them opens with
+``AutoModelForImageTextToText`` and ``AutoProcessor`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from vlmflow.scenes.generator import draw_scene
+from vlmflow.scenes.questions import REASONING, attribute, caption, existence, reading
+from vlmflow.scenes.tasks import scene_seed
+
+IMAGE_SIZE, PATCH_SIZE = 168, 14  # 12 x 12 = 144 image tokens
+IMAGE_TOKEN, PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<image>", "<pad>", "<s>", "</s>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %} ASSISTANT:{% else %}"
+    "{{ message['role'] | upper }}:{% endif %}"
+    "{% if message['content'] is string %} {{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %} <image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}"
+    " {{ part['text'] }}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on questions of the training split.
+
+    Any text can be encoded (bytes are the fall-back); words of the tasks become one token each and
+    every digit a token of its own.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=768,
+        min_frequency=4,
+        special_tokens=[PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, IMAGE_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD_TOKEN,
+        bos_token=BOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        additional_special_tokens=[IMAGE_TOKEN],
+        padding_side="left",
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _corpus() -> list[str]:
+    texts = []
+    for index in range(1500):
+        seed = scene_seed("conversation", "train", index)
+        scene, rng = draw_scene(seed), np.random.default_rng(np.random.SeedSequence((*seed, 2)))
+        makers = (*REASONING, existence, reading, attribute)
+        for asked in (*(make(scene, rng) for make in makers), caption(scene)):
+            if asked is not None:
+                content = asked.content or ""
+                texts.append(f"USER: {asked.text} ASSISTANT: {asked.answer} {content}")
+    return texts
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """CLIP's pre-processing (shortest edge, centre crop) at this model's size."""
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE_TOKEN,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForConditionalGeneration:
+    """Build a CLIP tower, an MLP projector and a Llama 12-layer decoder with random weights."""
+    torch.manual_seed(seed)
+    width = 192
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            projection_dim=width,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=512,
+            num_hidden_layers=12,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            **ids,
+        ),
+        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+        **ids,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.max_new_tokens = 64
+    return model

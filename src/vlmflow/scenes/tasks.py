@@ -1,0 +1,126 @@
+"""The four bundled tasks and their splits.
+
+``scenes-reasoning`` mirrors ScienceQA, ``scenes-existence`` POPE, ``scenes-reading`` TextVQA and
+``scenes-caption`` the captioning that CHAIR and CIDEr score. ``scenes-pointing`` asks about one
+object whose box is known; maps are scored with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from vlmflow.errors import InputError
+from vlmflow.scenes.generator import Scene, draw_scene, render
+from vlmflow.scenes.questions import (
+    EXISTENCE_SUBSETS,
+    REASONING,
+    Question,
+    attribute,
+    caption,
+    existence,
+    reading,
+)
+
+SPLITS = ("train", "calibration", "test")
+TASKS = ("scenes-reasoning", "scenes-existence", "scenes-reading", "scenes-caption")
+POINTING = "scenes-pointing"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with one question.
+
+    Attributes
+    ----------
+    task, split, index
+        What :func:`sample` was asked for.
+    scene
+        The ground truth of the picture.
+    asked
+        The question with its kind, options and, where one object is asked about, its box.
+    """
+
+    task: str
+    split: str
+    index: int
+    scene: Scene
+    asked: Question
+
+    @property
+    def picture(self) -> Image.Image:
+        """The RGB picture, rendered anew on each access."""
+        return render(self.scene)
+
+    @property
+    def question(self) -> str:
+        """The question's text."""
+        return self.asked.text
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+        return self.asked.answer
+
+
+def scene_seed(task: str, split: str, index: int, attempt: int = 0) -> tuple[int, ...]:
+    """Give a sample's scene its seed: no two splits and no two tasks ever share one."""
+    names = (*TASKS, POINTING, "conversation")
+    return (SPLITS.index(split), names.index(task), index, attempt)
+
+
+def sample(task: str, split: str = "test", index: int = 0) -> Sample:
+    """Draw one sample of a task.
+
+    Parameters
+    ----------
+    task
+        One of :data:`TASKS`, or :data:`POINTING`.
+    split
+        ``"train"``, ``"calibration"`` or ``"test"``; they never share a scene's seed.
+    index
+        Any integer >= 0; the same arguments always give the same sample.
+
+    Raises
+    ------
+    InputError
+        For an unknown task or split, or a negative index.
+    """
+    if task not in (*TASKS, POINTING):
+        raise InputError(
+            f"unknown task {task!r}; the bundled tasks are {', '.join((*TASKS, POINTING))}"
+        )
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+    if index < 0:
+        raise InputError(f"index={index}, but samples are counted from 0")
+    attempt = 0
+    while True:
+        seed = scene_seed(task, split, index, attempt)
+        scene = draw_scene(seed)
+        rng = np.random.default_rng(np.random.SeedSequence((*seed, 2)))
+        asked = _ask(task, scene, rng, index)
+        if asked is not None:
+            return Sample(task, split, index, scene, asked)
+        attempt += 1  # this scene offers no such question
+
+
+def samples(task: str, split: str = "test", count: int = 200) -> Iterator[Sample]:
+    """Draw the first ``count`` samples of a task's split."""
+    return (sample(task, split, index) for index in range(count))
+
+
+def _ask(task: str, scene: Scene, rng: np.random.Generator, index: int) -> Question | None:
+    if task == "scenes-reasoning":
+        return REASONING[index % len(REASONING)](scene, rng)
+    if task == "scenes-existence":
+        subset = EXISTENCE_SUBSETS[index // 2 % len(EXISTENCE_SUBSETS)]
+        return existence(scene, rng, present=index % 2 == 0, subset=subset)
+    if task == "scenes-reading":
+        return reading(scene, rng)
+    if task == "scenes-caption":
+        return caption(scene)
+    return (attribute if index % 2 == 0 else reading)(scene, rng)

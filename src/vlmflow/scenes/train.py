@@ -1,0 +1,347 @@
+"""Train the bundled model: ``python -m vlmflow.scenes.train --out DIR``.
+
+Two stages with one fixed seed, in bf16 autocast. First the vision tower learns to say what lies
+under each patch; then the whole model learns conversations. On two CPU cores this takes about an
+hour and a half. A killed run continues from its last checkpoint when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from vlmflow.scenes.architecture import build_model, build_processor, build_tokenizer
+from vlmflow.scenes.conversations import (
+    IGNORE,
+    PATCH_LABELS,
+    QUESTION_KINDS,
+    Conversation,
+    Conversations,
+    Lesson,
+)
+from vlmflow.scenes.generator import COLOURS, KINDS, SIZES
+
+SEED = 20240606
+VISION_STEPS, VISION_BATCH, VISION_RATE = 800, 64, 2e-3
+BATCH = 32
+# Captions and descriptions name every object: the quickest way to learn to look.
+LESSONS = (
+    Lesson(steps=1000, length=256, captions=0.4, descriptions=0.6, open=0.75),
+    Lesson(steps=1000, length=352, captions=0.3, descriptions=0.0, open=0.35),
+)
+STEPS = sum(lesson.steps for lesson in LESSONS)
+# Learning rate of the second stage at some steps; straight lines between them.
+RATES = {0: 0.0, 100: 1.5e-3, 1000: 1e-3, STEPS: 0.0}
+VISION_SHARE = 0.3  # of the learning rate, for the vision tower in the second stage
+PATCH_SHARE, WORD_SHARE = 0.3, 0.3  # weights of the two auxiliary losses in the second stage
+BACKGROUND_WEIGHT = 0.05
+CHECKPOINT_EVERY, LOG_EVERY = 200, 50
+
+
+class Log:
+    """Rows of the training log, on the terminal and in ``training_log.csv``."""
+
+    fields = ("stage", "step", "seconds", "loss", "rate", *QUESTION_KINDS, *PATCH_LABELS)
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        rows: list[dict[str, str]] = []
+        if start and path.exists():
+            with path.open(newline="") as file:
+                # What was logged after the checkpoint will be logged again.
+                rows = [
+                    row
+                    for row in csv.DictReader(file)
+                    if row["stage"] == "vision" or int(row["step"]) <= start
+                ]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.fields)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.started = time.monotonic() - (float(rows[-1]["seconds"]) if rows else 0)
+
+    def row(self, **values: float | str) -> None:
+        """Append one row; columns that are not given stay empty."""
+        values["seconds"] = round(time.monotonic() - self.started)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.fields).writerow(values)
+        print("  ".join(f"{key} {value}" for key, value in values.items()), flush=True)
+
+
+def _batches(
+    data: Conversations, batch: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    loader: DataLoader[Conversation] = DataLoader(
+        data, batch_size=batch, num_workers=1, prefetch_factor=4
+    )
+    for tensors in loader:
+        yield {key: value.to(device, non_blocking=True) for key, value in tensors.items()}
+
+
+def _lesson_batches(
+    processor: LlavaProcessor, start: int, steps: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of steps ``start + 1`` to ``steps``, lesson after lesson."""
+    end = 0
+    for lesson in LESSONS:
+        begin, end = max(end, start), min(end + lesson.steps, steps)
+        if begin < end:
+            first = VISION_STEPS * VISION_BATCH + begin * BATCH
+            count = (end - begin) * BATCH
+            yield from _batches(Conversations(processor, lesson, count, first), BATCH, device)
+
+
+def _patch_heads(model: LlavaForConditionalGeneration) -> nn.ModuleDict:
+    width = model.model.vision_tower.config.hidden_size
+    heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in PATCH_LABELS.items()})
+    return heads.to(model.device)
+
+
+def _patch_loss(
+    heads: nn.ModuleDict, features: torch.Tensor, patches: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy of the patch labels, and the share right where there is something."""
+    loss = torch.zeros((), device=features.device)
+    right: dict[str, float] = {}
+    for channel, (name, classes) in enumerate(PATCH_LABELS.items()):
+        labels = patches[:, channel]
+        weight = torch.ones(classes, device=features.device)
+        weight[0] = BACKGROUND_WEIGHT
+        scores = heads[name](features).float()
+        loss = loss + nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), weight)
+        seen = labels > 0
+        right[name] = (scores.argmax(-1) == labels)[seen].float().mean().item()
+    return loss, right
+
+
+def _word_ids(processor: LlavaProcessor, device: torch.device) -> torch.Tensor:
+    """Token of the word for each kind, colour and size: (3, classes), padded with 0."""
+    names = [KINDS, tuple(COLOURS), SIZES]
+    ids = torch.zeros(len(names), max(map(len, names)) + 1, dtype=torch.long)
+    for row, group in enumerate(names):
+        for column, word in enumerate(group, start=1):
+            (ids[row, column],) = processor.tokenizer.encode(f" {word}", add_special_tokens=False)
+    return ids.to(device)
+
+
+def _word_loss(
+    model: LlavaForConditionalGeneration,
+    words: torch.Tensor,
+    embedded: torch.Tensor,
+    patches: torch.Tensor,
+) -> torch.Tensor:
+    """Cross-entropy of reading an object's words off its image tokens with the output embedding.
+
+    Places image tokens near the words for what they show, so that attention by likeness, which
+    text alone teaches, finds them.
+    """
+    something = patches[:, 0] > 0
+    tokens = nn.functional.rms_norm(embedded[something], embedded.shape[-1:])
+    scores = model.lm_head(tokens).float()
+    losses = [
+        nn.functional.cross_entropy(scores, ids[patches[:, channel][something]])
+        for channel, ids in enumerate(words)  # kind, colour, size: as in PATCH_LABELS
+    ]
+    return torch.stack(losses).mean()
+
+
+def pretrain_vision(model: LlavaForConditionalGeneration, data: Conversations, log: Log) -> None:
+    """Dense classification of every patch: kind, colour, size and the two digits."""
+    tower, heads = model.model.vision_tower, _patch_heads(model)
+    parameters = [*tower.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=VISION_RATE, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, VISION_RATE, total_steps=VISION_STEPS, pct_start=0.1
+    )
+    for step, batch in enumerate(_batches(data, VISION_BATCH, model.device), start=1):
+        with torch.autocast(model.device.type, torch.bfloat16):
+            features = tower(batch["pixel_values"]).last_hidden_state[:, 1:]
+            loss, right = _patch_loss(heads, features, batch["patches"])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % LOG_EVERY == 0:
+            shares = {name: round(share, 4) for name, share in right.items()}
+            log.row(stage="vision", step=step, loss=round(loss.item(), 4), **shares)
+
+
+def train_conversations(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    log: Log,
+    out: Path,
+    start: int,
+    steps: int,
+) -> None:
+    """Cross-entropy on the answers of every turn, linear decay, gradients clipped at 1.
+
+    The patch labels go on beside it: questions alone name too few of a picture's patches.
+    """
+    tower, heads = model.model.vision_tower, _patch_heads(model)
+    vision = list(tower.parameters())
+    chosen = {id(parameter) for parameter in vision}
+    rest = [p for p in model.parameters() if id(p) not in chosen] + list(heads.parameters())
+    optimizer = torch.optim.AdamW(
+        [{"params": rest}, {"params": vision}],
+        betas=(0.9, 0.98),
+        weight_decay=0.02,
+        fused=True,
+    )
+    trained = nn.ModuleDict({"model": model, "heads": heads})
+    if start:
+        _restore(trained, optimizer, out)
+    words = _word_ids(processor, model.device)
+    # Before and after the projector.
+    features: list[tuple[torch.Tensor, torch.Tensor]] = []
+    model.model.multi_modal_projector.register_forward_hook(
+        lambda _module, args, output: features.append((args[0], output))
+    )
+    hits: dict[str, list[float]] = defaultdict(list)
+    losses: list[float] = []
+    for step, batch in enumerate(
+        _lesson_batches(processor, start, steps, model.device), start=start + 1
+    ):
+        rate = float(np.interp(step, list(RATES), list(RATES.values())))
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[1]["lr"] = rate * VISION_SHARE
+        wanted = batch["labels"] != IGNORE
+        with torch.autocast(model.device.type, torch.bfloat16):
+            # No attention mask: padding comes last, and no earlier position looks ahead.
+            hidden = model.model(
+                input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False
+            ).last_hidden_state
+            logits = model.lm_head(hidden[wanted])
+            seen, embedded = features.pop()
+            patch_loss, patches = _patch_loss(heads, seen, batch["patches"])
+            word_loss = _word_loss(model, words, embedded, batch["patches"])
+        loss = nn.functional.cross_entropy(logits.float(), batch["labels"][wanted])
+        optimizer.zero_grad(set_to_none=True)
+        total = loss + PATCH_SHARE * patch_loss + WORD_SHARE * word_loss
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        for name, share in patches.items():
+            hits[name].append(share)
+        right = logits.argmax(-1) == batch["labels"][wanted]
+        for kind, exact in _exact_turns(right, wanted, batch["turns"], batch["kinds"]):
+            hits[kind].append(exact)
+        if step % LOG_EVERY == 0:
+            shares = {name: round(sum(seen) / len(seen), 4) for name, seen in hits.items()}
+            mean = round(sum(losses) / len(losses), 4)
+            log.row(stage="conversation", step=step, loss=mean, rate=round(rate, 6), **shares)
+            hits.clear()
+            losses.clear()
+        if step % CHECKPOINT_EVERY == 0:
+            _checkpoint(trained, optimizer, out, step)
+
+
+def _exact_turns(
+    right: torch.Tensor, wanted: torch.Tensor, turns: torch.Tensor, kinds: torch.Tensor
+) -> Iterator[tuple[str, float]]:
+    """Whether every token of each turn's answer was predicted (pictures are never seen twice)."""
+    row = wanted.nonzero()[:, 0]
+    key = row * 1000 + turns[wanted]
+    _, group = torch.unique(key, return_inverse=True)
+    count = int(group.max()) + 1
+    exact = torch.ones(count, device=right.device).scatter_reduce(
+        0, group, right.float(), reduce="amin"
+    )
+    kind = torch.zeros(count, dtype=torch.long, device=right.device)
+    kind[group] = kinds[wanted]
+    for index, value in zip(kind.tolist(), exact.tolist(), strict=True):
+        yield QUESTION_KINDS[index], value
+
+
+def _checkpoint(trained: nn.Module, optimizer: torch.optim.Optimizer, out: Path, step: int) -> None:
+    tensors = {f"weights.{k}": v.detach().clone() for k, v in trained.named_parameters()}
+    parameters = itertools.chain(*(group["params"] for group in optimizer.param_groups))
+    for number, parameter in enumerate(parameters):
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{number}.{key}"] = value.clone()
+    partial = out / "checkpoint.partial"
+    save_file(tensors, partial, metadata={"step": str(step)})
+    partial.replace(out / f"checkpoint-{step}.safetensors")
+    for old in out.glob("checkpoint-*.safetensors"):
+        if old.name != f"checkpoint-{step}.safetensors":
+            old.unlink()
+
+
+def _latest(out: Path) -> int:
+    """Step of the checkpoint in ``out``; 0 if there is none."""
+    steps = [int(p.stem.split("-")[1]) for p in out.glob("checkpoint-*.safetensors")]
+    return max(steps, default=0)
+
+
+def _restore(trained: nn.Module, optimizer: torch.optim.Optimizer, out: Path) -> None:
+    tensors = load_file(out / f"checkpoint-{_latest(out)}.safetensors")
+    with torch.no_grad():
+        for key, parameter in trained.named_parameters():
+            parameter.copy_(tensors[f"weights.{key}"])
+    parameters = itertools.chain(*(group["params"] for group in optimizer.param_groups))
+    for number, parameter in enumerate(parameters):
+        moments = {
+            key: tensors[f"optimizer.{number}.{key}"]
+            for key in ("exp_avg", "exp_avg_sq", "step")
+            if f"optimizer.{number}.{key}" in tensors  # absent for weights nothing depends on
+        }
+        if moments:
+            optimizer.state[parameter] = moments
+
+
+def train(out: Path, device: str, steps: int = STEPS) -> None:
+    """Train from scratch, or from the checkpoint in ``out``, and save the model there.
+
+    Parameters
+    ----------
+    out
+        Directory for the model, its processor and ``training_log.csv``.
+    device
+        A torch device.
+    steps
+        Where to stop in the schedule of the second stage.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    processor = build_processor(tokenizer)
+    model = build_model(tokenizer, SEED).train()
+    nn.Module.to(model, torch.device(device))
+    start = _latest(out)
+    log = Log(out / "training_log.csv", start)
+    if not start:
+        pictures = Conversations(processor, LESSONS[0], VISION_STEPS * VISION_BATCH)
+        pretrain_vision(model, pictures, log)
+    train_conversations(model, processor, log, out, start, steps)
+    nn.Module.to(model.eval(), "cpu", torch.bfloat16)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    for checkpoint in out.glob("checkpoint-*.safetensors"):
+        checkpoint.unlink()
+
+
+def main() -> None:
+    """Command line of ``python -m vlmflow.scenes.train``."""
+    parser = argparse.ArgumentParser(prog="python -m vlmflow.scenes.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="directory for the trained model")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=STEPS, help="stop earlier (for a trial)")
+    arguments = parser.parse_args()
+    train(arguments.out, arguments.device, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The bundled pictures, questions and scores: exact ground truth, balanced and never leaking."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from vlmflow.errors import InputError
+from vlmflow.scenes import POINTING, SPLITS, TASKS, sample, samples
+from vlmflow.scenes.generator import (
+    COLOURS,
+    KINDS,
+    SceneObject,
+    category_statistics,
+    draw_scene,
+    render,
+)
+from vlmflow.scenes.questions import EXISTENCE_SUBSETS, LETTERS, REASONING
+from vlmflow.scenes.scoring import is_right, mentions, score_captions, wilson_interval
+from vlmflow.scenes.tasks import scene_seed
+
+SEEDS = [(1, 2, index, 0) for index in range(60)]
+
+
+def test_the_same_seed_draws_the_same_picture() -> None:
+    first, second = draw_scene((3, 4)), draw_scene((3, 4))
+    assert first == second
+    assert np.array_equal(np.asarray(render(first)), np.asarray(render(second)))
+    assert draw_scene((3, 5)) != first
+
+
+def test_pictures_vary_in_shape() -> None:
+    shapes = {(scene.width, scene.height) for scene in map(draw_scene, SEEDS)}
+    assert len(shapes) > 50
+    assert any(w > 1.2 * h for w, h in shapes)
+    assert any(h > 1.2 * w for w, h in shapes)
+
+
+def test_objects_stand_inside_the_central_square_without_overlap() -> None:
+    for scene in map(draw_scene, SEEDS):
+        left, top = (scene.width - scene.side) / 2, (scene.height - scene.side) / 2
+        for index, thing in enumerate(scene.objects):
+            for box in filter(None, (thing.box, thing.number_box)):
+                assert left <= box[0] < box[2] <= left + scene.side
+                assert top <= box[1] < box[3] <= top + scene.side
+            for other in scene.objects[:index]:
+                a, b = thing.box, other.box
+                assert a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1]
+
+
+def _is_coloured_like(pixels: np.ndarray, thing: SceneObject) -> np.ndarray:
+    want = np.array(COLOURS[thing.colour]) + np.array(thing.shade)
+    return np.abs(pixels.astype(int) - np.clip(want, 0, 255)).max(-1) < 26
+
+
+@pytest.mark.parametrize("seed", SEEDS[:25])
+def test_the_box_is_where_the_colour_is(seed: tuple[int, ...]) -> None:
+    scene = draw_scene(seed)
+    pixels = np.asarray(render(scene))
+    shared = Counter(thing.colour for thing in scene.objects)
+    for thing in scene.objects:
+        # Orange and yellow, brown and red blend into each other at the edges: look at lone colours.
+        if shared[thing.colour] > 1 or thing.number is not None or thing.colour == "black":
+            continue
+        x0, y0, x1, y1 = thing.box
+        rows, columns = np.nonzero(_is_coloured_like(pixels, thing))
+        near = (columns > x0 - 3) & (columns < x1 + 2) & (rows > y0 - 3) & (rows < y1 + 2)
+        rows, columns = rows[near], columns[near]
+        found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert np.allclose(found, thing.box, atol=2.5), (thing.kind, found, thing.box)
+
+
+def test_splits_and_tasks_never_share_a_seed() -> None:
+    names = (*TASKS, POINTING, "conversation")
+    seeds = {
+        (split, task): {scene_seed(task, split, index)[:3] for index in range(300)}
+        for split in SPLITS
+        for task in names
+    }
+    everything = [seed for group in seeds.values() for seed in group]
+    assert len(everything) == len(set(everything))
+
+
+@pytest.mark.parametrize("task", [*TASKS, POINTING])
+def test_samples_are_reproducible_and_differ_between_splits(task: str) -> None:
+    assert sample(task, "test", 5) == sample(task, "test", 5)
+    assert sample(task, "test", 5).scene != sample(task, "calibration", 5).scene
+    with pytest.raises(InputError, match="unknown split"):
+        sample(task, "validation", 0)
+    with pytest.raises(InputError, match="counted from 0"):
+        sample(task, "test", -1)
+
+
+def test_unknown_task_says_what_there_is() -> None:
+    with pytest.raises(InputError, match="scenes-reading"):
+        sample("scenes-reeding")
+
+
+def test_reasoning_answers_are_options_and_letters_are_balanced() -> None:
+    asked = [one.asked for one in samples("scenes-reasoning", "test", 600)]
+    kinds = Counter(question.kind for question in asked)
+    assert set(kinds) == {make.__name__ for make in REASONING}
+    for question in asked:
+        assert len(set(question.choices)) == len(question.choices) >= 2
+        assert question.choices[LETTERS.index(question.answer)] == question.content
+    four = [question.answer for question in asked if len(question.choices) == 4]
+    for letter, times in Counter(four).items():
+        assert 0.17 < times / len(four) < 0.33, letter
+
+
+def test_count_questions_are_right() -> None:
+    checked = 0
+    for one in samples("scenes-reasoning", "test", 300):
+        if one.asked.kind != "count":
+            continue
+        words = one.question.split("\n")[0].removeprefix("How many ").split(" are there")[0]
+        if words.endswith(" objects"):
+            found = sum(t.colour == words.split()[0] for t in one.scene.objects)
+        else:
+            found = sum(words in (t.kind + "s", t.kind + "es") for t in one.scene.objects)
+        assert one.asked.content == str(found)
+        checked += 1
+    assert checked == 60
+
+
+def test_relation_questions_are_right() -> None:
+    for one in samples("scenes-reasoning", "test", 200):
+        if one.asked.kind != "relation":
+            continue
+        stem = one.question.split("\n")[0]
+        a, b = stem.removeprefix("Where is the ").removesuffix("?").split(", seen from the ")
+        places = {f"{t.colour} {t.kind}": t.centre for t in one.scene.objects}
+        dx, dy = places[a][0] - places[b][0], places[a][1] - places[b][1]
+        wanted = {
+            "to the left": -dx,
+            "to the right": dx,
+            "above": -dy,
+            "below": dy,
+        }
+        assert one.asked.content == max(wanted, key=lambda key: wanted[key])
+
+
+def test_existence_is_balanced_in_every_subset_and_true() -> None:
+    asked = list(samples("scenes-existence", "test", 600))
+    for subset in EXISTENCE_SUBSETS:
+        answers = Counter(one.answer for one in asked if one.asked.subset == subset)
+        assert answers == {"yes": 100, "no": 100}
+    for one in asked:
+        here = {f"{t.colour} {t.kind}" for t in one.scene.objects}
+        named = next(f"{c} {k}" for c in COLOURS for k in KINDS if f" {c} {k} " in one.question)
+        assert (named in here) == (one.answer == "yes")
+
+
+def test_popular_negatives_are_more_frequent_and_adversarial_ones_more_related() -> None:
+    single, pairs = category_statistics()
+    frequency: dict[str, list[float]] = {}
+    relatedness: dict[str, list[float]] = {}
+    for one in samples("scenes-existence", "test", 600):
+        if one.answer == "yes":
+            continue
+        asked = next((c, k) for c in COLOURS for k in KINDS if f" {c} {k} " in one.question)
+        subset = one.asked.subset
+        assert subset is not None
+        frequency.setdefault(subset, []).append(single[asked])
+        here = {t.category for t in one.scene.objects}
+        relatedness.setdefault(subset, []).append(
+            sum(pairs[frozenset((asked, other))] / single[other] for other in here)
+        )
+    assert np.mean(frequency["popular"]) > 1.5 * np.mean(frequency["random"])
+    assert np.mean(relatedness["adversarial"]) > 1.5 * np.mean(relatedness["random"])
+
+
+def test_reading_asks_for_the_number_in_the_box() -> None:
+    for one in samples("scenes-reading", "test", 100):
+        assert one.asked.box is not None
+        holders = [t for t in one.scene.objects if str(t.number) == one.answer]
+        assert len(holders) == 1
+        assert f"{holders[0].colour} {holders[0].kind}?" in one.question
+        x0, y0, x1, y1 = one.asked.box
+        assert x0 <= holders[0].box[0] < holders[0].box[2] <= x1
+        assert y0 < y1
+
+
+def test_caption_scores_on_a_worked_example() -> None:
+    one = sample("scenes-caption", "test", 0)
+    here = {thing.category for thing in one.scene.objects}
+    perfect = score_captions([one], [one.answer])
+    assert (perfect.named, perfect.chair_i, perfect.chair_s) == (1.0, 0.0, 0.0)
+    absent = next((c, k) for c in COLOURS for k in KINDS if (c, k) not in here)
+    first = one.scene.objects[0]
+    said = f"A {first.colour} {first.kind} and a {absent[0]} {absent[1]}."
+    scored = score_captions([one], [said])
+    assert scored.named == pytest.approx(1 / len(here))
+    assert (scored.chair_i, scored.chair_s) == (0.5, 1.0)
+    assert mentions("An ORANGE star, a redstar and blue circles") == [("orange", "star")]
+
+
+def test_answers_are_compared_without_case_and_full_stop() -> None:
+    one = sample("scenes-existence", "test", 0)
+    assert is_right(one, f" {one.answer.upper()}. ")
+    assert not is_right(one, "perhaps")
+
+
+def test_wilson_interval_has_known_values() -> None:
+    # Wilson (1927), as tabulated for 8 successes in 10 trials.
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-4)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    low, high = wilson_interval(0, 20)
+    assert low == 0.0
+    assert high == pytest.approx(0.1611, abs=5e-4)
