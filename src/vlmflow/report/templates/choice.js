@@ -1,0 +1,45 @@
+// What the reader has chosen. Parts of the page follow it; nothing else is shared between them.
+
+const choice = {
+  signal: "",
+  layer: 0,
+  target: 0,
+  reach: "layer", // colours scaled to the largest value of "layer" or of "all" layers
+  steps: "linear", // colour steps "linear" or "root"
+  opacity: 0.75,
+  view: "", // kind of grid, where a picture has several
+  figure: "mean", // saliency flow: "mean" over pairs or "sum"
+  destination: "answer",
+  arcs: "attention",
+  shallow: 0,
+  deep: 0,
+};
+
+const followers = [];
+let pending = null;
+
+function follow(names, show) {
+  followers.push({ names: new Set(names), show });
+}
+
+function choose(changes) {
+  const changed = Object.keys(changes).filter((name) => choice[name] !== changes[name]);
+  Object.assign(choice, changes);
+  if (changed.length === 0) return;
+  if (pending === null) {
+    // several changes within one frame are shown once
+    pending = new Set();
+    document.body.ariaBusy = "true";
+    requestAnimationFrame(async () => {
+      const names = pending;
+      pending = null;
+      const concerned = followers.filter(({ names: wanted }) => [...names].some((name) => wanted.has(name)));
+      await Promise.all(concerned.map(({ show }) => show()));
+      if (pending === null) document.body.ariaBusy = "false";
+    });
+  }
+  for (const name of changed) pending.add(name);
+}
+
+const isSummed = (signal) => head.summed.includes(signal);
+const mapLayer = () => (isSummed(choice.signal) ? 0 : choice.layer);

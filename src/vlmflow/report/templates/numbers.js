@@ -1,0 +1,36 @@
+// The measured numbers, decoded when asked for.
+
+const numbers = {
+  curves: null,
+  maps: new Map(), // target -> decoded block, filled on first use
+
+  async open() {
+    this.curves = await unpack(head.curves);
+  },
+  hasMap: (target) => target < head.maps.length,
+  async mapsOf(target) {
+    if (!this.maps.has(target)) this.maps.set(target, unpack(head.maps[target]));
+    return this.maps.get(target);
+  },
+  layersOf(signal) {
+    return this.curves[`flags.${signal}`].shape[0];
+  },
+  flag(signal, layer, target) {
+    return this.curves[`flags.${signal}`].values[layer * head.charted + target];
+  },
+  // Shares of the four segments, or null where the layer has no attention.
+  attention(layer, target) {
+    const share = row(this.curves, "attention_share", layer * head.charted + target);
+    return share.some((value) => value > 0) ? share : null;
+  },
+  // S from the four segments into "user" or "answer"; null where the layer has no attention.
+  saliency(layer, target, figureName, destination) {
+    const number = (layer * head.charted + target) * 2 + (destination === "answer" ? 1 : 0);
+    if (this.attention(layer, target) === null) return null;
+    return row(this.curves, `saliency_${figureName}`, number);
+  },
+  convergence(column, signal, layer, target) {
+    if (this.flag(signal, layer, target) !== 0) return null;
+    return row(this.curves, `${column}.${signal}`, layer)[target];
+  },
+};

@@ -1,0 +1,249 @@
+// The map over the picture: one box per image token, in the original picture's pixels.
+
+const colour = d3.interpolateInferno;
+const stages = []; // per picture: { frame, canvas, picture, tokens, hint }
+let shown = { values: null, top: 0 }; // the map on screen and the value of its brightest colour
+let pointed = null; // image token under the pointer or the keyboard's cursor
+
+// Tokens of one picture in the chosen view: index into the map, box, place in the grid.
+function tokensOf(image) {
+  const tokens = [];
+  head.grids.forEach((grid, number) => {
+    if (grid.image !== image || grid.kind !== choice.view) return;
+    const columns = numbers.curves[`grid${number}.columns`].values;
+    const boxes = numbers.curves[`grid${number}.boxes`].values;
+    columns.forEach((index, place) => tokens.push({
+      index, image, number, row: Math.floor(place / grid.columns), column: place % grid.columns,
+      box: boxes.subarray(4 * place, 4 * place + 4),
+    }));
+  });
+  return tokens;
+}
+
+function layPictures() {
+  const place = find("pictures");
+  head.pictures.forEach((picture, image) => {
+    const several = head.pictures.length > 1;
+    const name = several ? `Picture ${image + 1} of ${head.pictures.length}` : "The picture";
+    const photo = make("img", { src: picture.source, alt: several ? `picture ${image + 1}` : "the picture asked about" });
+    const canvas = make("canvas", { tabIndex: 0, role: "application", "aria-roledescription": "map of image tokens",
+      "aria-label": `${name} with its map. Arrow keys walk over the image tokens.` });
+    const message = make("p", { className: "message", hidden: true });
+    const frame = make("div", { className: "frame" }, photo, canvas, message);
+    const ratio = picture.width / picture.height;
+    frame.style.aspectRatio = String(ratio);
+    frame.style.setProperty("--ratio", String(ratio));
+    const stage = { frame, canvas, message, picture, image, tokens: tokensOf(image) };
+    const figure = make("figure", { className: "stage" }, frame);
+    if (several) figure.append(make("figcaption", { textContent: `picture ${image + 1}` }));
+    place.append(figure);
+    stages.push(stage);
+    canvas.addEventListener("pointermove", (event) => point(stage, tokenAt(stage, event)));
+    canvas.addEventListener("pointerleave", () => point(stage, null));
+    canvas.addEventListener("blur", () => point(stage, null));
+    canvas.addEventListener("keydown", (event) => walk(stage, event));
+    new ResizeObserver(() => paint(stage)).observe(frame);
+  });
+  if (head.grids.length === 0) find("readout").textContent = head.gridsMissing || "Which pixels an image token sees is not known for this model.";
+}
+
+function tokenAt(stage, event) {
+  const area = stage.canvas.getBoundingClientRect();
+  const x = ((event.clientX - area.left) / area.width) * stage.picture.width;
+  const y = ((event.clientY - area.top) / area.height) * stage.picture.height;
+  return stage.tokens.find(({ box }) => x >= box[0] && x < box[2] && y >= box[1] && y < box[3]) ?? null;
+}
+
+function walk(stage, event) {
+  const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+  if (event.key === "Escape") return point(stage, null);
+  if (!step || stage.tokens.length === 0 || shown.values === null || event.shiftKey) return undefined;
+  event.preventDefault();
+  const strongest = () => stage.tokens.reduce((best, token) => (shown.values[token.index] > shown.values[best.index] ? token : best));
+  const from = pointed?.image === stage.image ? pointed : null;
+  const goal = from === null
+    ? strongest() // a walk starts where the map is strongest
+    : stage.tokens.find((token) => token.number === from.number && token.row === from.row + step[0] && token.column === from.column + step[1]);
+  if (goal) {
+    point(stage, goal);
+    find("live").textContent = find("readout").textContent;
+  }
+  return undefined;
+}
+
+function point(stage, token) {
+  pointed = token;
+  paint(stage);
+  tellToken();
+}
+
+function tellToken() {
+  const place = find("readout");
+  if (head.grids.length === 0) return;
+  if (pointed === null || shown.values === null) {
+    place.textContent = shown.values === null ? "" : "Point at the picture to read a token's value.";
+    return;
+  }
+  const edges = Array.from(pointed.box, (edge) => Number(edge.toFixed(1)));
+  const position = numbers.curves.positions.values[pointed.index];
+  place.textContent = `Image token ${pointed.index} (position ${position}): ${figure(shown.values[pointed.index])}`
+    + ` · x ${edges[0]}–${edges[2]}, y ${edges[1]}–${edges[3]} px`;
+}
+
+const brightness = (value) => {
+  const share = shown.top > 0 ? value / shown.top : 0;
+  return choice.steps === "root" ? Math.sqrt(share) : share;
+};
+
+function paint(stage) {
+  const { canvas, picture, tokens } = stage;
+  const scale = window.devicePixelRatio || 1;
+  canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
+  canvas.height = Math.max(1, Math.round(canvas.clientHeight * scale));
+  const context = canvas.getContext("2d");
+  // edges are rounded to screen pixels, so that neighbours share them without a seam
+  const place = ({ box }) => {
+    const [left, right] = [box[0], box[2]].map((x) => Math.round((x / picture.width) * canvas.width));
+    const [top, bottom] = [box[1], box[3]].map((y) => Math.round((y / picture.height) * canvas.height));
+    return [left, top, right - left, bottom - top];
+  };
+  if (tokens.length > 0) greyUnseen(stage, context, place);
+  if (shown.values !== null) {
+    for (const token of tokens) {
+      const bright = brightness(shown.values[token.index]);
+      context.fillStyle = colour(bright);
+      // weak values let more of the picture through than strong ones
+      context.globalAlpha = choice.opacity * (0.08 + 0.92 * Math.sqrt(bright));
+      context.fillRect(...place(token));
+    }
+    context.globalAlpha = 1;
+  }
+  if (pointed !== null && pointed.image === stage.image) {
+    const [x, y, width, height] = place(pointed);
+    context.lineWidth = 2 * scale;
+    context.strokeStyle = "#000";
+    context.strokeRect(x, y, width, height);
+    context.lineWidth = scale;
+    context.strokeStyle = "#fff";
+    context.strokeRect(x, y, width, height);
+  }
+}
+
+function greyUnseen(stage, context, place) {
+  const { canvas, tokens } = stage;
+  const ruled = document.createElement("canvas");
+  ruled.width = ruled.height = 10;
+  const pen = ruled.getContext("2d");
+  pen.fillStyle = "rgba(110,110,110,.72)";
+  pen.fillRect(0, 0, 10, 10);
+  pen.strokeStyle = "rgba(235,235,235,.35)";
+  pen.lineWidth = 1.5;
+  for (const shift of [-10, 0, 10]) {
+    pen.beginPath();
+    pen.moveTo(shift, 10);
+    pen.lineTo(shift + 10, 0);
+    pen.stroke();
+  }
+  context.fillStyle = context.createPattern(ruled, "repeat");
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  let seen = 0;
+  const bounds = [canvas.width, canvas.height, 0, 0];
+  for (const token of tokens) {
+    const [x, y, width, height] = place(token);
+    context.clearRect(x, y, width, height);
+    seen += Math.max(0, Math.min(x + width, canvas.width) - Math.max(x, 0)) * Math.max(0, Math.min(y + height, canvas.height) - Math.max(y, 0));
+    bounds[0] = Math.min(bounds[0], x);
+    bounds[1] = Math.min(bounds[1], y);
+    bounds[2] = Math.max(bounds[2], x + width);
+    bounds[3] = Math.max(bounds[3], y + height);
+  }
+  stage.unseen = seen < 0.995 * canvas.width * canvas.height;
+  find("unseen-note").hidden = !stages.some((one) => one.unseen);
+  nameUnseen(context, canvas, bounds);
+}
+
+// "not seen" inside each grey strip that has room for it.
+function nameUnseen(context, canvas, [left, top, right, bottom]) {
+  const scale = window.devicePixelRatio || 1;
+  const strips = [
+    [0, 0, left, canvas.height], [right, 0, canvas.width - right, canvas.height],
+    [0, 0, canvas.width, top], [0, bottom, canvas.width, canvas.height - bottom],
+  ];
+  context.fillStyle = "#fff";
+  context.font = `${12 * scale}px ${getComputedStyle(document.body).fontFamily}`;
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  for (const [x, y, width, height] of strips) {
+    if (Math.min(width, height) < 18 * scale || Math.max(width, height) < 80 * scale) continue;
+    context.save();
+    context.translate(x + width / 2, y + height / 2);
+    if (height > width) context.rotate(-Math.PI / 2);
+    context.fillText("not seen", 0, 0);
+    context.restore();
+  }
+}
+
+// Value of the brightest colour: the largest of this map, or of this signal's maps in all layers.
+function brightest(block, signal) {
+  const layers = numbers.layersOf(signal);
+  const tops = block[`${signal}.top`].values;
+  let top = choice.reach === "layer" || isSummed(signal) ? tops[mapLayer()] : 0;
+  if (choice.reach === "all" && !isSummed(signal)) {
+    for (let layer = 0; layer < layers; layer++) {
+      if (numbers.flag(signal, layer, choice.target) === 0) top = Math.max(top, tops[layer]);
+    }
+  }
+  return top;
+}
+
+function whyNoMap() {
+  if (head.signals.length === 0) return "No signal was measured.";
+  if (!numbers.hasMap(choice.target)) return "The map of this token is not in this page, to keep it small. flow.safetensors holds it.";
+  const flag = numbers.flag(choice.signal, mapLayer(), choice.target);
+  if (flag !== 0) return flagReason(flag, choice.signal, choice.layer);
+  return null;
+}
+
+async function showMap() {
+  const wanted = { ...choice };
+  const why = whyNoMap();
+  let block = null;
+  if (why === null) {
+    block = await numbers.mapsOf(choice.target);
+    // a later choice has its own showMap under way
+    if (["signal", "layer", "target", "reach"].some((name) => wanted[name] !== choice[name])) return;
+  }
+  shown = block === null
+    ? { values: null, top: 0 }
+    : { values: row(block, choice.signal, mapLayer()), top: brightest(block, choice.signal) };
+  for (const stage of stages) {
+    stage.tokens = tokensOf(stage.image);
+    stage.message.textContent = why ?? "";
+    stage.message.hidden = why === null;
+    stage.frame.classList.toggle("nothing", why !== null);
+    paint(stage);
+  }
+  tellToken();
+  showLegend();
+  const where = isSummed(choice.signal) ? "" : `, layer ${choice.layer}`;
+  find("map-says").textContent = head.signals.length === 0 ? why : `${signalWords(choice.signal).label}${where}, for ${targetName(choice.target)}`;
+  find("live").textContent = `${find("map-says").textContent}. ${why ?? `Largest value ${figure(d3.max(shown.values))}.`}`;
+  document.body.dataset.shown = `${choice.signal}/${choice.layer}/${choice.target}`;
+}
+
+function showLegend() {
+  const place = find("legend");
+  if (shown.values === null || shown.top === 0) {
+    place.replaceChildren(make("p", { className: "hint", textContent: "No map, no colours." }));
+    return;
+  }
+  const middle = choice.steps === "root" ? shown.top / 4 : shown.top / 2;
+  place.replaceChildren(drawn(Plot.legend({
+    color: {
+      type: choice.steps === "root" ? "sqrt" : "linear", domain: [0, shown.top], interpolate: colour,
+      label: `${signalWords(choice.signal).label}, value per image token`,
+    },
+    className: "chart", width: 280, height: 50, marginLeft: 8, marginRight: 34, tickSize: 4,
+    ticks: [0, middle, shown.top], tickFormat: figure,
+  })));
+}

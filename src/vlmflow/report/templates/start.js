@@ -1,0 +1,60 @@
+// Opening the page: read the numbers, choose where to begin, draw, and follow the reader.
+
+const head = JSON.parse(find("head").textContent);
+
+async function start() {
+  await numbers.open();
+  const layered = head.signals.filter((signal) => !isSummed(signal));
+  choice.signal = head.signals.includes("flow") ? "flow" : head.signals[0] ?? "";
+  choice.deep = head.layers - 1;
+  // the layer where the image counts most is the one to begin with
+  const image = d3.range(head.layers).map((layer) => numbers.attention(layer, 0)?.[1] ?? 0);
+  choice.layer = layered.length > 0 ? d3.maxIndex(image) : 0;
+
+  offerTokens();
+  offerSignals();
+  offerLayer();
+  offerColours();
+  offerArcs();
+  radios(find("saliency-figure"), "figure", [["mean", "mean per pair"], ["sum", "sum"]]);
+  radios(find("saliency-destination"), "destination", [["answer", "into the answer"], ["user", "into the user text"]]);
+  offerTable();
+  offerTheme();
+  listenToKeys();
+  layPictures();
+
+  follow(["signal", "layer", "target", "reach", "steps", "opacity", "view"], showMap);
+  follow(["signal", "target", "reach", "steps", "view"], showStrip);
+  follow(["target"], showAttention);
+  follow(["target", "figure", "destination"], showSaliency);
+  follow(["target"], showConvergence);
+  follow(["target", "arcs", "shallow", "deep"], showArcs);
+  follow(["signal", "target", "figure", "destination"], showTable);
+  follow(["layer", "signal"], () => {
+    markLayerInCharts();
+    markStrip();
+    markRow();
+  });
+
+  const charts = () => {
+    showAttention();
+    showSaliency();
+    showConvergence();
+    showArcs();
+  };
+  charts();
+  showTable();
+  await Promise.all([showMap(), showStrip()]);
+  let width = document.body.clientWidth;
+  new ResizeObserver(() => {
+    if (document.body.clientWidth === width) return;
+    width = document.body.clientWidth;
+    requestAnimationFrame(charts);
+  }).observe(document.body);
+  document.body.dataset.ready = "yes";
+}
+
+start().catch((error) => {
+  find("trouble").hidden = false;
+  find("trouble").textContent = `This page could not be drawn (${error.message}). A browser from 2023 or later is needed.`;
+});

@@ -1,0 +1,116 @@
+"""Write the files of one result all together or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vlmflow.errors import InputError
+
+
+@contextmanager
+def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
+    """Lend an empty directory whose files arrive in `out` only if the block ends well.
+
+    Whatever ends the block early, an interrupt included, `out` and its parents are left as they
+    were found. Files already in `out` are replaced where a new one has the same name and kept
+    otherwise. Entering the block is also the test that `out` can be written.
+
+    Parameters
+    ----------
+    out
+        Directory the files are meant for; created, with its parents, where it does not exist.
+    files
+        Names that will be written, to be refused beforehand where a directory is in their way.
+
+    Yields
+    ------
+    pathlib.Path
+        The directory to write into, on the same file system as `out`.
+
+    Raises
+    ------
+    InputError
+        If `out` is a file or cannot be written.
+    """
+    made: list[Path] = []
+    staging: Path | None = None
+    arrived = False
+    try:
+        try:
+            _check(out, files)
+            for parent in reversed(out.parents):
+                if not parent.exists():
+                    parent.mkdir()
+                    made.append(parent)
+            # Inside `out` where it exists: its parent may be read-only or another file system.
+            home = out if out.exists() else out.parent
+            candidate = home / f".vlmflow-{secrets.token_hex(6)}"
+            candidate.mkdir()
+            staging = candidate
+        except (OSError, ValueError) as error:
+            raise _unwritable(out, error) from error
+        yield staging
+        try:
+            with _uninterrupted():
+                _move(staging, out)
+                arrived = True
+        except OSError as error:
+            raise _unwritable(out, error) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        if not arrived:
+            for parent in reversed(made):
+                with suppress(OSError):  # someone else has put a file there meanwhile
+                    parent.rmdir()
+
+
+def _check(out: Path, files: Sequence[str]) -> None:
+    if os.path.lexists(out) and not out.is_dir():
+        raise InputError(f"output directory {str(out)!r} is not a directory; choose another --out")
+    for name in files:
+        if (out / name).is_dir():
+            raise InputError(
+                f"output file {str(out / name)!r} is a directory; remove it or choose another --out"
+            )
+
+
+def _move(staging: Path, out: Path) -> None:
+    if not out.exists():
+        staging.rename(out)
+        return
+    for source in sorted(staging.rglob("*")):
+        target = out / source.relative_to(staging)
+        if source.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            source.replace(target)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C off for the few renames that would otherwise leave old and new files mixed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _unwritable(out: Path, error: Exception) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(
+        f"output directory {str(out)!r} cannot be written ({reason}); choose another --out"
+    )

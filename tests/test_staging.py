@@ -1,0 +1,108 @@
+"""Files of one result arrive all together or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from vlmflow.errors import InputError
+from vlmflow.staging import staged
+
+
+def everything(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+def test_a_new_directory_arrives_whole(tmp_path):
+    out = tmp_path / "a" / "b" / "out"
+    with staged(out) as staging:
+        (staging / "one.txt").write_text("1")
+        (staging / "deep").mkdir()
+        (staging / "deep" / "two.txt").write_text("2")
+        assert not out.exists()
+    assert everything(out) == ["deep", "deep/two.txt", "one.txt"]
+    assert everything(tmp_path / "a" / "b") == ["out", *(f"out/{n}" for n in everything(out))]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert stat.S_IMODE(out.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_an_existing_directory_keeps_its_other_files(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("one.txt", "mine.txt", "deep/mine.txt"):
+        (tmp_path / name).write_text("old")
+    with staged(tmp_path) as staging:
+        (staging / "one.txt").write_text("new")
+        (staging / "deep").mkdir()
+        (staging / "deep" / "two.txt").write_text("new")
+    assert everything(tmp_path) == [
+        "deep",
+        "deep/mine.txt",
+        "deep/two.txt",
+        "mine.txt",
+        "one.txt",
+    ]
+    assert (tmp_path / "one.txt").read_text() == "new"
+    assert (tmp_path / "mine.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("existing", [True, False])
+def test_nothing_is_left_behind(tmp_path, error, existing):
+    out = tmp_path / "out" if existing else tmp_path / "a" / "b" / "out"
+    if existing:
+        out.mkdir()
+        (out / "one.txt").write_text("old")
+    before = everything(tmp_path)
+
+    def half_way():
+        with staged(out) as staging:
+            (staging / "one.txt").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        half_way()
+    assert everything(tmp_path) == before
+    if existing:
+        assert (out / "one.txt").read_text() == "old"
+
+
+def test_what_is_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken" / "report.html").mkdir(parents=True)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    before = everything(tmp_path)
+    for out, message in (
+        (tmp_path / "file", "not a directory"),
+        (tmp_path / "file" / "out", "cannot be written"),
+        (tmp_path / "dangling", "not a directory"),
+        (tmp_path / ("x" * 300), "cannot be written"),
+        (tmp_path / "taken", "report.html"),
+    ):
+        with pytest.raises(InputError, match=message), staged(out, ["report.html"]):
+            pytest.fail("the block ran")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_directory_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        for out in (tmp_path, tmp_path / "out"):
+            with pytest.raises(InputError, match="cannot be written"), staged(out):
+                pytest.fail("the block ran")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_what_goes_wrong_while_moving_is_an_input_error(tmp_path):
+    def blocked():
+        with staged(tmp_path) as staging:
+            (staging / "name").write_text("new")
+            (tmp_path / "name").mkdir()  # by someone else, meanwhile
+
+    with pytest.raises(InputError, match="cannot be written"):
+        blocked()
+    assert everything(tmp_path) == ["name"]
