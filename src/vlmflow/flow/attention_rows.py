@@ -1,0 +1,201 @@
+"""Chosen rows of an attention matrix and of its gradient, rebuilt from q, k, v and dO.
+
+Fused attention never writes its matrix A down. A few rows of it are cheap to rebuild,
+``A = softmax(scale * q K^T + mask)``, and so are the rows of its gradient: the output is
+``O = A V``, hence ``dA = dO V^T``. Memory is O(rows x N) and bounded by a budget, never
+O(heads x N^2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BUDGET = 32 * 2**20
+"""Bytes of scratch memory that rebuilding may take (more if a few rows of one head need more)."""
+
+LEAST_ROWS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """What one attention layer was called with, kept by reference.
+
+    Parameters
+    ----------
+    query : (batch, heads, N, head_dim)
+        After rotary embedding.
+    key, value : (batch, key heads, N, head_dim)
+        ``heads`` is a multiple of ``key heads`` (grouped heads).
+    mask : Tensor, optional
+        ``(batch or 1, heads or 1, N, N)``, boolean (True: may look) or additive; or ``(batch, N)``
+        with 0 at padding, as flash attention takes it.
+    scale : float
+        Factor on ``q K^T``.
+    causal : bool
+        Position i sees positions <= i. Holds on top of a 2-D or absent mask only: a 4-D mask says
+        everything itself.
+    window : int, optional
+        Position i sees positions > i - window. On top of a 2-D or absent mask only.
+    softcap : float, optional
+        Scores become ``softcap * tanh(score / softcap)``.
+    sinks : (heads,), optional
+        One extra score per head that takes part in the softmax and is then dropped.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    causal: bool
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+def attention_rows(
+    call: AttentionCall, sample: int, rows: Tensor, key_heads: slice = slice(None)
+) -> Tensor:
+    """Rows of ``A = softmax(scale * q K^T + mask)`` in float32 (float64 for a float64 model).
+
+    Parameters
+    ----------
+    call : AttentionCall
+        The layer's inputs.
+    sample : int
+        Row of the batch.
+    rows : (R,) int64
+        Positions whose attention is wanted.
+    key_heads : slice
+        Which key heads; each comes with all query heads of its group.
+
+    Returns
+    -------
+    (heads, R, N)
+    """
+    keys = _wide(call.key[sample, key_heads])
+    queries = _grouped(_wide(call.query[sample][:, rows]) * call.scale, call, key_heads)
+    scores = (queries.flatten(1, 2) @ keys.transpose(1, 2)).view(*queries.shape[:3], -1)
+    if call.softcap is not None:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
+    _mask(scores, call, sample, rows, key_heads)
+    if call.sinks is None:
+        return scores.softmax(-1).flatten(0, 1)
+    sinks = _wide(call.sinks).view(call.key.shape[1], -1, 1, 1)[key_heads]
+    widened = torch.cat([scores, sinks.expand(*scores.shape[:3], 1)], dim=-1)
+    return widened.softmax(-1)[..., :-1].flatten(0, 1)
+
+
+def gradient_rows(
+    call: AttentionCall,
+    output_gradient: Tensor,
+    sample: int,
+    rows: Tensor,
+    key_heads: slice = slice(None),
+) -> Tensor:
+    """Rows of ``dA = dO V^T``, the gradient of the target with respect to A.
+
+    Parameters
+    ----------
+    call, sample, rows, key_heads
+        As for :func:`attention_rows`.
+    output_gradient : (batch, N, heads, head_dim)
+        Gradient of the target with respect to the attention's output, before its projection.
+
+    Returns
+    -------
+    (heads, R, N)
+        In float32 (float64 for a float64 model). Masked pairs are not zeroed: A is 0 there.
+    """
+    values = _wide(call.value[sample, key_heads])
+    gradient = _wide(output_gradient[sample, rows]).transpose(0, 1)
+    grouped = _grouped(gradient, call, key_heads)
+    product = grouped.flatten(1, 2) @ values.transpose(1, 2)
+    return product.view(-1, len(rows), values.shape[1])
+
+
+def mean_attention(
+    call: AttentionCall, sample: int, rows: Tensor, *, budget: int = BUDGET
+) -> Tensor:
+    """Mean of A over the heads, ``(R, N)``: paper eq. 9."""
+    total = _empty(call, rows)
+    for part, heads in _pieces(call, rows, budget):
+        total[part] += attention_rows(call, sample, rows[part], heads).sum(0)
+    return total / call.query.shape[1]
+
+
+def signed_saliency(
+    call: AttentionCall,
+    output_gradient: Tensor,
+    sample: int,
+    rows: Tensor,
+    *,
+    budget: int = BUDGET,
+) -> Tensor:
+    """``sum_h A_h * dA_h``, ``(R, N)``: saliency flow before the absolute value.
+
+    It is linear in the target, so the sum over answer tokens is that of the whole answer.
+    """
+    total = _empty(call, rows)
+    for part, heads in _pieces(call, rows, budget):
+        product = attention_rows(call, sample, rows[part], heads)
+        product *= gradient_rows(call, output_gradient, sample, rows[part], heads)
+        total[part] += product.sum(0)
+    return total
+
+
+def _empty(call: AttentionCall, rows: Tensor) -> Tensor:
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    return torch.zeros(len(rows), call.key.shape[2], dtype=dtype, device=call.query.device)
+
+
+def _pieces(call: AttentionCall, rows: Tensor, budget: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of rows and of key heads whose scratch memory stays within the budget."""
+    key_heads, length, width = call.key.shape[1:]
+    group = call.query.shape[1] // key_heads
+    # Scores, attention and gradient of a row; keys and values of a head, each as 4-byte floats.
+    row, head = 4 * 3 * group * length, 4 * length * (width + call.value.shape[3])
+    # A few rows always: widening keys and values again for every row would cost more than it saves.
+    rows_at_once = min(len(rows), max(LEAST_ROWS, (budget - head) // row))
+    heads_at_once = max(1, budget // (head + row * rows_at_once)) if rows_at_once else 1
+    for first_row in range(0, len(rows), max(1, rows_at_once)):
+        for first_head in range(0, key_heads, heads_at_once):
+            yield (
+                slice(first_row, first_row + rows_at_once),
+                slice(first_head, first_head + heads_at_once),
+            )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32: bf16 q, k, v are exact in it, only the products would be rounded."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _grouped(per_head: Tensor, call: AttentionCall, key_heads: slice) -> Tensor:
+    """(heads, R, D) -> (chosen key heads, query heads of each, R, D)."""
+    return per_head.view(call.key.shape[1], -1, *per_head.shape[1:])[key_heads]
+
+
+def _mask(scores: Tensor, call: AttentionCall, sample: int, rows: Tensor, heads: slice) -> None:
+    """Apply the layer's own mask to scores (key heads, group, R, N), in place."""
+    mask = call.mask
+    if mask is not None and mask.ndim == 4:
+        chosen = mask[sample if mask.shape[0] > 1 else 0][:, rows, : scores.shape[-1]]
+        if chosen.shape[0] > 1:
+            chosen = _grouped(chosen, call, heads)
+        if chosen.dtype == torch.bool:
+            scores.masked_fill_(~chosen, -torch.inf)
+        else:
+            scores += chosen
+        return
+    here, there = rows[:, None], torch.arange(scores.shape[-1], device=rows.device)
+    if mask is not None:
+        scores.masked_fill_(mask[sample, -scores.shape[-1] :] == 0, -torch.inf)
+    if call.causal:
+        scores.masked_fill_(there > here, -torch.inf)
+    if call.window is not None:
+        scores.masked_fill_(there <= here - call.window, -torch.inf)

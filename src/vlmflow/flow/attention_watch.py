@@ -1,0 +1,170 @@
+"""Seeing what every attention layer is called with, without changing what it computes.
+
+The decoder's configs name, for the duration, an attention function of ours in transformers'
+``AttentionInterface``. It calls the very implementation the model had, then shows q, k, v, the mask
+and the output to a callback. Other parts of the model (the vision tower) keep their own functions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vlmflow.errors import ModelError
+from vlmflow.flow.attention_rows import AttentionCall
+
+OnCall = Callable[[int, AttentionCall, Tensor], None]
+"""Called with the layer's index, its inputs, and its output (batch, N, heads, head_dim)."""
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def watch_attention(layers: nn.ModuleList, on_call: OnCall) -> Iterator[None]:
+    """Show every self-attention call of the decoder layers to a callback.
+
+    Parameters
+    ----------
+    layers : ModuleList
+        The decoder layers.
+    on_call : callable
+        Gets ``(layer, call, output)`` after every self-attention over the whole sequence. Calls
+        over something else (cross-attention, a cache) are passed over.
+
+    Raises
+    ------
+    ModelError
+        If the attention in use cannot be followed (flex attention, a position bias, a paged cache).
+        Raised from inside the forward pass where only the call shows it.
+    """
+    layer_of = {
+        id(module): index for index, layer in enumerate(layers) for module in layer.modules()
+    }
+    configs = _configs(layers)
+    watched: dict[str, str] = {}
+    found = [(config, config._attn_implementation) for config in configs]
+    try:
+        for config, original in found:
+            name = watched.get(original)
+            if name is None:
+                # Model code asks whether the name contains "flash": it has to stay part of ours.
+                name = watched[original] = f"vlmflow_{next(_numbers)}_{original}"
+                _register(name, original, layer_of, on_call)
+            # The plain attribute: the property would pass the name on to every sub-config.
+            config._attn_implementation_internal = name
+        yield
+    finally:
+        for config, original in found:
+            config._attn_implementation_internal = original
+        for name in watched.values():
+            AttentionInterface._global_mapping.pop(name, None)
+            AttentionMaskInterface._global_mapping.pop(name, None)
+
+
+def _configs(layers: nn.ModuleList) -> list[Any]:
+    """Every config that modules of the decoder layers read, once each."""
+    configs: dict[int, Any] = {}
+    for module in layers.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation_internal"):
+            configs[id(config)] = config
+    for config in configs.values():
+        if config._attn_implementation == "flex_attention":
+            raise ModelError(
+                "attention 'flex_attention' cannot be followed row by row; "
+                "load the model with attn_implementation='sdpa'"
+            )
+    return list(configs.values())
+
+
+def _register(name: str, original: str, layer_of: dict[int, int], on_call: OnCall) -> None:
+    def watched(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        implementation = _implementation(module, original)
+        config: Any = module.config
+        # Flash attention looks its kernel up under the config's name: it must find its own.
+        config._attn_implementation_internal = original
+        try:
+            result = implementation(module, query, key, value, attention_mask, *args, **kwargs)
+        finally:
+            config._attn_implementation_internal = name
+        layer = layer_of.get(id(module))
+        if layer is not None and query.shape[2] == key.shape[2]:
+            call = _call(module, query, key, value, attention_mask, original, kwargs)
+            on_call(layer, call, result[0])
+        return result
+
+    AttentionInterface.register(name, watched)
+    mask_function: Any = AttentionMaskInterface._global_mapping.get(original)
+    if mask_function is not None:
+        AttentionMaskInterface.register(name, mask_function)
+
+
+def _implementation(module: nn.Module, name: str) -> Callable[..., Any]:
+    """Find the attention function that the module would have called under its own setting."""
+    sources = [sys.modules[cls.__module__] for cls in type(module).__mro__]
+    interfaces = [getattr(source, "ALL_ATTENTION_FUNCTIONS", None) for source in sources]
+    eager = [getattr(source, "eager_attention_forward", None) for source in sources]
+    interface: Any = next(found for found in [*interfaces, ALL_ATTENTION_FUNCTIONS] if found)
+    function = interface.get(name, next((found for found in eager if found is not None), None))
+    if function is None:
+        raise ModelError(
+            f"no eager attention function was found beside {type(module).__name__}; "
+            f"load the model with attn_implementation='sdpa'"
+        )
+    implementation: Callable[..., Any] = function
+    return implementation
+
+
+def _call(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    implementation: str,
+    options: dict[str, Any],
+) -> AttentionCall:
+    for unsupported in ("position_bias", "cache"):
+        if options.get(unsupported) is not None:
+            raise ModelError(
+                f"{type(module).__name__} passes {unsupported!r} to its attention, which cannot be "
+                f"rebuilt row by row; this model is not supported"
+            )
+    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim in (2, 4)):
+        raise ModelError(
+            f"{type(module).__name__} was given a mask of type {type(mask).__name__} that cannot "
+            f"be read; load the model with attn_implementation='sdpa'"
+        )
+    causal = options.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    scale = options.get("scaling")
+    sinks = options.get("s_aux")
+    return AttentionCall(
+        query=query.detach(),
+        key=key.detach(),
+        value=value.detach(),
+        mask=mask,
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        # Eager attention knows no causal flag: without a mask everything is seen.
+        causal=bool(causal) and implementation != "eager",
+        window=None if implementation == "eager" else options.get("sliding_window"),
+        softcap=options.get("softcap"),
+        sinks=sinks.detach() if isinstance(sinks, torch.Tensor) else None,
+    )

@@ -1,0 +1,206 @@
+"""One forward pass and one backward pass per target over a model that is left exactly as found."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vlmflow.errors import ModelError
+from vlmflow.flow.attention_rows import AttentionCall
+from vlmflow.flow.attention_watch import watch_attention
+from vlmflow.flow.features import watch_features
+from vlmflow.flow.recompute import recomputed_layers
+
+
+class Observer(Protocol):
+    """Gets to see every decoder layer at work; called without gradient tracking."""
+
+    def on_attention(self, layer: int, call: AttentionCall) -> None:
+        """See the inputs of a layer's attention, once, in the forward pass."""
+
+    def on_attention_gradient(self, layer: int, call: AttentionCall, gradient: Tensor) -> None:
+        """See them again in each backward pass, with dO, (batch, N, heads, head_dim)."""
+
+    def on_features(self, layer: int, features: Tensor, gradient: Tensor) -> None:
+        """See the hook point's output and its gradient in each backward pass."""
+
+
+class Capture:
+    """Runs the passes inside :func:`capture` and hands what they show to an observer.
+
+    Nothing is held per layer beyond what autograd holds itself: q, k and v are references that are
+    dropped as soon as the layer's last backward has run.
+    """
+
+    def __init__(self, model: nn.Module, layers: nn.ModuleList, low_memory: bool) -> None:
+        self.model = model
+        self.layers = layers
+        self.low_memory = low_memory
+        self.observer: Observer | None = None
+        self.watches_attention = True
+        self.layers_with_attention: set[int] = set()
+        self._calls: dict[int, AttentionCall] = {}
+        self._last_pass = False
+        self._in_forward = False
+
+    def forward(self, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
+        """Run the model once.
+
+        Parameters
+        ----------
+        inputs : mapping
+            What the model's forward takes.
+        positions : (K,) int64
+            Positions whose logits are needed, the same for every row of the batch.
+
+        Returns
+        -------
+        (batch, K, vocabulary)
+            Logits, with the graph that :meth:`backward` walks.
+
+        Raises
+        ------
+        ModelError
+            If the model's attention cannot be followed.
+        """
+        options: dict[str, Any] = {"use_cache": False}
+        keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        if keeps:
+            options["logits_to_keep"] = positions
+        self.layers_with_attention.clear()
+        self._in_forward = True
+        try:
+            logits: Tensor = self.model(**inputs, **options).logits
+        finally:
+            self._in_forward = False
+        if self.watches_attention and not self.layers_with_attention:
+            raise ModelError(
+                f"no decoder layer of {type(self.model).__name__} calls its attention through "
+                f"transformers' AttentionInterface; this model is not supported"
+            )
+        return logits if keeps else logits[:, positions.to(logits.device)]
+
+    def backward(self, target: Tensor, *, last: bool) -> None:
+        """Run one backward pass from a scalar; ``last`` frees the graph on the way."""
+        self._last_pass = last
+        target.backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+
+    def release(self) -> None:
+        """Drop every reference to activations."""
+        self._calls.clear()
+        self.observer = None
+
+    def start_gradient(self, _layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Make the first layer's input the leaf: what is before it is not differentiated."""
+        if args:
+            return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
+
+    def on_call(self, layer: int, call: AttentionCall, output: Tensor) -> None:
+        """Show an attention call, and its gradient later."""
+        if self.observer is None:
+            return
+        if self._in_forward:
+            if layer in self.layers_with_attention:
+                raise ModelError(
+                    f"layer {layer} of {type(self.model).__name__} calls self-attention twice; "
+                    f"this model is not supported"
+                )
+            self.layers_with_attention.add(layer)
+            with torch.no_grad():
+                self.observer.on_attention(layer, call)
+            if output.requires_grad:
+                output.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient: self._on_gradient(layer, gradient)
+                )
+        # A layer that is recomputed shows its q, k, v again right before they are needed.
+        if output.requires_grad and not (self.low_memory and self._in_forward):
+            self._calls[layer] = call
+
+    def _on_gradient(self, layer: int, gradient: Tensor) -> None:
+        drop = self._last_pass or self.low_memory
+        call = self._calls.pop(layer) if drop else self._calls[layer]
+        if self.observer is not None:
+            self.observer.on_attention_gradient(layer, call, gradient)
+
+    def on_feature_gradient(self, layer: int, features: Tensor, gradient: Tensor) -> None:
+        """Show a hook point's output and its gradient."""
+        if self.observer is not None:
+            self.observer.on_features(layer, features, gradient)
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    layers: nn.ModuleList,
+    observer: Observer,
+    *,
+    attention: bool = True,
+    cam_hook: str | None = None,
+    low_memory: bool = False,
+) -> Iterator[Capture]:
+    """Freeze the model, watch its decoder layers, and put everything back afterwards.
+
+    Weights are frozen and gradients flow to activations only, from the first decoder layer's input
+    on; the vision tower is not differentiated. On exit, also by an exception, the attention
+    setting, hooks, ``requires_grad``, training flags, grad mode and config are what they were.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A transformers model with a language-model head.
+    layers : ModuleList
+        Its decoder layers.
+    observer : Observer
+        Gets to see the layers.
+    attention : bool
+        False: only features are shown.
+    cam_hook : str, optional
+        Hook point for features, see :func:`vlmflow.flow.features.watch_features`; None: none.
+    low_memory : bool
+        Recompute each layer in the backward pass: activation memory of one layer, plus the inputs
+        of all, for about one more forward pass per target.
+
+    Yields
+    ------
+    Capture
+        Runs the passes.
+    """
+    running = Capture(model, layers, low_memory)
+    running.observer = observer
+    with ExitStack() as stack:
+        stack.callback(running.release)
+        stack.enter_context(untouched(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if attention:
+            stack.enter_context(watch_attention(layers, running.on_call))
+        handle = layers[0].register_forward_pre_hook(running.start_gradient, with_kwargs=True)
+        stack.callback(handle.remove)
+        if cam_hook is not None:
+            stack.enter_context(watch_features(layers, cam_hook, running.on_feature_gradient))
+        if low_memory:
+            stack.enter_context(recomputed_layers(layers))
+        running.watches_attention = attention
+        yield running
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Freeze the weights and switch to evaluation; afterwards every flag is what it was."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.requires_grad_(False)
+        model.eval()
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True

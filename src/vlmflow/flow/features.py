@@ -1,0 +1,161 @@
+"""Feature maps of the decoder layers and their gradients, at a hook point of choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmflow.errors import InputError
+from vlmflow.flow.recompute import replaced_forward
+
+POST_ATTENTION_NORM = "post_attention_norm"
+"""The paper's hook point (App. A.1): the output of each layer's norm between attention and MLP."""
+
+LAYER_INPUT, LAYER_OUTPUT = "layer_input", "layer_output"
+
+NORM_NAMES = (
+    "post_attention_layernorm",
+    "post_attention_norm",
+    "ffn_norm",
+    "ln_2",
+    "final_layer_norm",
+)
+"""What architectures call that norm."""
+
+OnGradient = Callable[[int, Tensor, Tensor], None]
+"""Called with the layer's index, the features and their gradient, both (batch, N, channels)."""
+
+
+@contextmanager
+def watch_features(layers: nn.ModuleList, hook: str, on_gradient: OnGradient) -> Iterator[None]:
+    """Show every layer's features and their gradient to a callback during the backward pass.
+
+    Parameters
+    ----------
+    layers : ModuleList
+        The decoder layers.
+    hook : str
+        ``"post_attention_norm"`` (the paper's), ``"layer_input"``, ``"layer_output"``, or the name
+        of a submodule that every layer has and that maps one tensor to one tensor
+        (``"input_layernorm"``, ``"self_attn.v_proj"``).
+    on_gradient : callable
+        Gets ``(layer, features, gradient)``.
+
+    Raises
+    ------
+    InputError
+        If a layer has no such hook point, or it takes something else than one tensor.
+    """
+    with ExitStack() as stack:
+        for index, layer in enumerate(layers):
+            if hook == LAYER_INPUT:
+                handle: Any = layer.register_forward_pre_hook(
+                    _input_hook(index, on_gradient), with_kwargs=True
+                )
+                stack.callback(handle.remove)
+            elif hook == LAYER_OUTPUT:
+                handle = layer.register_forward_hook(_output_hook(index, on_gradient))
+                stack.callback(handle.remove)
+            else:
+                module = hook_module(layer, hook)
+                wrap = _forward_wrapper(index, hook, on_gradient)
+                stack.enter_context(replaced_forward(module, wrap))
+        yield
+
+
+def check_hook(layers: nn.ModuleList, hook: str) -> None:
+    """Raise InputError for a hook point that some layer does not have; names what is possible."""
+    if hook not in (LAYER_INPUT, LAYER_OUTPUT):
+        for layer in layers:
+            hook_module(layer, hook)
+
+
+def hook_module(layer: nn.Module, hook: str) -> nn.Module:
+    """Find the submodule behind a hook's name.
+
+    Raises
+    ------
+    InputError
+        If the layer has none; names what is possible.
+    """
+    names = NORM_NAMES if hook == POST_ATTENTION_NORM else (hook,)
+    modules: dict[str, nn.Module] = dict(layer.named_modules())
+    for name in names:
+        if name and name in modules:
+            return modules[name]
+    children = ", ".join(repr(name) for name, _ in layer.named_children())
+    raise InputError(
+        f"cam_hook={hook!r}, but {type(layer).__name__} has no such part; "
+        f"possible are '{LAYER_INPUT}', '{LAYER_OUTPUT}' and its submodules, such as {children}"
+    )
+
+
+class _Recomputed(torch.autograd.Function):
+    """A module that keeps its input and computes its output a second time in the backward pass.
+
+    Keeping the output for the map would cost a tensor per layer that autograd does not keep. A norm
+    keeps its input anyway (half-precision ones a float32 copy of it), and is cheap to redo.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, forward: Any, show: Any) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.module_forward, ctx.show = forward, show
+        output: Tensor = forward(inputs)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inputs,) = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = inputs.detach().requires_grad_()
+            output = ctx.module_forward(leaf)
+        ctx.show(output.detach(), gradients[0])
+        (input_gradient,) = torch.autograd.grad(output, leaf, gradients[0])
+        return input_gradient, None, None
+
+
+def _forward_wrapper(
+    index: int, hook: str, on_gradient: OnGradient
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def show(features: Tensor, gradient: Tensor) -> None:
+            on_gradient(index, features, gradient)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+                raise InputError(
+                    f"cam_hook={hook!r} does not take exactly one tensor; "
+                    f"choose a norm, '{LAYER_INPUT}' or '{LAYER_OUTPUT}'"
+                )
+            return _Recomputed.apply(args[0], forward, show)  # type: ignore[no-untyped-call]
+
+        return watched
+
+    return wrap
+
+
+def _input_hook(index: int, on_gradient: OnGradient) -> Callable[..., None]:
+    def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _watch(index, args[0] if args else kwargs["hidden_states"], on_gradient)
+
+    return hook
+
+
+def _output_hook(index: int, on_gradient: OnGradient) -> Callable[..., None]:
+    def hook(_layer: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        _watch(index, output if isinstance(output, Tensor) else output[0], on_gradient)
+
+    return hook
+
+
+def _watch(index: int, features: Tensor, on_gradient: OnGradient) -> None:
+    if features.requires_grad:
+        kept = features.detach()
+        features.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: on_gradient(index, kept, gradient)
+        )

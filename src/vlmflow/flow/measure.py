@@ -1,0 +1,216 @@
+"""From what a pass shows to numbers: every signal per layer and target, reduced at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from vlmflow.errors import ModelError
+from vlmflow.flow.axes import DESTINATIONS, FLAGS
+from vlmflow.flow.capture import capture
+from vlmflow.flow.features import POST_ATTENTION_NORM
+from vlmflow.flow.recorder import (
+    ANY_GRADIENT,
+    SALIENCY_MEAN,
+    SALIENCY_SUM,
+    SHARE,
+    Recorder,
+    SampleRecord,
+)
+from vlmflow.flow.signals import SIGNALS, Signal
+from vlmflow.flow.targets import check_target, target_values
+from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
+
+Float32Array = npt.NDArray[np.float32]
+
+OK, UNDEFINED, EMPTY, NO_ATTENTION = range(len(FLAGS))
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What one row of the batch draws on.
+
+    ``L`` layers, ``G`` targets (the whole answer, then its tokens if each was explained), ``P``
+    image tokens, ``S`` segments.
+
+    Parameters
+    ----------
+    attention_share : (L, G, S) float32
+        Attention flow; all 0 in layers without attention.
+    saliency_mean, saliency_sum : (L, G, 2, S) float32
+        Saliency flow into user and answer rows.
+    maps : dict of str to (L, G, P) float32
+        Per signal.
+    flags : dict of str to (L, G) int8
+        Index into ``FLAGS`` per map.
+    target_values : (T,) float32
+        Value of the target for each answer token.
+    """
+
+    attention_share: Float32Array
+    saliency_mean: Float32Array
+    saliency_sum: Float32Array
+    maps: dict[str, Float32Array]
+    flags: dict[str, npt.NDArray[np.int8]]
+    target_values: Float32Array
+
+
+def count_passes(layouts: Sequence[TokenLayout], per_token: bool) -> int:
+    """Count the passes of :func:`measure`: one forward, and one backward per target."""
+    longest = max(len(layout.answer_positions) for layout in layouts)
+    return 1 + (longest if per_token else 1)
+
+
+def measure(
+    model: nn.Module,
+    layers: nn.ModuleList,
+    inputs: Mapping[str, Any],
+    layouts: Sequence[TokenLayout],
+    *,
+    signals: Sequence[str] = ("attention", "saliency", "llava_cam"),
+    target: str = "logprob",
+    per_token: bool = True,
+    cam_hook: str = POST_ATTENTION_NORM,
+    attention: bool = True,
+    low_memory: bool = False,
+    on_pass: Callable[[], None] | None = None,
+) -> list[Measurement]:
+    """Measure a batch in one forward pass and one backward pass per target.
+
+    With ``per_token`` the longest answer of T tokens takes T backward passes, and the whole answer
+    is the sum of what they give: all signals but the last absolute value or ReLU are linear in the
+    target. Without it, one backward pass explains the whole answer alone.
+
+    Parameters
+    ----------
+    model, layers : nn.Module, nn.ModuleList
+        A transformers model and its decoder layers; left exactly as found.
+    inputs : mapping
+        What its forward takes; ``input_ids`` (B, N) expanded, the answers at the end.
+    layouts : sequence of B TokenLayout
+        One per row of the batch, as long as the padded row.
+    signals : sequence of str
+        Maps that are wanted: ``"attention"``, ``"saliency"``, ``"llava_cam"``, ``"llava_cam_code"``
+        (the others are made of these).
+    target : str
+        See :func:`vlmflow.flow.targets.target_values`.
+    per_token : bool
+        Explain each answer token too.
+    cam_hook : str
+        See :func:`vlmflow.flow.features.watch_features`.
+    attention : bool
+        False leaves out attention and saliency (arrays of 0) where only features are wanted.
+    low_memory : bool
+        Recompute layers in the backward pass.
+    on_pass : callable, optional
+        Called after each pass.
+
+    Returns
+    -------
+    list of B Measurement
+
+    Raises
+    ------
+    ModelError
+        If logits or gradients are not finite, or the model cannot be followed.
+    """
+    check_target(target)
+    chosen = [SIGNALS[name] for name in signals]
+    features = [signal for signal in chosen if signal.reads == "features"]
+    records = [
+        SampleRecord(index, layout, per_token, features) for index, layout in enumerate(layouts)
+    ]
+    recorder = Recorder(records)
+    tell = on_pass or (lambda: None)
+    rows = np.unique(np.concatenate([layout.answer_rows for layout in layouts]))
+    input_ids: Tensor = inputs["input_ids"]
+    with capture(
+        model,
+        layers,
+        recorder,
+        attention=attention,
+        cam_hook=cam_hook if features else None,
+        low_memory=low_memory,
+    ) as running:
+        logits = running.forward(inputs, torch.from_numpy(rows).to(input_ids.device))
+        tell()
+        values = []
+        for index, layout in enumerate(layouts):
+            at = torch.from_numpy(np.searchsorted(rows, layout.answer_rows)).to(logits.device)
+            ids = input_ids[index, torch.from_numpy(layout.answer_positions).to(input_ids.device)]
+            values.append(target_values(logits[index, at], ids.to(logits.device), target))
+            _check_finite(values[-1].detach(), "the target", index)
+        del logits
+        for number, scalar, last in _scalars(values, per_token):
+            recorder.target = number
+            running.backward(scalar, last=last)
+            tell()
+    return [
+        _finish(record, chosen, len(layers), value.detach().float().cpu().numpy())
+        for record, value in zip(records, values, strict=True)
+    ]
+
+
+def _scalars(values: list[Tensor], per_token: bool) -> list[tuple[int, Tensor, bool]]:
+    """List the targets: number (0: whole answer), scalar to go back from, whether it is last.
+
+    Rows of a batch do not see each other, so one scalar serves them all.
+    """
+    if not per_token:
+        return [(0, torch.stack([value.sum() for value in values]).sum(), True)]
+    longest = max(len(value) for value in values)
+    return [
+        (
+            token + 1,
+            torch.stack([value[token] for value in values if len(value) > token]).sum(),
+            token + 1 == longest,
+        )
+        for token in range(longest)
+    ]
+
+
+def _finish(
+    record: SampleRecord, signals: Sequence[Signal], layers: int, values: Float32Array
+) -> Measurement:
+    targets, segments = record.targets, len(SEGMENTS)
+    pairs = (targets, len(DESTINATIONS), segments)
+    tokens = len(record.layout.image_positions)
+    without = [layer for layer in range(layers) if layer not in record.layers_with_attention]
+    maps, flags = {}, {}
+    for signal in signals:
+        maps[signal.name] = values_of = record.stacked(signal.name, layers, (targets, tokens))
+        flag = np.where((values_of > 0).any(-1), OK, EMPTY).astype(np.int8)
+        if signal.reads == "features":
+            flag[record.stacked(ANY_GRADIENT, layers, (targets,)) == 0] = UNDEFINED
+        else:
+            flag[without] = NO_ATTENTION
+        flags[signal.name] = flag
+    measurement = Measurement(
+        attention_share=record.stacked(SHARE, layers, (targets, segments)),
+        saliency_mean=record.stacked(SALIENCY_MEAN, layers, pairs),
+        saliency_sum=record.stacked(SALIENCY_SUM, layers, pairs),
+        maps=maps,
+        flags=flags,
+        target_values=values,
+    )
+    checked = {"saliency": measurement.saliency_sum, "attention": measurement.attention_share}
+    for name, array in {**checked, **maps}.items():
+        _check_finite(torch.from_numpy(array), f"the {name} signal", record.index)
+    return measurement
+
+
+def _check_finite(values: Tensor, what: str, sample: int) -> None:
+    finite = values.isfinite()
+    if not finite.all():
+        where = [int(index) for index in (~finite).nonzero()[0]]
+        place = f"layer {where[0]}" if values.ndim > 1 else f"answer token {where[0]}"
+        raise ModelError(
+            f"{what} is not finite at {place} of sample {sample}; "
+            f"load the model in float32 or bfloat16"
+        )

@@ -1,0 +1,97 @@
+"""The result as tidy tables: one row per measurement, one column per axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vlmflow.flow import convergence
+from vlmflow.flow.axes import DESTINATIONS, FLAGS, SUMMED_OVER_LAYERS
+from vlmflow.lvlm.layout import SEGMENTS
+
+if TYPE_CHECKING:
+    from vlmflow.flow.result import InformationFlow
+
+
+def _named(names: Sequence[str], index: npt.NDArray[np.intp]) -> list[str]:
+    # pandas' texts are UTF-8: lone surrogates (undecodable bytes of a command line) are spelt out
+    shown = [name.encode("utf-8", "backslashreplace").decode("utf-8") for name in names]
+    return [shown[number] for number in index.tolist()]
+
+
+def segment_frame(flow: InformationFlow) -> pd.DataFrame:
+    """See :meth:`vlmflow.flow.result.InformationFlow.segment_frame`."""
+    absent = (flow.attention_share == 0).all(axis=2, keepdims=True)
+    share = np.where(absent, np.nan, flow.attention_share.astype(np.float64))
+    layer, target, segment = np.indices(share.shape).reshape(3, -1)
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "target": target,
+            "token": _named(flow.targets, target),
+            "segment": _named(SEGMENTS, segment),
+            "attention_share": share.ravel(),
+        }
+    )
+
+
+def saliency_frame(flow: InformationFlow) -> pd.DataFrame:
+    """See :meth:`vlmflow.flow.result.InformationFlow.saliency_frame`."""
+    total, mean = flow.saliency_sum, flow.saliency_mean
+    absent = (flow.attention_share == 0).all(axis=2) & (total == 0).all(axis=(2, 3))
+    hidden = np.broadcast_to(absent[:, :, None, None], total.shape)
+    layer, target, destination, source = np.indices(total.shape).reshape(4, -1)
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "target": target,
+            "token": _named(flow.targets, target),
+            "source": _named(SEGMENTS, source),
+            "destination": _named(DESTINATIONS, destination),
+            "mean": np.where(hidden, np.nan, mean.astype(np.float64)).ravel(),
+            "sum": np.where(hidden, np.nan, total.astype(np.float64)).ravel(),
+        }
+    )
+
+
+def convergence_frame(
+    flow: InformationFlow, box: Sequence[float] | None, image: int
+) -> pd.DataFrame:
+    """See :meth:`vlmflow.flow.result.InformationFlow.convergence_frame`."""
+    figures = ["entropy", "top10_mass"]
+    boxes = None
+    if box is not None:
+        figures.append("inside_mass")
+        boxes = flow.token_boxes(image)
+        # a bad box must be refused even where every map is flagged
+        convergence.mass_inside(np.zeros(len(boxes)), boxes, box)
+    tokens = _named(flow.targets, np.arange(len(flow.targets)))
+    rows: list[dict[str, Any]] = []
+    for signal, maps in flow.maps.items():
+        for (layer, target), flag in np.ndenumerate(flow.flags[signal]):
+            values = maps[layer, target]
+            row: dict[str, Any] = {
+                "signal": signal,
+                "layer": pd.NA if signal in SUMMED_OVER_LAYERS else layer,
+                "target": target,
+                "token": tokens[target],
+                "flag": FLAGS[flag],
+            }
+            if flag == 0:
+                row["entropy"] = convergence.entropy(values)
+                row["top10_mass"] = convergence.top_mass(values, 0.1)
+                if box is not None and boxes is not None:
+                    row["inside_mass"] = convergence.mass_inside(values, boxes, box)
+                if row["entropy"] is None:
+                    row["flag"] = "empty"
+            rows.append(row)
+    frame = pd.DataFrame(rows, columns=["signal", "layer", "target", "token", *figures, "flag"])
+    # an integer that can be missing, and figures that stay numbers even where all are missing
+    frame["layer"] = frame["layer"].astype("Int64")
+    frame["target"] = frame["target"].astype("int64")
+    frame[figures] = frame[figures].astype("float64")
+    return frame
