@@ -22,6 +22,7 @@ from vlmflow.scenes.conversations import (
     PATCH_LABELS,
     QUESTION_KINDS,
     Conversations,
+    Lesson,
     patch_labels,
 )
 from vlmflow.scenes.generator import COLOURS, KINDS, draw_scene
@@ -43,7 +44,7 @@ def test_tokenizer_knows_the_words_and_splits_the_digits(processor: LlavaProcess
 
 
 def test_labels_are_the_answers_one_position_early(processor: LlavaProcessor) -> None:
-    data = Conversations(processor, 12)
+    data = Conversations(processor, training.LESSONS[-1], 12)
     kinds = set()
     for index in range(len(data)):
         item = data[index]
@@ -63,7 +64,8 @@ def test_labels_are_the_answers_one_position_early(processor: LlavaProcessor) ->
 def test_conversations_are_written_as_the_chat_template_writes_them(
     processor: LlavaProcessor,
 ) -> None:
-    text = processor.tokenizer.decode(Conversations(processor, 1)[0]["input_ids"].tolist())
+    item = Conversations(processor, training.LESSONS[0], 1)[0]
+    text = processor.tokenizer.decode(item["input_ids"].tolist())
     text = text.replace(IMAGE_TOKEN * 144, IMAGE_TOKEN).replace("<pad>", "")
     messages: list[dict[str, object]] = []
     for number, turn in enumerate(text.removeprefix("<s>").split("</s>")[:-1]):
@@ -92,6 +94,7 @@ def test_patch_labels_name_what_is_under_each_patch() -> None:
                 patch = row * grid + column
                 assert labels["kind"][patch] == KINDS.index(thing.kind) + 1
                 assert labels["colour"][patch] == list(COLOURS).index(thing.colour) + 1
+                assert (labels["column"][patch], labels["row"][patch]) == (column + 1, row + 1)
         assert (labels["kind"] == 0).any()
 
 
@@ -104,6 +107,8 @@ def test_a_killed_run_continues_where_it_stopped(
         "BATCH": 2,
         "CHECKPOINT_EVERY": 2,
         "LOG_EVERY": 1,
+        # The run is killed where one lesson ends and the next begins.
+        "LESSONS": (Lesson(2, 256, 0.4, 0.6, 0.75), Lesson(2, 256, 0.3, 0.0, 0.35)),
     }.items():
         monkeypatch.setattr(training, name, value)
     training.train(tmp_path / "whole", "cpu", steps=4)

@@ -104,6 +104,21 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     )
 
 
+def _places(width: int) -> torch.Tensor:
+    """Sines and cosines of each patch's row and column, after a row for the class token.
+
+    transformers' own initial values are so small beside a patch's pixels that the tower learns what
+    is in a picture but not where.
+    """
+    grid, waves = IMAGE_SIZE // PATCH_SIZE, width // 4
+    angles = torch.arange(grid)[:, None] / 10_000 ** (torch.arange(waves) / waves)
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows = line[:, None].expand(grid, grid, -1)
+    columns = line[None].expand(grid, grid, -1)
+    places = torch.cat([rows, columns], dim=2).flatten(0, 1)
+    return 0.5 * torch.cat([torch.zeros(1, width), places])
+
+
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForConditionalGeneration:
     """Build a CLIP tower, an MLP projector and a Llama 12-layer decoder with random weights."""
     torch.manual_seed(seed)
@@ -142,5 +157,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForCondit
         **ids,
     )
     model = LlavaForConditionalGeneration(config)
+    embeddings = model.model.vision_tower.get_submodule("embeddings")
+    with torch.no_grad():
+        embeddings.get_parameter("position_embedding.weight").copy_(_places(width))
     model.generation_config.max_new_tokens = 64
     return model

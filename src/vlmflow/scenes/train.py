@@ -38,12 +38,12 @@ VISION_STEPS, VISION_BATCH, VISION_RATE = 800, 64, 2e-3
 BATCH = 32
 # Captions and descriptions name every object: the quickest way to learn to look.
 LESSONS = (
-    Lesson(steps=1000, length=256, captions=0.4, descriptions=0.6, open=0.75),
-    Lesson(steps=1000, length=352, captions=0.3, descriptions=0.0, open=0.35),
+    Lesson(steps=850, length=256, captions=0.4, descriptions=0.6, open=0.75),
+    Lesson(steps=450, length=352, captions=0.3, descriptions=0.0, open=0.35),
 )
 STEPS = sum(lesson.steps for lesson in LESSONS)
 # Learning rate of the second stage at some steps; straight lines between them.
-RATES = {0: 0.0, 100: 1.5e-3, 1000: 1e-3, STEPS: 0.0}
+RATES = {0: 0.0, 100: 1.5e-3, 850: 1e-3, STEPS: 0.0}
 VISION_SHARE = 0.3  # of the learning rate, for the vision tower in the second stage
 PATCH_SHARE, WORD_SHARE = 0.3, 0.3  # weights of the two auxiliary losses in the second stage
 BACKGROUND_WEIGHT = 0.05
