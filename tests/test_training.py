@@ -108,7 +108,7 @@ def test_a_killed_run_continues_where_it_stopped(
         "CHECKPOINT_EVERY": 2,
         "LOG_EVERY": 1,
         # The run is killed where one lesson ends and the next begins.
-        "LESSONS": (Lesson(2, 256, 0.4, 0.6, 0.75), Lesson(2, 256, 0.3, 0.0, 0.35)),
+        "LESSONS": (Lesson(2, 256, 0.4, 0.2, 0.5, 0.75), Lesson(2, 256, 0.3, 0.0, 0.0, 0.35)),
     }.items():
         monkeypatch.setattr(training, name, value)
     training.train(tmp_path / "whole", "cpu", steps=4)

@@ -23,6 +23,7 @@ from vlmflow.scenes.questions import (
     attribute,
     caption,
     description,
+    detail,
     existence,
     reading,
 )
@@ -44,6 +45,8 @@ class Lesson:
         Positions of every sequence: a fixed shape, with no padding to speak of.
     captions, descriptions
         Shares of conversations that open with a caption, or with a full description.
+    details
+        Share of the other turns that ask for everything about one object.
     open
         Share of reasoning questions asked without options and answered in words.
     """
@@ -52,6 +55,7 @@ class Lesson:
     length: int
     captions: float
     descriptions: float
+    details: float
     open: float
 
 
@@ -64,7 +68,7 @@ _MAKERS: tuple[tuple[Maker, float], ...] = (
 )
 QUESTION_KINDS = (
     *(make.__name__ for make in REASONING),
-    *("existence", "reading", "attribute", "caption", "description"),
+    *("existence", "reading", "attribute", "caption", "description", "detail"),
 )
 
 #: Patch labels: name and number of classes (0 is "nothing here"). Column and row are those of the
@@ -88,6 +92,7 @@ class Conversation(TypedDict):
     labels: torch.Tensor  # (length,): the next token where it belongs to an answer, else IGNORE
     turns: torch.Tensor  # (length,): number of the turn that a label belongs to, else -1
     kinds: torch.Tensor  # (length,): index into QUESTION_KINDS where a label is, else -1
+    lengths: torch.Tensor  # (length,): tokens of the answer that a label belongs to, else 0
     patches: torch.Tensor  # (len(PATCH_LABELS), image tokens)
 
 
@@ -108,20 +113,23 @@ class Conversations(Dataset[Conversation]):
         scene = draw_scene(seed)
         rng = np.random.default_rng(np.random.SeedSequence((*seed, 2)))
         pixels = self.processor.image_processor(render(scene), return_tensors="pt")
-        ids, labels, turns, kinds = _write(scene, rng, self.lesson, self.processor.tokenizer)
+        ids, labels, turns, kinds, lengths = _write(
+            scene, rng, self.lesson, self.processor.tokenizer
+        )
         return {
             "pixel_values": pixels["pixel_values"][0],
             "input_ids": ids,
             "labels": labels,
             "turns": turns,
             "kinds": kinds,
+            "lengths": lengths,
             "patches": patch_labels(scene),
         }
 
 
 def _write(
     scene: Scene, rng: np.random.Generator, lesson: Lesson, tokenizer: PreTrainedTokenizerFast
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Write turns in the words of the chat template until the sequence is full."""
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token
     image = IMAGE_TOKEN * GRID**2
@@ -143,13 +151,16 @@ def _write(
         ids += ask + reply
     filled = torch.full((lesson.length,), pad)
     filled[: len(ids)] = torch.tensor(ids)
-    labels, turns, kinds = (torch.full((lesson.length,), fill) for fill in (IGNORE, -1, -1))
+    labels, turns, kinds, lengths = (
+        torch.full((lesson.length,), fill) for fill in (IGNORE, -1, -1, 0)
+    )
     for turn, (start, size, kind) in enumerate(answered):
         predicting = slice(start - 1, start - 1 + size)
         labels[predicting] = filled[start : start + size]
         turns[predicting] = turn
         kinds[predicting] = QUESTION_KINDS.index(kind)
-    return filled, labels, turns, kinds
+        lengths[predicting] = size
+    return filled, labels, turns, kinds, lengths
 
 
 def _next_question(
@@ -163,7 +174,8 @@ def _next_question(
             return description(scene)
     makers, shares = zip(*_MAKERS, strict=True)
     while True:
-        question: Question | None = makers[int(rng.choice(len(makers), p=shares))](scene, rng)
+        make = makers[int(rng.choice(len(makers), p=shares))]
+        question = (detail if rng.random() < lesson.details else make)(scene, rng)
         if question is None:
             continue
         if question.content is not None and rng.random() < lesson.open:

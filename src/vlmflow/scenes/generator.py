@@ -38,7 +38,9 @@ _LIKENESS = 0.45  # chance that an object repeats the kind or the colour of an e
 # In units of the central square's side.
 _RADII = {"small": (0.062, 0.076), "big": (0.115, 0.135)}
 _TAG = (0.162, 0.114)  # width and height of the white tag that carries a number
-_GAP = 0.012
+_GAP = 0.012  # between a small shape and its tag
+_APART = 0.018  # between any two things; a tag next to its shape needs more, to be clearly its own
+_TAG_APART = 0.07
 _MARGIN = 0.02
 
 Box = tuple[float, float, float, float]
@@ -205,7 +207,7 @@ def _to_pixels(box: Box, side: int, left: float, top: float) -> Box:
 
 def _place(rng: np.random.Generator, count: int, numbered: set[int]) -> list[_Placed] | None:
     """Shapes and tags in the unit square without overlap, or None if stuck."""
-    taken: list[Box] = []
+    taken: list[tuple[Box, float]] = []
     placed: list[_Placed] = []
     for index in range(count):
         size = SIZES[int(rng.integers(2))]
@@ -220,9 +222,10 @@ def _place(rng: np.random.Generator, count: int, numbered: set[int]) -> list[_Pl
             space = body if tag is None else _union(body, tag)
             if min(space[:2]) < _MARGIN or max(space[2:]) > 1 - _MARGIN:
                 continue
-            if any(_overlap(space, other) for other in taken):
+            apart = _APART if tag is None or inside else _TAG_APART
+            if any(_closer(space, other, max(apart, gap)) for other, gap in taken):
                 continue
-            taken.append(space)
+            taken.append((space, apart))
             placed.append((size, (float(x), float(y), radius), tag, inside))
             break
         else:
@@ -244,8 +247,7 @@ def _union(a: Box, b: Box) -> Box:
     return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    gap = 0.018
+def _closer(a: Box, b: Box, gap: float) -> bool:
     return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
 
 
@@ -260,29 +262,31 @@ def render(scene: Scene) -> Image.Image:
         if thing.number is not None:
             _draw_number(draw, thing, scene.side, scale)
     image = image.reduce(scale)
-    noise = np.random.default_rng(np.random.SeedSequence((*scene.seed, 1))).normal(
-        0, 3, (scene.height, scene.width, 1)
-    )
-    pixels = np.asarray(image, dtype=np.float32) + noise
-    return Image.fromarray(np.clip(pixels, 0, 255).round().astype(np.uint8))
+    rng = np.random.default_rng(np.random.SeedSequence((*scene.seed, 1)))
+    grain = rng.integers(-5, 6, (scene.height, scene.width, 1), dtype=np.int8)
+    pixels = np.asarray(image, dtype=np.int16) + grain
+    return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
 
 
 def _backdrop(scene: Scene) -> Image.Image:
     y, x = np.ogrid[0 : scene.height, 0 : scene.width]
     step = scene.side // 9
+    tones = np.array(scene.tones)
     if scene.backdrop == "gradient":
-        blend = y / scene.height + 0 * x
-    elif scene.backdrop == "stripes":
-        blend = (y // step) % 2 + 0 * x
-    elif scene.backdrop == "checks":
-        blend = (x // step + y // step) % 2
-    elif scene.backdrop == "dots":
-        blend = ((x % step - step / 2) ** 2 + (y % step - step / 2) ** 2) < (step / 5) ** 2
+        blend = y / scene.height
+        pixels = (tones[0] + (tones[1] - tones[0]) * blend[..., None]).round().astype(np.uint8)
     else:
-        blend = np.zeros((scene.height, scene.width))
-    first, second = (np.array(tone, dtype=np.float32) for tone in scene.tones)
-    pixels = first + (second - first) * np.asarray(blend, dtype=np.float32)[..., None]
-    return Image.fromarray(pixels.round().astype(np.uint8))
+        if scene.backdrop == "stripes":
+            second = (y // step) % 2
+        elif scene.backdrop == "checks":
+            second = (x // step + y // step) % 2
+        elif scene.backdrop == "dots":
+            distance = (x % step - step / 2) ** 2 + (y % step - step / 2) ** 2
+            second = (distance < (step / 5) ** 2).astype(np.intp)
+        else:
+            second = np.zeros((1, 1), dtype=np.intp)
+        pixels = tones.astype(np.uint8)[second]
+    return Image.fromarray(np.broadcast_to(pixels, (scene.height, scene.width, 3)))
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, thing: SceneObject, scale: int) -> None:

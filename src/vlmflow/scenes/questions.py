@@ -263,12 +263,28 @@ def caption(scene: Scene) -> Question:
     return Question("caption", CAPTION_QUESTION, text)
 
 
+def _everything_about(thing: SceneObject) -> str:
+    number = "" if thing.number is None else f" with {thing.number}"
+    return f"a {thing.size} {name(thing)}{number}"
+
+
+def detail(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Ask for everything about the one object of a kind or colour (only for training)."""
+    kinds = Counter(thing.kind for thing in scene.objects)
+    colours = Counter(thing.colour for thing in scene.objects)
+    things = [(thing.kind, thing) for thing in scene.objects if kinds[thing.kind] == 1]
+    things += [(f"{t.colour} object", t) for t in scene.objects if colours[t.colour] == 1]
+    if not things:
+        return None
+    words, thing = things[int(rng.integers(len(things)))]
+    answer = f"{_everything_about(thing)}."
+    return Question("detail", f"Describe the {words}.", answer, box=thing.box)
+
+
 def description(scene: Scene) -> Question:
     """Name every object from top to bottom with its size and its number (only for training)."""
-    phrases = []
-    for thing in sorted(scene.objects, key=lambda thing: thing.centre[1]):
-        number = "" if thing.number is None else f" with {thing.number}"
-        phrases.append(f"a {thing.size} {name(thing)}{number}")
+    ordered = sorted(scene.objects, key=lambda thing: thing.centre[1])
+    phrases = [_everything_about(thing) for thing in ordered]
     text = ", ".join(phrases[:-1]) + " and " + phrases[-1] + "."
     return Question("description", "Describe every object in the picture.", text)
 

@@ -38,8 +38,8 @@ VISION_STEPS, VISION_BATCH, VISION_RATE = 800, 64, 2e-3
 BATCH = 32
 # Captions and descriptions name every object: the quickest way to learn to look.
 LESSONS = (
-    Lesson(steps=850, length=256, captions=0.4, descriptions=0.6, open=0.75),
-    Lesson(steps=450, length=352, captions=0.3, descriptions=0.0, open=0.35),
+    Lesson(steps=850, length=256, captions=0.4, descriptions=0.1, details=0.5, open=0.75),
+    Lesson(steps=450, length=352, captions=0.3, descriptions=0.0, details=0.0, open=0.35),
 )
 STEPS = sum(lesson.steps for lesson in LESSONS)
 # Learning rate of the second stage at some steps; straight lines between them.
@@ -157,9 +157,11 @@ def _word_loss(
     return torch.stack(losses).mean()
 
 
-def pretrain_vision(model: LlavaForConditionalGeneration, data: Conversations, log: Log) -> None:
-    """Dense classification of every patch: kind, colour, size and the two digits."""
-    tower, heads = model.model.vision_tower, _patch_heads(model)
+def pretrain_vision(
+    model: LlavaForConditionalGeneration, heads: nn.ModuleDict, data: Conversations, log: Log
+) -> None:
+    """Dense classification of every patch: kind, colour, size, digits and place."""
+    tower = model.model.vision_tower
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=VISION_RATE, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -181,6 +183,7 @@ def pretrain_vision(model: LlavaForConditionalGeneration, data: Conversations, l
 
 def train_conversations(
     model: LlavaForConditionalGeneration,
+    heads: nn.ModuleDict,
     processor: LlavaProcessor,
     log: Log,
     out: Path,
@@ -191,8 +194,7 @@ def train_conversations(
 
     The patch labels go on beside it: questions alone name too few of a picture's patches.
     """
-    tower, heads = model.model.vision_tower, _patch_heads(model)
-    vision = list(tower.parameters())
+    vision = list(model.model.vision_tower.parameters())
     chosen = {id(parameter) for parameter in vision}
     rest = [p for p in model.parameters() if id(p) not in chosen] + list(heads.parameters())
     optimizer = torch.optim.AdamW(
@@ -228,7 +230,7 @@ def train_conversations(
             seen, embedded = features.pop()
             patch_loss, patches = _patch_loss(heads, seen, batch["patches"])
             word_loss = _word_loss(model, words, embedded, batch["patches"])
-        loss = nn.functional.cross_entropy(logits.float(), batch["labels"][wanted])
+        loss = _turn_loss(logits.float(), batch["labels"][wanted], batch["lengths"][wanted])
         optimizer.zero_grad(set_to_none=True)
         total = loss + PATCH_SHARE * patch_loss + WORD_SHARE * word_loss
         total.backward()  # type: ignore[no-untyped-call]
@@ -248,6 +250,16 @@ def train_conversations(
             losses.clear()
         if step % CHECKPOINT_EVERY == 0:
             _checkpoint(trained, optimizer, out, step)
+
+
+def _turn_loss(logits: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, an answer of n tokens counting as much as sqrt(n) answers of one token.
+
+    Otherwise captions, with forty tokens each, drown the questions.
+    """
+    weight = lengths.float().rsqrt()
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return (weight * losses).sum() / weight.sum()
 
 
 def _exact_turns(
@@ -320,12 +332,13 @@ def train(out: Path, device: str, steps: int = STEPS) -> None:
     processor = build_processor(tokenizer)
     model = build_model(tokenizer, SEED).train()
     nn.Module.to(model, torch.device(device))
+    heads = _patch_heads(model)
     start = _latest(out)
     log = Log(out / "training_log.csv", start)
     if not start:
         pictures = Conversations(processor, LESSONS[0], VISION_STEPS * VISION_BATCH)
-        pretrain_vision(model, pictures, log)
-    train_conversations(model, processor, log, out, start, steps)
+        pretrain_vision(model, heads, pictures, log)
+    train_conversations(model, heads, processor, log, out, start, steps)
     nn.Module.to(model.eval(), "cpu", torch.bfloat16)
     model.save_pretrained(out)
     processor.save_pretrained(out)
