@@ -144,7 +144,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForCondit
             intermediate_size=512,
             num_hidden_layers=12,
             num_attention_heads=6,
-            num_key_value_heads=2,
             max_position_embeddings=4096,
             tie_word_embeddings=True,
             **ids,

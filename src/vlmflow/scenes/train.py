@@ -34,16 +34,16 @@ from vlmflow.scenes.conversations import (
 from vlmflow.scenes.generator import COLOURS, KINDS, SIZES
 
 SEED = 20240606
-VISION_STEPS, VISION_BATCH, VISION_RATE = 800, 64, 2e-3
+VISION_STEPS, VISION_BATCH, VISION_RATE = 1200, 64, 2e-3
 BATCH = 32
-# Captions and descriptions name every object: the quickest way to learn to look.
+# Captions and details first: they are the quickest way to learn to look.
 LESSONS = (
-    Lesson(steps=850, length=256, captions=0.4, descriptions=0.1, details=0.5, open=0.75),
-    Lesson(steps=450, length=352, captions=0.3, descriptions=0.0, details=0.0, open=0.35),
+    Lesson(steps=1500, length=352, captions=0.3, descriptions=0.05, details=0.4, open=0.8),
+    Lesson(steps=1200, length=352, captions=0.3, descriptions=0.0, details=0.0, open=0.35),
 )
 STEPS = sum(lesson.steps for lesson in LESSONS)
 # Learning rate of the second stage at some steps; straight lines between them.
-RATES = {0: 0.0, 100: 1.5e-3, 850: 1e-3, STEPS: 0.0}
+RATES = {0: 0.0, 100: 1.5e-3, 1500: 1.1e-3, STEPS: 0.0}
 VISION_SHARE = 0.3  # of the learning rate, for the vision tower in the second stage
 PATCH_SHARE, WORD_SHARE = 0.3, 0.3  # weights of the two auxiliary losses in the second stage
 BACKGROUND_WEIGHT = 0.05
