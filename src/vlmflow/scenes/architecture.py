@@ -107,8 +107,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 def _places(width: int) -> torch.Tensor:
     """Sines and cosines of each patch's row and column, after a row for the class token.
 
-    transformers' own initial values are so small beside a patch's pixels that the tower learns what
-    is in a picture but not where.
+    transformers' own initial values are small beside a patch's pixels, and relations and order need
+    to know where things are.
     """
     grid, waves = IMAGE_SIZE // PATCH_SIZE, width // 4
     angles = torch.arange(grid)[:, None] / 10_000 ** (torch.arange(waves) / waves)

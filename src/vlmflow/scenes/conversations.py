@@ -1,7 +1,6 @@
 """Training data: one picture, as many question-and-answer turns as fit.
 
-Several turns per picture share the cost of its image tokens, and make the model learn quickly:
-with one question per picture the same model stalls.
+Several turns per picture share the cost of its image tokens.
 """
 
 from __future__ import annotations

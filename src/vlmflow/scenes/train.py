@@ -1,8 +1,8 @@
 """Train the bundled model: ``python -m vlmflow.scenes.train --out DIR``.
 
 Two stages with one fixed seed, in bf16 autocast. First the vision tower learns to say what lies
-under each patch; then the whole model learns conversations. On two CPU cores this takes about an
-hour and a half. A killed run continues from its last checkpoint when it is started again.
+under each patch; then the whole model learns conversations. ``training_log.csv`` says how far and
+how long. A killed run continues from its last checkpoint when it is started again.
 """
 
 from __future__ import annotations
