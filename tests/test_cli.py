@@ -91,7 +91,7 @@ def test_explain_writes_the_report_and_the_numbers(model, picture, out):
     assert result.stderr == ""
     flow = InformationFlow.load(out)
     assert flow.question == QUESTION
-    assert set(flow.signals) == set(cli.SIGNALS.split(","))
+    assert set(flow.signals) == set(cli.explain.SIGNALS.split(","))
     assert len(flow.targets) == 1 + len(flow.answer_tokens)
 
 
@@ -139,7 +139,7 @@ def test_every_option_reaches_the_measurement(model, picture, out):
 def test_target_names_are_those_that_can_be_measured():
     from vlmflow.flow.targets import TARGETS
 
-    assert [target.value for target in cli.Target] == list(TARGETS)
+    assert [target.value for target in cli.explain.Target] == list(TARGETS)
 
 
 def test_a_second_run_replaces_the_first(model, picture, out):
@@ -351,3 +351,78 @@ def test_a_terminal_that_cannot_show_a_letter_gets_its_escape(model, picture, ou
     )
     assert done.returncode == 0, done.stderr
     assert b"caf\xe9 \\u8d64" in done.stdout
+
+
+def test_generate_answers_and_tells_the_cost(model, picture):
+    result = run("generate", picture, QUESTION, "--model", model, "--max-new-tokens", "4")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        "answer", "tokens", "time", "cache",
+    ]  # fmt: skip
+
+
+def test_generate_compares_with_the_untouched_model(model, picture):
+    arguments = ("generate", picture, QUESTION, "--model", model, "--max-new-tokens", "4")
+    settings = ("--truncate", "layer=2,keep=4,rank_by=diversity", "--compare")
+    result = run(*arguments, *settings)
+    assert result.exit_code == 0, result.output
+    assert " in layers 0-1, " in result.stdout
+    assert "FastV's formula" in result.stdout
+    assert "compared" in result.stdout
+    told = json.loads(run(*arguments, *settings, "--json").stdout)
+    assert told["truncation"]["keep"] == 4
+    assert told["cached_tokens"] == told["tokens_per_layer"]
+    assert told["tokens_per_layer"][1] - told["tokens_per_layer"][2] == told["image_tokens"] - 4
+    assert told["untouched"]["truncation"] is None
+    assert 0 < told["flops"]["measured_share"] < 1
+    assert told["flops"]["measured_share"] == pytest.approx(told["flops"]["prefill_share"])
+    ratios = told["compared"]["ratios"]
+    assert ratios["cache_bytes"] == told["cache_bytes"] / told["untouched"]["cache_bytes"] < 1
+
+
+def test_generate_keeping_all_gives_the_same_answer(model, picture):
+    told = json.loads(
+        run(
+            "generate", picture, QUESTION, "--model", model, "--truncate", "layer=1,keep=1.0",
+            "--compare", "--json", "--max-new-tokens", "5",
+        ).stdout
+    )  # fmt: skip
+    assert told["compared"]["same_answer"]
+    assert told["answer"] == told["untouched"]["answer"]
+
+
+def test_generate_takes_a_preset(model, picture):
+    told = json.loads(
+        run(
+            "generate", picture, QUESTION, "--model", model, "--preset", "no-image", "--json",
+            "--max-new-tokens", "2",
+        ).stdout
+    )  # fmt: skip
+    assert told["truncation"]["layer"] == 0
+    assert told["truncation"]["keep"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--truncate", "layer=2"), ("needs keep",)),
+        (("--truncate", "layer=2,keep=0,rank_by=best"), ("rank_by='best'", "last_attention")),
+        (("--truncate", "layer=2,keep=0", "--preset", "vtw"), ("give one",)),
+        (("--compare",), ("nothing to compare",)),
+        (("--preset", "vtv"), ("unknown preset 'vtv'", "vtw")),
+        (("--max-new-tokens", "0", "--preset", "vtw"), ("--max-new-tokens 0",)),
+    ],
+)
+def test_generate_refuses_bad_settings_before_loading(no_model, picture, arguments, words):
+    refused(run("generate", picture, QUESTION, *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("layer=9,keep=0", ("layer=9", "4 decoder layers (0..3)")),
+        ("layer=2,keep=999", ("keep=999", "image tokens")),
+    ],
+)
+def test_generate_refuses_what_the_model_does_not_have(model, picture, settings, words):
+    refused(run("generate", picture, QUESTION, "--model", model, "--truncate", settings), *words)

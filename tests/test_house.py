@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "vlmflow"
 HEAVY = ("torch", "transformers", "matplotlib", "pandas")
 
-FLOORS = ("lvlm", "flow", "report", "cli")
+FLOORS = ("lvlm", "flow", "truncation", "report", "cli")
 """Lower floors never import higher ones. LVLM.explain alone reaches up, inside the call."""
 
 

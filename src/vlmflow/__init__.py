@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from vlmflow.flow.result import InformationFlow as InformationFlow
     from vlmflow.lvlm.loading import load as load
     from vlmflow.lvlm.model import LVLM as LVLM
+    from vlmflow.truncation.policy import Truncation as Truncation
+    from vlmflow.truncation.presets import preset as preset
 
 __version__ = "0.1.0"
-__all__ = ["LVLM", "InformationFlow", "__version__", "load"]
+__all__ = ["LVLM", "InformationFlow", "Truncation", "__version__", "load", "preset"]
 
 _HOMES = {
     "InformationFlow": "vlmflow.flow.result",
     "LVLM": "vlmflow.lvlm.model",
+    "Truncation": "vlmflow.truncation.policy",
     "load": "vlmflow.lvlm.loading",
+    "preset": "vlmflow.truncation.presets",
 }
 
 

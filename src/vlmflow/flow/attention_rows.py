@@ -26,12 +26,13 @@ class AttentionCall:
 
     Parameters
     ----------
-    query : (batch, heads, N, head_dim)
-        After rotary embedding.
+    query : (batch, heads, Q, head_dim)
+        After rotary embedding. Q is N, or less where the other keys come from a cache: queries
+        are the last Q of the N positions.
     key, value : (batch, key heads, N, head_dim)
         ``heads`` is a multiple of ``key heads`` (grouped heads).
     mask : Tensor, optional
-        ``(batch or 1, heads or 1, N, N)``, boolean (True: may look) or additive; or ``(batch, N)``
+        ``(batch or 1, heads or 1, Q, N)``, boolean (True: may look) or additive; or ``(batch, N)``
         with 0 at padding, as flash attention takes it.
     scale : float
         Factor on ``q K^T``.
@@ -69,7 +70,7 @@ def attention_rows(
     sample : int
         Row of the batch.
     rows : (R,) int64
-        Positions whose attention is wanted.
+        Queries whose attention is wanted.
     key_heads : slice
         Which key heads; each comes with all query heads of its group.
 
@@ -192,7 +193,8 @@ def _mask(scores: Tensor, call: AttentionCall, sample: int, rows: Tensor, heads:
         else:
             scores += chosen
         return
-    here, there = rows[:, None], torch.arange(scores.shape[-1], device=rows.device)
+    there = torch.arange(scores.shape[-1], device=rows.device)
+    here = rows[:, None] + (call.key.shape[2] - call.query.shape[2])
     if mask is not None:
         scores.masked_fill_(mask[sample, -scores.shape[-1] :] == 0, -torch.inf)
     if call.causal:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,13 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def watch_attention(layers: nn.ModuleList, on_call: OnCall) -> Iterator[None]:
+def watch_attention(
+    layers: nn.ModuleList,
+    on_call: OnCall,
+    *,
+    only: Collection[int] | None = None,
+    cached: bool = False,
+) -> Iterator[None]:
     """Show every self-attention call of the decoder layers to a callback.
 
     Parameters
@@ -38,6 +44,10 @@ def watch_attention(layers: nn.ModuleList, on_call: OnCall) -> Iterator[None]:
     on_call : callable
         Gets ``(layer, call, output)`` after every self-attention over the whole sequence. Calls
         over something else (cross-attention, a cache) are passed over.
+    only : collection of int, optional
+        Layers to show; None: all.
+    cached : bool
+        Show calls whose keys come in part from a cache, too.
 
     Raises
     ------
@@ -46,7 +56,10 @@ def watch_attention(layers: nn.ModuleList, on_call: OnCall) -> Iterator[None]:
         Raised from inside the forward pass where only the call shows it.
     """
     layer_of = {
-        id(module): index for index, layer in enumerate(layers) for module in layer.modules()
+        id(module): index
+        for index, layer in enumerate(layers)
+        for module in layer.modules()
+        if only is None or index in only
     }
     configs = _configs(layers)
     watched: dict[str, str] = {}
@@ -57,7 +70,7 @@ def watch_attention(layers: nn.ModuleList, on_call: OnCall) -> Iterator[None]:
             if name is None:
                 # Model code asks whether the name contains "flash": it has to stay part of ours.
                 name = watched[original] = f"vlmflow_{next(_numbers)}_{original}"
-                _register(name, original, layer_of, on_call)
+                _register(name, original, layer_of, on_call, cached)
             # The plain attribute: the property would pass the name on to every sub-config.
             config._attn_implementation_internal = name
         yield
@@ -85,7 +98,9 @@ def _configs(layers: nn.ModuleList) -> list[Any]:
     return list(configs.values())
 
 
-def _register(name: str, original: str, layer_of: dict[int, int], on_call: OnCall) -> None:
+def _register(
+    name: str, original: str, layer_of: dict[int, int], on_call: OnCall, cached: bool
+) -> None:
     def watched(
         module: nn.Module,
         query: Tensor,
@@ -104,7 +119,7 @@ def _register(name: str, original: str, layer_of: dict[int, int], on_call: OnCal
         finally:
             config._attn_implementation_internal = name
         layer = layer_of.get(id(module))
-        if layer is not None and query.shape[2] == key.shape[2]:
+        if layer is not None and (cached or query.shape[2] == key.shape[2]):
             call = _call(module, query, key, value, attention_mask, original, kwargs)
             on_call(layer, call, result[0])
         return result

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from vlmflow.errors import InputError, ModelError
+from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
 from vlmflow.lvlm.chat import PictureSource, conversation, render, texts
 from vlmflow.lvlm.families import Family, PreparedPictures, family_of
 from vlmflow.lvlm.geometry import MapUnavailableError
@@ -27,6 +28,13 @@ from vlmflow.lvlm.tokens import (
 
 if TYPE_CHECKING:
     from vlmflow.flow.result import InformationFlow
+
+
+class Truncating(Protocol):
+    """What removes image tokens: :class:`vlmflow.truncation.policy.Truncation`."""
+
+    def __call__(self, model: Any) -> AbstractContextManager[Any]:
+        """Truncate a model for the length of a block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +102,11 @@ class LVLM:
         self.model = model
         self.processor = processor
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
-        self.image_token_id = _image_token_id(model.config, type(model).__name__)
+        self.image_token_id = image_token_id(model)
         self.image_token: str = getattr(processor, "image_token", None) or str(
             processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
         )
-        self.decoder_layers: nn.ModuleList = _decoder_layers(model)
+        self.decoder_layers: nn.ModuleList = decoder_layers(model)
         self.family: Family = family_of(model.config.model_type)
 
     def __repr__(self) -> str:
@@ -210,7 +218,13 @@ class LVLM:
         self._require_room(len(layout))
         return replace(prepared, inputs=inputs, layout=layout, answer=text)
 
-    def generate_ids(self, prepared: Prepared, *, max_new_tokens: int = 64) -> tuple[int, ...]:
+    def generate_ids(
+        self,
+        prepared: Prepared,
+        *,
+        max_new_tokens: int = 64,
+        truncation: Truncating | None = None,
+    ) -> tuple[int, ...]:
         """Let the model answer a prepared prompt greedily, as token ids.
 
         Parameters
@@ -219,11 +233,33 @@ class LVLM:
             A prompt without an answer.
         max_new_tokens : int
             Longest answer, in tokens; never more than the model has positions for.
+        truncation : Truncation, optional
+            Remove image tokens while answering.
 
         Returns
         -------
         tuple of int
             Without the end token. Empty if the model ends at once.
+        """
+        ids, _ = self.generate_with(prepared, max_new_tokens=max_new_tokens, truncation=truncation)
+        return ids
+
+    def generate_with(
+        self,
+        prepared: Prepared,
+        *,
+        max_new_tokens: int = 64,
+        truncation: Truncating | None = None,
+        **options: Any,
+    ) -> tuple[tuple[int, ...], Any]:
+        """Answer as :meth:`generate_ids` does, with options and output of transformers' own.
+
+        Returns
+        -------
+        ids : tuple of int
+            The answer without the end token.
+        output
+            What ``model.generate`` returned with ``return_dict_in_generate=True``.
         """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens}, but an answer needs at least 1")
@@ -234,13 +270,19 @@ class LVLM:
         if limit is not None:
             max_new_tokens = max(1, min(max_new_tokens, limit - length))
         ends = end_ids(self.model, self.processor.tokenizer)
-        with _evaluating(self.model), torch.no_grad():
+        block = nullcontext() if truncation is None else truncation(self.model)
+        with _evaluating(self.model), torch.no_grad(), block:
             output = self.model.generate(
-                **prepared.inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+                **prepared.inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                return_dict_in_generate=True,
+                **options,
             )
-        ids: list[int] = output[0, length:].tolist()
+        ids: list[int] = output.sequences[0, length:].tolist()
         stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-        return tuple(ids[:stop])
+        return tuple(ids[:stop]), output
 
     def generate(
         self,
@@ -248,9 +290,12 @@ class LVLM:
         question: str | Sequence[Mapping[str, Any]],
         *,
         max_new_tokens: int = 64,
+        truncation: Truncating | None = None,
     ) -> str:
         """Let the model answer greedily, as text; see :meth:`prepare` and :meth:`generate_ids`."""
-        ids = self.generate_ids(self.prepare(images, question), max_new_tokens=max_new_tokens)
+        ids = self.generate_ids(
+            self.prepare(images, question), max_new_tokens=max_new_tokens, truncation=truncation
+        )
         return answer_text(self.processor.tokenizer, ids)
 
     def explain(
@@ -366,28 +411,3 @@ def _extended(
     entries = {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
     more = torch.tensor([entries.get(name, [0] * len(ids))], dtype=tensor.dtype)
     return torch.cat([tensor, more.to(tensor.device)], dim=1)
-
-
-def _image_token_id(config: Any, name: str) -> int:
-    """Find the id that stands for image features in ``input_ids``."""
-    for attribute in ("image_token_id", "image_token_index"):
-        token = getattr(config, attribute, None)
-        if token is not None:
-            return int(token)
-    raise ModelError(
-        f"{name} has no image_token_id in its config, so its image tokens cannot be found: "
-        "it is no LVLM that puts image features into the decoder's sequence"
-    )
-
-
-def _decoder_layers(model: Any) -> nn.ModuleList:
-    """Find the list of decoder layers of the language model."""
-    decoder = model.get_decoder()
-    for holder in (decoder, getattr(decoder, "model", None), getattr(decoder, "decoder", None)):
-        layers = getattr(holder, "layers", None)
-        if isinstance(layers, nn.ModuleList) and len(layers):
-            return layers
-    raise ModelError(
-        f"the decoder layers of {type(model).__name__} cannot be found: "
-        f"its decoder {type(decoder).__name__} has no list of layers"
-    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vlmflow.lvlm.geometry import MapUnavailableError
-from vlmflow.lvlm.layout import ImageGrid, IntArray
+from vlmflow.lvlm.layout import FloatArray, ImageGrid, IntArray
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,26 @@ class Family(ABC):
         MapUnavailableError
             If the boxes are not known; the prompt then gets a layout without grids.
         """
+
+    def places(self, tokens: int, inputs: Mapping[str, Any], config: Any) -> FloatArray | None:
+        """Say where the image tokens of one prompt stand, from the model's inputs alone.
+
+        Parameters
+        ----------
+        tokens : int
+            Image tokens of the prompt.
+        inputs : mapping
+            What the model's forward was called with, for a whole batch.
+        config : object
+            The model's configuration.
+
+        Returns
+        -------
+        (tokens, 3) float64 or None
+            Picture, row and column of each, in patches; None where that is not known.
+        """
+        del tokens, inputs, config  # only families know
+        return None
 
 
 class UnknownFamily(Family):

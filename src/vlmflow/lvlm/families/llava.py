@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
+
+import numpy as np
 
 from vlmflow.lvlm.families.base import Family, PreparedPictures
 from vlmflow.lvlm.geometry import MapUnavailableError, preimage
-from vlmflow.lvlm.layout import ImageGrid
+from vlmflow.lvlm.layout import FloatArray, ImageGrid
 
 
 class Llava(Family):
@@ -45,6 +48,18 @@ class Llava(Family):
             boxes = back.boxes(rows, cols, patch_height, patch_width)
             grids.append(ImageGrid(image=image, positions=positions, boxes=boxes))
         return tuple(grids)
+
+    def places(self, tokens: int, inputs: Mapping[str, Any], config: Any) -> FloatArray | None:
+        """Row by row, one picture after the other; see :meth:`Family.places`."""
+        pixels = inputs.get("pixel_values")
+        size = getattr(config.vision_config, "patch_size", None)
+        if pixels is None or pixels.ndim != 4 or not isinstance(size, int):
+            return None
+        rows, cols = pixels.shape[-2] // size, pixels.shape[-1] // size
+        pictures, rest = divmod(tokens, rows * cols)
+        if rest:  # tokens that show no place
+            return None
+        return np.indices((pictures, rows, cols), dtype=np.float64).reshape(3, -1).T
 
 
 def _patch_size(prepared: PreparedPictures) -> tuple[int, int]:

@@ -1,0 +1,227 @@
+"""Does removing tokens save the time it should? Prefill, decoding and cache against the ideal.
+
+    python benchmarks/truncation.py                 # 640 tokens, 24 layers; CPU or GPU
+    python benchmarks/truncation.py --json out.json # the same figures for machines
+
+A randomly initialised LLaVA (24 layers, width 1,024, 16 heads, bfloat16; 576 image tokens of one
+picture and 64 of text) with SDPA and a KV cache on both sides. For every policy:
+
+prefill
+    Median time of one forward pass with a fresh cache, vision tower, projector, ranking and head
+    for the last position included. Policies take turns with the untouched model in one process.
+ideal
+    What the operations allow: untouched time x share of the untouched model's operations
+    (:func:`vlmflow.truncation.flops.prefill_cost`). ``of ideal`` is ideal / measured.
+per token
+    Median time of one decoding step right after it, and the share of the untouched step.
+cache
+    Bytes of keys and values against the formula: tokens per layer x key heads x head width x 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.cache_utils import DynamicCache
+
+from vlmflow.lvlm.anatomy import decoder_layers
+from vlmflow.truncation import Truncation
+from vlmflow.truncation.flops import DecoderShape, prefill_cost
+from vlmflow.truncation.names import ORACLE_RANKINGS, RANKINGS
+
+IMAGE_TOKEN, VOCABULARY = 31_999, 32_000
+SIDE, PATCH = 336, 14
+IMAGE_TOKENS = (SIDE // PATCH) ** 2
+SYSTEM, USER = 35, 29
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy."""
+
+    policy: str
+    prefill: float
+    speed_up: float
+    ideal_speed_up: float
+    of_ideal: float
+    per_token: float
+    per_token_share: float
+    cache: int
+    cache_formula: int
+
+
+def build(layers: int, width: int, heads: int, key_heads: int, dtype: str, device: str) -> Any:
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=256,
+            intermediate_size=1024,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=SIDE,
+            patch_size=PATCH,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=width,
+            intermediate_size=width * 11 // 4,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_heads,
+            max_position_embeddings=8192,
+        ),
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=IMAGE_TOKENS,
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration._from_config(
+        config, attn_implementation="sdpa", dtype=getattr(torch, dtype)
+    )
+    return model.to(device).eval()
+
+
+def prompt(model: Any, pictures: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, IMAGE_TOKEN, (1, SYSTEM + USER), generator=generator)
+    image = torch.full((1, pictures * IMAGE_TOKENS), IMAGE_TOKEN)
+    ids = torch.cat([ids[:, :SYSTEM], image, ids[:, SYSTEM:]], dim=1)
+    pixels = torch.randn(pictures, 3, SIDE, SIDE, generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["pixel_values"] = pixels.to(model.dtype)
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def clocked(work: Callable[[], Any], device: str) -> tuple[float, Any]:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+@torch.no_grad()
+def run(
+    model: Any, inputs: dict[str, Tensor], policy: Truncation | None, device: str, steps: int
+) -> tuple[float, float, int]:
+    """Times of one prefill and of a decoding step, and the bytes of the prefill's cache."""
+    block: AbstractContextManager[Any] = nullcontext() if policy is None else policy(model)
+    with block:
+        cache = DynamicCache(config=model.config.get_text_config())
+        prefill, output = clocked(
+            lambda: model(**inputs, past_key_values=cache, logits_to_keep=1), device
+        )
+        held = sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in cache.layers)
+        token, mask = output.logits.argmax(-1), inputs["attention_mask"]
+        decoding = []
+        for _ in range(steps):
+            mask = torch.cat([mask, torch.ones_like(token)], dim=1)
+            taken, output = clocked(
+                lambda token=token, mask=mask: model(
+                    input_ids=token, attention_mask=mask, past_key_values=cache
+                ),
+                device,
+            )
+            decoding.append(taken)
+            token = output.logits[:, -1:].argmax(-1)
+    return prefill, statistics.median(decoding), held
+
+
+def policies(layers: int, rankings: list[str]) -> dict[str, Truncation]:
+    half = layers // 2
+    found = {f"keep 0 at {half}": Truncation(half, 0), "keep 0 at 2": Truncation(2, 0)}
+    found[f"keep 0 at {layers - 1}"] = Truncation(layers - 1, 0)
+    for name in rankings:
+        found[f"keep 25 % at 2, {name}"] = Truncation(2, 0.25, name)
+    found["keep 25 % at 2, merge"] = Truncation(2, 0.25, remainder="merge")
+    found["keep 25 % at 2, repack"] = Truncation(2, 0.25, positions="repack")
+    found["keep all at 2, last_attention"] = Truncation(2, 1.0)
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--key-heads", type=int, default=16)
+    parser.add_argument("--pictures", type=int, default=1)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=5, help="decoding steps per repetition")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    arguments = parser.parse_args()
+    model = build(
+        arguments.layers, arguments.width, arguments.heads, arguments.key_heads,
+        arguments.dtype, arguments.device,
+    )  # fmt: skip
+    inputs = prompt(model, arguments.pictures)
+    image = arguments.pictures * IMAGE_TOKENS
+    rankings = [name for name in RANKINGS if name not in ORACLE_RANKINGS]
+    chosen: dict[str, Truncation | None] = {
+        "untouched": None,
+        **policies(arguments.layers, rankings),
+    }
+    shape = DecoderShape.of(model, decoder_layers(model))
+    measured: dict[str, list[tuple[float, float, int]]] = {name: [] for name in chosen}
+    # The untouched model runs beside every policy: a machine that slows down slows both.
+    beside: dict[str, list[float]] = {name: [] for name in chosen}
+    for repeat in range(arguments.repeats + 1):  # the first round warms up
+        for name, policy in chosen.items():
+            taken = run(model, inputs, policy, arguments.device, arguments.steps)
+            plain = run(model, inputs, None, arguments.device, 1)[0]
+            if repeat:
+                measured[name].append(taken)
+                beside[name].append(plain)
+    untouched_step = statistics.median(step for _, step, _ in measured["untouched"])
+    rows = []
+    for name, policy in chosen.items():
+        cost = prefill_cost(model, decoder_layers(model), policy, SYSTEM, image, USER)
+        prefill = statistics.median(taken for taken, _, _ in measured[name])
+        speed_up = statistics.median(beside[name]) / prefill
+        step = statistics.median(taken for _, taken, _ in measured[name])
+        ideal = 1 / cost.exact_share
+        per_key = shape.key_heads * shape.head_dim * 2 * model.dtype.itemsize
+        formula = sum(cost.tokens_per_layer) * per_key
+        rows.append(
+            Row(
+                name, prefill, speed_up, ideal, speed_up / ideal, step, step / untouched_step,
+                measured[name][0][2], formula,
+            )
+        )  # fmt: skip
+    size = f"{SYSTEM + image + USER} tokens, {arguments.layers} x {arguments.width}"
+    where = f"{arguments.dtype} on {arguments.device}, median of {arguments.repeats}"
+    table = Table(title=f"{size}, {where}")
+    for column in ("policy", "prefill", "speed-up", "ideal", "of ideal", "per token", "share",
+                   "cache", "formula"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for row in rows:
+        table.add_row(
+            row.policy, f"{row.prefill:.3f} s", f"{row.speed_up:.2f}x",
+            f"{row.ideal_speed_up:.2f}x", f"{row.of_ideal:.0%}", f"{row.per_token * 1e3:.1f} ms",
+            f"{row.per_token_share:.2f}x", f"{row.cache / 2**20:.1f} MiB",
+            f"{row.cache_formula / 2**20:.1f} MiB",
+        )  # fmt: skip
+    Console(width=140).print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""``vlmflow generate IMAGE QUESTION``: answer with fewer image tokens, and say what that cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmflow import __version__
+from vlmflow.cli.app import MODEL, Dtype, app
+from vlmflow.cli.terminal import (
+    check_range,
+    check_text,
+    errors_in_one_line,
+    printable,
+    progress,
+    quiet_libraries,
+)
+from vlmflow.errors import InputError
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM, Prepared
+    from vlmflow.truncation.policy import Truncation
+
+MIB = 2**20
+
+
+@app.command()
+def generate(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
+    model: Annotated[
+        str, typer.Option(help="A bundled model, a directory, or a name on the Hugging Face hub.")
+    ] = MODEL,
+    more_images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image", metavar="IMAGE", help="A further picture for the same question; repeatable."
+        ),
+    ] = None,
+    truncate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTINGS",
+            help="Settings such as layer=6,keep=0 or layer=2:8,keep=0.5:16,rank_by=diversity "
+            "(also remainder, positions, seed).",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A published method: fastv, vtw, ...")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Run the untouched model as well.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
+    device: Annotated[
+        str | None, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.", show_default="auto")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Number format.", show_default="the model's own")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of lines.")
+    ] = False,
+) -> None:
+    """Answer with image tokens removed, and print tokens per layer, FLOPs and times.
+
+    Without --truncate or --preset the untouched model answers.
+    """
+    with errors_in_one_line():
+        from vlmflow.lvlm.images import open_image
+        from vlmflow.truncation.policy import Truncation
+        from vlmflow.truncation.presets import check_preset
+
+        check_text("the question", question)
+        check_range("--max-new-tokens", max_new_tokens, 1)
+        if truncate is not None and preset is not None:
+            raise InputError("--truncate and --preset are two ways to say the same; give one")
+        if compare and truncate is None and preset is None:
+            raise InputError("--compare has nothing to compare; add --truncate or --preset")
+        policy = None if truncate is None else Truncation.parse(truncate)
+        if preset is not None:
+            check_preset(preset)
+        pictures = [open_image(path) for path in (image, *(more_images or ()))]
+        with progress() as show:
+            show(f"Loading {model}")
+            quiet_libraries()
+            import vlmflow
+
+            vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
+            if preset is not None:
+                policy = vlmflow.preset(preset, vlm.num_layers)
+            prepared = vlm.prepare(pictures, question)
+            show("Answering")
+            told = _told(vlm, prepared, policy, max_new_tokens)
+            if compare:
+                show("Answering with the untouched model")
+                untouched = _told(vlm, prepared, None, max_new_tokens)
+                told = {**told, "untouched": untouched, "compared": _compared(told, untouched)}
+    if as_json:
+        typer.echo(json.dumps({"version": __version__, "model": vlm.name, **told}))
+        return
+    _print(told)
+
+
+def _told(
+    vlm: LVLM, prepared: Prepared, policy: Truncation | None, max_new_tokens: int
+) -> dict[str, Any]:
+    """Answer, and say what a reader and a machine want to know."""
+    from vlmflow.lvlm.layout import Segment
+    from vlmflow.truncation.flops import measured_flops, prefill_cost
+    from vlmflow.truncation.timing import timed_answer
+
+    answer = timed_answer(vlm, prepared, policy, max_new_tokens=max_new_tokens)
+    counts = [
+        len(prepared.layout.positions_of(segment))
+        for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
+    ]
+    cost = prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)
+    told: dict[str, Any] = {
+        **asdict(answer),
+        "truncation": None if policy is None else policy.to_json(),
+        "image_tokens": counts[1],
+        "tokens_per_layer": list(cost.tokens_per_layer),
+    }
+    if policy is not None:
+        measured = measured_flops(vlm.model, prepared.inputs, policy)
+        whole = measured_flops(vlm.model, prepared.inputs, None)
+        told["flops"] = {
+            "formula_share": cost.formula_share,
+            "decoder_share": cost.decoder_share,
+            "prefill_share": cost.exact_share,
+            "measured_share": measured / whole,
+            "measured": measured,
+        }
+    return told
+
+
+def _compared(told: dict[str, Any], untouched: dict[str, Any]) -> dict[str, Any]:
+    """Ratios of truncated to untouched; below 1 is faster or smaller."""
+    ratios = {
+        key: told[key] / untouched[key] if told[key] and untouched[key] else None
+        for key in ("prefill", "per_token", "end_to_end", "cache_bytes")
+    }
+    return {"same_answer": told["ids"] == untouched["ids"], "ratios": ratios}
+
+
+def _print(told: dict[str, Any]) -> None:
+    _print_run(told)
+    if "untouched" not in told:
+        return
+    typer.echo("untouched")
+    _print_run(told["untouched"], indent="  ")
+    ratios = {name: value for name, value in told["compared"]["ratios"].items() if value}
+    names = {"prefill": "prefill", "per_token": "per token", "end_to_end": "end to end"}
+    shown = ", ".join(f"{names[n]} {ratios[n]:.2f}x" for n in names if n in ratios)
+    agrees = "the same answer" if told["compared"]["same_answer"] else "ANOTHER answer"
+    typer.echo(f"compared    {agrees}; time {shown}; cache {ratios['cache_bytes']:.2f}x")
+
+
+def _print_run(told: dict[str, Any], indent: str = "") -> None:
+    typer.echo(f"{indent}answer      {printable(told['answer'])!r}")
+    typer.echo(f"{indent}tokens      {_spans(told['tokens_per_layer'])}")
+    if "flops" in told:
+        flops = told["flops"]
+        typer.echo(
+            f"{indent}FLOPs       decoder {flops['formula_share']:.1%} by FastV's formula, "
+            f"{flops['decoder_share']:.1%} exact; whole prefill {flops['prefill_share']:.1%} "
+            f"computed, {flops['measured_share']:.1%} measured"
+        )
+    further = "" if told["per_token"] is None else f", per token {told['per_token']:.4f} s"
+    typer.echo(
+        f"{indent}time        prefill {told['prefill']:.4f} s{further}, "
+        f"end to end {told['end_to_end']:.4f} s"
+    )
+    typer.echo(f"{indent}cache       {told['cache_bytes'] / MIB:.2f} MiB")
+
+
+def _spans(tokens: list[int]) -> str:
+    """``"163 in layers 0-5, 19 in layers 6-11"``."""
+    spans, start = [], 0
+    for count, group in groupby(tokens):
+        end = start + len(list(group)) - 1
+        spans.append(
+            f"{count} in layer{'s' if end > start else ''} {start}"
+            + (f"-{end}" if end > start else "")
+        )
+        start = end + 1
+    return ", ".join(spans)

@@ -1,0 +1,98 @@
+"""What a person at a terminal meets: errors in one line, progress, harmless text."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+from vlmflow.errors import InputError, VlmflowError
+
+
+def check_text(what: str, text: str) -> None:
+    """Refuse an empty text and one that holds the image placeholder."""
+    if not text.strip():
+        raise InputError(f"{what} is empty; put some words between the quotation marks")
+    if "<image>" in text:
+        raise InputError(
+            f"{what} contains the image placeholder '<image>'; leave it out, the picture is put "
+            "in for you"
+        )
+
+
+def check_range(option: str, value: float, least: int) -> None:
+    """Refuse a number below ``least``, infinity and NaN."""
+    if not least <= value < float("inf"):  # also refuses NaN
+        raise InputError(f"{option} {value} is out of range; give a number of at least {least}")
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Bad input ends in one line and exit code 2, Ctrl-C in 130; only bugs show a trace."""
+    try:
+        yield
+    except VlmflowError as error:
+        complain(str(error))
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        complain("interrupted; nothing was written")
+        raise typer.Exit(130) from None
+    except (MemoryError, RuntimeError) as error:
+        # torch's own out-of-memory errors are RuntimeErrors that differ from device to device.
+        told = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+        if not told and not isinstance(error, MemoryError):
+            raise
+        complain("out of memory; try --low-memory, --whole, --dtype bfloat16 or a smaller model")
+        raise typer.Exit(1) from None
+
+
+def complain(message: str) -> None:
+    """Put one line on stderr."""
+    typer.echo(f"vlmflow: {printable(' '.join(message.split()))}", err=True)
+
+
+def printable(text: str) -> str:
+    """Escape what could steer a terminal: control characters, newlines, reversed text."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' notices and bars off the terminal; ours say what is going on."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def progress() -> Iterator[Callable[..., None]]:
+    """Show what is being done, on stderr and only to a person: `show(what, done, total)`."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(what: str, done: int = 0, total: int | None = None) -> None:
+            bar.update(task, description=printable(what), completed=done, total=total, refresh=True)
+
+        yield show

@@ -1,0 +1,52 @@
+"""Where the parts of a transformers LVLM are: its image token and its decoder layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from vlmflow.errors import ModelError
+
+
+def image_token_id(model: Any) -> int:
+    """Find the id that stands for image features in ``input_ids``.
+
+    Raises
+    ------
+    ModelError
+        If the decoder's sequence holds no image tokens.
+    """
+    config, name = model.config, type(model).__name__
+    if getattr(config.get_text_config(), "cross_attention_layers", None):
+        raise ModelError(
+            f"{name} looks at its pictures through cross-attention layers: the decoder's sequence "
+            "holds no image tokens, so there is nothing to measure or remove there"
+        )
+    for attribute in ("image_token_id", "image_token_index"):
+        token = getattr(config, attribute, None)
+        if token is not None:
+            return int(token)
+    raise ModelError(
+        f"{name} has no image_token_id in its config, so its image tokens cannot be found: "
+        "it is no LVLM that puts image features into the decoder's sequence"
+    )
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Find the list of decoder layers of the language model.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    decoder = model.get_decoder()
+    for holder in (decoder, getattr(decoder, "model", None), getattr(decoder, "decoder", None)):
+        layers = getattr(holder, "layers", None)
+        if isinstance(layers, nn.ModuleList) and len(layers):
+            return layers
+    raise ModelError(
+        f"the decoder layers of {type(model).__name__} cannot be found: "
+        f"its decoder {type(decoder).__name__} has no list of layers"
+    )

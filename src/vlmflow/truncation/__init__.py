@@ -1,0 +1,7 @@
+"""Acting: remove image tokens from a decoder layer on, for real."""
+
+from __future__ import annotations
+
+from vlmflow.truncation.policy import Truncation
+
+__all__ = ["Truncation"]

@@ -1,0 +1,210 @@
+"""The engine: hooks on decoder layers that hand on fewer tokens, and nothing else.
+
+A pre-hook of the model looks up where the image tokens of a call are. At each stage's layer a
+pre-hook chooses which of them stay and gathers the hidden states; from there on, pre-hooks give
+every layer the masks and positions of the tokens that are left. A hook behind the last layer puts
+rows back to their places, so that logits have the shape they always had; rows of removed tokens are
+zero there. What a cache holds of which token, the cache itself remembers
+(:mod:`vlmflow.truncation.cache`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from vlmflow.errors import InputError
+from vlmflow.flow.attention_rows import AttentionCall
+from vlmflow.flow.attention_watch import watch_attention
+from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
+from vlmflow.truncation.call import Call, Cut
+from vlmflow.truncation.gather import take
+from vlmflow.truncation.layer_inputs import LayerInputs
+from vlmflow.truncation.names import ATTENTION_RANKINGS
+from vlmflow.truncation.oracle import first_token_scores
+from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.remainder import fold
+from vlmflow.truncation.selection import choose
+
+_truncated: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def truncated(model: Any, policy: Truncation) -> Iterator[Any]:
+    """Truncate a model for the length of a block, and leave it exactly as found.
+
+    Raises
+    ------
+    InputError, ModelError
+        See :meth:`vlmflow.truncation.policy.Truncation.__call__`.
+    """
+    layers, token = decoder_layers(model), image_token_id(model)
+    policy.check_layers(len(layers), type(model).__name__)
+    if model in _truncated:
+        raise InputError(
+            "the model is truncated already; leave that block first, or give one truncation "
+            "several stages"
+        )
+    engine = _Engine(model, layers, token, policy)
+    with ExitStack() as stack:
+        _truncated.add(model)
+        stack.callback(_truncated.discard, model)
+        if policy.ranks and policy.rank_by in ATTENTION_RANKINGS:
+            before = {layer - 1 for layer, keep in policy.stages if keep != 0}
+            stack.enter_context(
+                watch_attention(layers, engine.on_attention, only=before, cached=True)
+            )
+        handles = [model.register_forward_pre_hook(engine.on_model, with_kwargs=True)]
+        for index in range(policy.stages[0][0], len(layers)):
+            hook = engine.before(index)
+            handles.append(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+        handles.append(layers[-1].register_forward_hook(engine.after_last))
+        for handle in handles:
+            stack.callback(handle.remove)
+        stack.callback(engine.forget)
+        yield model
+
+
+class _Engine:
+    """The hooks of one block, and the call they are in."""
+
+    def __init__(
+        self, model: Any, layers: nn.ModuleList, image_token: int, policy: Truncation
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.policy = policy
+        self.stages = [layer for layer, _ in policy.stages]
+        video = getattr(model.config, "video_token_id", None)
+        self.tokens = [image_token] if video is None else [image_token, int(video)]
+        self.signature = inspect.signature(model.forward)
+        self.call: Call | None = None
+        self.measuring = False
+
+    def forget(self) -> None:
+        """Drop every reference to a call's tensors."""
+        self.call = None
+
+    def on_model(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
+        """Look up the image tokens of a call."""
+        if self.measuring:
+            return
+        self.call = None
+        arguments = dict(self.signature.bind_partial(*args, **kwargs).arguments)
+        arguments.update(arguments.pop("kwargs", {}))
+        ids = arguments.get("input_ids")
+        if not isinstance(ids, Tensor):
+            raise InputError(
+                "a truncation finds image tokens in input_ids, but the model was called without "
+                "them; pass input_ids and pixel_values instead of inputs_embeds"
+            )
+        cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
+        valid = None
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            valid = mask.to(ids.device) != 0
+        if ids.shape[1] > 1:
+            is_image = torch.isin(ids, torch.tensor(self.tokens, device=ids.device))
+            images = is_image.sum(1).tolist()
+        else:  # a picture is never one token alone, and decoding must not wait for the device
+            is_image, images = torch.zeros_like(ids, dtype=torch.bool), [0] * len(ids)
+        for count in filter(None, images):
+            for stage in range(len(self.stages)):
+                self.policy.kept(stage, count)  # refuses to keep more than there are
+        call = Call(
+            arguments=arguments,
+            ids=ids,
+            past=0 if cache is None else int(cache.get_seq_length()),
+            valid=valid,
+            is_image=is_image,
+            images=images,
+        )
+        if call.has_images and self.policy.is_oracle and call.past == 0:
+            self._measure(call)
+        self.call = call
+
+    def _measure(self, call: Call) -> None:
+        real = call.valid if call.valid is not None else torch.ones_like(call.is_image)
+        self.measuring = True
+        try:
+            call.oracle = first_token_scores(
+                self.model,
+                self.layers,
+                call.arguments,
+                real,
+                call.is_image,
+                self.policy.rank_by,
+                self.stages,
+            )
+        finally:
+            self.measuring = False
+
+    def on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
+        """Keep what a ranking will read, until the next layer has read it."""
+        if self.call is not None and not self.measuring and self.call.has_images:
+            self.call.attention[layer] = attention
+
+    def before(self, layer: int) -> Callable[..., tuple[Any, Any] | None]:
+        """Make the pre-hook of a layer."""
+        inputs = LayerInputs.of(
+            self.model, self.layers, layer, repack=self.policy.positions == "repack"
+        )
+
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+            call = self.call
+            if call is None or self.measuring:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if layer in self.stages and call.has_images:
+                hidden = self._cut(call, layer, hidden)
+            cut = inputs.cut(call, hidden, kwargs)
+            if args:
+                return (hidden, *args[1:]), cut
+            return args, {**cut, "hidden_states": hidden}
+
+        return hook
+
+    def _cut(self, call: Call, layer: int, hidden: Tensor) -> Tensor:
+        """Hand on the hidden states of the tokens that stay."""
+        before = call.cut_at(layer - 1)
+        # A layer that is recomputed for its gradient gets what it got the first time.
+        cut = next((cut for cut in call.cuts if cut.layer == layer), None)
+        if cut is None:
+            cut = choose(self.policy, call, layer, hidden.detach(), self.model.config)
+            call.cuts.append(cut)
+        if self.policy.remainder != "drop":
+            sizes = before.sizes if before is not None else None
+            if sizes is None:
+                sizes = torch.ones(hidden.shape[:2], device=hidden.device)
+            folded = [
+                fold(hidden[row], sizes[row], kept, removed, self.policy.remainder)
+                for row, (kept, removed) in enumerate(zip(cut.kept, cut.removed, strict=True))
+            ]
+            hidden = torch.stack([state for state, _ in folded])
+            cut.sizes = take(torch.stack([size for _, size in folded]), cut.local, -1)
+        return take(hidden, cut.local, -2)
+
+    def after_last(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Put the rows that are left back to their places among zeros."""
+        if self.call is None or self.measuring:
+            return None
+        cut = self.call.cut_at(len(self.layers))
+        if cut is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        full = _put_back(hidden, cut, self.call.length)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+def _put_back(hidden: Tensor, cut: Cut, length: int) -> Tensor:
+    """(B, n, width) -> (B, length, width)."""
+    slots = cut.slots.to(hidden.device)
+    # What stands for nothing goes to one more place, which is cut off again.
+    places = torch.where(slots < 0, length, slots)[..., None].expand(-1, -1, hidden.shape[-1])
+    full = hidden.new_zeros(len(hidden), length + int(cut.ragged), hidden.shape[-1])
+    return full.scatter(1, places, hidden)[:, :length]

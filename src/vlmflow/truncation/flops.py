@@ -1,0 +1,232 @@
+"""What a prefill costs in floating-point operations: FastV's formula, and an exact count.
+
+A multiply-add counts as two operations, as ``torch.utils.flop_counter`` counts. Norms,
+activations, rotary embeddings and softmax are left out on both sides: they are linear in the width
+where matrix products are quadratic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from vlmflow.errors import ModelError
+from vlmflow.truncation.names import ATTENTION_RANKINGS
+from vlmflow.truncation.policy import Truncation
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder, from its config.
+
+    Parameters
+    ----------
+    layers, width, heads, key_heads, head_dim, intermediate, vocabulary : int
+        As in transformers' configs.
+    mlp_matrices : int
+        3 for gated MLPs, 2 for plain ones.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    mlp_matrices: int
+
+    @classmethod
+    def of(cls, model: Any, layers: Any) -> DecoderShape:
+        """Read a model's config and its first decoder layer.
+
+        Raises
+        ------
+        ModelError
+            If the config names no usual sizes.
+        """
+        config = model.config.get_text_config()
+        try:
+            width, heads = int(config.hidden_size), int(config.num_attention_heads)
+            intermediate, vocabulary = int(config.intermediate_size), int(config.vocab_size)
+        except AttributeError as error:
+            raise ModelError(f"cannot count FLOPs of {type(model).__name__}: {error}") from error
+        mlp = getattr(layers[0], "mlp", None)
+        matrices: int = sum(p.ndim == 2 for p in mlp.parameters()) if mlp is not None else 3
+        return cls(
+            layers=len(layers),
+            width=width,
+            heads=heads,
+            key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            head_dim=int(getattr(config, "head_dim", None) or width // heads),
+            intermediate=intermediate,
+            vocabulary=vocabulary,
+            mlp_matrices=matrices,
+        )
+
+
+def tokens_per_layer(
+    policy: Truncation | None, shape: DecoderShape, text: int, image: int
+) -> list[int]:
+    """Count the tokens that each layer sees of a prompt of ``text + image`` tokens."""
+    counts = []
+    left = image
+    stages = {} if policy is None else {layer: s for s, (layer, _) in enumerate(policy.stages)}
+    for layer in range(shape.layers):
+        if policy is not None and layer in stages:
+            kept = min(policy.kept(stages[layer], image), left)
+            left = min(left, kept + int(policy.remainder == "average" and kept < left))
+        counts.append(text + left)
+    return counts
+
+
+def formula_share(shape: DecoderShape, tokens: Sequence[int], before: int) -> float:
+    """FastV's formula (Chen et al. 2024, eq. 5) as a share of the untouched prefill.
+
+    ``C(n) = 4 n d^2 + 2 n^2 d + 2 n d m`` per layer: every head has its own keys, the MLP has two
+    matrices, and nothing but the decoder's layers counts.
+    """
+
+    def cost(n: int) -> int:
+        return (
+            4 * n * shape.width**2
+            + 2 * n**2 * shape.width
+            + 2 * n * shape.width * shape.intermediate
+        )
+
+    return sum(map(cost, tokens)) / (shape.layers * cost(before))
+
+
+def layer_flops(shape: DecoderShape, tokens: int) -> int:
+    """Operations of one decoder layer over ``tokens`` tokens (whole N x N attention)."""
+    inner, keys = shape.heads * shape.head_dim, shape.key_heads * shape.head_dim
+    projections = 2 * tokens * shape.width * (2 * inner + 2 * keys)
+    attention = 2 * 2 * tokens**2 * inner
+    mlp = 2 * tokens * shape.width * shape.intermediate * shape.mlp_matrices
+    return projections + attention + mlp
+
+
+def head_flops(shape: DecoderShape, positions: int = 1) -> int:
+    """Operations of the language-model head."""
+    return 2 * positions * shape.width * shape.vocabulary
+
+
+def vision_flops(model: Any, tokens: int) -> int:
+    """Operations of vision tower and projector for one prompt with ``tokens`` image tokens.
+
+    Counts every matrix of both once per patch, and the tower's attention. Returns 0 where the
+    model's parts have unusual names.
+    """
+    base = getattr(model, "model", model)
+    tower = getattr(base, "vision_tower", None) or getattr(base, "visual", None)
+    projector = getattr(base, "multi_modal_projector", None)
+    config = getattr(model.config, "vision_config", None)
+    if tower is None or config is None or not isinstance(getattr(config, "image_size", None), int):
+        return 0
+    patches = int(config.image_size // config.patch_size) ** 2
+    pictures = max(1, round(tokens / patches))
+    sequence = patches + any("class_embedding" in n for n, _ in tower.named_parameters())
+    width, depth = int(config.hidden_size), int(config.num_hidden_layers)
+    matrices: int = sum(
+        p.numel() for n, p in tower.named_parameters() if p.ndim == 2 and "layers." in n
+    )
+    convolution: int = sum(p.numel() for p in tower.parameters() if p.ndim == 4)
+    one = 2 * (sequence * matrices + patches * convolution + 2 * depth * sequence**2 * width)
+    if projector is not None:
+        one += 2 * patches * sum(p.numel() for p in projector.parameters() if p.ndim == 2)
+    return pictures * one
+
+
+def scoring_flops(
+    policy: Truncation | None, shape: DecoderShape, system: int, image: int, user: int
+) -> int:
+    """Operations that the ranking adds: products over the image tokens, not sorting.
+
+    Oracles are not counted here: they cost whole passes.
+    """
+    text = system + user
+    if policy is None or not policy.ranks or policy.is_oracle:
+        return 0
+    counts = [image, *(n - text for n in tokens_per_layer(policy, shape, text, image))]
+    total = 0
+    for layer, keep in policy.stages:
+        if keep == 0:
+            continue
+        there = counts[layer]
+        inner = shape.heads * shape.head_dim
+        rows = {"last_attention": 1, "text_attention": user, "mean_attention": there + user}
+        if policy.rank_by in ATTENTION_RANKINGS and policy.rank_by in rows:
+            total += 2 * rows[policy.rank_by] * (there + text) * inner
+        elif policy.rank_by == "diversity":
+            total += 2 * there**2 * shape.width
+        elif policy.rank_by == "duplication":
+            total += 2 * there * 8 * shape.width
+        elif policy.rank_by == "question_similarity":
+            total += 2 * there * user * shape.width
+    return total
+
+
+@dataclass(frozen=True)
+class PrefillCost:
+    """What one prefill costs.
+
+    Parameters
+    ----------
+    tokens_per_layer : tuple of int
+        Tokens each layer sees.
+    formula_share : float
+        FastV's formula, as a share of the untouched decoder layers.
+    exact, exact_untouched : int
+        Operations of the whole prefill (vision tower, projector, decoder layers, head for one
+        position, ranking), and of the untouched one.
+    decoder_share : float
+        Decoder layers alone, exact, as a share of the untouched ones: what the formula stands for.
+    """
+
+    tokens_per_layer: tuple[int, ...]
+    formula_share: float
+    exact: int
+    exact_untouched: int
+    decoder_share: float
+
+    @property
+    def exact_share(self) -> float:
+        """Share of the untouched prefill's operations."""
+        return self.exact / self.exact_untouched
+
+
+def prefill_cost(
+    model: Any, layers: Any, policy: Truncation | None, system: int, image: int, user: int
+) -> PrefillCost:
+    """Count one prefill of a prompt of ``system``, ``image`` and ``user`` tokens."""
+    shape = DecoderShape.of(model, layers)
+    text = system + user
+    tokens = tokens_per_layer(policy, shape, text, image)
+    fixed = vision_flops(model, image) + head_flops(shape)
+    decoder = sum(layer_flops(shape, n) for n in tokens)
+    untouched = shape.layers * layer_flops(shape, text + image)
+    return PrefillCost(
+        tokens_per_layer=tuple(tokens),
+        formula_share=formula_share(shape, tokens, text + image),
+        exact=fixed + decoder + scoring_flops(policy, shape, system, image, user),
+        exact_untouched=fixed + untouched,
+        decoder_share=decoder / untouched,
+    )
+
+
+def measured_flops(model: Any, inputs: Mapping[str, Any], policy: Truncation | None) -> int:
+    """Run one prefill under ``torch.utils.flop_counter`` and return what it counts."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(query: Any, key: Any, value: Any, *_args: Any, **_kwargs: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+    # The counter knows the fused attention kernels of GPUs, but not the one of CPUs.
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    counter = FlopCounterMode(display=False, custom_mapping=fused)
+    with nullcontext() if policy is None else policy(model), torch.no_grad(), counter:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    return int(counter.get_total_flops())

@@ -1,0 +1,43 @@
+"""Evenly over the picture: the control that knows nothing but where tokens are."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlmflow.truncation.rankings.base import Candidates, Ranking
+
+
+class Uniform(Ranking):
+    """Farthest-point sampling over the grid of patches, starting in the middle.
+
+    Works for every grid and count. Where rows and columns are not known, tokens are taken at even
+    steps of the sequence.
+    """
+
+    def select(self, candidates: Candidates, keep: int) -> Tensor:
+        """Choose by place; see :meth:`Ranking.select`."""
+        tokens, places = len(candidates.image), candidates.places
+        if places is None:
+            steps = torch.arange(keep, device=candidates.image.device)
+            return (2 * steps + 1) * tokens // (2 * keep)
+        chosen = _farthest(tuple(map(tuple, places.tolist())), keep)
+        return torch.tensor(chosen, device=candidates.image.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _farthest(places: tuple[tuple[float, ...], ...], keep: int) -> tuple[int, ...]:
+    points = np.array(places)
+    points[:, 0] *= 1e6  # tokens of two pictures are never neighbours
+    first = points[points[:, 0] == points[0, 0]]
+    middle = (first.min(0) + first.max(0)) / 2
+    chosen = [int(((points - middle) ** 2).sum(1).argmin())]
+    nearest = ((points - points[chosen[0]]) ** 2).sum(1)
+    while len(chosen) < keep:
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, ((points - points[chosen[-1]]) ** 2).sum(1))
+        nearest[chosen[-1]] = -1.0
+    return tuple(sorted(chosen))

@@ -1,0 +1,106 @@
+"""One answer, with what it cost: time of the prefill, of every further token, and end to end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from vlmflow.lvlm.model import LVLM, Prepared
+from vlmflow.lvlm.tokens import answer_text
+from vlmflow.truncation.policy import Truncation
+
+
+class _Clock(StoppingCriteria):
+    """Never stops anything; notes when each token was there."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_kwargs: Any) -> Any:
+        _wait(input_ids.device)
+        self.ticks.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@dataclass(frozen=True)
+class TimedAnswer:
+    """An answer and what it cost.
+
+    Parameters
+    ----------
+    answer : str
+        Text of the answer.
+    ids : tuple of int
+        Its tokens, without the end token.
+    prefill : float
+        Seconds until the first token: vision tower, projector, decoder over the prompt, ranking.
+    per_token : float or None
+        Mean seconds of each further token; None if there was none.
+    end_to_end : float
+        Seconds of the whole call.
+    cached_tokens : tuple of int
+        Prompt tokens that each layer of the cache holds.
+    cache_bytes : int
+        Bytes of keys and values at the end.
+    """
+
+    answer: str
+    ids: tuple[int, ...]
+    prefill: float
+    per_token: float | None
+    end_to_end: float
+    cached_tokens: tuple[int, ...]
+    cache_bytes: int
+
+
+def timed_answer(
+    vlm: LVLM, prepared: Prepared, truncation: Truncation | None, *, max_new_tokens: int = 64
+) -> TimedAnswer:
+    """Answer greedily after one token's warm-up, and time it.
+
+    Parameters
+    ----------
+    vlm, prepared
+        Model and prompt.
+    truncation : Truncation or None
+        None: the untouched model.
+    max_new_tokens : int
+        Longest answer.
+    """
+    vlm.generate_ids(prepared, max_new_tokens=1, truncation=truncation)
+    clock = _Clock()
+    _wait(vlm.device)
+    start = time.perf_counter()
+    ids, output = vlm.generate_with(
+        prepared,
+        max_new_tokens=max_new_tokens,
+        truncation=truncation,
+        stopping_criteria=StoppingCriteriaList([clock]),
+    )
+    _wait(vlm.device)
+    end = time.perf_counter()
+    further = len(clock.ticks) - 1
+    tensors = [
+        (layer.keys, layer.values)
+        for layer in output.past_key_values.layers
+        if isinstance(getattr(layer, "keys", None), torch.Tensor)
+    ]
+    return TimedAnswer(
+        answer=answer_text(vlm.processor.tokenizer, ids),
+        ids=ids,
+        prefill=clock.ticks[0] - start,
+        per_token=(clock.ticks[-1] - clock.ticks[0]) / further if further else None,
+        end_to_end=end - start,
+        # The last token is never looked at, so its keys are not there.
+        cached_tokens=tuple(keys.shape[-2] - further for keys, _ in tensors),
+        cache_bytes=sum(t.numel() * t.element_size() for pair in tensors for t in pair),
+    )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
