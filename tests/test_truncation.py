@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import MllamaConfig, MllamaForConditionalGeneration
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, Fp8QuantizedLayer
 
 from vlmflow import LVLM
 from vlmflow.errors import InputError, ModelError
@@ -653,3 +653,42 @@ def test_presets_say_what_they_say():
         preset("fastvee", 32)
     with pytest.raises(InputError, match="does not fit a model of 2 layers"):
         preset("pyramiddrop", 2)
+
+
+def test_layers_on_several_devices(tmp_path):
+    """accelerate moves each layer's arguments; some weights stay on the disk until needed."""
+    model, processor = tiny_llava(22, layers=5)
+    inputs = encode(processor, [1], QUESTIONS[0])
+    model.save_pretrained(tmp_path / "model")
+    places = {
+        "model.vision_tower": "cpu",
+        "model.multi_modal_projector": "cpu",
+        "model.language_model.embed_tokens": "cpu",
+        "model.language_model.rotary_emb": "cpu",
+        "model.language_model.norm": "disk",
+        "lm_head": "disk",
+    }
+    places |= {f"model.language_model.layers.{n}": ("disk", "cpu")[n % 2] for n in range(5)}
+    spread = type(model).from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload"
+    )
+    for policy in (
+        Truncation((1, 3), (0.5, 0.2)),
+        Truncation(2, 0.3, "diversity", remainder="merge", positions="repack"),
+    ):
+        found = []
+        for one in (model, spread.eval()):
+            with policy(one):
+                found.append(one.generate(**inputs, max_new_tokens=5, do_sample=False))
+        assert torch.equal(*found)
+
+
+def test_quantised_caches_are_refused():
+    model, processor = tiny_llava(23)
+    inputs = encode(processor, [1], QUESTIONS[0])
+    cache = Cache(layers=[Fp8QuantizedLayer() for _ in range(4)])
+    with (
+        Truncation(2, 0)(model),
+        pytest.raises(InputError, match="Fp8QuantizedLayers cannot hold layers of different"),
+    ):
+        untouched(model, inputs, past_key_values=cache)
