@@ -20,7 +20,6 @@ import vlmflow
 from vlmflow import cli
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.result import InformationFlow
-from vlmflow.lvlm.loading import bundled_models
 
 from .tiny import tiny_llava
 
@@ -152,7 +151,6 @@ def test_a_second_run_replaces_the_first(model, picture, out):
     assert sorted(path.name for path in out.iterdir()) == FILES
 
 
-@pytest.mark.skipif("scenes-llava" not in bundled_models(), reason="the bundled model is missing")
 def test_demo(out):
     result = run("demo", "--out", out)
     assert result.exit_code == 0, result.output

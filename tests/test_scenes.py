@@ -17,7 +17,7 @@ from vlmflow.scenes.generator import (
     draw_scene,
     render,
 )
-from vlmflow.scenes.questions import EXISTENCE_SUBSETS, LETTERS, REASONING
+from vlmflow.scenes.questions import EXISTENCE_SUBSETS, LETTERS, REASONING, place
 from vlmflow.scenes.scoring import is_right, mentions, score_captions, wilson_interval
 from vlmflow.scenes.tasks import scene_seed
 
@@ -140,6 +140,22 @@ def test_relation_questions_are_right() -> None:
             "below": dy,
         }
         assert one.asked.content == max(wanted, key=lambda key: wanted[key])
+
+
+def test_place_questions_are_right() -> None:
+    asked = 0
+    for seed in SEEDS:
+        scene = draw_scene(seed)
+        question = place(scene, np.random.default_rng(seed))
+        if question is None:
+            continue
+        asked += 1
+        assert question.box is not None
+        x0, y0, x1, y1 = question.box
+        across = "left" if x0 + x1 < scene.width else "right"
+        down = "above" if y0 + y1 < scene.height else "below"
+        assert question.answer == f"{down} to the {across}"
+    assert asked > 40
 
 
 def test_existence_is_balanced_in_every_subset_and_true() -> None:

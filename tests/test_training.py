@@ -14,6 +14,7 @@ from vlmflow.scenes.architecture import (
     IMAGE_SIZE,
     IMAGE_TOKEN,
     PATCH_SIZE,
+    build_model,
     build_processor,
     build_tokenizer,
 )
@@ -108,7 +109,23 @@ def test_a_killed_run_continues_where_it_stopped(
         "CHECKPOINT_EVERY": 2,
         "LOG_EVERY": 1,
         # The run is killed where one lesson ends and the next begins.
-        "LESSONS": (Lesson(2, 256, 0.4, 0.2, 0.5, 0.75), Lesson(2, 256, 0.3, 0.0, 0.0, 0.35)),
+        "LESSONS": (
+            Lesson(2, 256, captions=0.4, descriptions=0.2, details=0.5, open=0.75, words=0.3),
+            Lesson(
+                2,
+                256,
+                captions=0.3,
+                places=0.3,
+                doubts=0.2,
+                open=0.35,
+                comparisons=True,
+                words=0.1,
+                digits=True,
+                labels=0.1,
+                sides=0.3,
+                slope=2.0,
+            ),
+        ),
     }.items():
         monkeypatch.setattr(training, name, value)
     training.train(tmp_path / "whole", "cpu", steps=4)
@@ -138,3 +155,26 @@ def test_a_killed_run_continues_where_it_stopped(
         *(["conversation", str(step)] for step in (1, 2, 3, 4)),
     ]
     AutoProcessor.from_pretrained(tmp_path / "resumed")
+
+
+def test_side_words_follow_the_place() -> None:
+    """Image tokens that say "left" with the share of their place have the least loss."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, 0)
+    sides = training._side_ids(build_processor(tokenizer), torch.device("cpu"))
+    assert [[tokenizer.decode(i) for i in pair] for pair in sides.tolist()] == [
+        [" left", " right"],
+        [" above", " below"],
+    ]
+    patches = torch.zeros(1, len(PATCH_LABELS), 1, dtype=torch.long)
+    patches[:, 0], patches[:, 5], patches[:, 6] = 1, 2, 11  # left edge, near the lower edge
+    words = model.lm_head.weight.detach()
+
+    def loss(*said: int) -> float:
+        token = words[list(said)].sum(0)[None, None] * 100
+        return float(training._side_loss(model, sides, token, patches, 1.0).detach())
+
+    left, right, above, below = sides.flatten().tolist()
+    assert loss(left, below) < loss(right, below)
+    assert loss(left, below) < loss(left, above)
+    assert loss(left, below) < loss(right, above)

@@ -6,6 +6,7 @@ Several turns per picture share the cost of its image tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import numpy as np
@@ -24,6 +25,7 @@ from vlmflow.scenes.questions import (
     description,
     detail,
     existence,
+    place,
     reading,
 )
 from vlmflow.scenes.tasks import scene_seed
@@ -46,16 +48,38 @@ class Lesson:
         Shares of conversations that open with a caption, or with a full description.
     details
         Share of the other turns that ask for everything about one object.
+    places
+        Share of those that ask where an object stands.
+    doubts
+        Share of those that ask for an object that is there, or one that often goes with those.
     open
         Share of reasoning questions asked without options and answered in words.
+    comparisons
+        Whether comparisons of two groups are among these, too.
+    words, labels
+        Weights of two auxiliary losses on the projected image tokens: to read an object's words
+        off them with the output embedding, and all of its labels with heads of their own.
+    digits
+        Whether the digits of its number are among these words.
+    sides, slope
+        Weight of reading its place off them, as "left" or "right" and "above" or "below", and how
+        steeply these words follow the place.
     """
 
     steps: int
     length: int
     captions: float
-    descriptions: float
-    details: float
-    open: float
+    descriptions: float = 0.0
+    details: float = 0.0
+    places: float = 0.0
+    doubts: float = 0.0
+    open: float = 0.0
+    comparisons: bool = False
+    words: float = 0.0
+    labels: float = 0.0
+    digits: bool = False
+    sides: float = 0.0
+    slope: float = 1.0
 
 
 # Each draw picks one of these; the four tasks come up about equally often.
@@ -67,7 +91,7 @@ _MAKERS: tuple[tuple[Maker, float], ...] = (
 )
 QUESTION_KINDS = (
     *(make.__name__ for make in REASONING),
-    *("existence", "reading", "attribute", "caption", "description", "detail"),
+    *("existence", "reading", "attribute", "caption", "description", "detail", "place"),
 )
 
 #: Patch labels: name and number of classes (0 is "nothing here"). Column and row are those of the
@@ -173,14 +197,22 @@ def _next_question(
             return description(scene)
     makers, shares = zip(*_MAKERS, strict=True)
     while True:
-        make = makers[int(rng.choice(len(makers), p=shares))]
-        question = (detail if rng.random() < lesson.details else make)(scene, rng)
+        make: Maker = makers[int(rng.choice(len(makers), p=shares))]
+        draw = rng.random()
+        if draw < lesson.details:
+            make = detail
+        elif draw < lesson.details + lesson.places:
+            make = place
+        elif draw < lesson.details + lesson.places + lesson.doubts:
+            make = partial(existence, subset="adversarial")
+        question = make(scene, rng)
         if question is None:
             continue
         if question.content is not None and rng.random() < lesson.open:
             stem = question.text.split("\n", 1)[0]
-            # Without options these two would not say what is asked.
-            if question.kind not in ("bigger", "compare"):
+            # Without options "bigger" would not say what is asked.
+            closed = ("bigger",) if lesson.comparisons else ("bigger", "compare")
+            if question.kind not in closed:
                 return Question(question.kind, stem, question.content)
         return question
 

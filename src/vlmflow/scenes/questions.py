@@ -281,6 +281,20 @@ def detail(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("detail", f"Describe the {words}.", answer, box=thing.box)
 
 
+def place(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Ask in which quarter of the picture an object stands (only for training)."""
+    things = []
+    for thing in unique_objects(scene):
+        dx, dy = thing.centre[0] - scene.width / 2, thing.centre[1] - scene.height / 2
+        if min(abs(dx), abs(dy)) > 0.06 * scene.side:
+            things.append((thing, dx, dy))
+    if not things:
+        return None
+    thing, dx, dy = things[int(rng.integers(len(things)))]
+    answer = f"{'above' if dy < 0 else 'below'} to the {'left' if dx < 0 else 'right'}"
+    return Question("place", f"Where is the {name(thing)}?", answer, box=thing.box)
+
+
 def description(scene: Scene) -> Question:
     """Name every object from top to bottom with its size and its number (only for training)."""
     ordered = sorted(scene.objects, key=lambda thing: thing.centre[1])

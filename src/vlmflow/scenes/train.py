@@ -20,10 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AttentionInterface, LlavaForConditionalGeneration, LlavaProcessor
 
 from vlmflow.scenes.architecture import build_model, build_processor, build_tokenizer
 from vlmflow.scenes.conversations import (
+    GRID,
     IGNORE,
     PATCH_LABELS,
     QUESTION_KINDS,
@@ -34,19 +35,55 @@ from vlmflow.scenes.conversations import (
 from vlmflow.scenes.generator import COLOURS, KINDS, SIZES
 
 SEED = 20240606
-VISION_STEPS, VISION_BATCH, VISION_RATE = 1200, 64, 2e-3
+VISION_STEPS, VISION_BATCH, VISION_RATE = 2000, 64, 2e-3
 BATCH = 32
-# Captions and details first: they are the quickest way to learn to look.
+# Words on image tokens first: attention by likeness, which text alone teaches, then finds them.
+# Digits join them later; letters of options mean little before the answers themselves are known.
 LESSONS = (
-    Lesson(steps=1500, length=352, captions=0.3, descriptions=0.05, details=0.4, open=0.8),
-    Lesson(steps=1200, length=352, captions=0.3, descriptions=0.0, details=0.0, open=0.35),
-)
+    Lesson(1400, 352, captions=0.3, descriptions=0.05, details=0.35, open=0.6, words=0.3),
+    Lesson(400, 352, captions=0.25, descriptions=0.05, details=0.3, open=0.6, labels=0.3),
+    Lesson(200, 352, captions=0.25, details=0.3, open=0.9, words=0.3, digits=True, labels=0.1),
+    Lesson(
+        400, 352, captions=0.2, details=0.2, places=0.12, open=0.9, comparisons=True, words=0.3,
+        digits=True, labels=0.1,
+    ),
+    Lesson(
+        400, 352, captions=0.2, details=0.12, places=0.15, open=0.85, comparisons=True, words=0.3,
+        digits=True, labels=0.1, sides=0.3,
+    ),
+    Lesson(
+        400, 352, captions=0.2, details=0.1, places=0.12, doubts=0.12, open=0.9, comparisons=True,
+        words=0.2, digits=True, labels=0.1, sides=0.3, slope=2.0,
+    ),
+    Lesson(
+        800, 352, captions=0.25, details=0.08, places=0.15, doubts=0.06, open=0.9,
+        comparisons=True, words=0.2, digits=True, labels=0.1, sides=0.5, slope=2.0,
+    ),
+    Lesson(
+        600, 352, captions=0.25, details=0.06, places=0.1, doubts=0.06, open=0.55,
+        comparisons=True, words=0.2, digits=True, labels=0.1, sides=0.3, slope=2.0,
+    ),
+    Lesson(
+        600, 352, captions=0.3, details=0.04, places=0.04, doubts=0.08, open=0.3, comparisons=True,
+        words=0.1, digits=True, labels=0.1, sides=0.1, slope=2.0,
+    ),
+)  # fmt: skip
 STEPS = sum(lesson.steps for lesson in LESSONS)
 # Learning rate of the second stage at some steps; straight lines between them.
-RATES = {0: 0.0, 100: 1.5e-3, 1500: 1.1e-3, STEPS: 0.0}
+RATES = {
+    0: 0.0,
+    100: 1.5e-3,
+    1400: 1.0667e-3,
+    1800: 1.0334e-3,
+    3200: 5.51e-4,
+    3300: 7.5e-4,
+    4400: 6e-4,
+    STEPS: 0.0,
+}
 VISION_SHARE = 0.3  # of the learning rate, for the vision tower in the second stage
-PATCH_SHARE, WORD_SHARE = 0.3, 0.3  # weights of the two auxiliary losses in the second stage
+PATCH_SHARE = 0.3  # weight of the patch labels, read off the tower, in the second stage
 BACKGROUND_WEIGHT = 0.05
+PLACE_CHANNELS = [list(PATCH_LABELS).index(name) for name in ("column", "row")]
 CHECKPOINT_EVERY, LOG_EVERY = 200, 50
 
 
@@ -80,6 +117,31 @@ class Log:
         print("  ".join(f"{key} {value}" for key, value in values.items()), flush=True)
 
 
+def _plain_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_options: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention as three matrix products in the autocast dtype, without dropout or padding.
+
+    The backward of SDPA on a CPU takes most of a step at these short sequences. Shapes are those
+    of ``transformers.AttentionInterface``.
+    """
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2))
+    if module.is_causal:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(ahead, float("-inf"))
+    weights = scores.softmax(-1, dtype=scores.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("vlmflow-training", _plain_attention)
+
+
 def _batches(
     data: Conversations, batch: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
@@ -103,7 +165,13 @@ def _lesson_batches(
             yield from _batches(Conversations(processor, lesson, count, first), BATCH, device)
 
 
+def _lesson_at(step: int) -> Lesson:
+    ends = itertools.accumulate(lesson.steps for lesson in LESSONS)
+    return next(lesson for lesson, end in zip(LESSONS, ends, strict=True) if step <= end)
+
+
 def _patch_heads(model: LlavaForConditionalGeneration) -> nn.ModuleDict:
+    """Linear read-outs of the patch labels; tower and projected image tokens are equally wide."""
     width = model.model.vision_tower.config.hidden_size
     heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in PATCH_LABELS.items()})
     return heads.to(model.device)
@@ -127,13 +195,22 @@ def _patch_loss(
 
 
 def _word_ids(processor: LlavaProcessor, device: torch.device) -> torch.Tensor:
-    """Token of the word for each kind, colour and size: (3, classes), padded with 0."""
-    names = [KINDS, tuple(COLOURS), SIZES]
+    """Token of the word for each kind, colour, size and digit: (5, classes), padded with 0."""
+    names = [[f" {word}" for word in group] for group in (KINDS, COLOURS, SIZES)]
+    names += [[str(digit) for digit in range(10)]] * 2
     ids = torch.zeros(len(names), max(map(len, names)) + 1, dtype=torch.long)
     for row, group in enumerate(names):
         for column, word in enumerate(group, start=1):
-            (ids[row, column],) = processor.tokenizer.encode(f" {word}", add_special_tokens=False)
+            (ids[row, column],) = processor.tokenizer.encode(word, add_special_tokens=False)
     return ids.to(device)
+
+
+def _side_ids(processor: LlavaProcessor, device: torch.device) -> torch.Tensor:
+    """Tokens of the words for small and large columns and rows: (2, 2)."""
+    words = ((" left", " right"), (" above", " below"))
+    encode = processor.tokenizer.encode
+    ids = [[encode(word, add_special_tokens=False) for word in pair] for pair in words]
+    return torch.tensor(ids, device=device)[..., 0]
 
 
 def _word_loss(
@@ -144,16 +221,40 @@ def _word_loss(
 ) -> torch.Tensor:
     """Cross-entropy of reading an object's words off its image tokens with the output embedding.
 
-    Places image tokens near the words for what they show, so that attention by likeness, which
-    text alone teaches, finds them.
+    Places image tokens near the words for what they show: ``words`` are those of the first patch
+    labels, in their order. A label that an object does not have asks for nothing.
     """
+    tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
     something = patches[:, 0] > 0
-    tokens = nn.functional.rms_norm(embedded[something], embedded.shape[-1:])
-    scores = model.lm_head(tokens).float()
-    losses = [
-        nn.functional.cross_entropy(scores, ids[patches[:, channel][something]])
-        for channel, ids in enumerate(words)  # kind, colour, size: as in PATCH_LABELS
-    ]
+    scores = model.lm_head(tokens[something]).float()
+    losses = []
+    for channel, ids in enumerate(words):
+        labels = patches[:, channel][something]
+        targets = torch.where(labels > 0, ids[labels], IGNORE)
+        losses.append(nn.functional.cross_entropy(scores, targets, ignore_index=IGNORE))
+    return torch.stack(losses).mean()
+
+
+def _side_loss(
+    model: LlavaForConditionalGeneration,
+    sides: torch.Tensor,
+    embedded: torch.Tensor,
+    patches: torch.Tensor,
+    slope: float,
+) -> torch.Tensor:
+    """Cross-entropy of reading how far to the left and above an object is, as shares of two words.
+
+    An object a quarter of the way from the left is to say "left" with 0.75 and "right" with 0.25;
+    a steeper ``slope`` moves these away from a half.
+    """
+    tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
+    something = patches[:, 0] > 0
+    chances = model.lm_head(tokens[something]).float().log_softmax(-1)
+    losses = []
+    for channel, (low, high) in zip(PLACE_CHANNELS, sides, strict=True):
+        place = (patches[:, channel][something] - 0.5) / GRID
+        share = (0.5 + slope * (place - 0.5)).clamp(0.02, 0.98)
+        losses.append(-(1 - share) * chances[:, low] - share * chances[:, high])
     return torch.stack(losses).mean()
 
 
@@ -184,6 +285,7 @@ def pretrain_vision(
 def train_conversations(
     model: LlavaForConditionalGeneration,
     heads: nn.ModuleDict,
+    token_heads: nn.ModuleDict,
     processor: LlavaProcessor,
     log: Log,
     out: Path,
@@ -198,15 +300,16 @@ def train_conversations(
     chosen = {id(parameter) for parameter in vision}
     rest = [p for p in model.parameters() if id(p) not in chosen] + list(heads.parameters())
     optimizer = torch.optim.AdamW(
-        [{"params": rest}, {"params": vision}],
+        [{"params": rest}, {"params": vision}, {"params": list(token_heads.parameters())}],
         betas=(0.9, 0.98),
         weight_decay=0.02,
         fused=True,
     )
-    trained = nn.ModuleDict({"model": model, "heads": heads})
+    trained = nn.ModuleDict({"model": model, "heads": heads, "token_heads": token_heads})
     if start:
         _restore(trained, optimizer, out)
     words = _word_ids(processor, model.device)
+    sides = _side_ids(processor, model.device)
     # Before and after the projector.
     features: list[tuple[torch.Tensor, torch.Tensor]] = []
     model.model.multi_modal_projector.register_forward_hook(
@@ -218,8 +321,9 @@ def train_conversations(
         _lesson_batches(processor, start, steps, model.device), start=start + 1
     ):
         rate = float(np.interp(step, list(RATES), list(RATES.values())))
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.param_groups[1]["lr"] = rate * VISION_SHARE
+        lesson = _lesson_at(step)
+        for group, share in zip(optimizer.param_groups, (1.0, VISION_SHARE, 1.0), strict=True):
+            group["lr"] = rate * share
         wanted = batch["labels"] != IGNORE
         with torch.autocast(model.device.type, torch.bfloat16):
             # No attention mask: padding comes last, and no earlier position looks ahead.
@@ -229,11 +333,21 @@ def train_conversations(
             logits = model.lm_head(hidden[wanted])
             seen, embedded = features.pop()
             patch_loss, patches = _patch_loss(heads, seen, batch["patches"])
-            word_loss = _word_loss(model, words, embedded, batch["patches"])
+            help_loss = PATCH_SHARE * patch_loss
+            if lesson.words:
+                asked = words if lesson.digits else words[:3]
+                word_loss = _word_loss(model, asked, embedded, batch["patches"])
+                help_loss = help_loss + lesson.words * word_loss
+            if lesson.sides:
+                side_loss = _side_loss(model, sides, embedded, batch["patches"], lesson.slope)
+                help_loss = help_loss + lesson.sides * side_loss
+            if lesson.labels:
+                tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
+                label_loss, _ = _patch_loss(token_heads, tokens, batch["patches"])
+                help_loss = help_loss + lesson.labels * label_loss
         loss = _turn_loss(logits.float(), batch["labels"][wanted], batch["lengths"][wanted])
         optimizer.zero_grad(set_to_none=True)
-        total = loss + PATCH_SHARE * patch_loss + WORD_SHARE * word_loss
-        total.backward()  # type: ignore[no-untyped-call]
+        (loss + help_loss).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
@@ -315,7 +429,16 @@ def _restore(trained: nn.Module, optimizer: torch.optim.Optimizer, out: Path) ->
             optimizer.state[parameter] = moments
 
 
-def train(out: Path, device: str, steps: int = STEPS) -> None:
+def _speed_up(model: LlavaForConditionalGeneration, compiled: bool) -> None:
+    if model.device.type == "cpu":
+        model.set_attn_implementation("vlmflow-training")
+    if compiled:
+        layers = (model.model.language_model.layers, model.model.vision_tower.encoder.layers)
+        for layer in itertools.chain(*layers):
+            layer.compile(dynamic=False)
+
+
+def train(out: Path, device: str, steps: int = STEPS, *, compiled: bool = False) -> None:
     """Train from scratch, or from the checkpoint in ``out``, and save the model there.
 
     Parameters
@@ -326,19 +449,22 @@ def train(out: Path, device: str, steps: int = STEPS) -> None:
         A torch device.
     steps
         Where to stop in the schedule of the second stage.
+    compiled
+        Compile every layer with ``torch.compile``, which needs a C++ compiler.
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     processor = build_processor(tokenizer)
     model = build_model(tokenizer, SEED).train()
     nn.Module.to(model, torch.device(device))
-    heads = _patch_heads(model)
+    _speed_up(model, compiled)
+    heads, token_heads = _patch_heads(model), _patch_heads(model)
     start = _latest(out)
     log = Log(out / "training_log.csv", start)
     if not start:
         pictures = Conversations(processor, LESSONS[0], VISION_STEPS * VISION_BATCH)
         pretrain_vision(model, heads, pictures, log)
-    train_conversations(model, heads, processor, log, out, start, steps)
+    train_conversations(model, heads, token_heads, processor, log, out, start, steps)
     nn.Module.to(model.eval(), "cpu", torch.bfloat16)
     model.save_pretrained(out)
     processor.save_pretrained(out)
@@ -352,8 +478,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for the trained model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=STEPS, help="stop earlier (for a trial)")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers (faster; needs a C++ compiler)"
+    )
     arguments = parser.parse_args()
-    train(arguments.out, arguments.device, arguments.steps)
+    train(arguments.out, arguments.device, arguments.steps, compiled=arguments.compile)
 
 
 if __name__ == "__main__":
