@@ -272,7 +272,7 @@ def test_names_and_answers_cannot_steer_the_terminal(model, picture, tmp_path):
 
 SLOW = textwrap.dedent(
     """
-    import sys, time
+    import signal, sys, time
     import vlmflow
     from vlmflow import cli
 
@@ -281,6 +281,8 @@ SLOW = textwrap.dedent(
         time.sleep(60)
 
     vlmflow.load = load
+    # A job in the background of a script starts with this signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()
     """
 )

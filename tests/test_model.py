@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,7 +112,8 @@ def test_generated_ids_stop_before_the_end_token(vlm, monkeypatch):
     ids = prompt.inputs["input_ids"]
     end, pad = vlm.processor.tokenizer.eos_token_id, vlm.processor.tokenizer.pad_token_id
     tail = torch.tensor([[7, 8, end, pad]])
-    monkeypatch.setattr(vlm.model, "generate", lambda **_: torch.cat([ids, tail], dim=1))
+    output = SimpleNamespace(sequences=torch.cat([ids, tail], dim=1))
+    monkeypatch.setattr(vlm.model, "generate", lambda **_: output)
     assert vlm.generate_ids(prompt) == (7, 8)
     assert vlm.with_answer(prompt, [7, 8, end]).answer_ids == (7, 8)
 
