@@ -17,7 +17,8 @@ from vlmflow.errors import InputError, ModelError
 from vlmflow.flow import recorder
 from vlmflow.flow.measure import measure
 from vlmflow.flow.signals.llava_cam import llava_cam
-from vlmflow.lvlm.model import LVLM, Prepared
+from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.prepared import Prepared
 
 from .tiny import tiny_llava
 

@@ -14,7 +14,8 @@ from vlmflow.flow.signals.flow_map import flow_map
 from vlmflow.flow.signals.llava_cam import llava_cam, llava_cam_code
 from vlmflow.lvlm.batch import collate
 from vlmflow.lvlm.layout import TokenLayout
-from vlmflow.lvlm.model import LVLM, Prepared
+from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.prepared import Prepared
 
 from .reference import Reference, measure_slowly
 from .tiny import tiny_llava

@@ -27,6 +27,7 @@ from vlmflow.scenes.conversations import (
     patch_labels,
 )
 from vlmflow.scenes.generator import COLOURS, KINDS, draw_scene
+from vlmflow.scenes.losses import side_ids, side_loss
 from vlmflow.scenes.tasks import scene_seed
 
 
@@ -130,17 +131,17 @@ def test_a_killed_run_continues_where_it_stopped(
         monkeypatch.setattr(training, name, value)
     training.train(tmp_path / "whole", "cpu", steps=4)
 
-    real = training._checkpoint
+    real = training.save_checkpoint
 
     def killed(*arguments: object) -> None:
         real(*arguments)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_checkpoint", killed)
+    monkeypatch.setattr(training, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         training.train(tmp_path / "resumed", "cpu", steps=4)
     assert not (tmp_path / "resumed" / "model.safetensors").exists()
-    monkeypatch.setattr(training, "_checkpoint", real)
+    monkeypatch.setattr(training, "save_checkpoint", real)
     training.train(tmp_path / "resumed", "cpu", steps=4)
 
     whole = load_file(tmp_path / "whole" / "model.safetensors")
@@ -161,7 +162,7 @@ def test_side_words_follow_the_place() -> None:
     """Image tokens that say "left" with the share of their place have the least loss."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, 0)
-    sides = training._side_ids(build_processor(tokenizer), torch.device("cpu"))
+    sides = side_ids(build_processor(tokenizer), torch.device("cpu"))
     assert [[tokenizer.decode(i) for i in pair] for pair in sides.tolist()] == [
         [" left", " right"],
         [" above", " below"],
@@ -172,7 +173,7 @@ def test_side_words_follow_the_place() -> None:
 
     def loss(*said: int) -> float:
         token = words[list(said)].sum(0)[None, None] * 100
-        return float(training._side_loss(model, sides, token, patches, 1.0).detach())
+        return float(side_loss(model, sides, token, patches, 1.0).detach())
 
     left, right, above, below = sides.flatten().tolist()
     assert loss(left, below) < loss(right, below)

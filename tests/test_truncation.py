@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -180,12 +181,15 @@ def test_keeping_all_under_every_preset_changes_nothing(name):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("ranking", [*HARDEST, "text_attention", "saliency", "llava_cam"])
+@pytest.mark.parametrize(
+    ("side", "ranking"),
+    [
+        *itertools.product(("left", "right"), (*HARDEST, "text_attention")),
+        *itertools.product(("left",), ("saliency", "llava_cam")),  # right: refused, see below
+    ],
+)
 def test_a_batch_is_its_rows(ranking, side, attention):
     """Different lengths, picture counts and kept counts; logits of every real token."""
-    if side == "right" and ranking in ("saliency", "llava_cam"):
-        pytest.skip("oracles refuse right padding; see test_oracles_refuse_right_padding")
     model, processor = tiny_llava(3, layers=5, kv_heads=2, attn_implementation=attention)
     prompts = [
         encode(processor, [1], QUESTIONS[0]),

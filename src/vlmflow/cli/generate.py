@@ -23,7 +23,8 @@ from vlmflow.cli.terminal import (
 from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
-    from vlmflow.lvlm.model import LVLM, Prepared
+    from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prepared import Prepared
     from vlmflow.truncation.policy import Truncation
 
 MIB = 2**20

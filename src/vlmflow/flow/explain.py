@@ -30,7 +30,8 @@ from vlmflow.flow.targets import check_target
 from vlmflow.lvlm.chat import PictureSource
 
 if TYPE_CHECKING:
-    from vlmflow.lvlm.model import LVLM, Prepared
+    from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prepared import Prepared
 
 DISPLAY_SIDE = 1024
 """Longest side in pixels of the picture copies in a result."""

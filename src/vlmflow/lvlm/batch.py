@@ -8,7 +8,7 @@ import torch
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.layout import TokenLayout
-from vlmflow.lvlm.model import Prepared
+from vlmflow.lvlm.prepared import Prepared
 
 
 def collate(

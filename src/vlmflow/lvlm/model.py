@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from vlmflow.lvlm.chat import PictureSource, conversation, render, texts
 from vlmflow.lvlm.families import Family, PreparedPictures, family_of
 from vlmflow.lvlm.geometry import MapUnavailableError
 from vlmflow.lvlm.layout import ImageGrid, Segment, TokenLayout
+from vlmflow.lvlm.prepared import Prepared
 from vlmflow.lvlm.tokens import (
     answer_ids_of,
     answer_text,
@@ -35,41 +36,6 @@ class Truncating(Protocol):
 
     def __call__(self, model: Any) -> AbstractContextManager[Any]:
         """Truncate a model for the length of a block."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """One prompt, ready for the model.
-
-    Parameters
-    ----------
-    inputs : dict of str to tensor
-        Keyword arguments of the model, batch of one, on its device: ``input_ids`` (expanded, one id
-        per image token), ``attention_mask``, ``pixel_values``, ...
-    layout : TokenLayout
-        Segment of every position and box of every image token.
-    images : tuple of PIL pictures
-        The pictures as they were read (RGB, upright), in the order of the prompt.
-    prompt : str
-        The text given to the processor, one placeholder per picture.
-    answer : str or None
-        Text of the answer that stands at the end of ``inputs``, if there is one.
-    lead : str
-        White space that this model's chat template puts before an answer.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    layout: TokenLayout
-    images: tuple[Image.Image, ...]
-    prompt: str
-    answer: str | None = None
-    lead: str = ""
-
-    @property
-    def answer_ids(self) -> tuple[int, ...]:
-        """Ids of the answer's tokens, ``(T,)``; empty without an answer."""
-        ids = self.inputs["input_ids"][0].tolist()
-        return tuple(ids[position] for position in self.layout.answer_positions)
 
 
 class LVLM:

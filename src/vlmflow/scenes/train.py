@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AttentionInterface, LlavaForConditionalGeneration, LlavaProcessor
 
 from vlmflow.scenes.architecture import build_model, build_processor, build_tokenizer
+from vlmflow.scenes.checkpoints import latest_step, restore_checkpoint, save_checkpoint
 from vlmflow.scenes.conversations import (
-    GRID,
     IGNORE,
     PATCH_LABELS,
     QUESTION_KINDS,
@@ -32,7 +31,15 @@ from vlmflow.scenes.conversations import (
     Conversations,
     Lesson,
 )
-from vlmflow.scenes.generator import COLOURS, KINDS, SIZES
+from vlmflow.scenes.losses import (
+    patch_heads,
+    patch_loss,
+    side_ids,
+    side_loss,
+    turn_loss,
+    word_ids,
+    word_loss,
+)
 
 SEED = 20240606
 VISION_STEPS, VISION_BATCH, VISION_RATE = 2000, 64, 2e-3
@@ -82,8 +89,6 @@ RATES = {
 }
 VISION_SHARE = 0.3  # of the learning rate, for the vision tower in the second stage
 PATCH_SHARE = 0.3  # weight of the patch labels, read off the tower, in the second stage
-BACKGROUND_WEIGHT = 0.05
-PLACE_CHANNELS = [list(PATCH_LABELS).index(name) for name in ("column", "row")]
 CHECKPOINT_EVERY, LOG_EVERY = 200, 50
 
 
@@ -126,10 +131,10 @@ def _plain_attention(
     scaling: float,
     **_options: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as three matrix products in the autocast dtype, without dropout or padding.
+    """Attention as plain matrix products in the autocast dtype, without dropout or padding.
 
-    The backward of SDPA on a CPU takes most of a step at these short sequences. Shapes are those
-    of ``transformers.AttentionInterface``.
+    At these short sequences cheaper on a CPU than SDPA and its backward. Shapes are those of
+    ``transformers.AttentionInterface``.
     """
     scores = torch.matmul(query * scaling, key.transpose(-1, -2))
     if module.is_causal:
@@ -170,94 +175,6 @@ def _lesson_at(step: int) -> Lesson:
     return next(lesson for lesson, end in zip(LESSONS, ends, strict=True) if step <= end)
 
 
-def _patch_heads(model: LlavaForConditionalGeneration) -> nn.ModuleDict:
-    """Linear read-outs of the patch labels; tower and projected image tokens are equally wide."""
-    width = model.model.vision_tower.config.hidden_size
-    heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in PATCH_LABELS.items()})
-    return heads.to(model.device)
-
-
-def _patch_loss(
-    heads: nn.ModuleDict, features: torch.Tensor, patches: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy of the patch labels, and the share right where there is something."""
-    loss = torch.zeros((), device=features.device)
-    right: dict[str, float] = {}
-    for channel, (name, classes) in enumerate(PATCH_LABELS.items()):
-        labels = patches[:, channel]
-        weight = torch.ones(classes, device=features.device)
-        weight[0] = BACKGROUND_WEIGHT
-        scores = heads[name](features).float()
-        loss = loss + nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), weight)
-        seen = labels > 0
-        right[name] = (scores.argmax(-1) == labels)[seen].float().mean().item()
-    return loss, right
-
-
-def _word_ids(processor: LlavaProcessor, device: torch.device) -> torch.Tensor:
-    """Token of the word for each kind, colour, size and digit: (5, classes), padded with 0."""
-    names = [[f" {word}" for word in group] for group in (KINDS, COLOURS, SIZES)]
-    names += [[str(digit) for digit in range(10)]] * 2
-    ids = torch.zeros(len(names), max(map(len, names)) + 1, dtype=torch.long)
-    for row, group in enumerate(names):
-        for column, word in enumerate(group, start=1):
-            (ids[row, column],) = processor.tokenizer.encode(word, add_special_tokens=False)
-    return ids.to(device)
-
-
-def _side_ids(processor: LlavaProcessor, device: torch.device) -> torch.Tensor:
-    """Tokens of the words for small and large columns and rows: (2, 2)."""
-    words = ((" left", " right"), (" above", " below"))
-    encode = processor.tokenizer.encode
-    ids = [[encode(word, add_special_tokens=False) for word in pair] for pair in words]
-    return torch.tensor(ids, device=device)[..., 0]
-
-
-def _word_loss(
-    model: LlavaForConditionalGeneration,
-    words: torch.Tensor,
-    embedded: torch.Tensor,
-    patches: torch.Tensor,
-) -> torch.Tensor:
-    """Cross-entropy of reading an object's words off its image tokens with the output embedding.
-
-    Places image tokens near the words for what they show: ``words`` are those of the first patch
-    labels, in their order. A label that an object does not have asks for nothing.
-    """
-    tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
-    something = patches[:, 0] > 0
-    scores = model.lm_head(tokens[something]).float()
-    losses = []
-    for channel, ids in enumerate(words):
-        labels = patches[:, channel][something]
-        targets = torch.where(labels > 0, ids[labels], IGNORE)
-        losses.append(nn.functional.cross_entropy(scores, targets, ignore_index=IGNORE))
-    return torch.stack(losses).mean()
-
-
-def _side_loss(
-    model: LlavaForConditionalGeneration,
-    sides: torch.Tensor,
-    embedded: torch.Tensor,
-    patches: torch.Tensor,
-    slope: float,
-) -> torch.Tensor:
-    """Cross-entropy of reading how far to the left and above an object is, as shares of two words.
-
-    An object a quarter of the way from the left is to say "left" with 0.75 and "right" with 0.25;
-    a steeper ``slope`` moves these away from a half.
-    """
-    tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
-    something = patches[:, 0] > 0
-    chances = model.lm_head(tokens[something]).float().log_softmax(-1)
-    losses = []
-    for channel, (low, high) in zip(PLACE_CHANNELS, sides, strict=True):
-        place = (patches[:, channel][something] - 0.5) / GRID
-        share = (0.5 + slope * (place - 0.5)).clamp(0.02, 0.98)
-        losses.append(-(1 - share) * chances[:, low] - share * chances[:, high])
-    return torch.stack(losses).mean()
-
-
 def pretrain_vision(
     model: LlavaForConditionalGeneration, heads: nn.ModuleDict, data: Conversations, log: Log
 ) -> None:
@@ -271,7 +188,7 @@ def pretrain_vision(
     for step, batch in enumerate(_batches(data, VISION_BATCH, model.device), start=1):
         with torch.autocast(model.device.type, torch.bfloat16):
             features = tower(batch["pixel_values"]).last_hidden_state[:, 1:]
-            loss, right = _patch_loss(heads, features, batch["patches"])
+            loss, right = patch_loss(heads, features, batch["patches"])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -307,9 +224,9 @@ def train_conversations(
     )
     trained = nn.ModuleDict({"model": model, "heads": heads, "token_heads": token_heads})
     if start:
-        _restore(trained, optimizer, out)
-    words = _word_ids(processor, model.device)
-    sides = _side_ids(processor, model.device)
+        restore_checkpoint(trained, optimizer, out)
+    words = word_ids(processor, model.device)
+    sides = side_ids(processor, model.device)
     # Before and after the projector.
     features: list[tuple[torch.Tensor, torch.Tensor]] = []
     model.model.multi_modal_projector.register_forward_hook(
@@ -332,22 +249,22 @@ def train_conversations(
             ).last_hidden_state
             logits = model.lm_head(hidden[wanted])
             seen, embedded = features.pop()
-            patch_loss, patches = _patch_loss(heads, seen, batch["patches"])
-            help_loss = PATCH_SHARE * patch_loss
+            found, patches = patch_loss(heads, seen, batch["patches"])
+            helping = PATCH_SHARE * found
             if lesson.words:
                 asked = words if lesson.digits else words[:3]
-                word_loss = _word_loss(model, asked, embedded, batch["patches"])
-                help_loss = help_loss + lesson.words * word_loss
+                found = word_loss(model, asked, embedded, batch["patches"])
+                helping = helping + lesson.words * found
             if lesson.sides:
-                side_loss = _side_loss(model, sides, embedded, batch["patches"], lesson.slope)
-                help_loss = help_loss + lesson.sides * side_loss
+                found = side_loss(model, sides, embedded, batch["patches"], lesson.slope)
+                helping = helping + lesson.sides * found
             if lesson.labels:
                 tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
-                label_loss, _ = _patch_loss(token_heads, tokens, batch["patches"])
-                help_loss = help_loss + lesson.labels * label_loss
-        loss = _turn_loss(logits.float(), batch["labels"][wanted], batch["lengths"][wanted])
+                found, _ = patch_loss(token_heads, tokens, batch["patches"])
+                helping = helping + lesson.labels * found
+        loss = turn_loss(logits.float(), batch["labels"][wanted], batch["lengths"][wanted])
         optimizer.zero_grad(set_to_none=True)
-        (loss + help_loss).backward()  # type: ignore[no-untyped-call]
+        (loss + helping).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
@@ -363,17 +280,7 @@ def train_conversations(
             hits.clear()
             losses.clear()
         if step % CHECKPOINT_EVERY == 0:
-            _checkpoint(trained, optimizer, out, step)
-
-
-def _turn_loss(logits: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy, an answer of n tokens counting as much as sqrt(n) answers of one token.
-
-    Otherwise captions, with forty tokens each, drown the questions.
-    """
-    weight = lengths.float().rsqrt()
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    return (weight * losses).sum() / weight.sum()
+            save_checkpoint(trained, optimizer, out, step)
 
 
 def _exact_turns(
@@ -391,42 +298,6 @@ def _exact_turns(
     kind[group] = kinds[wanted]
     for index, value in zip(kind.tolist(), exact.tolist(), strict=True):
         yield QUESTION_KINDS[index], value
-
-
-def _checkpoint(trained: nn.Module, optimizer: torch.optim.Optimizer, out: Path, step: int) -> None:
-    tensors = {f"weights.{k}": v.detach().clone() for k, v in trained.named_parameters()}
-    parameters = itertools.chain(*(group["params"] for group in optimizer.param_groups))
-    for number, parameter in enumerate(parameters):
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{number}.{key}"] = value.clone()
-    partial = out / "checkpoint.partial"
-    save_file(tensors, partial, metadata={"step": str(step)})
-    partial.replace(out / f"checkpoint-{step}.safetensors")
-    for old in out.glob("checkpoint-*.safetensors"):
-        if old.name != f"checkpoint-{step}.safetensors":
-            old.unlink()
-
-
-def _latest(out: Path) -> int:
-    """Step of the checkpoint in ``out``; 0 if there is none."""
-    steps = [int(p.stem.split("-")[1]) for p in out.glob("checkpoint-*.safetensors")]
-    return max(steps, default=0)
-
-
-def _restore(trained: nn.Module, optimizer: torch.optim.Optimizer, out: Path) -> None:
-    tensors = load_file(out / f"checkpoint-{_latest(out)}.safetensors")
-    with torch.no_grad():
-        for key, parameter in trained.named_parameters():
-            parameter.copy_(tensors[f"weights.{key}"])
-    parameters = itertools.chain(*(group["params"] for group in optimizer.param_groups))
-    for number, parameter in enumerate(parameters):
-        moments = {
-            key: tensors[f"optimizer.{number}.{key}"]
-            for key in ("exp_avg", "exp_avg_sq", "step")
-            if f"optimizer.{number}.{key}" in tensors  # absent for weights nothing depends on
-        }
-        if moments:
-            optimizer.state[parameter] = moments
 
 
 def _speed_up(model: LlavaForConditionalGeneration, compiled: bool) -> None:
@@ -458,8 +329,8 @@ def train(out: Path, device: str, steps: int = STEPS, *, compiled: bool = False)
     model = build_model(tokenizer, SEED).train()
     nn.Module.to(model, torch.device(device))
     _speed_up(model, compiled)
-    heads, token_heads = _patch_heads(model), _patch_heads(model)
-    start = _latest(out)
+    heads, token_heads = patch_heads(model), patch_heads(model)
+    start = latest_step(out)
     log = Log(out / "training_log.csv", start)
     if not start:
         pictures = Conversations(processor, LESSONS[0], VISION_STEPS * VISION_BATCH)

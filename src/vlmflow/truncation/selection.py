@@ -41,7 +41,9 @@ def choose(policy: Truncation, call: Call, layer: int, hidden: Tensor, config: A
         count = min(policy.kept(stage, call.images[row]), len(image)) if len(image) else 0
         chosen = image[:0]
         if count:
-            candidates = _candidates(policy, call, layer, hidden, row, slots, attention, config)
+            candidates = _candidates(
+                policy, call, layer, hidden, row, slots[row], image, attention, config
+            )
             chosen = image[RANKINGS[policy.rank_by].select(candidates, count)]
         staying = (slots[row] >= 0) & ~is_image[row]
         staying[chosen] = True
@@ -71,15 +73,14 @@ def _candidates(
     layer: int,
     hidden: Tensor,
     row: int,
-    slots: Tensor,
+    own: Tensor,
+    image: Tensor,
     attention: AttentionCall | None,
     config: Any,
 ) -> Candidates:
     """Collect what a ranking may look at in one row."""
     device = hidden.device
-    own, is_image = slots[row], call.is_image[row].to(device)
-    here = own.clamp_min(0)
-    image = ((own >= 0) & is_image[here]).nonzero()[:, 0]
+    is_image, here = call.is_image[row].to(device), own.clamp_min(0)
     is_text = ~is_image
     if call.valid is not None:
         is_text = is_text & call.valid[row, -call.length :].to(device)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from vlmflow.lvlm.model import LVLM, Prepared
+from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.prepared import Prepared
 from vlmflow.lvlm.tokens import answer_text
 from vlmflow.truncation.policy import Truncation
 

@@ -1,0 +1,45 @@
+"""One prompt as the model takes it, with the layout of its positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from vlmflow.lvlm.layout import TokenLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One prompt, ready for the model.
+
+    Parameters
+    ----------
+    inputs : dict of str to tensor
+        Keyword arguments of the model, batch of one, on its device: ``input_ids`` (expanded, one id
+        per image token), ``attention_mask``, ``pixel_values``, ...
+    layout : TokenLayout
+        Segment of every position and box of every image token.
+    images : tuple of PIL pictures
+        The pictures as they were read (RGB, upright), in the order of the prompt.
+    prompt : str
+        The text given to the processor, one placeholder per picture.
+    answer : str or None
+        Text of the answer that stands at the end of ``inputs``, if there is one.
+    lead : str
+        White space that this model's chat template puts before an answer.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    layout: TokenLayout
+    images: tuple[Image.Image, ...]
+    prompt: str
+    answer: str | None = None
+    lead: str = ""
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """Ids of the answer's tokens, ``(T,)``; empty without an answer."""
+        ids = self.inputs["input_ids"][0].tolist()
+        return tuple(ids[position] for position in self.layout.answer_positions)

@@ -1,0 +1,111 @@
+"""What training asks for: the answers of every turn, and words and labels of image tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from vlmflow.scenes.conversations import GRID, IGNORE, PATCH_LABELS
+from vlmflow.scenes.generator import COLOURS, KINDS, SIZES
+
+BACKGROUND_WEIGHT = 0.05
+PLACE_CHANNELS = [list(PATCH_LABELS).index(name) for name in ("column", "row")]
+
+
+def patch_heads(model: LlavaForConditionalGeneration) -> nn.ModuleDict:
+    """Linear read-outs of the patch labels; tower and projected image tokens are equally wide."""
+    width = model.model.vision_tower.config.hidden_size
+    heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in PATCH_LABELS.items()})
+    return heads.to(model.device)
+
+
+def patch_loss(
+    heads: nn.ModuleDict, features: torch.Tensor, patches: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy of the patch labels, and the share right where there is something."""
+    loss = torch.zeros((), device=features.device)
+    right: dict[str, float] = {}
+    for channel, (name, classes) in enumerate(PATCH_LABELS.items()):
+        labels = patches[:, channel]
+        weight = torch.ones(classes, device=features.device)
+        weight[0] = BACKGROUND_WEIGHT
+        scores = heads[name](features).float()
+        loss = loss + nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), weight)
+        seen = labels > 0
+        right[name] = (scores.argmax(-1) == labels)[seen].float().mean().item()
+    return loss, right
+
+
+def word_ids(processor: LlavaProcessor, device: torch.device) -> torch.Tensor:
+    """Token of the word for each kind, colour, size and digit: (5, classes), padded with 0."""
+    names = [[f" {word}" for word in group] for group in (KINDS, COLOURS, SIZES)]
+    names += [[str(digit) for digit in range(10)]] * 2
+    ids = torch.zeros(len(names), max(map(len, names)) + 1, dtype=torch.long)
+    for row, group in enumerate(names):
+        for column, word in enumerate(group, start=1):
+            (ids[row, column],) = processor.tokenizer.encode(word, add_special_tokens=False)
+    return ids.to(device)
+
+
+def side_ids(processor: LlavaProcessor, device: torch.device) -> torch.Tensor:
+    """Tokens of the words for small and large columns and rows: (2, 2)."""
+    words = ((" left", " right"), (" above", " below"))
+    encode = processor.tokenizer.encode
+    ids = [[encode(word, add_special_tokens=False) for word in pair] for pair in words]
+    return torch.tensor(ids, device=device)[..., 0]
+
+
+def word_loss(
+    model: LlavaForConditionalGeneration,
+    words: torch.Tensor,
+    embedded: torch.Tensor,
+    patches: torch.Tensor,
+) -> torch.Tensor:
+    """Cross-entropy of reading an object's words off its image tokens with the output embedding.
+
+    Places image tokens near the words for what they show: ``words`` are those of the first patch
+    labels, in their order. A label that an object does not have asks for nothing.
+    """
+    tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
+    something = patches[:, 0] > 0
+    scores = model.lm_head(tokens[something]).float()
+    losses = []
+    for channel, ids in enumerate(words):
+        labels = patches[:, channel][something]
+        targets = torch.where(labels > 0, ids[labels], IGNORE)
+        losses.append(nn.functional.cross_entropy(scores, targets, ignore_index=IGNORE))
+    return torch.stack(losses).mean()
+
+
+def side_loss(
+    model: LlavaForConditionalGeneration,
+    sides: torch.Tensor,
+    embedded: torch.Tensor,
+    patches: torch.Tensor,
+    slope: float,
+) -> torch.Tensor:
+    """Cross-entropy of reading how far to the left and above an object is, as shares of two words.
+
+    An object a quarter of the way from the left is to say "left" with 0.75 and "right" with 0.25;
+    a steeper ``slope`` moves these away from a half.
+    """
+    tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
+    something = patches[:, 0] > 0
+    chances = model.lm_head(tokens[something]).float().log_softmax(-1)
+    losses = []
+    for channel, (low, high) in zip(PLACE_CHANNELS, sides, strict=True):
+        place = (patches[:, channel][something] - 0.5) / GRID
+        share = (0.5 + slope * (place - 0.5)).clamp(0.02, 0.98)
+        losses.append(-(1 - share) * chances[:, low] - share * chances[:, high])
+    return torch.stack(losses).mean()
+
+
+def turn_loss(logits: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, an answer of n tokens counting as much as sqrt(n) answers of one token.
+
+    Otherwise captions, with forty tokens each, drown the questions.
+    """
+    weight = lengths.float().rsqrt()
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return (weight * losses).sum() / weight.sum()
