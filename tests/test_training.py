@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,11 +26,25 @@ from vlmflow.scenes.conversations import (
     PATCH_LABELS,
     QUESTION_KINDS,
     Conversations,
-    Lesson,
+    centre_labels,
     patch_labels,
 )
 from vlmflow.scenes.generator import COLOURS, KINDS, draw_scene
-from vlmflow.scenes.losses import side_ids, side_loss
+from vlmflow.scenes.lenses import lenses
+from vlmflow.scenes.lessons import Lesson
+from vlmflow.scenes.losses import hint_loss, lens_loss, side_ids, side_loss
+from vlmflow.scenes.questions import (
+    Question,
+    bigger,
+    compare,
+    count,
+    extreme,
+    named,
+    plural,
+    presence,
+    relation,
+    side,
+)
 from vlmflow.scenes.tasks import scene_seed
 
 
@@ -123,8 +140,18 @@ def test_a_killed_run_continues_where_it_stopped(
                 words=0.1,
                 digits=True,
                 labels=0.1,
+                axes=0.1,
+                presences=0.1,
+                names=0.1,
+                counts=0.1,
+                reasoning=0.8,
                 sides=0.3,
                 slope=2.0,
+                logistic=True,
+                centres=0.2,
+                verdicts=0.5,
+                hints=0.5,
+                mentions=0.5,
             ),
         ),
     }.items():
@@ -171,11 +198,111 @@ def test_side_words_follow_the_place() -> None:
     patches[:, 0], patches[:, 5], patches[:, 6] = 1, 2, 11  # left edge, near the lower edge
     words = model.lm_head.weight.detach()
 
-    def loss(*said: int) -> float:
+    def loss(*said: int, logistic: bool) -> float:
         token = words[list(said)].sum(0)[None, None] * 100
-        return float(side_loss(model, sides, token, patches, 1.0).detach())
+        return float(side_loss(model, sides, token, patches, 1.0, logistic=logistic).detach())
 
     left, right, above, below = sides.flatten().tolist()
-    assert loss(left, below) < loss(right, below)
-    assert loss(left, below) < loss(left, above)
-    assert loss(left, below) < loss(right, above)
+    for logistic in (False, True):
+        true = loss(left, below, logistic=logistic)
+        assert true < loss(right, below, logistic=logistic)
+        assert true < loss(left, above, logistic=logistic)
+        assert true < loss(right, above, logistic=logistic)
+
+
+def test_one_patch_holds_the_centre_of_each_object() -> None:
+    grid = IMAGE_SIZE // PATCH_SIZE
+    for index in range(20):
+        scene = draw_scene(scene_seed("conversation", "train", index))
+        marked = centre_labels(scene).reshape(grid, grid)
+        labels = dict(zip(PATCH_LABELS, patch_labels(scene), strict=True))
+        assert marked.sum() == len(scene.objects)
+        for row, column in marked.nonzero().tolist():
+            patch = row * grid + column
+            if labels["kind"][patch]:
+                assert (labels["column"][patch], labels["row"][patch]) == (column + 1, row + 1)
+
+
+def drawn(make: Callable[..., Question | None], number: int = 30) -> Iterator[tuple[Any, Question]]:
+    """Scenes with a question of one kind."""
+    for index in range(number):
+        scene = draw_scene(scene_seed("conversation", "train", index))
+        question = make(scene, np.random.default_rng(index))
+        if question is not None:
+            yield scene, question
+
+
+def test_sides_compare_two_places() -> None:
+    for scene, question in drawn(side):
+        words = question.text.removesuffix("?").replace(",", "").split()
+        by_name = {f"{thing.colour} {thing.kind}": thing for thing in scene.objects}
+        a, b = by_name[" ".join(words[2:4])], by_name[" ".join(words[-2:])]
+        axis = 0 if "left" in words else 1
+        less, more = ("left", "right") if axis == 0 else ("above", "below")
+        assert question.answer == (less if a.centre[axis] < b.centre[axis] else more)
+
+
+def test_exactly_the_right_option_is_present() -> None:
+    for scene, question in drawn(presence):
+        here = {f"{thing.colour} {thing.kind}" for thing in scene.objects}
+        there = [choice for choice in question.choices if choice.split(" ", 1)[1] in here]
+        assert there == [question.content]
+        assert question.choices["ABCD".index(question.answer)] == question.content
+
+
+def test_named_options_are_those_of_the_question() -> None:
+    for _, question in drawn(named):
+        stem = question.text.split("\n")[0]
+        assert stem == f"Which of these is {question.content}?"
+        assert question.choices["ABCD".index(question.answer)] == question.content
+
+
+@pytest.mark.parametrize("make", [relation, count, compare, extreme, bigger, presence])
+def test_words_of_the_middle_stand_where_they_are_true(
+    processor: LlavaProcessor, make: Callable[..., Question | None]
+) -> None:
+    tokenizer = processor.tokenizer
+    seen = 0
+    for scene, question in drawn(make):
+        tokens = tokenizer.encode(f"USER: {question.text} ASSISTANT:", add_special_tokens=False)
+        found = lenses(question, tokens, scene, tokenizer)
+        ((place, words),) = found.hints.items()
+        assert place == len(tokens) - 1
+        told = tokenizer.decode(words).split()
+        if make is bigger:
+            assert told == [question.text.split("\n")[0].removesuffix("?").split()[-1]]
+        else:
+            assert set(told) <= set(question.content.split())  # type: ignore[union-attr]
+        assert bool(found.verdicts) == (make in (bigger, presence))
+        for option, (end, verdict) in zip(question.choices, found.verdicts.items(), strict=False):
+            assert tokenizer.decode(tokens[: end + 1]).endswith(f". {option}")
+            said = tokenizer.decode(verdict).strip()
+            assert (said in ("yes", *told)) == (option == question.content)
+        for place, digit in found.mentions.items():
+            word = tokenizer.decode(tokens[place]).strip()
+            colour = tokenizer.decode(tokens[place - 1]).strip()
+            group = [
+                thing for thing in scene.objects
+                if (thing.colour == colour if word == "objects" else plural(thing.kind) == word)
+            ]  # fmt: skip
+            assert int(tokenizer.decode(digit)) == len(group)
+            seen += 1
+    assert bool(seen) == (make in (count, compare))
+
+
+def test_words_of_the_middle_are_read_with_norm_and_head() -> None:
+    """A state that is a word's embedding has less loss for that word than for another."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, 0)
+    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in (" yes", " no"))
+    states = model.lm_head.weight.detach()[[yes, yes]][None]
+    for first, share in ((yes, 1.0), (no, 0.0)):
+        found, right = lens_loss(model, states, torch.tensor([[first, IGNORE]]))
+        assert right == share
+        hinted = hint_loss(model, states, torch.tensor([[[first, IGNORE], [IGNORE, IGNORE]]]))
+        assert float(found.detach()) == pytest.approx(float(hinted.detach()))
+    two = hint_loss(model, states, torch.tensor([[[yes, no], [IGNORE, IGNORE]]]))
+    one = [
+        float(hint_loss(model, states[:, :1], torch.tensor([[[w]]])).detach()) for w in (yes, no)
+    ]
+    assert float(two.detach()) == pytest.approx(sum(one) / 2)

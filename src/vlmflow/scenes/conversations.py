@@ -5,7 +5,7 @@ Several turns per picture share the cost of its image tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypedDict
 
@@ -16,82 +16,52 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from vlmflow.scenes.architecture import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE
 from vlmflow.scenes.generator import COLOURS, KINDS, SIZES, Scene, draw_scene, render
+from vlmflow.scenes.lenses import WORDS, lenses
+from vlmflow.scenes.lessons import Lesson
 from vlmflow.scenes.questions import (
     REASONING,
     Maker,
     Question,
     attribute,
     caption,
+    count,
     description,
     detail,
     existence,
+    named,
     place,
+    presence,
     reading,
+    side,
 )
 from vlmflow.scenes.tasks import scene_seed
 
 IGNORE = -100
 GRID = IMAGE_SIZE // PATCH_SIZE
 
+CLOSED = ("bigger", "presence", "named")
+"""Questions that would not say what is asked without their options."""
 
-@dataclass(frozen=True)
-class Lesson:
-    """What conversations are made of for a number of training steps.
-
-    Attributes
-    ----------
-    steps
-        How long the lesson lasts.
-    length
-        Positions of every sequence: a fixed shape, with no padding to speak of.
-    captions, descriptions
-        Shares of conversations that open with a caption, or with a full description.
-    details
-        Share of the other turns that ask for everything about one object.
-    places
-        Share of those that ask where an object stands.
-    doubts
-        Share of those that ask for an object that is there, or one that often goes with those.
-    open
-        Share of reasoning questions asked without options and answered in words.
-    comparisons
-        Whether comparisons of two groups are among these, too.
-    words, labels
-        Weights of two auxiliary losses on the projected image tokens: to read an object's words
-        off them with the output embedding, and all of its labels with heads of their own.
-    digits
-        Whether the digits of its number are among these words.
-    sides, slope
-        Weight of reading its place off them, as "left" or "right" and "above" or "below", and how
-        steeply these words follow the place.
-    """
-
-    steps: int
-    length: int
-    captions: float
-    descriptions: float = 0.0
-    details: float = 0.0
-    places: float = 0.0
-    doubts: float = 0.0
-    open: float = 0.0
-    comparisons: bool = False
-    words: float = 0.0
-    labels: float = 0.0
-    digits: bool = False
-    sides: float = 0.0
-    slope: float = 1.0
-
-
-# Each draw picks one of these; the four tasks come up about equally often.
-_MAKERS: tuple[tuple[Maker, float], ...] = (
-    *((make, 0.45 / len(REASONING)) for make in REASONING),
-    (existence, 0.22),
-    (reading, 0.18),
-    (attribute, 0.15),
+# What does not reason, and how often each comes up.
+_LOOKING: tuple[tuple[Maker, float], ...] = (
+    (existence, 0.4),
+    (reading, 0.327),
+    (attribute, 0.273),
 )
 QUESTION_KINDS = (
     *(make.__name__ for make in REASONING),
-    *("existence", "reading", "attribute", "caption", "description", "detail", "place"),
+    *(
+        "existence",
+        "reading",
+        "attribute",
+        "caption",
+        "description",
+        "detail",
+        "place",
+        "side",
+        "presence",
+        "named",
+    ),
 )
 
 #: Patch labels: name and number of classes (0 is "nothing here"). Column and row are those of the
@@ -107,16 +77,25 @@ PATCH_LABELS = {
 }
 
 
-class Conversation(TypedDict):
-    """One training example, as tensors."""
+class Written(TypedDict):
+    """The text of one training example, as tensors: IGNORE where there is nothing to say."""
 
-    pixel_values: torch.Tensor  # (3, IMAGE_SIZE, IMAGE_SIZE)
     input_ids: torch.Tensor  # (length,)
-    labels: torch.Tensor  # (length,): the next token where it belongs to an answer, else IGNORE
+    labels: torch.Tensor  # (length,): the next token where it belongs to an answer
     turns: torch.Tensor  # (length,): number of the turn that a label belongs to, else -1
     kinds: torch.Tensor  # (length,): index into QUESTION_KINDS where a label is, else -1
     lengths: torch.Tensor  # (length,): tokens of the answer that a label belongs to, else 0
+    verdicts: torch.Tensor  # (length,): see vlmflow.scenes.lenses
+    mentions: torch.Tensor  # (length,)
+    hints: torch.Tensor  # (length, WORDS)
+
+
+class Conversation(Written):
+    """One training example, as tensors."""
+
+    pixel_values: torch.Tensor  # (3, IMAGE_SIZE, IMAGE_SIZE)
     patches: torch.Tensor  # (len(PATCH_LABELS), image tokens)
+    centres: torch.Tensor  # (image tokens,): 1 where an object's centre is, else 0
 
 
 @dataclass(frozen=True)
@@ -136,54 +115,63 @@ class Conversations(Dataset[Conversation]):
         scene = draw_scene(seed)
         rng = np.random.default_rng(np.random.SeedSequence((*seed, 2)))
         pixels = self.processor.image_processor(render(scene), return_tensors="pt")
-        ids, labels, turns, kinds, lengths = _write(
-            scene, rng, self.lesson, self.processor.tokenizer
-        )
+        written = _write(scene, rng, self.lesson, self.processor.tokenizer)
         return {
+            **written,
             "pixel_values": pixels["pixel_values"][0],
-            "input_ids": ids,
-            "labels": labels,
-            "turns": turns,
-            "kinds": kinds,
-            "lengths": lengths,
             "patches": patch_labels(scene),
+            "centres": centre_labels(scene),
         }
 
 
 def _write(
     scene: Scene, rng: np.random.Generator, lesson: Lesson, tokenizer: PreTrainedTokenizerFast
-) -> tuple[torch.Tensor, ...]:
+) -> Written:
     """Write turns in the words of the chat template until the sequence is full."""
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token
+    eos = tokenizer.eos_token
     image = IMAGE_TOKEN * GRID**2
-    ids: list[int] = []
-    answered: list[tuple[int, int, str]] = []
+
+    def empty(fill: int, *more: int) -> torch.Tensor:
+        return torch.full((lesson.length, *more), fill)
+
+    written = Written(
+        input_ids=empty(tokenizer.pad_token_id),
+        labels=empty(IGNORE),
+        turns=empty(-1),
+        kinds=empty(-1),
+        lengths=empty(0),
+        verdicts=empty(IGNORE),
+        mentions=empty(IGNORE),
+        hints=empty(IGNORE, WORDS),
+    )
     lead = f"{tokenizer.bos_token}USER: {image}\n"
-    asked = set()
+    asked: set[str] = set()
+    start = turn = 0
     while True:
-        question = _next_question(scene, rng, lesson, opening=not ids)
+        question = _next_question(scene, rng, lesson, opening=not start)
         if question.text in asked:
             continue
         asked.add(question.text)
         ask = tokenizer.encode(f"{lead} {question.text} ASSISTANT:", add_special_tokens=False)
         reply = tokenizer.encode(f" {question.answer}{eos}", add_special_tokens=False)
-        if len(ids) + len(ask) + len(reply) > lesson.length:
-            break
+        answer, end = start + len(ask), start + len(ask) + len(reply)
+        if end > lesson.length:
+            return written
         lead = "USER:"
-        answered.append((len(ids) + len(ask), len(reply), question.kind))
-        ids += ask + reply
-    filled = torch.full((lesson.length,), pad)
-    filled[: len(ids)] = torch.tensor(ids)
-    labels, turns, kinds, lengths = (
-        torch.full((lesson.length,), fill) for fill in (IGNORE, -1, -1, 0)
-    )
-    for turn, (start, size, kind) in enumerate(answered):
-        predicting = slice(start - 1, start - 1 + size)
-        labels[predicting] = filled[start : start + size]
-        turns[predicting] = turn
-        kinds[predicting] = QUESTION_KINDS.index(kind)
-        lengths[predicting] = size
-    return filled, labels, turns, kinds, lengths
+        written["input_ids"][start:end] = torch.tensor(ask + reply)
+        predicting = slice(answer - 1, end - 1)
+        written["labels"][predicting] = torch.tensor(reply)
+        written["turns"][predicting] = turn
+        written["kinds"][predicting] = QUESTION_KINDS.index(question.kind)
+        written["lengths"][predicting] = len(reply)
+        found = lenses(question, ask, scene, tokenizer)
+        for at, token in found.verdicts.items():
+            written["verdicts"][start + at] = token
+        for at, token in found.mentions.items():
+            written["mentions"][start + at] = token
+        for at, tokens in found.hints.items():
+            written["hints"][start + at, : len(tokens)] = torch.tensor(tokens)
+        start, turn = end, turn + 1
 
 
 def _next_question(
@@ -195,26 +183,46 @@ def _next_question(
             return caption(scene)
         if draw < lesson.captions + lesson.descriptions:
             return description(scene)
-    makers, shares = zip(*_MAKERS, strict=True)
+    reasoning = [(make, lesson.reasoning / len(REASONING)) for make in REASONING]
+    looking = [(make, (1 - lesson.reasoning) * share) for make, share in _LOOKING]
+    makers, shares = zip(*reasoning, *looking, strict=True)
+    helping: tuple[tuple[Maker, float], ...] = (
+        (detail, lesson.details),
+        (place, lesson.places),
+        (partial(existence, subset="adversarial"), lesson.doubts),
+        (side, lesson.axes),
+        (presence, lesson.presences),
+        (named, lesson.names),
+        (count, lesson.counts),
+    )
     while True:
         make: Maker = makers[int(rng.choice(len(makers), p=shares))]
         draw = rng.random()
-        if draw < lesson.details:
-            make = detail
-        elif draw < lesson.details + lesson.places:
-            make = place
-        elif draw < lesson.details + lesson.places + lesson.doubts:
-            make = partial(existence, subset="adversarial")
+        for helper, share in helping:
+            draw -= share
+            if draw < 0:
+                make = helper
+                break
         question = make(scene, rng)
         if question is None:
             continue
         if question.content is not None and rng.random() < lesson.open:
             stem = question.text.split("\n", 1)[0]
-            # Without options "bigger" would not say what is asked.
-            closed = ("bigger",) if lesson.comparisons else ("bigger", "compare")
+            closed = {*CLOSED, *(() if lesson.comparisons else ("compare",))}
             if question.kind not in closed:
-                return Question(question.kind, stem, question.content)
+                return replace(question, text=stem, answer=question.content, choices=())
         return question
+
+
+def centre_labels(scene: Scene) -> torch.Tensor:
+    """Mark the patch in which each object's centre lies: int64 of shape ``(image tokens,)``."""
+    left, top = (scene.width - scene.side) / 2, (scene.height - scene.side) / 2
+    labels = np.zeros((GRID, GRID), dtype=np.int64)
+    for thing in scene.objects:
+        row = int((thing.centre[1] - top) / scene.side * GRID)
+        column = int((thing.centre[0] - left) / scene.side * GRID)
+        labels[row, column] = 1
+    return torch.from_numpy(labels.reshape(-1))
 
 
 def patch_labels(scene: Scene) -> torch.Tensor:

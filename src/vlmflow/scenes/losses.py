@@ -84,11 +84,14 @@ def side_loss(
     embedded: torch.Tensor,
     patches: torch.Tensor,
     slope: float,
+    *,
+    logistic: bool,
 ) -> torch.Tensor:
     """Cross-entropy of reading how far to the left and above an object is, as shares of two words.
 
     An object a quarter of the way from the left is to say "left" with 0.75 and "right" with 0.25;
-    a steeper ``slope`` moves these away from a half.
+    a steeper ``slope`` moves these away from a half. Along a ``logistic`` curve of that slope at
+    the middle, the difference of the two logits is linear in the place right up to the borders.
     """
     tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
     something = patches[:, 0] > 0
@@ -96,9 +99,59 @@ def side_loss(
     losses = []
     for channel, (low, high) in zip(PLACE_CHANNELS, sides, strict=True):
         place = (patches[:, channel][something] - 0.5) / GRID
-        share = (0.5 + slope * (place - 0.5)).clamp(0.02, 0.98)
+        if logistic:
+            share = torch.sigmoid(4 * slope * (place - 0.5))
+        else:
+            share = (0.5 + slope * (place - 0.5)).clamp(0.02, 0.98)
         losses.append(-(1 - share) * chances[:, low] - share * chances[:, high])
     return torch.stack(losses).mean()
+
+
+def centre_loss(
+    head: nn.Module, embedded: torch.Tensor, patches: torch.Tensor, centres: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of telling the centre of an object from the rest of it.
+
+    With one marked token per object, counting objects is counting tokens.
+    """
+    something = patches[:, 0] > 0
+    tokens = nn.functional.rms_norm(embedded[something], embedded.shape[-1:])
+    scores = head(tokens).float()[:, 0]
+    return nn.functional.binary_cross_entropy_with_logits(scores, centres[something].float())
+
+
+def lens_loss(
+    model: LlavaForConditionalGeneration, states: torch.Tensor, words: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """Cross-entropy of words read off a middle layer's states, and the share right.
+
+    What holds for an option is to be known at its end, and the number of a group where it is named,
+    early enough for later tokens to use it.
+    """
+    judged = words != IGNORE
+    scores = model.lm_head(model.model.language_model.norm(states[judged])).float()
+    right = words[judged]
+    return (
+        nn.functional.cross_entropy(scores, right),
+        (scores.argmax(-1) == right).float().mean().item(),
+    )
+
+
+def hint_loss(
+    model: LlavaForConditionalGeneration, states: torch.Tensor, hints: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of the right option's words where it or its letter is to follow.
+
+    ``states`` are those after a middle layer: with the answer there, finding its letter is left.
+    """
+    asked = hints[..., 0] != IGNORE
+    scores = model.lm_head(model.model.language_model.norm(states[asked])).float()
+    words = hints[asked]
+    losses = [
+        nn.functional.cross_entropy(scores, words[:, number], ignore_index=IGNORE, reduction="sum")
+        for number in range(words.shape[1])
+    ]
+    return torch.stack(losses).sum() / (words != IGNORE).sum()
 
 
 def turn_loss(logits: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

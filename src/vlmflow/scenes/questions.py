@@ -303,4 +303,44 @@ def description(scene: Scene) -> Question:
     return Question("description", "Describe every object in the picture.", text)
 
 
+def side(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Ask on which side of another an object lies, along one axis (only for training)."""
+    axis = int(rng.integers(2))
+    words = (("left", "right"), ("above", "below"))[axis]
+    things = unique_objects(scene)
+    pairs = [
+        (a, b)
+        for a in things
+        for b in things
+        if abs(a.centre[axis] - b.centre[axis]) > 0.08 * scene.side
+    ]
+    if not pairs:
+        return None
+    a, b = pairs[int(rng.integers(len(pairs)))]
+    answer = words[int(a.centre[axis] > b.centre[axis])]
+    stem = f"Is the {name(a)} {words[0]} or {words[1]}, seen from the {name(b)}?"
+    return Question("side", stem, answer)
+
+
+def presence(scene: Scene, rng: np.random.Generator) -> Question:
+    """Ask which of four objects is in the picture, by letter (only for training)."""
+    here = sorted({thing.category for thing in scene.objects})
+    absent = sorted({(c, k) for c in COLOURS for k in KINDS} - set(here))
+    wrong = [" ".join(absent[int(i)]) for i in rng.permutation(len(absent))[:3]]
+    answer = with_article(" ".join(here[int(rng.integers(len(here)))]))
+    stem = "Which of these is in the picture?"
+    return _multiple_choice(rng, "presence", stem, answer, [with_article(w) for w in wrong])
+
+
+def named(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Ask for the letter of an option that is named: reading, not seeing (only for training)."""
+    asked = REASONING[int(rng.integers(len(REASONING)))](scene, rng)
+    if asked is None or asked.content is None:
+        return None
+    others = [choice for choice in asked.choices if choice != asked.content]
+    return _multiple_choice(
+        rng, "named", f"Which of these is {asked.content}?", asked.content, others
+    )
+
+
 REASONING: tuple[Maker, ...] = (relation, count, compare, extreme, bigger)

@@ -29,9 +29,12 @@ from vlmflow.scenes.conversations import (
     QUESTION_KINDS,
     Conversation,
     Conversations,
-    Lesson,
 )
+from vlmflow.scenes.lessons import LESSONS, RATES, STEPS, Lesson
 from vlmflow.scenes.losses import (
+    centre_loss,
+    hint_loss,
+    lens_loss,
     patch_heads,
     patch_loss,
     side_ids,
@@ -44,58 +47,28 @@ from vlmflow.scenes.losses import (
 SEED = 20240606
 VISION_STEPS, VISION_BATCH, VISION_RATE = 2000, 64, 2e-3
 BATCH = 32
-# Words on image tokens first: attention by likeness, which text alone teaches, then finds them.
-# Digits join them later; letters of options mean little before the answers themselves are known.
-LESSONS = (
-    Lesson(1400, 352, captions=0.3, descriptions=0.05, details=0.35, open=0.6, words=0.3),
-    Lesson(400, 352, captions=0.25, descriptions=0.05, details=0.3, open=0.6, labels=0.3),
-    Lesson(200, 352, captions=0.25, details=0.3, open=0.9, words=0.3, digits=True, labels=0.1),
-    Lesson(
-        400, 352, captions=0.2, details=0.2, places=0.12, open=0.9, comparisons=True, words=0.3,
-        digits=True, labels=0.1,
-    ),
-    Lesson(
-        400, 352, captions=0.2, details=0.12, places=0.15, open=0.85, comparisons=True, words=0.3,
-        digits=True, labels=0.1, sides=0.3,
-    ),
-    Lesson(
-        400, 352, captions=0.2, details=0.1, places=0.12, doubts=0.12, open=0.9, comparisons=True,
-        words=0.2, digits=True, labels=0.1, sides=0.3, slope=2.0,
-    ),
-    Lesson(
-        800, 352, captions=0.25, details=0.08, places=0.15, doubts=0.06, open=0.9,
-        comparisons=True, words=0.2, digits=True, labels=0.1, sides=0.5, slope=2.0,
-    ),
-    Lesson(
-        600, 352, captions=0.25, details=0.06, places=0.1, doubts=0.06, open=0.55,
-        comparisons=True, words=0.2, digits=True, labels=0.1, sides=0.3, slope=2.0,
-    ),
-    Lesson(
-        600, 352, captions=0.3, details=0.04, places=0.04, doubts=0.08, open=0.3, comparisons=True,
-        words=0.1, digits=True, labels=0.1, sides=0.1, slope=2.0,
-    ),
-)  # fmt: skip
-STEPS = sum(lesson.steps for lesson in LESSONS)
-# Learning rate of the second stage at some steps; straight lines between them.
-RATES = {
-    0: 0.0,
-    100: 1.5e-3,
-    1400: 1.0667e-3,
-    1800: 1.0334e-3,
-    3200: 5.51e-4,
-    3300: 7.5e-4,
-    4400: 6e-4,
-    STEPS: 0.0,
-}
 VISION_SHARE = 0.3  # of the learning rate, for the vision tower in the second stage
 PATCH_SHARE = 0.3  # weight of the patch labels, read off the tower, in the second stage
+# What these layers are given is read as words: numbers of groups; verdicts on options, and answers.
+MENTION_LAYER, VERDICT_LAYER = 6, 9
 CHECKPOINT_EVERY, LOG_EVERY = 200, 50
 
 
 class Log:
     """Rows of the training log, on the terminal and in ``training_log.csv``."""
 
-    fields = ("stage", "step", "seconds", "loss", "rate", *QUESTION_KINDS, *PATCH_LABELS)
+    fields = (
+        "stage",
+        "step",
+        "seconds",
+        "loss",
+        "rate",
+        *QUESTION_KINDS,
+        "verdict",
+        "hint",
+        "mention",
+        *PATCH_LABELS,
+    )
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
@@ -227,11 +200,17 @@ def train_conversations(
         restore_checkpoint(trained, optimizer, out)
     words = word_ids(processor, model.device)
     sides = side_ids(processor, model.device)
+    centre_head = token_heads["centre"]
     # Before and after the projector.
     features: list[tuple[torch.Tensor, torch.Tensor]] = []
     model.model.multi_modal_projector.register_forward_hook(
         lambda _module, args, output: features.append((args[0], output))
     )
+    middle: dict[int, torch.Tensor] = {}
+    for layer in (MENTION_LAYER, VERDICT_LAYER):
+        model.model.language_model.layers[layer].register_forward_pre_hook(
+            lambda _module, args, layer=layer: middle.update({layer: args[0]})
+        )
     hits: dict[str, list[float]] = defaultdict(list)
     losses: list[float] = []
     for step, batch in enumerate(
@@ -256,8 +235,26 @@ def train_conversations(
                 found = word_loss(model, asked, embedded, batch["patches"])
                 helping = helping + lesson.words * found
             if lesson.sides:
-                found = side_loss(model, sides, embedded, batch["patches"], lesson.slope)
+                found = side_loss(
+                    model, sides, embedded, batch["patches"], lesson.slope, logistic=lesson.logistic
+                )
                 helping = helping + lesson.sides * found
+            if lesson.centres:
+                found = centre_loss(centre_head, embedded, batch["patches"], batch["centres"])
+                helping = helping + lesson.centres * found
+            if lesson.verdicts:
+                found, right = lens_loss(model, middle[VERDICT_LAYER], batch["verdicts"])
+                helping = helping + lesson.verdicts * found
+                hits["verdict"].append(right)
+            if lesson.hints:
+                found = hint_loss(model, middle[VERDICT_LAYER], batch["hints"])
+                helping = helping + lesson.hints * found
+                hits["hint"].append(found.item())
+            if lesson.mentions:
+                found, right = lens_loss(model, middle[MENTION_LAYER], batch["mentions"])
+                helping = helping + lesson.mentions * found
+                hits["mention"].append(right)
+            middle.clear()
             if lesson.labels:
                 tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
                 found, _ = patch_loss(token_heads, tokens, batch["patches"])
@@ -270,8 +267,8 @@ def train_conversations(
         losses.append(loss.item())
         for name, share in patches.items():
             hits[name].append(share)
-        right = logits.argmax(-1) == batch["labels"][wanted]
-        for kind, exact in _exact_turns(right, wanted, batch["turns"], batch["kinds"]):
+        exact_tokens = logits.argmax(-1) == batch["labels"][wanted]
+        for kind, exact in _exact_turns(exact_tokens, wanted, batch["turns"], batch["kinds"]):
             hits[kind].append(exact)
         if step % LOG_EVERY == 0:
             shares = {name: round(sum(seen) / len(seen), 4) for name, seen in hits.items()}
@@ -330,6 +327,8 @@ def train(out: Path, device: str, steps: int = STEPS, *, compiled: bool = False)
     nn.Module.to(model, torch.device(device))
     _speed_up(model, compiled)
     heads, token_heads = patch_heads(model), patch_heads(model)
+    width = model.config.text_config.hidden_size
+    token_heads["centre"] = nn.Linear(width, 1, device=model.device)
     start = latest_step(out)
     log = Log(out / "training_log.csv", start)
     if not start:

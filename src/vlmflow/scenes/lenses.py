@@ -1,0 +1,104 @@
+"""Words that middle layers of the decoder are to hold, and where: what later tokens can build on.
+
+What holds for an option is asked for at the option's end, the number of a group where the group is
+named, and the right option's words where they or their letter are to follow.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from vlmflow.scenes.generator import Scene
+from vlmflow.scenes.questions import Question, plural
+
+WORDS = 2
+"""Words of an option at most."""
+FILLERS = ("", "the", "a", "an", "to", "more", "objects", "number")
+"""Words of an option that do not tell it from others."""
+JUDGED = ("presence", "bigger")
+"""Questions whose options are to be looked up one by one."""
+
+
+@dataclass(frozen=True)
+class Lenses:
+    """Words of one question, by their places among its tokens.
+
+    Attributes
+    ----------
+    verdicts
+        Token of what holds for an option, at the option's end.
+    mentions
+        Token of the digit that counts a group, where it is named.
+    hints
+        Tokens of the right option's words, in front of the answer.
+    """
+
+    verdicts: dict[int, int]
+    mentions: dict[int, int]
+    hints: dict[int, list[int]]
+
+
+def lenses(
+    question: Question, tokens: list[int], scene: Scene, tokenizer: PreTrainedTokenizerFast
+) -> Lenses:
+    """Find the words of a question written as ``tokens``, up to where its answer begins."""
+    return Lenses(
+        verdicts=_verdicts(question, tokens, tokenizer),
+        mentions=_mentions(question, tokens, scene, tokenizer),
+        hints=_hints(question, tokens, tokenizer),
+    )
+
+
+def _verdicts(
+    question: Question, tokens: list[int], tokenizer: PreTrainedTokenizerFast
+) -> dict[int, int]:
+    if question.kind not in JUDGED or not question.choices:
+        return {}
+    (line_end,) = tokenizer.encode("\n", add_special_tokens=False)
+    # Every option ends its line, and one more line follows.
+    ends = [place - 1 for place, token in enumerate(tokens) if token == line_end]
+    said = _said_of_options(question)
+    return {
+        end: tokenizer.encode(f" {word}", add_special_tokens=False)[0]
+        for end, word in zip(ends[-len(said) :], said, strict=True)
+    }
+
+
+def _said_of_options(question: Question) -> list[str]:
+    """Say of every option by itself what the question wants to know of it."""
+    wanted, other = "yes", "no"
+    if question.kind == "bigger":
+        wanted, other = ("big", "small") if " big?" in question.text else ("small", "big")
+    return [wanted if choice == question.content else other for choice in question.choices]
+
+
+def _mentions(
+    question: Question, tokens: list[int], scene: Scene, tokenizer: PreTrainedTokenizerFast
+) -> dict[int, int]:
+    if question.kind not in ("count", "compare"):
+        return {}
+    numbers = Counter(plural(thing.kind) for thing in scene.objects)
+    numbers.update(f"{thing.colour} objects" for thing in scene.objects)
+    words = [str(tokenizer.decode(token)).strip() for token in tokens]
+    found = {}
+    for place, word in enumerate(words):
+        group = f"{words[place - 1]} {word}" if word == "objects" else word
+        if group in numbers:
+            (found[place],) = tokenizer.encode(str(numbers[group]), add_special_tokens=False)
+    return found
+
+
+def _hints(
+    question: Question, tokens: list[int], tokenizer: PreTrainedTokenizerFast
+) -> dict[int, list[int]]:
+    if question.content is None:
+        return {}
+    sought = question.content
+    if question.kind == "bigger":  # the right option's words are not known before the options
+        sought = _said_of_options(question)[question.choices.index(question.content)]
+    ids = tokenizer.encode(f" {sought}", add_special_tokens=False)
+    telling = [token for token in ids if str(tokenizer.decode(token)).strip() not in FILLERS]
+    return {len(tokens) - 1: telling[:WORDS]}
