@@ -31,30 +31,28 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from random_llava import build, clocked, prompt
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vlmflow.flow.capture import untouched
 from vlmflow.flow.measure import measure
 from vlmflow.lvlm.layout import Segment, TokenLayout
 
-IMAGE_TOKEN, VOCABULARY = 31_999, 32_000
-PICTURE_SIDE, PATCH = 224, 14
-PICTURE_TOKENS = (PICTURE_SIDE // PATCH) ** 2
+PICTURE_SIDE = 224  # pixels: 256 image tokens
 QUESTION_TOKENS, ANSWER_TOKENS = 40, 8
 
 
 @dataclass(frozen=True)
 class Size:
-    """Size of the decoder."""
+    """Size of the model."""
 
     layers: int
     width: int
@@ -63,55 +61,20 @@ class Size:
     dtype: str
     device: str
 
-
-def build(size: Size) -> LlavaForConditionalGeneration:
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=256,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=PICTURE_SIDE,
-            patch_size=PATCH,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=size.width,
-            intermediate_size=size.width * 11 // 4,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.key_heads,
-            max_position_embeddings=8192,
-        ),
-        image_token_index=IMAGE_TOKEN,
-        image_seq_length=PICTURE_TOKENS,
-    )
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration._from_config(
-        config, attn_implementation="sdpa", dtype=getattr(torch, size.dtype)
-    )
-    return model.to(size.device).eval()
+    def build(self) -> Any:
+        return build(**asdict(self), side=PICTURE_SIDE)
 
 
-def prompt(model: Any, tokens: int) -> tuple[dict[str, Tensor], TokenLayout]:
+def laid_out(model: Any, tokens: int) -> tuple[dict[str, Tensor], TokenLayout]:
     """As many whole pictures as fit beside question and answer; system text fills up the rest."""
-    pictures = (tokens - QUESTION_TOKENS - ANSWER_TOKENS) // PICTURE_TOKENS
+    behind, picture = QUESTION_TOKENS + ANSWER_TOKENS, model.config.image_seq_length
+    pictures = (tokens - behind) // picture
+    inputs = prompt(model, tokens - behind - pictures * picture, pictures, behind)
     segments = np.full(tokens, Segment.SYSTEM, dtype=np.int8)
+    segments[-behind:] = Segment.USER
     segments[-ANSWER_TOKENS:] = Segment.ANSWER
-    user = tokens - ANSWER_TOKENS - QUESTION_TOKENS
-    segments[user:-ANSWER_TOKENS] = Segment.USER
-    segments[user - pictures * PICTURE_TOKENS : user] = Segment.IMAGE
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, IMAGE_TOKEN, (1, tokens), generator=generator)
-    ids[0, torch.from_numpy(segments == Segment.IMAGE)] = IMAGE_TOKEN
-    pixels = torch.randn(pictures, 3, PICTURE_SIDE, PICTURE_SIDE, generator=generator)
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "pixel_values": pixels.to(model.dtype),
-    }
-    layout = TokenLayout(segments, ("",) * tokens, ())
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()}, layout
+    segments[-behind - pictures * picture : -behind] = Segment.IMAGE
+    return inputs, TokenLayout(segments, ("",) * tokens, ())
 
 
 def answer_score(logits: Tensor, inputs: dict[str, Tensor], layout: TokenLayout) -> Tensor:
@@ -169,29 +132,21 @@ CASES: dict[str, Callable[[Any, dict[str, Tensor], TokenLayout], None]] = {
 
 
 def seconds(model: Any, tokens: int, cases: list[str], repeats: int) -> dict[str, float]:
-    inputs, layout = prompt(model, tokens)
+    inputs, layout = laid_out(model, tokens)
     times: dict[str, list[float]] = {case: [] for case in cases}
     for repeat in range(repeats + 1):
         for case in cases:
-            synchronize(model.device)
-            start = time.perf_counter()
-            CASES[case](model, inputs, layout)
-            synchronize(model.device)
+            taken, _ = clocked(partial(CASES[case], model, inputs, layout), model.device.type)
             if repeat:
-                times[case].append(time.perf_counter() - start)
+                times[case].append(taken)
     return {case: statistics.median(values) for case, values in times.items()}
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def extra_bytes(model: Any, tokens: int, case: str) -> int:
     """Peak above what is there before, of one run."""
-    small = prompt(model, QUESTION_TOKENS + ANSWER_TOKENS + PICTURE_TOKENS + 1)
-    CASES[case](model, *small)  # loads kernels and libraries
-    inputs, layout = prompt(model, tokens)
+    small = QUESTION_TOKENS + ANSWER_TOKENS + model.config.image_seq_length + 1
+    CASES[case](model, *laid_out(model, small))  # loads kernels and libraries
+    inputs, layout = laid_out(model, tokens)
     if model.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -253,7 +208,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         asked = json.loads(options.worker)
-        print(extra_bytes(build(Size(**asked["size"])), asked["tokens"], asked["case"]))
+        print(extra_bytes(Size(**asked["size"]).build(), asked["tokens"], asked["case"]))
         return
     size = Size(
         layers=options.layers,
@@ -264,7 +219,7 @@ def main() -> None:
         device=options.device,
     )
     cases = list(dict.fromkeys([*options.cases, "floor"]))
-    model = build(size)
+    model = size.build()
     results = []
     for tokens in options.tokens:
         times = seconds(model, tokens, cases, options.repeats)

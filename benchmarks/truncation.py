@@ -23,18 +23,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from random_llava import build, clocked, prompt
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
 from vlmflow.lvlm.anatomy import decoder_layers
@@ -42,9 +40,7 @@ from vlmflow.truncation import Truncation
 from vlmflow.truncation.flops import DecoderShape, prefill_cost
 from vlmflow.truncation.names import ORACLE_RANKINGS, RANKINGS
 
-IMAGE_TOKEN, VOCABULARY = 31_999, 32_000
-SIDE, PATCH = 336, 14
-IMAGE_TOKENS = (SIDE // PATCH) ** 2
+SIDE = 336  # pixels: 576 image tokens
 SYSTEM, USER = 35, 29
 
 
@@ -61,57 +57,6 @@ class Row:
     per_token_share: float
     cache: int
     cache_formula: int
-
-
-def build(layers: int, width: int, heads: int, key_heads: int, dtype: str, device: str) -> Any:
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=256,
-            intermediate_size=1024,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=SIDE,
-            patch_size=PATCH,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=width,
-            intermediate_size=width * 11 // 4,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=key_heads,
-            max_position_embeddings=8192,
-        ),
-        image_token_index=IMAGE_TOKEN,
-        image_seq_length=IMAGE_TOKENS,
-        vision_feature_layer=-1,
-    )
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration._from_config(
-        config, attn_implementation="sdpa", dtype=getattr(torch, dtype)
-    )
-    return model.to(device).eval()
-
-
-def prompt(model: Any, pictures: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, IMAGE_TOKEN, (1, SYSTEM + USER), generator=generator)
-    image = torch.full((1, pictures * IMAGE_TOKENS), IMAGE_TOKEN)
-    ids = torch.cat([ids[:, :SYSTEM], image, ids[:, SYSTEM:]], dim=1)
-    pixels = torch.randn(pictures, 3, SIDE, SIDE, generator=generator)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs["pixel_values"] = pixels.to(model.dtype)
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
-
-
-def clocked(work: Callable[[], Any], device: str) -> tuple[float, Any]:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 @torch.no_grad()
@@ -168,11 +113,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
     model = build(
-        arguments.layers, arguments.width, arguments.heads, arguments.key_heads,
-        arguments.dtype, arguments.device,
+        layers=arguments.layers, width=arguments.width, heads=arguments.heads,
+        key_heads=arguments.key_heads, side=SIDE, dtype=arguments.dtype, device=arguments.device,
     )  # fmt: skip
-    inputs = prompt(model, arguments.pictures)
-    image = arguments.pictures * IMAGE_TOKENS
+    inputs = prompt(model, SYSTEM, arguments.pictures, USER)
+    image = arguments.pictures * model.config.image_seq_length
     rankings = [name for name in RANKINGS if name not in ORACLE_RANKINGS]
     chosen: dict[str, Truncation | None] = {
         "untouched": None,

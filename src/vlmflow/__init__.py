@@ -17,13 +17,29 @@ if TYPE_CHECKING:
     from vlmflow.flow.result import InformationFlow as InformationFlow
     from vlmflow.lvlm.loading import load as load
     from vlmflow.lvlm.model import LVLM as LVLM
+    from vlmflow.removal.cliff import Cliff as Cliff
+    from vlmflow.removal.cliff import cliff as cliff
+    from vlmflow.removal.curve import RemovalCurve as RemovalCurve
     from vlmflow.truncation.policy import Truncation as Truncation
     from vlmflow.truncation.presets import preset as preset
 
 __version__ = "0.1.0"
-__all__ = ["LVLM", "InformationFlow", "Truncation", "__version__", "load", "preset"]
+__all__ = [
+    "LVLM",
+    "Cliff",
+    "InformationFlow",
+    "RemovalCurve",
+    "Truncation",
+    "__version__",
+    "cliff",
+    "load",
+    "preset",
+]
 
 _HOMES = {
+    "Cliff": "vlmflow.removal.cliff",
+    "RemovalCurve": "vlmflow.removal.curve",
+    "cliff": "vlmflow.removal.cliff",
     "InformationFlow": "vlmflow.flow.result",
     "LVLM": "vlmflow.lvlm.model",
     "Truncation": "vlmflow.truncation.policy",

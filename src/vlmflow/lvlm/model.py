@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ from torch import nn
 from vlmflow.errors import InputError, ModelError
 from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
 from vlmflow.lvlm.chat import PictureSource, conversation, render, texts
+from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.families import Family, PreparedPictures, family_of
 from vlmflow.lvlm.geometry import MapUnavailableError
 from vlmflow.lvlm.layout import ImageGrid, Segment, TokenLayout
@@ -29,6 +30,7 @@ from vlmflow.lvlm.tokens import (
 
 if TYPE_CHECKING:
     from vlmflow.flow.result import InformationFlow
+    from vlmflow.removal.curve import RemovalCurve
 
 
 class Truncating(Protocol):
@@ -237,7 +239,7 @@ class LVLM:
             max_new_tokens = max(1, min(max_new_tokens, limit - length))
         ends = end_ids(self.model, self.processor.tokenizer)
         block = nullcontext() if truncation is None else truncation(self.model)
-        with _evaluating(self.model), torch.no_grad(), block:
+        with evaluating(self.model), torch.no_grad(), block:
             output = self.model.generate(
                 **prepared.inputs,
                 max_new_tokens=max_new_tokens,
@@ -275,6 +277,21 @@ class LVLM:
         from vlmflow.flow.explain import explain
 
         return explain(self, images, question, answer, **options)
+
+    def removal_curve(
+        self,
+        images: PictureSource | Sequence[PictureSource] | None,
+        question: str | Sequence[Mapping[str, Any]],
+        answer: str | Sequence[int] | None = None,
+        **options: Any,
+    ) -> RemovalCurve:
+        """Measure what removing image tokens at each layer does to an answer.
+
+        See :func:`vlmflow.removal.curve.removal_curve`.
+        """
+        from vlmflow.removal.curve import removal_curve
+
+        return removal_curve(self, images, question, answer, **options)
 
     def _encode(self, prompt: str, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Return the processor's output on the model's device."""
@@ -354,18 +371,6 @@ class LVLM:
                 f"the prompt has {length} tokens, but {self.name} takes at most {limit}: shorten "
                 "the question or pass fewer pictures"
             )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off; put every module's training flag back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _extended(

@@ -94,7 +94,7 @@ class LayerInputs:
         if cut is not None:
             for name, value in given.items():
                 if value is not None and name not in ("attention_mask", "hidden_states"):
-                    make = partial(_cut, name, value, call, cut)
+                    make = partial(cut_argument, name, value, call, cut)
                     cuts[name] = call.once((name, id(value), id(cut)), value, make)
         if self.rotary is not None:
             self._repack(call, hidden, rows, held, cuts)
@@ -161,7 +161,7 @@ class LayerInputs:
             cuts["position_ids"] = numbers
 
 
-def _cut(name: str, value: Any, call: Call, cut: Cut | None) -> Any:
+def cut_argument(name: str, value: Any, call: Call, cut: Cut) -> Any:
     """Cut one argument of a layer; what is not per token stays as it is."""
     slots = call.slots(cut)
     if name == "position_ids":

@@ -1,0 +1,126 @@
+"""``vlmflow cliff TASK``: where a task's image tokens become redundant."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmflow.cli.app import MODEL, Dtype, app
+from vlmflow.cli.terminal import (
+    check_range,
+    errors_in_one_line,
+    printable,
+    progress,
+    quiet_libraries,
+)
+
+if TYPE_CHECKING:
+    from vlmflow.study.cliff_study import CliffStudy
+
+
+@app.command()
+def cliff(
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="A bundled task, or a .jsonl or .csv file.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the files.")],
+    model: Annotated[
+        str, typer.Option(help="A bundled model, a directory, or a name on the Hugging Face hub.")
+    ] = MODEL,
+    samples: Annotated[int, typer.Option(help="Samples of the test split.")] = 200,
+    calibration: Annotated[int, typer.Option(help="Samples of the calibration split.")] = 100,
+    changed: Annotated[
+        float, typer.Option(help="Share of answers that removal may change.")
+    ] = 0.05,
+    tolerance: Annotated[float, typer.Option(help="Mean KL in nats that it may cost.")] = 0.1,
+    batch: Annotated[int, typer.Option(help="Samples at once.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstraps.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.", show_default="auto")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Number format.", show_default="the model's own")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")
+    ] = None,
+) -> None:
+    """Remove all image tokens from every layer on, and find the layer from which none is missed.
+
+    Writes a page, a figure, a table of layers and one of samples, and everything as JSON.
+    """
+    with errors_in_one_line():
+        for option, value in (("--samples", samples), ("--calibration", calibration)):
+            check_range(option, value, 1)
+        check_range("--batch", batch, 1)
+        check_range("--changed", changed, 0)
+        check_range("--tolerance", tolerance, 0)
+        check_range("--seed", seed, 0)
+        with progress() as show:
+            show(f"Loading {model}")
+            quiet_libraries()
+            import vlmflow
+            from vlmflow.flow.storage import write_files
+            from vlmflow.study.cliff_study import cliff_study
+            from vlmflow.tasks.registry import task as find
+
+            found = find(task)
+            vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
+            study = cliff_study(
+                vlm,
+                found,
+                count=samples,
+                calibration=calibration,
+                tolerance=tolerance,
+                changed=changed,
+                batch=batch,
+                seed=seed,
+                progress=lambda done, total: show(f"Measuring {task}", done, total),
+            )
+            show("Writing")
+            folder = write_files(out, _files(study))
+    _print(study)
+    typer.echo(f"\nwritten to {printable(str(folder / 'cliff.html'))}")
+
+
+def _files(study: CliffStudy) -> dict[str, bytes]:
+    from vlmflow.report.cliff_figure import cliff_figure
+    from vlmflow.report.cliff_page import cliff_page
+    from vlmflow.report.figure_style import figure_style
+
+    figure = cliff_figure(study)
+    files = {
+        "cliff.html": cliff_page(study).encode(),
+        "cliff.json": (json.dumps(study.to_json(), indent=2, allow_nan=False) + "\n").encode(),
+        "layers.csv": study.layer_frame().to_csv(index=False).encode(),
+        "samples.csv": study.sample_frame().to_csv(index=False).encode(),
+    }
+    with figure_style():
+        for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
+            files[f"cliff.{kind}"] = buffer.getvalue()
+    return files
+
+
+def _print(study: CliffStudy) -> None:
+    from vlmflow.report.cliff_page import headline, second_line
+
+    typer.echo(printable(headline(study)))
+    typer.echo(printable(second_line(study)) + "\n")
+    typer.echo("removed from   answers changed          mean KL")
+    for row in study.layer_frame().to_dict("records"):
+        changed = f"{row['changed']:6.1%} ({row['changed low']:.1%} to {row['changed high']:.1%})"
+        lost = f"{row['kl']:.3f} ({row['kl low']:.3f} to {row['kl high']:.3f})"
+        typer.echo(f"layer {row['layer']:<4}    {changed:25}{lost}")
+    typer.echo("\nforetold by        mean error in layers     rank correlation")
+    for one in study.predictions:
+        error = f"{one.error:.2f} ({one.error_low:.2f} to {one.error_high:.2f})"
+        rank = "undefined" if one.rank is None else f"{one.rank:.2f}"
+        if one.rank_low is not None and one.rank_high is not None:
+            rank += f" ({one.rank_low:.2f} to {one.rank_high:.2f})"
+        typer.echo(f"{one.signal:19}{error:25}{rank}")

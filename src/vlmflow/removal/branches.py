@@ -1,0 +1,361 @@
+"""One forward pass with a branch per layer: "image tokens removed from here on".
+
+The model runs as always. Behind each decoder layer, a hook runs the same layer once more for all
+branches that have begun by then, batched. A branch holds the kept image tokens and the text behind
+the first one. What stands before the picture never sees it, so its keys and values are those of
+the untouched run and are read from there. Behind the last layer, only the rows that predict the
+answer go on, those of the branches behind the untouched ones: norm and head are the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from vlmflow.errors import ModelError
+from vlmflow.flow.attention_rows import AttentionCall
+from vlmflow.flow.attention_watch import watch_attention
+from vlmflow.truncation.call import Call, Cut
+from vlmflow.truncation.gather import cut_mask, take
+from vlmflow.truncation.layer_inputs import LayerInputs, cut_argument
+from vlmflow.truncation.names import ATTENTION_RANKINGS
+from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.selection import choose
+
+
+class _Prefix(Cache):
+    """Keys and values that every branch finds already there; nothing is stored."""
+
+    def __init__(self, key: Tensor, value: Tensor, branches: int) -> None:
+        super().__init__(layers=[])
+        self.key = key.repeat(branches, 1, 1, 1)
+        self.value = value.repeat(branches, 1, 1, 1)
+        self.used = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Put the prefix before the keys and values of a layer."""
+        self.used = True
+        return (
+            torch.cat([self.key.to(key_states.device), key_states], dim=2),
+            torch.cat([self.value.to(value_states.device), value_states], dim=2),
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many keys are there already."""
+        del layer_idx
+        return int(self.key.shape[2])
+
+
+@dataclass(eq=False)
+class Branches:
+    """A forward pass of a batch and all of its branches.
+
+    Parameters
+    ----------
+    model, layers : nn.Module, nn.ModuleList
+        A transformers LVLM and its decoder layers.
+    first : int
+        Layer of the first branch.
+    keep : int or float
+        Image tokens that stay, as in :class:`vlmflow.truncation.policy.Truncation`.
+    rank_by : str
+        Which ones.
+    """
+
+    model: Any
+    layers: nn.ModuleList
+    first: int
+    keep: int | float
+    rank_by: str
+
+    def logits(
+        self,
+        inputs: Mapping[str, Any],
+        is_image: Tensor,
+        is_answer: Tensor,
+        rows: Tensor,
+    ) -> Tensor:
+        """Run the pass.
+
+        Parameters
+        ----------
+        inputs : mapping
+            What the model's forward takes: ``input_ids`` (B, N) with answers at the end.
+        is_image, is_answer : (B, N) bool
+            Image tokens, and tokens that a ranking must not see.
+        rows : (B, T) int64
+            Positions whose logits are wanted.
+
+        Returns
+        -------
+        (B, 1 + L - first, T, vocabulary)
+            The untouched model's logits, then those of the branch of every layer.
+        """
+        ids: Tensor = inputs["input_ids"]
+        mask = inputs.get("attention_mask")
+        inputs = _with_positions(self.model, inputs)
+        valid = None if mask is None else mask.to(ids.device) != 0
+        state = _Pass(self, inputs, ids, valid, is_image, is_answer, rows)
+        if bool(torch.gather(is_image, 1, rows).any()):
+            raise ModelError(
+                "the last token before the answer is an image token, so removing it leaves "
+                "nothing that predicts the answer"
+            )
+        with ExitStack() as stack:
+            if self.keep != 0 and self.rank_by in ATTENTION_RANKINGS:
+                before = set(range(self.first - 1, len(self.layers) - 1))
+                stack.enter_context(watch_attention(self.layers, state.on_attention, only=before))
+            for index, layer in enumerate(self.layers):
+                hook = state.after(index)
+                handle = layer.register_forward_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            # Without a configuration no layer of the cache forgets what left its window.
+            output = self.model(**inputs, past_key_values=DynamicCache(), use_cache=True)
+        logits: Tensor = output.logits
+        return logits.reshape(len(logits), -1, rows.shape[1], logits.shape[-1])
+
+
+class _Pass:
+    """What the hooks of one pass share."""
+
+    def __init__(
+        self,
+        branches: Branches,
+        inputs: Mapping[str, Any],
+        ids: Tensor,
+        valid: Tensor | None,
+        is_image: Tensor,
+        is_answer: Tensor,
+        rows: Tensor,
+    ) -> None:
+        self.settings = branches
+        self.model, self.layers = branches.model, branches.layers
+        self.rows = rows
+        self.inputs = [
+            LayerInputs.of(self.model, self.layers, index, repack=False)
+            for index in range(len(self.layers))
+        ]
+        there = torch.ones_like(is_image) if valid is None else valid
+        self.prompt = Call(
+            arguments=inputs,
+            ids=ids,
+            past=0,
+            valid=there & ~is_answer,
+            is_image=is_image,
+            images=is_image.sum(1).tolist(),
+        )
+        self.there = there
+        self.prefix: Tensor | None = None
+        self.behind = there
+        self.hidden: Tensor | None = None
+        self.calls: list[Call] = []
+        self.branching = False
+
+    def on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
+        """Keep what a ranking will read at the next layer."""
+        if not self.branching:
+            self.prompt.attention[layer] = attention
+
+    def after(self, index: int) -> Any:
+        """Make the hook that runs a layer for the branches."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            if index < self.settings.first:
+                return None
+            main = args[0] if args else kwargs["hidden_states"]
+            if self.hidden is None:
+                self._share_prefix(kwargs.get("attention_mask"))
+            self._begin(index, main)
+            self.branching = True
+            try:
+                assert self.hidden is not None
+                given = self._arguments(index, kwargs)
+                # Not through __call__: hooks and checkpointing are the untouched run's.
+                found = module.forward(self.hidden, *args[1:], **given)
+            finally:
+                self.branching = False
+            self.hidden = found[0] if isinstance(found, tuple) else found
+            if index + 1 < len(self.layers):
+                return None
+            joined = self._answer_rows(output[0] if isinstance(output, tuple) else output)
+            return (joined, *output[1:]) if isinstance(output, tuple) else joined
+
+        return hook
+
+    def _share_prefix(self, mask: Any) -> None:
+        """Leave out of the branches what stands before the pictures and cannot see them."""
+        before = self.there & (self.prompt.is_image.cumsum(1) == 0)
+        if bool(before.any()) and not _sees(mask, before, self.prompt.is_image):
+            self.prefix = _positions(before)
+            self.behind = self.there & ~before
+
+    def _begin(self, layer: int, main: Tensor) -> None:
+        """Start the branch of a layer with the tokens that stay there."""
+        settings = self.settings
+        if settings.keep == 0 and self.calls:
+            call = self.calls[0]
+        else:
+            policy = Truncation(layer=layer, keep=settings.keep, rank_by=settings.rank_by)
+            call = Call(
+                arguments=self.prompt.arguments,
+                ids=self.prompt.ids,
+                past=0,
+                valid=self.prompt.valid,
+                is_image=self.prompt.is_image,
+                images=self.prompt.images,
+                attention=self.prompt.attention,
+            )
+            cut = choose(policy, call, layer, main, self.model.config)
+            call.cuts.append(_behind(cut, self.behind))
+        self.calls.append(call)
+        new = take(main, call.cuts[0].slots, -2)
+        self.hidden = (
+            new if self.hidden is None else torch.cat([self.hidden.to(new.device), new], dim=0)
+        )
+
+    def _arguments(self, index: int, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the layer is called with for all branches."""
+        joined: dict[str, Any] = {}
+        for name, value in given.items():
+            if name == "hidden_states":
+                continue
+            if name == "past_key_values":
+                joined[name] = self._prefix_at(index, value)
+            elif name == "attention_mask":
+                masks = [self._mask(index, call, value) for call in self.calls]
+                joined[name] = _join(masks, 0, len(self.rows))
+            else:
+                joined[name] = self._argument(name, value)
+        return joined
+
+    def _argument(self, name: str, value: Any) -> Any:
+        parts = [
+            call.once(
+                (name, id(value)), value, partial(cut_argument, name, value, call, call.cuts[0])
+            )
+            for call in self.calls
+        ]
+        if name == "position_ids":
+            return _join(parts, -2, len(self.rows))
+        if name.startswith("position_embeddings"):
+            return _join(parts, -3, len(self.rows))
+        if isinstance(value, Tensor) and value.shape[:2] == self.prompt.ids.shape:
+            return _join(parts, 0, len(self.rows))
+        return parts[0]
+
+    def _prefix_at(self, index: int, cache: Any) -> _Prefix | None:
+        """Read what the untouched run holds of the tokens before the pictures."""
+        if self.prefix is None:
+            return None
+        layer = cache.layers[index]
+        tokens = self.prefix[:, None, :].expand(-1, layer.keys.shape[1], -1).flatten(0, 1)
+
+        def pick(held: Tensor) -> Tensor:
+            picked = take(held.flatten(0, 1), tokens, 1)
+            return picked.reshape(*held.shape[:2], *picked.shape[1:])
+
+        return _Prefix(pick(layer.keys), pick(layer.values), len(self.calls))
+
+    def _mask(self, index: int, call: Call, mask: Any) -> Any:
+        inputs = self.inputs[index]
+        cut = call.cuts[0]
+        if mask is not None and not isinstance(mask, Tensor):
+            raise ModelError(
+                f"a mask of type {type(mask).__name__} cannot be cut for a removal curve; load the "
+                "model with attn_implementation='sdpa'"
+            )
+        out_of_window = inputs.window is not None and call.length > inputs.window
+
+        def make() -> Any:
+            columns, prefix = cut.slots, self.prefix
+            if prefix is not None:
+                columns = torch.cat([prefix, columns], dim=1)
+            return cut_mask(
+                mask,
+                cut.slots,
+                columns,
+                call.length,
+                # With keys before its own tokens, "causal" has to be spelled out.
+                ragged=cut.ragged or prefix is not None,
+                flash="flash" in str(getattr(inputs.config, "_attn_implementation", "")),
+                window=inputs.window,
+                out_of_window=out_of_window,
+            )
+
+        return call.once(("mask", id(mask), inputs.window), mask, make)
+
+    def _answer_rows(self, main: Tensor) -> Tensor:
+        """(B, N, width) and the branches -> (B, (1 + branches) * T, width)."""
+        assert self.hidden is not None
+        found = [take(main, self.rows, -2)]
+        for number, call in enumerate(self.calls):
+            own = self.hidden[number * len(main) : (number + 1) * len(main)]
+            slots = call.cuts[0].slots
+            local = (slots[:, None, :] == self.rows[:, :, None]).int().argmax(-1)
+            found.append(take(own.to(main.device), local, -2))
+        return torch.cat(found, dim=1)
+
+
+def _with_positions(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Count the positions of padded rows as ``generate`` does; some rankings read rotated keys."""
+    mask = inputs.get("attention_mask")
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if mask is None or bool(mask.all()) or "position_ids" in inputs or "mrope_section" in rope:
+        return inputs  # positions on several axes are the model's own to count
+    return {**inputs, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+
+
+def _positions(chosen: Tensor) -> Tensor:
+    """(B, N) bool -> (B, n) int64: where it is true, in order, short rows led by -1."""
+    found = [row.nonzero()[:, 0] for row in chosen]
+    longest = max(map(len, found))
+    return torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=-1) for row in found])
+
+
+def _behind(cut: Cut, behind: Tensor) -> Cut:
+    """Narrow a cut to the tokens of each row that a branch computes, (B, N) bool."""
+    slots = torch.where(take(behind, cut.slots, -1), cut.slots, -1)
+    found = [row[row >= 0] for row in slots]
+    longest = max(map(len, found))
+    slots = torch.stack(
+        [nn.functional.pad(row, (longest - len(row), 0), value=-1) for row in found]
+    )
+    ragged = any(len(row) < longest for row in found)
+    return replace(cut, slots=slots, ragged=ragged)
+
+
+def _sees(mask: Any, rows: Tensor, columns: Tensor) -> bool:
+    """Whether any of the rows, (B, N) bool, may look at any of the columns."""
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        return False  # causal
+    visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    rows, columns = rows[:, None, :, None].to(mask.device), columns[:, None, None, :]
+    return bool((visible & rows & columns.to(mask.device)).any())
+
+
+def _join(parts: list[Any], axis: int, batch: int) -> Any:
+    """Put the arguments of all branches behind each other along the axis of the batch."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if first.shape[axis] == 1 and all(part is first for part in parts):
+            return first  # the same for everyone
+        shape = list(first.shape)
+        shape[axis] = batch
+        return torch.cat([part.expand(shape) for part in parts], dim=axis)
+    if isinstance(first, (tuple, list)):
+        return type(first)(
+            _join([part[number] for part in parts], axis, batch) for number in range(len(first))
+        )
+    if isinstance(first, dict):
+        return {key: _join([part[key] for part in parts], axis, batch) for key in first}
+    return first

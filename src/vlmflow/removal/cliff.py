@@ -1,0 +1,153 @@
+"""The cliff layer: where a removal curve comes within a tolerance and stays there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmflow.errors import InputError
+from vlmflow.removal.curve import RemovalCurve
+
+LOSSES = ("kl", "answer", "first", "logprob")
+"""What a curve can lose: mean KL in nats, the answer (share of changed answers), its first token,
+and the answer's log-probability in nats per answer."""
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cliff:
+    """The cliff layer of a set of samples.
+
+    Parameters
+    ----------
+    layer : int, optional
+        The first layer from which the mean loss stays within the tolerance; None: there is none.
+    low, high : int, optional
+        Bootstrap 95 % interval over samples; None stands for "none", which is above all layers.
+    loss, tolerance : str, float
+        What was asked for.
+    samples : int
+        ``n``.
+    without : float
+        Share of bootstrap draws that have no cliff.
+    """
+
+    layer: int | None
+    low: int | None
+    high: int | None
+    loss: str
+    tolerance: float
+    samples: int
+    without: float
+
+
+def losses(curve: RemovalCurve, loss: str) -> FloatArray:
+    """Return what removing at each layer of a curve loses, ``(K,)``, 0 for nothing.
+
+    Raises
+    ------
+    InputError
+        If ``loss`` is none of :data:`LOSSES`.
+    """
+    if loss == "kl":
+        return curve.mean_kl.astype(np.float64)
+    if loss == "answer":
+        return (~curve.same_answer).astype(np.float64)
+    if loss == "first":
+        return (~curve.same_first).astype(np.float64)
+    if loss == "logprob":
+        return np.maximum(-curve.logprob_change.astype(np.float64), 0.0)
+    raise InputError(f"loss={loss!r} is unknown; there are {', '.join(LOSSES)}")
+
+
+def cliff_layer(lost: npt.ArrayLike, layers: Sequence[int], tolerance: float) -> int | None:
+    """Find the first layer from which on a loss stays within a tolerance.
+
+    Parameters
+    ----------
+    lost : (K,) array-like
+        Loss at every layer; NaN is never within.
+    layers : sequence of K int
+        The layers.
+    tolerance : float
+        Largest loss that is tolerated, from 0 on.
+
+    Returns
+    -------
+    int or None
+        None if the last layer's loss is too large already.
+    """
+    _check_tolerance(tolerance)
+    within = np.asarray(lost, dtype=np.float64) <= tolerance
+    if within.shape != (len(layers),):
+        raise InputError(f"{len(layers)} layers need as many losses, not {within.shape}")
+    outside = np.flatnonzero(~within)
+    first = int(outside[-1]) + 1 if len(outside) else 0
+    return layers[first] if first < len(layers) else None
+
+
+def cliff(
+    curves: RemovalCurve | Sequence[RemovalCurve],
+    tolerance: float,
+    *,
+    loss: str = "kl",
+    draws: int = 2000,
+    seed: int = 0,
+) -> Cliff:
+    """Find the cliff layer of one sample, or of a data set's mean curve with its interval.
+
+    Parameters
+    ----------
+    curves : RemovalCurve or sequence of RemovalCurve
+        Of one model, with the same layers.
+    tolerance : float
+        Largest loss that is tolerated; 0.02 of ``"answer"`` is 2 % changed answers.
+    loss : str
+        One of :data:`LOSSES`.
+    draws : int
+        Bootstrap draws over samples (Efron 1979).
+    seed : int
+        Of the draws.
+
+    Raises
+    ------
+    InputError
+        For no curves, curves of different layers, or impossible settings.
+    """
+    curves = [curves] if isinstance(curves, RemovalCurve) else list(curves)
+    if not curves:
+        raise InputError("a cliff layer needs at least one removal curve")
+    if len({curve.layers for curve in curves}) > 1:
+        raise InputError("curves of different layers have no common cliff layer")
+    if draws < 1:
+        raise InputError(f"draws={draws}, but a bootstrap needs at least 1")
+    layers = curves[0].layers
+    lost = np.stack([losses(curve, loss) for curve in curves])
+    found = cliff_layer(lost.mean(0), layers, tolerance)
+    rng = np.random.default_rng(seed)
+    beyond = layers[-1] + 1
+    drawn = []
+    for _ in range(draws):
+        picked = lost[rng.integers(len(lost), size=len(lost))].mean(0)
+        layer = cliff_layer(picked, layers, tolerance)
+        drawn.append(beyond if layer is None else layer)
+    # Order statistics, not means of two layers: an interval's ends are layers, too.
+    low, high = (int(end) for end in np.quantile(drawn, [0.025, 0.975], method="inverted_cdf"))
+    return Cliff(
+        layer=found,
+        low=None if low == beyond else low,
+        high=None if high == beyond else high,
+        loss=loss,
+        tolerance=tolerance,
+        samples=len(curves),
+        without=float(np.mean(np.array(drawn) == beyond)),
+    )
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not tolerance >= 0:
+        raise InputError(f"tolerance={tolerance}, but a loss is tolerated from 0 on")

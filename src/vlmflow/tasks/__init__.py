@@ -1,0 +1,1 @@
+"""Data sets with their questions, reference answers and metrics."""

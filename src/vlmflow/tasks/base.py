@@ -1,0 +1,93 @@
+"""The seam for data sets: samples, a score per answer, and figures over all of them.
+
+To add one: write a file beside ``scenes.py`` with a :class:`Task` and add it to ``task`` in
+``registry.py``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vlmflow.errors import InputError
+from vlmflow.lvlm.chat import PictureSource
+
+SPLITS = ("calibration", "test")
+"""Settings are chosen on the first and reported on the second."""
+
+
+@dataclass(frozen=True)
+class TaskSample:
+    """One question about pictures.
+
+    Parameters
+    ----------
+    key : str
+        Names the sample within its task and split, the same in every run.
+    pictures : tuple of pictures
+        Paths or PIL pictures.
+    question : str
+        What is put to the model.
+    references : tuple of str
+        Right answers; several where any of them is right.
+    choices : tuple of str
+        Options of a multiple-choice question, in the order of their letters.
+    box : tuple of 4 float, optional
+        ``x0, y0, x1, y1`` in the first picture's pixels: where the answer is to be found.
+    group : str
+        Part of the task that the sample belongs to (a subset, a kind of question); may be empty.
+    """
+
+    key: str
+    pictures: tuple[PictureSource, ...]
+    question: str
+    references: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    group: str = ""
+
+
+class Task(ABC):
+    """A data set with its metric."""
+
+    name: str
+    """What the command line calls it."""
+
+    metric: str
+    """What :meth:`score` gives."""
+
+    max_new_tokens: int = 64
+    """Longest answer the metric needs."""
+
+    @abstractmethod
+    def samples(self, split: str, count: int | None = None) -> Iterator[TaskSample]:
+        """Give the first ``count`` samples of a split, always the same ones.
+
+        Parameters
+        ----------
+        split : str
+            One of :data:`SPLITS`; they share no sample.
+        count : int, optional
+            None: all. A task that is generated has no end and needs a count.
+
+        Raises
+        ------
+        InputError
+            For an unknown split, or where the data cannot be read.
+        """
+
+    @abstractmethod
+    def score(self, sample: TaskSample, answer: str) -> float:
+        """Score one answer between 0 (wrong) and 1 (right)."""
+
+    def summary(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:
+        """Return the task's figures over all samples; the first is :attr:`metric`'s mean."""
+        scores = [self.score(*pair) for pair in zip(samples, answers, strict=True)]
+        return {self.metric: sum(scores) / len(scores)} if scores else {}
+
+
+def check_split(split: str) -> None:
+    """Refuse a split that does not exist."""
+    if split not in SPLITS:
+        raise InputError(f"split={split!r} is unknown; there are {' and '.join(SPLITS)}")
