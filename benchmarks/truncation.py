@@ -2,6 +2,7 @@
 
     python benchmarks/truncation.py                 # 640 tokens, 24 layers; CPU or GPU
     python benchmarks/truncation.py --json out.json # the same figures for machines
+    python benchmarks/truncation.py --pictures 8 --only "keep 0"   # decoding over a long context
 
 A randomly initialised LLaVA (24 layers, width 1,024, 16 heads, bfloat16; 576 image tokens of one
 picture and 64 of text) with SDPA and a KV cache on both sides. For every policy:
@@ -13,7 +14,8 @@ ideal
     What the operations allow: untouched time x share of the untouched model's operations
     (:func:`vlmflow.truncation.flops.prefill_cost`). ``of ideal`` is ideal / measured.
 per token
-    Median time of one decoding step right after it, and the share of the untouched step.
+    Median time of one decoding step right after it, its share of the untouched step, and the share
+    of the untouched step's bytes: a step reads the decoder's and the head's weights and the cache.
 cache
     Bytes of keys and values against the formula: tokens per layer x key heads x head width x 2.
 """
@@ -55,6 +57,7 @@ class Row:
     of_ideal: float
     per_token: float
     per_token_share: float
+    bytes_share: float
     cache: int
     cache_formula: int
 
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5, help="decoding steps per repetition")
+    parser.add_argument("--only", default="", help="policies whose name has this in it")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
     model = build(
@@ -121,7 +125,11 @@ def main() -> None:
     rankings = [name for name in RANKINGS if name not in ORACLE_RANKINGS]
     chosen: dict[str, Truncation | None] = {
         "untouched": None,
-        **policies(arguments.layers, rankings),
+        **{
+            name: policy
+            for name, policy in policies(arguments.layers, rankings).items()
+            if arguments.only in name
+        },
     }
     shape = DecoderShape.of(model, decoder_layers(model))
     measured: dict[str, list[tuple[float, float, int]]] = {name: [] for name in chosen}
@@ -136,6 +144,11 @@ def main() -> None:
                 beside[name].append(plain)
     untouched_step = statistics.median(step for _, step, _ in measured["untouched"])
     rows = []
+    weights = sum(
+        weight.numel() * weight.element_size()
+        for part in (decoder_layers(model), model.lm_head)
+        for weight in part.parameters()
+    )
     for name, policy in chosen.items():
         cost = prefill_cost(model, decoder_layers(model), policy, SYSTEM, image, USER)
         prefill = statistics.median(taken for taken, _, _ in measured[name])
@@ -147,6 +160,7 @@ def main() -> None:
         rows.append(
             Row(
                 name, prefill, speed_up, ideal, speed_up / ideal, step, step / untouched_step,
+                (weights + formula) / (weights + measured["untouched"][0][2]),
                 measured[name][0][2], formula,
             )
         )  # fmt: skip
@@ -154,14 +168,14 @@ def main() -> None:
     where = f"{arguments.dtype} on {arguments.device}, median of {arguments.repeats}"
     table = Table(title=f"{size}, {where}")
     for column in ("policy", "prefill", "speed-up", "ideal", "of ideal", "per token", "share",
-                   "cache", "formula"):  # fmt: skip
+                   "bytes", "cache", "formula"):  # fmt: skip
         table.add_column(column, justify="left" if column == "policy" else "right")
     for row in rows:
         table.add_row(
             row.policy, f"{row.prefill:.3f} s", f"{row.speed_up:.2f}x",
             f"{row.ideal_speed_up:.2f}x", f"{row.of_ideal:.0%}", f"{row.per_token * 1e3:.1f} ms",
-            f"{row.per_token_share:.2f}x", f"{row.cache / 2**20:.1f} MiB",
-            f"{row.cache_formula / 2**20:.1f} MiB",
+            f"{row.per_token_share:.2f}x", f"{row.bytes_share:.2f}x",
+            f"{row.cache / 2**20:.1f} MiB", f"{row.cache_formula / 2**20:.1f} MiB",
         )  # fmt: skip
     Console(width=140).print(table)
     if arguments.json:

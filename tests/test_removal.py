@@ -194,6 +194,21 @@ def test_broken_weights_are_said_to_be_broken():
     assert rows.shape[1] > 16, "a hook still cuts the rows"
 
 
+def test_a_layer_that_ignores_the_cache_is_refused(monkeypatch):
+    """The tokens before the picture would be missing without a word."""
+    model, processor = tiny_llava(3, layers=3)
+    layer = model.model.language_model.layers[1]
+    real = layer.forward
+
+    def without_cache(hidden_states, **options):
+        options["attention_mask"] = None
+        return real(hidden_states, **{**options, "past_key_values": None})
+
+    monkeypatch.setattr(layer, "forward", without_cache)
+    with pytest.raises(ModelError, match="layer 1 of LlavaForConditionalGeneration does not keep"):
+        removal_curve(LVLM(model, processor), picture(0), QUESTIONS[0], "red")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

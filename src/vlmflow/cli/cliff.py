@@ -114,7 +114,8 @@ def _print(study: CliffStudy) -> None:
     typer.echo(printable(second_line(study)) + "\n")
     typer.echo("removed from   answers changed          mean KL")
     for row in study.layer_frame().to_dict("records"):
-        changed = f"{row['changed']:6.1%} ({row['changed low']:.1%} to {row['changed high']:.1%})"
+        share, low, high = (100 * row[f"changed{end}"] for end in ("", " low", " high"))
+        changed = f"{share:5.1f} % ({low:.1f} to {high:.1f})"
         lost = f"{row['kl']:.3f} ({row['kl low']:.3f} to {row['kl high']:.3f})"
         typer.echo(f"layer {row['layer']:<4}    {changed:25}{lost}")
     typer.echo("\nforetold by        mean error in layers     rank correlation")

@@ -38,13 +38,11 @@ class _Prefix(Cache):
         super().__init__(layers=[])
         self.key = key.repeat(branches, 1, 1, 1)
         self.value = value.repeat(branches, 1, 1, 1)
-        self.used = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Put the prefix before the keys and values of a layer."""
-        self.used = True
         return (
             torch.cat([self.key.to(key_states.device), key_states], dim=2),
             torch.cat([self.value.to(value_states.device), value_states], dim=2),
@@ -225,13 +223,13 @@ class _Pass:
 
     def _arguments(self, index: int, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the layer is called with for all branches."""
-        joined: dict[str, Any] = {}
+        joined: dict[str, Any] = {
+            "past_key_values": self._prefix_at(index, given.get("past_key_values"))
+        }
         for name, value in given.items():
-            if name == "hidden_states":
+            if name in ("hidden_states", "past_key_values"):
                 continue
-            if name == "past_key_values":
-                joined[name] = self._prefix_at(index, value)
-            elif name == "attention_mask":
+            if name == "attention_mask":
                 masks = [self._mask(index, call, value) for call in self.calls]
                 joined[name] = _join(masks, 0, len(self.rows))
             else:
@@ -257,7 +255,13 @@ class _Pass:
         """Read what the untouched run holds of the tokens before the pictures."""
         if self.prefix is None:
             return None
-        layer = cache.layers[index]
+        held = [] if cache is None else cache.layers[index : index + 1]
+        if not held or getattr(held[0], "keys", None) is None:
+            raise ModelError(
+                f"layer {index} of {type(self.model).__name__} does not keep keys and values of "
+                "earlier tokens in a cache, so a removal curve cannot branch there"
+            )
+        layer = held[0]
         tokens = self.prefix[:, None, :].expand(-1, layer.keys.shape[1], -1).flatten(0, 1)
 
         def pick(held: Tensor) -> Tensor:
