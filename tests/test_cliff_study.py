@@ -96,6 +96,8 @@ def test_the_tables_hold_every_layer_and_sample(study):
     np.testing.assert_allclose(layers["kl"], kl.mean(0), rtol=1e-6)
     changed = np.mean([~curve.same_answer for curve in study.curves], axis=0)
     np.testing.assert_allclose(layers["changed"], changed)
+    # Wilson's interval has a width even where all or no answers change.
+    assert (layers["changed high"] - layers["changed low"] > 0.3).all()
     assert (layers["kl low"] <= layers["kl"]).all()
     assert (layers["kl"] <= layers["kl high"]).all()
     assert samples["cliff"].tolist() == true_cliffs(study.observed, 0.1).tolist()

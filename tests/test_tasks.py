@@ -93,6 +93,13 @@ def test_a_folder_of_questions(tmp_path):
     assert chosen.score(second, "They are.") == 1
 
 
+def test_every_third_line_is_for_calibration_where_none_says(tmp_path):
+    lines = [{"image": "a.png", "question": f"{n}?", "answer": "x"} for n in range(7)]
+    chosen = FolderTask(jsonl(tmp_path / "plain.jsonl", lines))
+    assert [one.question for one in chosen.samples("calibration")] == ["2?", "5?"]
+    assert [one.question for one in chosen.samples("test")] == ["0?", "1?", "3?", "4?", "6?"]
+
+
 def test_csv_says_the_same_as_jsonl(tmp_path):
     path = tmp_path / "pets.csv"
     path.write_text(

@@ -14,6 +14,7 @@ import vlmflow
 from vlmflow.errors import InputError
 from vlmflow.removal.cliff import Cliff, cliff, losses
 from vlmflow.removal.curve import RemovalCurve
+from vlmflow.scenes.scoring import wilson_interval
 from vlmflow.study.foretell import Prediction, predictions, true_cliffs
 from vlmflow.study.observe import SIGNALS, Observed, observe
 from vlmflow.tasks.base import Task
@@ -74,16 +75,19 @@ class CliffStudy:
         return float(np.mean([one.score for one in self.observed]))
 
     def layer_frame(self) -> pd.DataFrame:
-        """One row per layer: losses and signals, each with its bootstrap 95 % interval.
+        """One row per layer: losses and signals, each with its 95 % interval.
 
-        ``changed`` is the share of answers that differ, ``kl`` the mean KL in nats, and
-        ``redundancy`` 1 - mean KL / mean KL at layer 0.
+        ``changed`` is the share of answers that differ, with Wilson's interval; ``kl`` the mean KL
+        in nats, with a bootstrap interval as the signals; ``redundancy`` 1 - mean KL / mean KL at
+        layer 0.
         """
         kl = np.stack([losses(curve, "kl") for curve in self.curves])
-        changed = np.stack([losses(curve, "answer") for curve in self.curves])
+        changed = np.sum([losses(curve, "answer") for curve in self.curves], axis=0).astype(int)
         columns: dict[str, Any] = {"layer": list(self.layers)}
-        for name, values in (("kl", kl), ("changed", changed)):
-            columns |= self._with_interval(name, values)
+        columns |= self._with_interval("kl", kl)
+        columns["changed"] = changed / len(kl)
+        bounds = np.array([wilson_interval(int(one), len(kl)) for one in changed])
+        columns["changed low"], columns["changed high"] = bounds.T
         lost = kl.mean(0)
         columns["redundancy"] = 1 - lost / lost[0] if lost[0] > 0 else np.full(len(lost), np.nan)
         for signal in SIGNALS:

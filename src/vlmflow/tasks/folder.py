@@ -28,9 +28,9 @@ class FolderTask(Task):
 
     A line has ``image`` (a path relative to the file, or several), ``question`` and ``answer`` (or
     several right ones), and may have ``choices``, ``group``, ``key`` and ``split``
-    (``calibration`` or ``test``; lines without one belong to ``test``). In CSV, several values of
-    one cell are separated by ``|``. An answer is right if it equals a reference up to case, white
-    space and a full stop.
+    (``calibration`` or ``test``; lines without one belong to ``test``). Where no line has a split,
+    every third line is for calibration. In CSV, several values of one cell are separated by ``|``.
+    An answer is right if it equals a reference up to case, white space and a full stop.
 
     Parameters
     ----------
@@ -50,8 +50,12 @@ class FolderTask(Task):
         self.name = path.stem
         self._splits: dict[str, list[TaskSample]] = {"calibration": [], "test": []}
         keys: dict[str, int] = {}
-        for line in _lines(path):
+        lines = list(_lines(path))
+        divided = any("split" in line.values for line in lines)
+        for number, line in enumerate(lines):
             split, one = _sample(path, line)
+            if not divided and number % 3 == 2:
+                split = "calibration"
             if one.key in keys:
                 raise _wrong(path, line, f"key {one.key!r} stands on line {keys[one.key]} already")
             keys[one.key] = line.number
