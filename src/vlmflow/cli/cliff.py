@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmflow.cli.app import MODEL, Dtype, app
+from vlmflow.cli.app import MODEL, app
+from vlmflow.cli.options import Device, Model, NumberFormat, Revision
 from vlmflow.cli.terminal import (
     check_range,
     errors_in_one_line,
@@ -28,9 +29,7 @@ def cliff(
         str, typer.Argument(metavar="TASK", help="A bundled task, or a .jsonl or .csv file.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the files.")],
-    model: Annotated[
-        str, typer.Option(help="A bundled model, a directory, or a name on the Hugging Face hub.")
-    ] = MODEL,
+    model: Model = MODEL,
     samples: Annotated[int, typer.Option(help="Samples of the test split.")] = 200,
     calibration: Annotated[int, typer.Option(help="Samples of the calibration split.")] = 100,
     changed: Annotated[
@@ -39,15 +38,9 @@ def cliff(
     tolerance: Annotated[float, typer.Option(help="Mean KL in nats that it may cost.")] = 0.1,
     batch: Annotated[int, typer.Option(help="Samples at once.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the bootstraps.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.", show_default="auto")
-    ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Number format.", show_default="the model's own")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")
-    ] = None,
+    device: Device = None,
+    dtype: NumberFormat = None,
+    revision: Revision = None,
 ) -> None:
     """Remove all image tokens from every layer on, and find the layer from which none is missed.
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmflow import __version__
-from vlmflow.cli.app import MODEL, Dtype, app
+from vlmflow.cli.app import MODEL, app
+from vlmflow.cli.options import Device, Model, NumberFormat, Revision
 from vlmflow.cli.terminal import (
     check_range,
     check_text,
@@ -47,9 +48,7 @@ class Target(str, Enum):
 def explain(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
-    model: Annotated[
-        str, typer.Option(help="A bundled model, a directory, or a name on the Hugging Face hub.")
-    ] = MODEL,
+    model: Model = MODEL,
     more_images: Annotated[
         list[Path] | None,
         typer.Option(
@@ -80,15 +79,9 @@ def explain(
         typer.Option(help="Sum the flow map over this many first layers.", show_default="all"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
-    device: Annotated[
-        str | None, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.", show_default="auto")
-    ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Number format.", show_default="the model's own")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")
-    ] = None,
+    device: Device = None,
+    dtype: NumberFormat = None,
+    revision: Revision = None,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Recompute layers instead of keeping them.")
     ] = False,

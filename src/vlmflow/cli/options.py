@@ -1,0 +1,20 @@
+"""Options that several commands share, with one help text each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vlmflow.cli.app import Dtype
+
+Model = Annotated[
+    str, typer.Option(help="A bundled model, a directory, or a name on the Hugging Face hub.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.", show_default="auto")
+]
+NumberFormat = Annotated[
+    Dtype | None, typer.Option(help="Number format.", show_default="the model's own")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
