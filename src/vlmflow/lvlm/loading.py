@@ -139,6 +139,8 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
+    # What torch raises for a malformed name, a build without the back end, and a back end that
+    # cannot allocate; nothing else is done in this block.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device={str(device)!r} cannot be used: {_reason(error)}") from error
     return chosen
