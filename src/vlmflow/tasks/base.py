@@ -37,6 +37,9 @@ class TaskSample:
         ``x0, y0, x1, y1`` in the first picture's pixels: where the answer is to be found.
     group : str
         Part of the task that the sample belongs to (a subset, a kind of question); may be empty.
+    cluster : str
+        The same for all samples about one picture, which are not independent of each other:
+        intervals keep them together. Empty: the sample stands alone.
     """
 
     key: str
@@ -46,6 +49,7 @@ class TaskSample:
     choices: tuple[str, ...] = ()
     box: tuple[float, float, float, float] | None = None
     group: str = ""
+    cluster: str = ""
 
 
 class Task(ABC):
@@ -55,7 +59,10 @@ class Task(ABC):
     """What the command line calls it."""
 
     metric: str
-    """What :meth:`score` gives."""
+    """What :meth:`scores` give on average."""
+
+    by_itself: bool = True
+    """Whether one answer can be scored without the others, as :meth:`score` does."""
 
     max_new_tokens: int = 64
     """Longest answer the metric needs."""
@@ -81,9 +88,13 @@ class Task(ABC):
     def score(self, sample: TaskSample, answer: str) -> float:
         """Score one answer between 0 (wrong) and 1 (right)."""
 
+    def scores(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> list[float]:
+        """Score every answer; a metric over a whole corpus (CIDEr) overrides this."""
+        return [self.score(*pair) for pair in zip(samples, answers, strict=True)]
+
     def summary(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:
         """Return the task's figures over all samples; the first is :attr:`metric`'s mean."""
-        scores = [self.score(*pair) for pair in zip(samples, answers, strict=True)]
+        scores = self.scores(samples, answers)
         return {self.metric: sum(scores) / len(scores)} if scores else {}
 
 
