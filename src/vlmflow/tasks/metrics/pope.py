@@ -1,0 +1,72 @@
+"""POPE: yes or no, with precision, recall, F1 and the share of yes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from vlmflow.tasks.base import TaskSample
+from vlmflow.tasks.metrics.base import Metric
+
+
+def said(answer: str) -> str:
+    """Read ``yes``, ``no`` or neither (empty) from an answer's first sentence.
+
+    The rule of POPE's script (Li et al., EMNLP 2023): "no" or "not" among the words of the first
+    sentence is no. The script takes all else as yes; here a yes has to be said, so that a broken
+    model's noise is not credited with half of the questions.
+    """
+    words = set(re.findall(r"[a-z']+", answer.split(".")[0].lower()))
+    if words & {"no", "not"}:
+        return "no"
+    return "yes" if "yes" in words else ""
+
+
+def said_exactly(answer: str) -> str:
+    """Read ``yes`` or ``no`` only where the answer is nothing else, as lmms-eval does."""
+    text = answer.strip().lower()
+    return text if text in ("yes", "no") else ""
+
+
+class YesNo(Metric):
+    """Share of right answers, read by :func:`said`; "Yes." and "Yes, there is." count.
+
+    :meth:`figures` adds precision, recall, F1 (of "yes") and the share of yes, all of them read
+    twice: as they stand by :func:`said`, and as ``exact ...`` by :func:`said_exactly`; and
+    ``neither``, the share of answers that :func:`said` can make nothing of. In ``exact recall`` an
+    answer that is neither misses a yes (lmms-eval leaves it out), and the share of yes is that of
+    the answers (lmms-eval's is that of the references).
+    """
+
+    name = "accuracy"
+
+    def score(self, sample: TaskSample, answer: str) -> float:
+        """Score one answer."""
+        return float(said(answer) == sample.references[0].strip().lower())
+
+    def figures(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:
+        """Return precision, recall, F1 and the share of yes, and all again read exactly."""
+        found = _figures(samples, answers, said)
+        exact = _figures(samples, answers, said_exactly)
+        neither = sum(not said(answer) for answer in answers) / max(len(answers), 1)
+        del found["accuracy"]  # the mean score
+        return (
+            found | {f"exact {name}": value for name, value in exact.items()} | {"neither": neither}
+        )
+
+
+def _figures(
+    samples: Sequence[TaskSample], answers: Sequence[str], read: Callable[[str], str]
+) -> dict[str, float]:
+    right = [sample.references[0].strip().lower() for sample in samples]
+    given = [read(answer) for answer in answers]
+    both = sum(a == b == "yes" for a, b in zip(right, given, strict=True))
+    precision = both / max(given.count("yes"), 1)
+    recall = both / max(right.count("yes"), 1)
+    return {
+        "accuracy": sum(a == b for a, b in zip(right, given, strict=True)) / max(len(right), 1),
+        "precision": precision,
+        "recall": recall,
+        "F1": 2 * precision * recall / (precision + recall) if both else 0.0,
+        "yes ratio": given.count("yes") / max(len(given), 1),
+    }
