@@ -296,7 +296,8 @@ def test_captions_are_refused_at_once_where_java_is_missing_or_broken(tmp_path, 
         Cider()
 
 
-def test_captions_name_the_extra_where_pycocoevalcap_is_missing(monkeypatch):
+def test_captions_name_the_extra_where_pycocoevalcap_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # a Java that was tried is not tried again
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     monkeypatch.delitem(sys.modules, "pycocoevalcap.tokenizer", raising=False)
     with pytest.raises(InputError, match=r'pip install "vlmflow\[data\]"'):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -83,11 +84,36 @@ def open_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     path = Path(source)
     name = f"picture {str(path)!r}"
     _check_file(path, name)
+    image = _identified(path, name)
+    with image:
+        return _read(image, name)
+
+
+def unread_image(data: bytes, name: str) -> Image.Image:
+    """Return a picture that lies in memory; its pixels are decoded when they are first used.
+
+    Parameters
+    ----------
+    data : bytes
+        A picture file.
+    name : str
+        What messages call it.
+
+    Raises
+    ------
+    InputError
+        If it is no picture in a format that can be read.
+    """
+    return _identified(io.BytesIO(data), name)
+
+
+def _identified(source: Path | io.BytesIO, name: str) -> Image.Image:
+    """Read a picture's header, and no more."""
     Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning: MAX_PIXELS decides here
-            image = Image.open(path, formats=sorted(_FORMATS & Image.OPEN.keys()))
+            return Image.open(source, formats=sorted(_FORMATS & Image.OPEN.keys()))
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{name} claims more than {MAX_PIXELS:,} pixels; make it smaller"
@@ -98,8 +124,6 @@ def open_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
         ) from error
     except Exception as error:  # a broken header makes decoders raise nearly any type
         raise _unreadable(name, error) from error
-    with image:
-        return _read(image, name)
 
 
 def _check_file(path: Path, name: str) -> None:

@@ -10,6 +10,19 @@ from vlmflow.scenes.scoring import is_right, score_captions
 from vlmflow.scenes.tasks import TASKS, Sample, sample
 from vlmflow.tasks.base import Task, TaskSample, check_split
 
+DESCRIPTIONS = {
+    "scenes-reasoning": "multiple choice about coloured shapes, as ScienceQA",
+    "scenes-existence": "yes/no: is an object in the picture, as POPE",
+    "scenes-reading": "reading a printed number, as TextVQA",
+    "scenes-caption": "naming all objects, as CHAIR scores it",
+}
+"""One line about each bundled task."""
+
+
+def metric_name(name: str) -> str:
+    """Return what a bundled task's score is."""
+    return "objects named" if name == "scenes-caption" else "accuracy"
+
 
 class ScenesTask(Task):
     """One of ``scenes-reasoning``, ``scenes-existence``, ``scenes-reading``, ``scenes-caption``.
@@ -29,7 +42,7 @@ class ScenesTask(Task):
         if name not in TASKS:
             raise InputError(f"unknown task {name!r}; the bundled tasks are {', '.join(TASKS)}")
         self.name = name
-        self.metric = "objects named" if name == "scenes-caption" else "accuracy"
+        self.metric = metric_name(name)
 
     def samples(self, split: str, count: int | None = None) -> Iterator[TaskSample]:
         """Draw samples; see :meth:`vlmflow.tasks.base.Task.samples`."""

@@ -47,8 +47,8 @@ def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
     first = _FIRST.match(text)
     if first:
         letter = next(filter(None, first.groups()))
-        others = set(_BRACKETED.findall(text)) - {letter}
-        return letter if letter in letters and not others else None
+        rivals = set(_BRACKETED.findall(text)) - {letter}
+        return letter if letter in letters and not rivals else None
     for found in (
         {a or b for a, b in _SAID.findall(text)},
         _named(text, choices),

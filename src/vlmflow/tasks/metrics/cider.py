@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from shutil import which
 
@@ -36,7 +37,7 @@ class Cider(Metric):
     by_itself = False
 
     def __init__(self) -> None:
-        tokenized(["a try, before any work is done"])
+        _try(which("java"))
 
     def score(self, sample: TaskSample, answer: str) -> float:
         """Refuse: one caption has no CIDEr."""
@@ -72,6 +73,13 @@ class CocoCaptions(Cider):
         return {"CHAIRi (captions)": found.chair_i, "CHAIRs (captions)": found.chair_s}
 
 
+@cache
+def _try(java: str | None) -> None:
+    """Tokenize once, before any work is done that needs it; ``java`` is what was tried."""
+    del java
+    tokenized(["a try"])
+
+
 def tokenized(texts: Sequence[str]) -> list[str]:
     """Return texts as Stanford's PTB tokenizer splits them: lower case, without punctuation.
 
@@ -91,9 +99,10 @@ def tokenized(texts: Sequence[str]) -> list[str]:
     if java is None:
         raise InputError(_NO_JAVA.format("there is no `java` on the PATH"))
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    # One text per line; an empty line would be dropped by no reader, a stray one would shift all.
+    # One text per line: a line break within one would shift all that follow.
     lines = "".join(f"{' '.join(text.split())}\n" for text in texts)
-    command = [java, "-Dfile.encoding=UTF-8", "-cp", str(jar)]
+    quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]  # most of a run is Java's start
+    command = [java, *quick, "-Dfile.encoding=UTF-8", "-cp", str(jar)]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     try:
         run = subprocess.run(command, input=lines.encode(), capture_output=True, check=True)
