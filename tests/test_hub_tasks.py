@@ -477,6 +477,16 @@ def test_the_list_names_every_task_with_its_metric():
     assert known["nocaps"].metric == "CIDEr"
 
 
+def test_the_documentation_has_a_row_for_every_data_set():
+    page = Path(__file__).resolve().parents[1] / "docs" / "tasks.md"
+    rows = [line for line in page.read_text("utf-8").splitlines() if line.startswith("| `")]
+    for name, data in CATALOGUE.items():
+        (row,) = (row for row in rows if f"`{name}`" in row)
+        assert f"`{data.hub[0]}`" in row
+        assert f"| {data.test.split}" in row
+        assert (data.calibration is None) == ("its other third" in row)
+
+
 def test_the_list_imports_nothing_heavy():
     code = (
         "import sys; from vlmflow.tasks.registry import known_tasks; assert known_tasks();"

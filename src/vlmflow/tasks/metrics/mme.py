@@ -21,8 +21,8 @@ COGNITION = (
 def said(answer: str) -> str:
     """Read ``yes``, ``no`` or neither (empty).
 
-    The first four letters hold the word, or ``y`` or ``n`` stands alone: the rule of MME's script
-    (Fu et al., arXiv 2306.13394).
+    The first four letters hold the word, or ``y`` or ``n`` stands alone: the rule of lmms-eval,
+    after MME's script (Fu et al., arXiv 2306.13394).
     """
     text = answer.strip().lower().replace(".", "")
     if text in ("y", "n"):
