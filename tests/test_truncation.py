@@ -29,7 +29,9 @@ from .slow_truncation import slow_logits
 from .tiny import tiny_llava
 
 BY_CONTENT = tuple(
-    name for name in RANKINGS if name not in ("saliency", "llava_cam", "random", "uniform")
+    name
+    for name in RANKINGS
+    if name not in ("saliency", "llava_cam", "random", "uniform", "top_left")
 )
 QUESTIONS = (
     "What colour is the circle?",
@@ -516,6 +518,29 @@ def test_uniform_choices_spread_over_every_picture(keep):
         if keep >= 4:
             assert len(quadrants) == 4
             assert max(quadrants.values()) <= keep / 2
+
+
+def test_places_are_known_while_generating():
+    """``generate`` encodes pictures itself, so that the model's forward never sees the pixels."""
+    model, processor = tiny_llava(19, image_size=84)
+    inputs = encode(processor, [1], QUESTIONS[0])
+    with Truncation(1, 4, "uniform")(model):
+        generated = model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True)
+        positions = generated.past_key_values.layers[1].positions[0].tolist()
+    (direct,) = kept_positions(model, inputs, Truncation(1, 4, "uniform"))
+    image = (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0].tolist()
+    assert [p for p in positions if p in image] == list(direct)
+
+
+@pytest.mark.parametrize(("keep", "side"), [(1, 1), (4, 2), (25, 5)])
+def test_top_left_keeps_a_corner_of_every_picture(keep, side):
+    model, processor = tiny_llava(19, image_size=84)  # 6 x 6 tokens
+    inputs = encode(processor, [1, 2], QUESTIONS[0])
+    (kept,) = kept_positions(model, inputs, Truncation(0, 2 * keep, "top_left"))
+    image = (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0].tolist()
+    cells = {divmod(image.index(p), 6) for p in kept}
+    corner = {(row, col) for row in range(side) for col in range(side)}
+    assert cells == corner | {(row + 6, col) for row, col in corner}
 
 
 def test_merged_tokens_stand_for_what_they_took_in():

@@ -15,6 +15,7 @@ RANKINGS: dict[str, str] = {
     "diversity": "farthest from those already kept (DivPrune)",
     "random": "seeded random choice: the control",
     "uniform": "evenly over the picture: the other control",
+    "top_left": "the top left corner: for studies' down-sampled pictures, which lie there",
 }
 """Name and one line on every ranking."""
 

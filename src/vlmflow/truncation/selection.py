@@ -15,6 +15,9 @@ from vlmflow.truncation.gather import take
 from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.rankings import RANKINGS, Candidates
 
+BY_PLACE = ("uniform", "top_left")
+"""Rankings that read where tokens are."""
+
 
 @torch.no_grad()
 def choose(policy: Truncation, call: Call, layer: int, hidden: Tensor, config: Any) -> Cut:
@@ -93,7 +96,7 @@ def _candidates(
         text=later.nonzero()[:, 0],
         sample=row,
         call=attention,
-        places=_places(call, row, own[image], config) if policy.rank_by == "uniform" else None,
+        places=_places(call, row, own[image], config) if policy.rank_by in BY_PLACE else None,
         gradient_scores=call.oracle[layer][row].to(device)[own[image]] if call.oracle else None,
         seed=zlib.crc32(repr((policy.seed, layer, words)).encode()),
     )

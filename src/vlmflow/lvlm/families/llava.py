@@ -50,12 +50,22 @@ class Llava(Family):
         return tuple(grids)
 
     def places(self, tokens: int, inputs: Mapping[str, Any], config: Any) -> FloatArray | None:
-        """Row by row, one picture after the other; see :meth:`Family.places`."""
-        pixels = inputs.get("pixel_values")
+        """Row by row, one picture after the other; see :meth:`Family.places`.
+
+        ``generate`` may encode pictures before it calls the model, which then gets no pixels: the
+        tower's own picture size stands in for theirs.
+        """
         size = getattr(config.vision_config, "patch_size", None)
-        if pixels is None or pixels.ndim != 4 or not isinstance(size, int):
+        if not isinstance(size, int):
             return None
-        rows, cols = pixels.shape[-2] // size, pixels.shape[-1] // size
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and pixels.ndim == 4:
+            height, width = pixels.shape[-2:]
+        else:
+            height = width = getattr(config.vision_config, "image_size", None)
+            if pixels is not None or not isinstance(height, int):
+                return None
+        rows, cols = height // size, width // size
         pictures, rest = divmod(tokens, rows * cols)
         if rest:  # tokens that show no place
             return None

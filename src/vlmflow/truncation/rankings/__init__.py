@@ -12,6 +12,7 @@ from vlmflow.truncation.rankings.oracle import GradientOracle
 from vlmflow.truncation.rankings.question_similarity import QuestionSimilarity
 from vlmflow.truncation.rankings.random import Random
 from vlmflow.truncation.rankings.text_attention import TextAttention
+from vlmflow.truncation.rankings.top_left import TopLeft
 from vlmflow.truncation.rankings.uniform import Uniform
 from vlmflow.truncation.rankings.value_norm import ValueNorm
 
@@ -28,6 +29,7 @@ RANKINGS: dict[str, Ranking] = {
     "diversity": Diversity(),
     "random": Random(),
     "uniform": Uniform(),
+    "top_left": TopLeft(),
 }
 
 __all__ = ["RANKINGS", "Candidates", "Ranking", "ScoreRanking"]
