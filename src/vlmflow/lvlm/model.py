@@ -229,14 +229,8 @@ class LVLM:
         output
             What ``model.generate`` returned with ``return_dict_in_generate=True``.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={max_new_tokens}, but an answer needs at least 1")
-        if prepared.answer is not None:
-            raise InputError("the prompt already carries an answer: start from one without")
         length = len(prepared.layout)
-        limit = self._max_positions()
-        if limit is not None:
-            max_new_tokens = max(1, min(max_new_tokens, limit - length))
+        max_new_tokens = self.room_for_answer(prepared, max_new_tokens)
         ends = end_ids(self.model, self.processor.tokenizer)
         block = nullcontext() if truncation is None else truncation(self.model)
         with evaluating(self.model), torch.no_grad(), block:
@@ -251,6 +245,23 @@ class LVLM:
         ids: list[int] = output.sequences[0, length:].tolist()
         stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
         return tuple(ids[:stop]), output
+
+    def room_for_answer(self, prepared: Prepared, max_new_tokens: int) -> int:
+        """Return how many tokens an answer may have: never more than the model has positions for.
+
+        Raises
+        ------
+        InputError
+            If none are asked for, or the prompt carries an answer already.
+        """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={max_new_tokens}, but an answer needs at least 1")
+        if prepared.answer is not None:
+            raise InputError("the prompt already carries an answer: start from one without")
+        limit = self._max_positions()
+        if limit is None:
+            return max_new_tokens
+        return max(1, min(max_new_tokens, limit - len(prepared.layout)))
 
     def generate(
         self,

@@ -46,33 +46,19 @@ def truncated(model: Any, policy: Truncation) -> Iterator[Any]:
     """
     layers, token = decoder_layers(model), image_token_id(model)
     policy.check_layers(len(layers), type(model).__name__)
-    if model in _truncated:
-        raise InputError(
-            "the model is truncated already; leave that block first, or give one truncation "
-            "several stages"
-        )
-    engine = _Engine(model, layers, token, policy)
+    engine = Engine(model, layers, token, policy)
     with ExitStack() as stack:
-        _truncated.add(model)
-        stack.callback(_truncated.discard, model)
+        stack.enter_context(engine.attached())
         if policy.ranks and policy.rank_by in ATTENTION_RANKINGS:
             before = {layer - 1 for layer, keep in policy.stages if keep != 0}
             stack.enter_context(
                 watch_attention(layers, engine.on_attention, only=before, cached=True)
             )
-        handles = [model.register_forward_pre_hook(engine.on_model, with_kwargs=True)]
-        for index in range(policy.stages[0][0], len(layers)):
-            hook = engine.before(index)
-            handles.append(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
-        handles.append(layers[-1].register_forward_hook(engine.after_last))
-        for handle in handles:
-            stack.callback(handle.remove)
-        stack.callback(engine.forget)
         yield model
 
 
-class _Engine:
-    """The hooks of one block, and the call they are in."""
+class Engine:
+    """The hooks of one truncation, and the call they are in."""
 
     def __init__(
         self, model: Any, layers: nn.ModuleList, image_token: int, policy: Truncation
@@ -86,6 +72,34 @@ class _Engine:
         self.signature = inspect.signature(model.forward)
         self.call: Call | None = None
         self.measuring = False
+        self.before = {index: self._before(index) for index in range(self.stages[0], len(layers))}
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hook into the model for the length of a block; rankings by attention need more.
+
+        Raises
+        ------
+        InputError
+            If the model is truncated already.
+        """
+        if self.model in _truncated:
+            raise InputError(
+                "the model is truncated already; leave that block first, or give one truncation "
+                "several stages"
+            )
+        with ExitStack() as stack:
+            _truncated.add(self.model)
+            stack.callback(_truncated.discard, self.model)
+            handles = [self.model.register_forward_pre_hook(self.on_model, with_kwargs=True)]
+            for index, hook in self.before.items():
+                layer = self.layers[index]
+                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(self.layers[-1].register_forward_hook(self.after_last))
+            for handle in handles:
+                stack.callback(handle.remove)
+            stack.callback(self.forget)
+            yield
 
     def forget(self) -> None:
         """Drop every reference to a call's tensors."""
@@ -149,7 +163,7 @@ class _Engine:
         if self.call is not None and not self.measuring and self.call.has_images:
             self.call.attention[layer] = attention
 
-    def before(self, layer: int) -> Callable[..., tuple[Any, Any] | None]:
+    def _before(self, layer: int) -> Callable[..., tuple[Any, Any] | None]:
         """Make the pre-hook of a layer."""
         inputs = LayerInputs.of(
             self.model, self.layers, layer, repack=self.policy.positions == "repack"

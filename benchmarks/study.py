@@ -1,0 +1,141 @@
+"""What twenty truncations of one sample cost: sharing work, against one run each.
+
+    python benchmarks/study.py                 # scenes-llava, then a large random model; CPU or GPU
+    python benchmarks/study.py --json out.json # the same figures for machines
+
+Twenty truncations: none, 10 %, 25 % and 50 % of the image tokens kept, from five layers on. All
+take turns in one process:
+
+plain
+    The untouched model answers once: picture, prompt and every answer token.
+shared
+    :func:`vlmflow.truncation.shared_answers.shared_answers`: the untouched answer and all twenty.
+one by one
+    The untouched model and each truncation by a ``generate`` call of its own. The answers have to
+    be the same.
+
+``scenes-llava`` (12 layers, 144 image tokens, float32) answers test samples of the four tasks, so
+that truncated answers follow the untouched one as they do in a study. The random LLaVA (24 layers,
+width 1,024, bfloat16, 576 image tokens, 56 of text, 8 answer tokens) is the worst case: with random
+weights nearly every truncated answer differs from its first tokens on and is decoded by itself. In
+bfloat16 its answers may differ in rounding, so only ``scenes-llava``'s are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from random_llava import build, clocked, prompt
+
+import vlmflow
+from vlmflow import LVLM, Truncation
+from vlmflow.lvlm.layout import Segment, TokenLayout
+from vlmflow.lvlm.prepared import Prepared
+from vlmflow.scenes.tasks import TASKS
+from vlmflow.tasks.registry import task
+from vlmflow.truncation.shared_answers import shared_answers
+
+SHARES = (1 / 8, 1 / 4, 1 / 2, 5 / 8, 3 / 4)
+KEEPS = (0, 0.1, 0.25, 0.5)
+
+
+def policies(layers: int) -> list[Truncation]:
+    return [Truncation(round(share * layers), keep) for share in SHARES for keep in KEEPS]
+
+
+def random_llava(device: str) -> tuple[LVLM, Prepared]:
+    model = build(
+        layers=24, width=1024, heads=16, key_heads=16, side=336, dtype="bfloat16", device=device
+    )
+    model.generation_config.eos_token_id = None
+    inputs = prompt(model, 16, 1, 40)
+    segments = np.full(inputs["input_ids"].shape[1], Segment.IMAGE, dtype=np.int8)
+    segments[:16], segments[-40:] = Segment.SYSTEM, Segment.USER
+    layout = TokenLayout(segments, ("",) * len(segments), ())
+    tokenizer = SimpleNamespace(
+        eos_token_id=None,
+        convert_ids_to_tokens=str,
+        pad_token_id=None,
+    )
+    processor: Any = SimpleNamespace(tokenizer=tokenizer, image_processor=SimpleNamespace())
+    return LVLM(model, processor, name="random"), Prepared(inputs, layout, (), "")
+
+
+def measure(vlm: LVLM, prompts: list[Prepared], length: int, runs: int, same: bool) -> dict:
+    device = str(vlm.device)
+    chosen = policies(vlm.num_layers)
+    times: dict[str, list[float]] = {"plain": [], "shared": [], "one by one": []}
+    agreed = 0
+    for prepared in prompts:
+        answer = vlm.generate_ids(prepared, max_new_tokens=length)  # warm-up
+
+        def alone(one: Prepared = prepared) -> list[tuple[int, ...]]:
+            return [
+                vlm.generate_ids(one, max_new_tokens=length, truncation=policy)
+                for policy in (None, *chosen)
+            ]
+
+        for _ in range(runs):
+            plain, _ = clocked(
+                lambda p=prepared: vlm.generate_ids(p, max_new_tokens=length), device
+            )
+            shared, told = clocked(
+                lambda p=prepared: shared_answers(vlm, p, chosen, max_new_tokens=length), device
+            )
+            single, expected = clocked(alone, device)
+            for name, seconds in zip(times, (plain, shared, single), strict=True):
+                times[name].append(seconds)
+        agreed += told.count(answer) - 1
+        if same and told != expected:
+            raise SystemExit("the answers are not the same")
+    ratio = {
+        name: statistics.median(np.array(times[name]) / np.array(times["plain"]))
+        for name in ("shared", "one by one")
+    }
+    return {
+        "model": vlm.name,
+        "samples": len(prompts),
+        "answers like the untouched one": agreed / (len(prompts) * len(chosen)),
+        "plain seconds": statistics.median(times["plain"]),
+        "shared": ratio["shared"],
+        "one by one": ratio["one by one"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--samples", type=int, default=4, help="of every task")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    vlm = vlmflow.load("scenes-llava", device=arguments.device)
+    rows = []
+    for name in TASKS:
+        samples = task(name).samples("test", arguments.samples)
+        prompts = [vlm.prepare(one.pictures, one.question) for one in samples]
+        rows.append({"task": name} | measure(vlm, prompts, 64, arguments.runs, same=True))
+    large, prepared = random_llava(arguments.device)
+    rows.append({"task": ""} | measure(large, [prepared], 8, arguments.runs, same=False))
+    for row in rows:
+        print(
+            f"{row['model']:13} {row['task']:17} plain {1000 * row['plain seconds']:7.0f} ms   "
+            f"20 truncations: shared {row['shared']:5.2f} x plain   "
+            f"one by one {row['one by one']:5.2f} x   "
+            f"{100 * row['answers like the untouched one']:3.0f} % answer like the untouched model"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

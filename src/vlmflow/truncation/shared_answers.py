@@ -1,0 +1,199 @@
+"""Greedy answers of one prompt under several truncations, with all shared work done once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from vlmflow.errors import ModelError
+from vlmflow.lvlm.evaluating import evaluating
+from vlmflow.lvlm.tokens import end_ids
+from vlmflow.truncation.cache import TruncatedLayer
+from vlmflow.truncation.engine import Engine
+from vlmflow.truncation.fork import Fork
+from vlmflow.truncation.policy import Truncation
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prepared import Prepared
+
+
+def shared_answers(
+    vlm: LVLM,
+    prepared: Prepared,
+    policies: Sequence[Truncation],
+    *,
+    max_new_tokens: int = 64,
+) -> list[tuple[int, ...]]:
+    """Answer one prompt untouched and under every truncation.
+
+    The answers are those of :meth:`vlmflow.lvlm.model.LVLM.generate_ids`, one call per truncation.
+    Picture and prompt are run once (:mod:`vlmflow.truncation.fork`). The untouched answer is then
+    put to each truncated model as a whole: where every one of its tokens is the truncated model's
+    own choice, one pass has decoded it; from the first other choice on, decoding goes token by
+    token (as speculative decoding does, Leviathan et al. 2023; exact for greedy decoding).
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model; left exactly as found.
+    prepared : Prepared
+        A prompt without an answer.
+    policies : sequence of P Truncation
+        What to remove.
+    max_new_tokens : int
+        Longest answer.
+
+    Returns
+    -------
+    list of 1 + P tuple of int
+        The untouched answer, then one per policy, without end tokens.
+
+    Raises
+    ------
+    InputError
+        If the prompt carries an answer, or a truncation does not fit it.
+    ModelError
+        If logits are not finite.
+    """
+    room = vlm.room_for_answer(prepared, max_new_tokens)
+    model, length = vlm.model, len(prepared.layout)
+    ends = end_ids(model, vlm.processor.tokenizer)
+
+    def decode(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **arguments: Any,
+    ) -> list[Tensor]:
+        del generation_config  # greedy
+        decoder = _Decoder(model, logits_processor, stopping_criteria)
+        inputs = model.prepare_inputs_for_generation(
+            input_ids, is_first_iteration=True, **arguments
+        )
+        fork = Fork(model, policies)
+        logits = fork.prefill(inputs).logits
+        own = decoder.go_on(
+            input_ids, logits[:, 0], arguments, inputs["past_key_values"], None, None
+        )
+        return [
+            own,
+            *(
+                decoder.go_on(
+                    input_ids,
+                    logits[:, 1 + number],
+                    arguments,
+                    branch.cache,
+                    branch.engine,
+                    own[0, length:],
+                )
+                for number, branch in enumerate(fork.branches)
+            ),
+        ]
+
+    with evaluating(model), torch.no_grad():
+        sequences = model.generate(
+            **prepared.inputs,
+            max_new_tokens=room,
+            do_sample=False,
+            num_beams=1,
+            custom_generate=decode,
+        )
+    answers = []
+    for sequence in sequences:
+        ids = sequence[0, length:].tolist()
+        stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+        answers.append(tuple(ids[:stop]))
+    return answers
+
+
+class _Decoder:
+    """Greedy decoding from a cached prompt, with the settings ``generate`` has prepared."""
+
+    def __init__(self, model: Any, processor: Any, stopping: Any) -> None:
+        self.model, self.processor, self.stopping = model, processor, stopping
+
+    def go_on(
+        self,
+        ids: Tensor,
+        logits: Tensor,
+        arguments: dict[str, Any],
+        cache: Any,
+        engine: Engine | None,
+        draft: Tensor | None,
+    ) -> Tensor:
+        """Return prompt and answer, (1, N + T).
+
+        Parameters
+        ----------
+        ids, logits : (1, N), (1, vocabulary)
+            The prompt, and what the model makes of it.
+        arguments : dict
+            ``generate``'s own; not changed.
+        cache, engine
+            What is held of the prompt, and what truncated it.
+        draft : (D,), optional
+            An answer that may be the right one.
+        """
+        prompt, arguments = ids, dict(arguments)
+        ids = self._append(ids, logits)
+        with nullcontext() if engine is None else engine.attached():
+            if draft is not None and len(draft) > 2 and _can_crop(cache):
+                ids = self._check(prompt, ids, draft, arguments, cache)
+            self._count(arguments, cache, ids.shape[1] - prompt.shape[1] - 1)
+            while not bool(self.stopping(ids, None).all()):
+                self._count(arguments, cache, 1)
+                inputs = self.model.prepare_inputs_for_generation(
+                    ids, next_sequence_length=1, **arguments
+                )
+                ids = self._append(ids, self.model(**inputs, return_dict=True).logits[:, -1])
+        return ids
+
+    def _check(
+        self, prompt: Tensor, ids: Tensor, draft: Tensor, arguments: dict[str, Any], cache: Any
+    ) -> Tensor:
+        """Follow the draft for as long as the model agrees, in one pass over all of it."""
+        if int(ids[0, -1]) != int(draft[0]) or bool(self.stopping(ids, None).all()):
+            return ids
+        known = len(draft) - 1  # nothing follows the last token
+        given = dict(arguments)
+        self._count(given, cache, known)
+        fed = torch.cat([prompt, draft[None, :known]], dim=1)
+        inputs = self.model.prepare_inputs_for_generation(fed, next_sequence_length=known, **given)
+        logits = self.model(**{**inputs, "logits_to_keep": known}, return_dict=True).logits
+        for step in range(known):
+            ids = self._append(ids, logits[:, step])
+            agreed = int(ids[0, -1]) == int(draft[step + 1])
+            if not agreed or bool(self.stopping(ids, None).all()):
+                cache.crop(step + 1 - known)
+                return ids
+        return ids
+
+    def _append(self, ids: Tensor, logits: Tensor) -> Tensor:
+        logits = logits.to(ids.device, torch.float32, copy=True)
+        if not bool(logits.isfinite().all()):
+            raise ModelError("the logits are not finite; load the model in float32 or bfloat16")
+        best = self.processor(ids, logits).argmax(-1, keepdim=True)
+        return torch.cat([ids, best], dim=1)
+
+    def _count(self, arguments: dict[str, Any], cache: Any, tokens: int) -> None:
+        """Tell the next call of so many more tokens."""
+        output = CausalLMOutputWithPast(past_key_values=cache)
+        for _ in range(tokens):
+            arguments.update(self.model._update_model_kwargs_for_generation(output, arguments))
+
+
+def _can_crop(cache: Any) -> bool:
+    """Whether tokens can be taken back: no layer has a state or a window."""
+    return all(
+        type(layer) is DynamicLayer or (isinstance(layer, TruncatedLayer) and layer.window is None)
+        for layer in cache.layers
+    )
