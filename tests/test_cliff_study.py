@@ -15,9 +15,10 @@ from vlmflow.errors import InputError
 from vlmflow.lvlm.batch import generate_batch
 from vlmflow.removal.curve import RemovalCurve, removal_curve
 from vlmflow.report.cliff_page import cliff_page, headline
-from vlmflow.study.cliff_study import bootstrap_interval, cliff_study
+from vlmflow.study.cliff_study import cliff_study
 from vlmflow.study.foretell import foretold, predictions, spearman, true_cliffs
 from vlmflow.study.observe import SIGNALS, Observed, observe
+from vlmflow.study.statistics import bootstrap_interval
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.folder import FolderTask
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 @app.command()
 def cliff(
     task: Annotated[
-        str, typer.Argument(metavar="TASK", help="A bundled task, or a .jsonl or .csv file.")
+        str,
+        typer.Argument(
+            metavar="TASK", help="What 'vlmflow tasks' lists, or a .jsonl or .csv file."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the files.")],
     model: Model = MODEL,

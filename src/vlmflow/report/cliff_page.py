@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-from markupsafe import Markup
-
 from vlmflow.report.cliff_figure import cliff_figure
-from vlmflow.report.figure_style import figure_style
+from vlmflow.report.plain_page import embedded, plain_page
 from vlmflow.report.visible import shown
 
 if TYPE_CHECKING:
@@ -49,12 +42,12 @@ def cliff_page(study: CliffStudy) -> str:
         }
         for row in frame.head(SAMPLES_SHOWN).to_dict("records")
     ]  # fmt: skip
-    return _template().render(
+    return plain_page("cliff.html.j2").render(
         task=shown(study.task, NAME_SHOWN),
         model=shown(str(study.model["name"]), NAME_SHOWN),
         headline=headline(study),
         second=second_line(study),
-        figure=Markup(_picture(study)),
+        figure=embedded(cliff_figure(study)),
         layers=study.layer_frame().to_dict("records"),
         predictions=[_told(one) for one in study.predictions],
         samples=samples,
@@ -108,17 +101,3 @@ def _told(one: Prediction) -> dict[str, Any]:
         "rank": rank,
         "threshold": "" if one.threshold is None else f"{one.threshold:.2f}",
     }
-
-
-def _picture(study: CliffStudy) -> str:
-    buffer = io.BytesIO()
-    with figure_style():
-        cliff_figure(study).savefig(buffer, format="png", dpi=200)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-@cache
-def _template() -> jinja2.Template:
-    source = resources.files("vlmflow.report") / "templates" / "cliff.html.j2"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(source.read_text("utf-8"))

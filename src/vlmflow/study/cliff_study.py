@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from vlmflow.removal.curve import RemovalCurve
 from vlmflow.scenes.scoring import wilson_interval
 from vlmflow.study.foretell import Prediction, predictions, true_cliffs
 from vlmflow.study.observe import SIGNALS, Observed, observe
+from vlmflow.study.statistics import bootstrap_interval
 from vlmflow.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -134,16 +135,6 @@ class CliffStudy:
         return {name: values.mean(0), f"{name} low": low, f"{name} high": high}
 
 
-def bootstrap_interval(values: FloatArray, draws: int, seed: int) -> tuple[FloatArray, FloatArray]:
-    """Bootstrap 95 % interval of the mean over samples: (n, K) -> two of (K,)."""
-    rng = np.random.default_rng(seed)
-    means = np.stack(
-        [values[rng.integers(len(values), size=len(values))].mean(0) for _ in range(draws)]
-    )
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    return low, high
-
-
 def cliff_study(
     vlm: LVLM,
     task: Task,
@@ -217,4 +208,6 @@ def cliff_study(
 def _observed(
     vlm: LVLM, task: Task, split: str, count: int, batch: int, progress: Callable[[int], None]
 ) -> Sequence[Observed]:
-    return list(observe(vlm, task, split, count, batch=batch, progress=progress))
+    found = list(observe(vlm, task, split, count, batch=batch, progress=progress))
+    scores = task.scores([one.sample for one in found], [one.answer for one in found])
+    return [replace(one, score=score) for one, score in zip(found, scores, strict=True)]

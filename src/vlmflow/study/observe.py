@@ -36,7 +36,7 @@ class Observed:
     answer : str
         The model's greedy answer; empty where it ended at once, and then nothing else is known.
     score : float
-        The task's score of that answer.
+        The task's score of that answer; NaN where answers cannot be scored one by one.
     curve : RemovalCurve, optional
         With keep 0.
     signals : dict of str to (L,) float64
@@ -99,12 +99,16 @@ def _observe(vlm: LVLM, task: Task, chunk: Sequence[TaskSample]) -> Iterator[Obs
         )
     for number, sample in enumerate(chunk):
         if number not in told:
-            yield Observed(sample, "", task.score(sample, ""), None, {})
+            yield Observed(sample, "", _score(task, sample, ""), None, {})
             continue
         place = told.index(number)
         text = known[place].answer or ""
-        score = task.score(sample, text)
+        score = _score(task, sample, text)
         yield Observed(sample, text, score, curves[place], _signals(measured[place]))
+
+
+def _score(task: Task, sample: TaskSample, answer: str) -> float:
+    return task.score(sample, answer) if task.by_itself else float("nan")
 
 
 def _signals(measured: Measurement) -> dict[str, FloatArray]:

@@ -1,0 +1,194 @@
+"""``vlmflow study`` and ``vlmflow report``: compare truncations over a data set."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmflow.cli.app import Dtype, app
+from vlmflow.cli.options import Device, NumberFormat, Revision
+from vlmflow.cli.terminal import errors_in_one_line, printable, progress, quiet_libraries
+from vlmflow.errors import InputError
+
+if TYPE_CHECKING:
+    from vlmflow.study.outcome import Line, Outcome
+    from vlmflow.study.run import Progress
+
+NO_MODEL = typer.Option(
+    help="A bundled model, a directory, or a name on the Hugging Face hub.",
+    show_default="scenes-llava",
+)
+
+
+@app.command()
+def study(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; options go before it.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of the study; goes on with one.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="What 'vlmflow tasks' lists.")] = None,
+    model: Annotated[str | None, NO_MODEL] = None,
+    truncate: Annotated[
+        list[str] | None, typer.Option(help="For example layer=6,keep=0; may be repeated.")
+    ] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(help="What 'vlmflow presets' lists; may be repeated.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples of the test split.", show_default="200")
+    ] = None,
+    calibration: Annotated[
+        int | None, typer.Option(help="Samples to choose a truncation on.", show_default="200")
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="Loss of score that a recommendation may cost.", show_default="0.03"),
+    ] = None,
+    timed: Annotated[
+        int | None, typer.Option(help="Samples whose prefill is timed.", show_default="4")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of random tokens and bootstraps.", show_default="0")
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="'ray' or 'ray:N' spreads the work.", show_default="this process"),
+    ] = None,
+    device: Device = None,
+    dtype: NumberFormat = None,
+    revision: Revision = None,
+) -> None:
+    """Compare truncations over a task, beside their controls, and recommend one or none.
+
+    A study that was ended early goes on where it stopped when it is given again.
+    """
+    with errors_in_one_line():
+        if out is None:
+            raise InputError("a study needs --out DIR to keep its results in")
+        given = {
+            "task": task,
+            "model": model,
+            "samples": samples,
+            "calibration": calibration,
+            "max_loss": max_loss,
+            "timed": timed,
+            "seed": seed,
+            "device": device,
+            "dtype": dtype and Dtype(dtype).value,
+            "revision": revision,
+        }
+        plain = _settings(config, given, truncate or [], preset or [])
+        with progress() as show:
+            show("Checking the study")
+            quiet_libraries()
+            from vlmflow.study.plan import Plan
+            from vlmflow.study.workers import run_with
+
+            plan = Plan.from_mapping(plain)
+
+            def tell(now: Progress) -> None:
+                words = f"{plan.task}: {now.done} of {now.total} samples"
+                if now.score is not None:
+                    words += f", untouched {100 * now.score:.1f} %"
+                show(words, now.done, now.total)
+
+            show(f"Loading {plan.model}")
+            run_with(workers, plan, out, tell)
+            show("Writing")
+            outcome, page = _write(out)
+    _print(outcome, page)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A study's directory.")],
+) -> None:
+    """Write a finished study's page and tables again."""
+    with errors_in_one_line(), progress() as show:
+        show("Writing")
+        quiet_libraries()
+        outcome, page = _write(directory)
+    _print(outcome, page)
+
+
+def _settings(
+    config: Path | None, given: dict[str, Any], truncate: list[str], presets: list[str]
+) -> dict[str, Any]:
+    """Put the options over what the file says; truncations are added to the file's."""
+    plain: dict[str, Any] = {}
+    if config is not None:
+        from vlmflow.study.plan import read_plan
+
+        plain = read_plan(config)
+    plain |= {name: value for name, value in given.items() if value is not None}
+    more = [*truncate, *({"preset": name} for name in presets)]
+    if more:
+        there = plain.get("truncations") or []
+        plain["truncations"] = [*there, *more] if isinstance(there, list) else there
+    return plain
+
+
+def _write(directory: Path) -> tuple[Outcome, Path]:
+    from vlmflow.flow.storage import write_files
+    from vlmflow.report.figure_style import figure_style
+    from vlmflow.report.study_figure import study_figure
+    from vlmflow.report.study_page import study_page
+    from vlmflow.study.outcome import read_outcome
+
+    outcome = read_outcome(directory)
+    results = outcome.result_frame()
+    table = io.BytesIO()
+    results.to_parquet(table, index=False)
+    files = {
+        "study.html": study_page(outcome).encode(),
+        "settings.csv": outcome.setting_frame().to_csv(index=False).encode(),
+        "results.csv": results.to_csv(index=False).encode(),
+        "results.parquet": table.getvalue(),
+    }
+    figure = study_figure(outcome)
+    with figure_style():
+        for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
+            files[f"study.{kind}"] = buffer.getvalue()
+    return outcome, write_files(directory, files) / "study.html"
+
+
+def _print(outcome: Outcome, page: Path) -> None:
+    from vlmflow.report.study_words import headline
+
+    typer.echo(printable(headline(outcome)) + "\n")
+    rows: list[tuple[str, ...]] = [
+        ("on the test split", "score", "difference", "same answer", "FLOPs", "prefill", "n")
+    ]
+    rows += [_row(line) for line in outcome.lines if line.split == "test"]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for name, *cells in rows:
+        told = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        typer.echo(printable("   ".join((f"{name:{widths[0]}}", *told))))
+    if outcome.failures:
+        typer.echo(
+            f"\n{len(outcome.failures)} samples failed under some setting; the page says why"
+        )
+    typer.echo(f"\nwritten to {printable(str(page))}")
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    score, difference = line.score, ""
+    if line.difference is not None:
+        low, high = 100 * line.difference.low, 100 * line.difference.high
+        difference = f"{100 * line.difference.value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return (
+        line.setting.name,
+        f"{100 * score.value:.1f} ({100 * score.low:.0f} to {100 * score.high:.0f})",
+        difference,
+        f"{100 * line.loyalty.value:.1f} %",
+        f"{100 * line.flops_share:.0f} %",
+        "" if line.prefill_share is None else f"{100 * line.prefill_share:.0f} %",
+        str(line.count),
+    )

@@ -1,0 +1,156 @@
+"""One sample under every setting of a study, with all that the settings share done once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlmflow.lvlm.layout import Segment
+from vlmflow.lvlm.tokens import answer_text
+from vlmflow.study.down_sample import down_sampled
+from vlmflow.study.settings import Setting, mean_share
+from vlmflow.study.store import StoredResult
+from vlmflow.tasks.base import TaskSample
+from vlmflow.truncation.flops import PrefillCost, prefill_cost
+from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.shared_answers import shared_answers
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prepared import Prepared
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One setting of one sample, and the id its result will have."""
+
+    setting: Setting
+    id: str
+
+
+def answer_sample(
+    vlm: LVLM, sample: TaskSample, asked: Sequence[Asked], max_new_tokens: int
+) -> list[StoredResult]:
+    """Answer one sample under some settings.
+
+    Whatever goes wrong with the sample or with one setting becomes a failed result with its reason:
+    a study of thousands of samples must not end at one broken picture.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    sample : TaskSample
+        What is asked.
+    asked : sequence of S Asked
+        Settings.
+    max_new_tokens : int
+        Longest answer.
+
+    Returns
+    -------
+    list of S StoredResult
+        In the order of ``asked``.
+    """
+    try:
+        prepared = vlm.prepare(sample.pictures, sample.question)
+        untouched = _cost(vlm, prepared, None).exact_untouched
+    except Exception as error:
+        return [_failed(one, error) for one in asked]
+    results: dict[str, StoredResult] = {}
+    whole = [one for one in asked if not one.setting.is_down_sampled]
+    if whole:
+        results |= _whole_pictures(vlm, prepared, whole, max_new_tokens, untouched)
+    for one in asked:
+        if one.setting.is_down_sampled:
+            results[one.id] = _smaller_pictures(vlm, sample, one, max_new_tokens, prepared)
+    return [results[one.id] for one in asked]
+
+
+def _whole_pictures(
+    vlm: LVLM, prepared: Prepared, asked: Sequence[Asked], max_new_tokens: int, untouched: int
+) -> dict[str, StoredResult]:
+    policies = [one.setting.truncation for one in asked]
+    cut = [policy for policy in policies if policy is not None]
+    try:
+        own, *others = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)
+    except Exception:
+        return {
+            one.id: _alone(vlm, prepared, one, one.setting.truncation, max_new_tokens, untouched)
+            for one in asked
+        }
+    found, rest = {}, iter(others)
+    for one, policy in zip(asked, policies, strict=True):
+        ids = own if policy is None else next(rest)
+        found[one.id] = _told(vlm, prepared, one, policy, ids, untouched)
+    return found
+
+
+def _smaller_pictures(
+    vlm: LVLM, sample: TaskSample, one: Asked, max_new_tokens: int, whole: Prepared
+) -> StoredResult:
+    policy = one.setting.truncation
+    assert policy is not None
+    try:
+        tokens = int(whole.layout.image_positions.size)
+        share = mean_share(policy, vlm.num_layers, tokens)
+        prepared, rest = down_sampled(vlm, sample.pictures, sample.question, share)
+        untouched = _cost(vlm, whole, None).exact_untouched
+    except Exception as error:
+        return _failed(one, error)
+    return _alone(vlm, prepared, one, rest, max_new_tokens, untouched)
+
+
+def _alone(
+    vlm: LVLM,
+    prepared: Prepared,
+    one: Asked,
+    policy: Truncation | None,
+    max_new_tokens: int,
+    untouched: int,
+) -> StoredResult:
+    try:
+        cut = [] if policy is None else [policy]
+        ids = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)[-1]
+        return _told(vlm, prepared, one, policy, ids, untouched)
+    except Exception as error:
+        return _failed(one, error)
+
+
+def _told(
+    vlm: LVLM,
+    prepared: Prepared,
+    one: Asked,
+    policy: Truncation | None,
+    ids: tuple[int, ...],
+    untouched: int,
+) -> StoredResult:
+    cost = _cost(vlm, prepared, policy)
+    text = len(prepared.layout) - int(prepared.layout.image_positions.size)
+    return StoredResult(
+        id=one.id,
+        answer=answer_text(vlm.processor.tokenizer, ids),
+        image_tokens=_mean(cost.tokens_per_layer) - text,
+        flops=float(cost.exact),
+        flops_untouched=float(untouched),
+        formula_share=cost.formula_share,
+    )
+
+
+def _cost(vlm: LVLM, prepared: Prepared, policy: Truncation | None) -> PrefillCost:
+    counts = [
+        int(prepared.layout.positions_of(segment).size)
+        for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
+    ]
+    return prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values)
+
+
+def _failed(one: Asked, error: Exception) -> StoredResult:
+    words = str(error).splitlines()
+    reason = f"{type(error).__name__}: {words[0] if words else 'no reason given'}"
+    return StoredResult(id=one.id, answer=None, failure=reason[:500])

@@ -1,0 +1,114 @@
+"""The control that throws away detail: a smaller picture with fewer image tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from vlmflow.errors import InputError
+from vlmflow.lvlm.chat import PictureSource
+from vlmflow.lvlm.images import open_image
+from vlmflow.truncation.policy import Truncation
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.layout import ImageGrid
+    from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prepared import Prepared
+
+
+def down_sampled(
+    vlm: LVLM, pictures: Sequence[PictureSource], question: str, share: float
+) -> tuple[Prepared, Truncation | None]:
+    """Prepare a prompt whose pictures have fewer image tokens because they are smaller.
+
+    A model whose image tokens grow with the picture is simply given a smaller one. A model that
+    always makes a picture into the same grid gets it shrunk into the top left corner of an even
+    ground, and only the image tokens of that corner go into the decoder.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    pictures, question
+        As for :meth:`vlmflow.lvlm.model.LVLM.prepare`.
+    share : float
+        Image tokens wanted, as a share of the whole picture's.
+
+    Returns
+    -------
+    prepared : Prepared
+        The prompt.
+    truncation : Truncation or None
+        What takes the even ground away.
+
+    Raises
+    ------
+    InputError
+        If the boxes of image tokens are not known.
+    """
+    whole = [open_image(one) for one in pictures]
+    prepared = vlm.prepare(whole, question)
+    wanted = share * prepared.layout.image_positions.size
+    smaller = [_resized(one, share**0.5) for one in whole]
+    changed = vlm.prepare(smaller, question)
+    if changed.layout.image_positions.size != prepared.layout.image_positions.size:
+        return _nearest(vlm, whole, question, wanted, changed), None
+    grids = prepared.layout.grids
+    if not grids or len({grid.positions.shape for grid in grids}) > 1:
+        reason = prepared.layout.grids_missing or "its pictures have grids of different shapes"
+        raise InputError(f"a picture cannot be down-sampled for {vlm.name}: {reason}")
+    rows, columns = _corner(grids[0], share)
+    shrunk = [_into_corner(whole[grid.image], grid, rows, columns) for grid in grids]
+    kept = rows * columns * len(grids)
+    return vlm.prepare(shrunk, question), Truncation(0, kept, rank_by="top_left")
+
+
+def _nearest(
+    vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float, first: Prepared
+) -> Prepared:
+    """Find the size that comes nearest to the tokens wanted, in a few steps."""
+    best, low, high = first, 0.0, 1.0
+    for _ in range(8):
+        scale = (low + high) / 2
+        found = vlm.prepare([_resized(one, scale) for one in whole], question)
+        tokens = found.layout.image_positions.size
+        if abs(tokens - wanted) < abs(best.layout.image_positions.size - wanted):
+            best = found
+        low, high = (scale, high) if tokens < wanted else (low, scale)
+    return best
+
+
+def _resized(picture: Image.Image, scale: float) -> Image.Image:
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _corner(grid: ImageGrid, share: float) -> tuple[int, int]:
+    """Choose rows and columns of a corner in proportion, next to the share wanted."""
+    rows, columns = grid.positions.shape
+    sides = sorted({(number + 1) / side for side in (rows, columns) for number in range(side)})
+    corners = [(int(side * rows + 1e-9), int(side * columns + 1e-9)) for side in sides]
+    found = [(r, c) for r, c in corners if r and c]
+    return min(found, key=lambda corner: abs(corner[0] * corner[1] / (rows * columns) - share))
+
+
+def _into_corner(picture: Image.Image, grid: ImageGrid, rows: int, columns: int) -> Image.Image:
+    """Shrink what a grid shows into its first rows and columns."""
+
+    def inside(x: float, y: float) -> tuple[int, int]:
+        """Return whole pixels of the picture."""
+        return round(min(max(x, 0), picture.width)), round(min(max(y, 0), picture.height))
+
+    left, top = inside(*grid.boxes[0, 0, :2])
+    right, bottom = inside(*grid.boxes[-1, -1, 2:])
+    end_x, end_y = inside(*grid.boxes[rows - 1, columns - 1, 2:])
+    pixels = np.asarray(picture).reshape(-1, 3)
+    red, green, blue = (int(value) for value in pixels.mean(0).round())
+    canvas = Image.new("RGB", picture.size, (red, green, blue))
+    size = (max(1, end_x - left), max(1, end_y - top))
+    small = picture.crop((left, top, right, bottom)).resize(size, Image.Resampling.BICUBIC)
+    canvas.paste(small, (left, top))
+    return canvas

@@ -1,0 +1,121 @@
+"""What a study compares: truncations, and the controls that every one of them is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlmflow.truncation.flops import DecoderShape, tokens_per_layer
+from vlmflow.truncation.policy import Truncation
+
+UNTOUCHED, NO_IMAGE = "untouched", "no image"
+KINDS = (UNTOUCHED, NO_IMAGE, "truncation", "random", "down-sampled")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way of answering every sample.
+
+    Parameters
+    ----------
+    name : str
+        Names the setting within its study.
+    kind : str
+        One of :data:`KINDS`.
+    truncation : Truncation, optional
+        What is removed; None for the untouched model. Of down-sampled pictures: the truncation
+        that they get as many image tokens as.
+    of : str
+        Of a control: the name of the truncation it belongs to.
+    """
+
+    name: str
+    kind: str
+    truncation: Truncation | None = None
+    of: str = ""
+
+    @property
+    def is_down_sampled(self) -> bool:
+        """Whether the picture is made smaller, and nothing removed by choice."""
+        return self.kind == "down-sampled"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides about answers, and nothing else."""
+        plain = None if self.truncation is None else self.truncation.to_json()
+        return {"down_sampled": self.is_down_sampled, "truncation": plain}
+
+
+def label(policy: Truncation) -> str:
+    """Describe a truncation in a few words: ``"layer 2, keep 50 % by last_attention"``."""
+    layers = " : ".join(str(layer) for layer, _ in policy.stages)
+    keeps = " : ".join(
+        f"{100 * keep:.3g} %" if isinstance(keep, float) else str(keep) for _, keep in policy.stages
+    )
+    words = f"layer {layers}, keep {keeps}"
+    if policy.ranks:
+        words += f" by {policy.rank_by}"
+    if policy.remainder != "drop":
+        words += f", {policy.remainder}"
+    if policy.positions != "keep":
+        words += f", {policy.positions}"
+    return words if policy.seed == 0 else f"{words}, seed {policy.seed}"
+
+
+def settings_of(
+    truncations: Sequence[tuple[str, Truncation]], layers: int, *, seed: int
+) -> tuple[Setting, ...]:
+    """Put the controls beside the truncations.
+
+    Every study has the untouched model and the one without any image token. A truncation that
+    chooses tokens gets a random choice on the same schedule; every truncation gets pictures
+    down-sampled to as many image tokens as it leaves to an average layer. Controls that several
+    truncations share appear once.
+
+    Parameters
+    ----------
+    truncations : sequence of (str, Truncation)
+        Names (empty: :func:`label`) and policies.
+    layers : int
+        Decoder layers of the model.
+    seed : int
+        Of the random choices.
+    """
+    found: dict[str, Setting] = {}
+    same: dict[str, str] = {}
+
+    def add(setting: Setting, what: Any = None) -> str:
+        """Add a setting under a name of its own, and return that."""
+        key = repr(what or setting.to_json())
+        if key not in same:
+            name, number = setting.name, 1
+            while setting.name in found:
+                number += 1
+                setting = replace(setting, name=f"{name} ({number})")
+            same[key] = setting.name
+            found[setting.name] = setting
+        return same[key]
+
+    add(Setting(UNTOUCHED, UNTOUCHED))
+    add(Setting(NO_IMAGE, NO_IMAGE, Truncation(0, 0)))
+    named = {
+        add(Setting(name or label(policy), "truncation", policy)): policy
+        for name, policy in truncations
+    }
+    for name, policy in named.items():
+        if policy.ranks and policy.rank_by != "random":
+            control = replace(policy, rank_by="random", seed=seed)
+            add(Setting(f"random: {label(control)}", "random", control, of=name))
+    for name, policy in named.items():
+        counted = any(isinstance(keep, int) and keep for _, keep in policy.stages)
+        share = round(mean_share(policy, layers, 1000), 3)
+        if counted or 0 < share < 1:
+            control_of = Setting(f"down-sampled as {name}", "down-sampled", policy, of=name)
+            add(control_of, None if counted else ("down-sampled", share))
+    return tuple(found.values())
+
+
+def mean_share(policy: Truncation, layers: int, tokens: int) -> float:
+    """Return the share of a prompt's ``tokens`` image tokens that an average layer sees."""
+    shape = DecoderShape(layers, 1, 1, 1, 1, 1, 1, 3)
+    return sum(tokens_per_layer(policy, shape, 0, tokens)) / (layers * tokens)

@@ -1,0 +1,107 @@
+"""Intervals of means and of paired differences, for samples that may share pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmflow.scenes.scoring import wilson_interval
+
+FloatArray = npt.NDArray[np.float64]
+
+Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(values: FloatArray, draws: int, seed: int) -> tuple[FloatArray, FloatArray]:
+    """Bootstrap 95 % interval of the mean over samples: (n, K) -> two of (K,)."""
+    rng = np.random.default_rng(seed)
+    means = np.stack(
+        [values[rng.integers(len(values), size=len(values))].mean(0) for _ in range(draws)]
+    )
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return low, high
+
+
+def mean_estimate(
+    scores: Sequence[float], clusters: Sequence[str] | None = None, *, draws: int, seed: int
+) -> Estimate:
+    """Estimate the mean of scores between 0 and 1.
+
+    Wilson's interval (Wilson 1927) where every score is 0 or 1 and every sample stands alone;
+    otherwise the percentile bootstrap, which draws whole clusters.
+
+    Parameters
+    ----------
+    scores : sequence of n float
+        At least one.
+    clusters : sequence of n str, optional
+        What samples share (:attr:`vlmflow.tasks.base.TaskSample.cluster`); empty: nothing.
+    draws, seed : int
+        Of the bootstrap.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    groups = _groups(len(values), clusters)
+    if bool(np.isin(values, (0.0, 1.0)).all()) and groups.max() + 1 == len(values):
+        low, high = wilson_interval(int(values.sum()), len(values), Z)
+        return Estimate(float(values.mean()), low, high)
+    sums, counts = np.bincount(groups, values), np.bincount(groups)
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(len(sums), size=(draws, len(sums)))
+    means = sums[chosen].sum(1) / counts[chosen].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def paired_difference(
+    scores: Sequence[float], reference: Sequence[float], clusters: Sequence[str] | None = None
+) -> Estimate:
+    """Estimate the mean of ``scores - reference`` over the same samples.
+
+    Bonett and Price's adjusted Wald interval for paired proportions (2012, Biometrical Journal
+    54:479): two more samples, one won and one lost, so that no difference in n samples does not
+    pass for certainty. For scores of 0 and 1 it is exactly theirs; graded scores enter with their
+    differences, and samples of one cluster are added up before squaring. ``value`` is the mean
+    without the two samples.
+
+    Parameters
+    ----------
+    scores, reference : sequence of n float
+        At least one; the two further samples take them to lie mostly between 0 and 1.
+    clusters : sequence of n str, optional
+        What samples share.
+    """
+    gains = np.asarray(scores, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    total = len(gains) + 2
+    centre = float(gains.sum()) / total
+    groups = _groups(len(gains), clusters)
+    # Of a cluster: its gains minus as many times the centre.
+    rest = np.bincount(groups, gains) - np.bincount(groups) * centre
+    squares = float((rest**2).sum()) + (1 - centre) ** 2 + (-1 - centre) ** 2
+    spread = Z * np.sqrt(squares) / total
+    most = max(1.0, float(np.abs(gains).max()))
+    low, high = max(-most, float(centre - spread)), min(most, float(centre + spread))
+    return Estimate(float(gains.mean()), low, high)
+
+
+def _groups(count: int, clusters: Sequence[str] | None) -> npt.NDArray[np.int64]:
+    """Give every sample the number of its cluster; one without is its own."""
+    if clusters is None:
+        return np.arange(count)
+    names: dict[tuple[str, int], int] = {}
+    found = [
+        names.setdefault((cluster, -1 if cluster else place), len(names))
+        for place, cluster in enumerate(clusters)
+    ]
+    return np.array(found, dtype=np.int64)
