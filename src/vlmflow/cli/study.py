@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,8 +92,11 @@ def study(
 
             plan = Plan.from_mapping(plain)
 
+            began = time.monotonic()
+
             def tell(now: Progress) -> None:
-                words = f"{plan.task}: {now.done} of {now.total} samples"
+                rate = now.done / max(time.monotonic() - began, 1e-3)
+                words = f"{plan.task}: {now.done} of {now.total} samples, {rate:.1f}/s"
                 if now.score is not None:
                     words += f", untouched {100 * now.score:.1f} %"
                 show(words, now.done, now.total)

@@ -76,7 +76,7 @@ class Engine:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hook into the model for the length of a block; rankings by attention need more.
+        """Register the hooks for the length of a block; rankings by attention need more.
 
         Raises
         ------
