@@ -20,7 +20,7 @@ from PIL import Image
 
 from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError
-from vlmflow.study.down_sample import down_sampled
+from vlmflow.study.down_sample import down_sampled, grows
 from vlmflow.study.identity import model_identity
 from vlmflow.study.outcome import read_outcome
 from vlmflow.study.plan import Plan, read_plan
@@ -152,11 +152,17 @@ def test_every_truncation_gets_its_controls_and_shared_ones_appear_once():
 # --- the control that shrinks pictures ---
 
 
+def smaller(vlm, picture, share):
+    whole = vlm.prepare([picture], "What?")
+    assert not grows(vlm, whole, "What?")  # LLaVA makes every picture into the same grid
+    return down_sampled(vlm, whole, "What?", share, growing=False)
+
+
 def test_a_shrunken_picture_lies_where_its_tokens_are(vlm):
     """Pixels outside the corner must be even ground, and those inside the whole picture."""
     picture = Image.new("RGB", (80, 80), "red")
     picture.paste((0, 0, 255), (40, 0, 80, 80))  # the right half
-    prepared, policy = down_sampled(vlm, [picture], "What?", 0.25)
+    prepared, policy = smaller(vlm, picture, 0.25)
     assert policy == Truncation(0, 4, "top_left")  # 2 x 2 of 4 x 4
     seen = np.asarray(prepared.images[0]).astype(int)
     assert (abs(seen[5, 5] - [255, 0, 0]) < 9).all()
@@ -167,7 +173,7 @@ def test_a_shrunken_picture_lies_where_its_tokens_are(vlm):
 
 @pytest.mark.parametrize(("share", "kept"), [(0.05, 1), (0.3, 4), (0.6, 9), (0.95, 16)])
 def test_the_corner_has_about_as_many_tokens_as_wanted(vlm, share, kept):
-    _, policy = down_sampled(vlm, [Image.new("RGB", (90, 60))], "What?", share)
+    _, policy = smaller(vlm, Image.new("RGB", (90, 60)), share)
     assert policy.keep == kept
 
 

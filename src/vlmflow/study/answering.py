@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.tokens import answer_text
-from vlmflow.study.down_sample import down_sampled
+from vlmflow.study.down_sample import down_sampled, grows
 from vlmflow.study.settings import Setting, mean_share
 from vlmflow.study.store import StoredResult
 from vlmflow.tasks.base import TaskSample
@@ -62,9 +62,9 @@ def answer_sample(
     whole = [one for one in asked if not one.setting.is_down_sampled]
     if whole:
         results |= _whole_pictures(vlm, prepared, whole, max_new_tokens, untouched)
-    for one in asked:
-        if one.setting.is_down_sampled:
-            results[one.id] = _smaller_pictures(vlm, sample, one, max_new_tokens, prepared)
+    smaller = [one for one in asked if one.setting.is_down_sampled]
+    if smaller:
+        results |= _smaller_pictures(vlm, prepared, sample, smaller, max_new_tokens, untouched)
     return [results[one.id] for one in asked]
 
 
@@ -88,18 +88,29 @@ def _whole_pictures(
 
 
 def _smaller_pictures(
-    vlm: LVLM, sample: TaskSample, one: Asked, max_new_tokens: int, whole: Prepared
-) -> StoredResult:
-    policy = one.setting.truncation
-    assert policy is not None
-    try:
-        tokens = int(whole.layout.image_positions.size)
-        share = mean_share(policy, vlm.num_layers, tokens)
-        prepared, rest = down_sampled(vlm, sample.pictures, sample.question, share)
-        untouched = _cost(vlm, whole, None).exact_untouched
-    except Exception as error:
-        return _failed(one, error)
-    return _alone(vlm, prepared, one, rest, max_new_tokens, untouched)
+    vlm: LVLM,
+    whole: Prepared,
+    sample: TaskSample,
+    asked: Sequence[Asked],
+    max_new_tokens: int,
+    untouched: int,
+) -> dict[str, StoredResult]:
+    tokens = int(whole.layout.image_positions.size)
+    growing: bool | None = None
+    found = {}
+    for one in asked:
+        policy = one.setting.truncation
+        assert policy is not None
+        try:
+            if growing is None:
+                growing = grows(vlm, whole, sample.question)
+            share = mean_share(policy, vlm.num_layers, tokens)
+            prepared, rest = down_sampled(vlm, whole, sample.question, share, growing=growing)
+        except Exception as error:  # see answer_sample
+            found[one.id] = _failed(one, error)
+            continue
+        found[one.id] = _alone(vlm, prepared, one, rest, max_new_tokens, untouched)
+    return found
 
 
 def _alone(

@@ -9,8 +9,6 @@ import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.chat import PictureSource
-from vlmflow.lvlm.images import open_image
 from vlmflow.truncation.policy import Truncation
 
 if TYPE_CHECKING:
@@ -19,8 +17,20 @@ if TYPE_CHECKING:
     from vlmflow.lvlm.prepared import Prepared
 
 
+def grows(vlm: LVLM, whole: Prepared, question: str) -> bool:
+    """Whether a picture has fewer image tokens when it is half as wide and high.
+
+    Parameters
+    ----------
+    vlm, whole, question
+        As for :func:`down_sampled`.
+    """
+    half = vlm.prepare([_resized(one, 0.5) for one in whole.images], question)
+    return half.layout.image_positions.size != whole.layout.image_positions.size
+
+
 def down_sampled(
-    vlm: LVLM, pictures: Sequence[PictureSource], question: str, share: float
+    vlm: LVLM, whole: Prepared, question: str, share: float, *, growing: bool
 ) -> tuple[Prepared, Truncation | None]:
     """Prepare a prompt whose pictures have fewer image tokens because they are smaller.
 
@@ -32,10 +42,14 @@ def down_sampled(
     ----------
     vlm : LVLM
         The model.
-    pictures, question
-        As for :meth:`vlmflow.lvlm.model.LVLM.prepare`.
+    whole : Prepared
+        The prompt with the pictures as they are.
+    question : str
+        What it asks.
     share : float
         Image tokens wanted, as a share of the whole picture's.
+    growing : bool
+        What :func:`grows` says.
 
     Returns
     -------
@@ -49,35 +63,31 @@ def down_sampled(
     InputError
         If the boxes of image tokens are not known.
     """
-    whole = [open_image(one) for one in pictures]
-    prepared = vlm.prepare(whole, question)
-    wanted = share * prepared.layout.image_positions.size
-    smaller = [_resized(one, share**0.5) for one in whole]
-    changed = vlm.prepare(smaller, question)
-    if changed.layout.image_positions.size != prepared.layout.image_positions.size:
-        return _nearest(vlm, whole, question, wanted, changed), None
-    grids = prepared.layout.grids
+    if growing:
+        wanted = share * whole.layout.image_positions.size
+        return _nearest(vlm, whole.images, question, wanted), None
+    grids = whole.layout.grids
     if not grids or len({grid.positions.shape for grid in grids}) > 1:
-        reason = prepared.layout.grids_missing or "its pictures have grids of different shapes"
+        reason = whole.layout.grids_missing or "its pictures have grids of different shapes"
         raise InputError(f"a picture cannot be down-sampled for {vlm.name}: {reason}")
     rows, columns = _corner(grids[0], share)
-    shrunk = [_into_corner(whole[grid.image], grid, rows, columns) for grid in grids]
+    shrunk = [_into_corner(whole.images[grid.image], grid, rows, columns) for grid in grids]
     kept = rows * columns * len(grids)
     return vlm.prepare(shrunk, question), Truncation(0, kept, rank_by="top_left")
 
 
-def _nearest(
-    vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float, first: Prepared
-) -> Prepared:
+def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float) -> Prepared:
     """Find the size that comes nearest to the tokens wanted, in a few steps."""
-    best, low, high = first, 0.0, 1.0
+    best: Prepared | None = None
+    low, high = 0.0, 1.0
     for _ in range(8):
         scale = (low + high) / 2
         found = vlm.prepare([_resized(one, scale) for one in whole], question)
         tokens = found.layout.image_positions.size
-        if abs(tokens - wanted) < abs(best.layout.image_positions.size - wanted):
+        if best is None or abs(tokens - wanted) < abs(best.layout.image_positions.size - wanted):
             best = found
         low, high = (scale, high) if tokens < wanted else (low, scale)
+    assert best is not None
     return best
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlmflow.study.down_sample import down_sampled
+from vlmflow.study.down_sample import down_sampled, grows
 from vlmflow.study.identity import stored_sample
 from vlmflow.study.settings import Setting, mean_share
 from vlmflow.tasks.base import Task, TaskSample
@@ -101,4 +101,5 @@ def _prompt(vlm: LVLM, sample: TaskSample, setting: Setting) -> tuple[Prepared, 
     assert setting.truncation is not None
     tokens = int(prepared.layout.image_positions.size)
     share = mean_share(setting.truncation, vlm.num_layers, tokens)
-    return down_sampled(vlm, sample.pictures, sample.question, share)
+    growing = grows(vlm, prepared, sample.question)
+    return down_sampled(vlm, prepared, sample.question, share, growing=growing)
