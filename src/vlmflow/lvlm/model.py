@@ -174,7 +174,9 @@ class LVLM:
             ids = self._checked_ids(answer)
             text = answer_text(tokenizer, ids)
         inputs = {
-            name: _extended(name, tensor, ids, prepared.inputs["input_ids"])
+            name: _extended(
+                name, tensor, ids, prepared.inputs["input_ids"], self.family.answer_inputs
+            )
             for name, tensor in prepared.inputs.items()
         }
         before = prepared.layout
@@ -310,7 +312,8 @@ class LVLM:
         return {
             name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in encoded.items()
-            if isinstance(tensor, torch.Tensor)
+            # Some processors add labels: with them a model computes a loss that nobody asked for.
+            if isinstance(tensor, torch.Tensor) and name != "labels"
         }
 
     def _layout(
@@ -374,11 +377,15 @@ class LVLM:
 
 
 def _extended(
-    name: str, tensor: torch.Tensor, ids: Sequence[int], input_ids: torch.Tensor
+    name: str,
+    tensor: torch.Tensor,
+    ids: Sequence[int],
+    input_ids: torch.Tensor,
+    fill: Mapping[str, int],
 ) -> torch.Tensor:
     """Put the answer's entries behind a per-token input; leave other inputs as they are."""
     if tensor.shape != input_ids.shape:
         return tensor
     entries = {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
-    more = torch.tensor([entries.get(name, [0] * len(ids))], dtype=tensor.dtype)
+    more = torch.tensor([entries.get(name, [fill.get(name, 0)] * len(ids))], dtype=tensor.dtype)
     return torch.cat([tensor, more.to(tensor.device)], dim=1)

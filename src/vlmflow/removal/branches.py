@@ -237,6 +237,8 @@ class _Pass:
         return joined
 
     def _argument(self, name: str, value: Any) -> Any:
+        if value is None:
+            return None
         parts = [
             call.once(
                 (name, id(value)), value, partial(cut_argument, name, value, call, call.cuts[0])

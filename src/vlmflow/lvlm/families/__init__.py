@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from vlmflow.lvlm.families.base import Family, PreparedPictures, UnknownFamily
 from vlmflow.lvlm.families.llava import Llava
+from vlmflow.lvlm.families.llava_next import LlavaNext
+from vlmflow.lvlm.families.llava_onevision import LlavaOnevision
+from vlmflow.lvlm.families.qwen_vl import QwenVL
 
-FAMILIES: tuple[Family, ...] = (Llava(),)
+FAMILIES: tuple[Family, ...] = (Llava(), LlavaNext(), LlavaOnevision(), QwenVL())
 
 
 def family_of(model_type: str) -> Family:

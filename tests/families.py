@@ -1,0 +1,254 @@
+"""One tiny model of every family, with random weights and its real processor, built in code.
+
+The list `FAMILIES` drives every test that must hold for all of them: a new family is one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionProcessor,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
+)
+from transformers.models.qwen2_5_vl import Qwen2_5_VLProcessor
+
+from vlmflow.lvlm.model import LVLM
+
+from .tiny import CHAT_TEMPLATE, tiny_llava, tiny_tokenizer
+
+PATCH = 4
+LAYERS = 4
+
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.15,
+}
+"""A decoder whose attention, drawn this wide, is far from uniform."""
+
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": PATCH,
+    "initializer_range": 0.15,
+}
+
+SIZES = ((30, 20), (17, 41))
+"""Width and height of the pictures that a test of a batch looks at."""
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """How to build the model of one `model_type`.
+
+    `build` takes the attention implementation. `slack` is by how many tower pixels a change may
+    wander before it reaches a token, where pictures or features are resized more than once.
+    `variant` tells several models of one type apart.
+    """
+
+    model_type: str
+    build: Callable[[str], tuple[Any, Any]]
+    slack: float = 0.0
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model_type}, {self.variant}" if self.variant else self.model_type
+
+    def lvlm(self, attention: str = "sdpa") -> LVLM:
+        """The same weights whatever the attention."""
+        return LVLM(*self.build(attention), name=self.name)
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Smooth noise of this (width, height)."""
+    values = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
+
+
+def template(placeholder: str) -> str:
+    """LLaVA's chat template with another image placeholder."""
+    return CHAT_TEMPLATE.replace("<image>\n", placeholder)
+
+
+def built(config: Any, tokenizer: Any, attention: str, seed: int = 0) -> Any:
+    """A model with random weights in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(
+            config, attn_implementation=attention, dtype=torch.float32
+        )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, getattr(tokenizer, name))
+    return model.eval()
+
+
+def text_of(tokenizer: Any, **options: Any) -> dict[str, Any]:
+    """The decoder's settings for a tokenizer."""
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    own = {name: getattr(tokenizer, name) for name in ids}
+    return {**TEXT, **own, "vocab_size": len(tokenizer), **options}
+
+
+def without_videos(processor_class: type) -> type:
+    """The processor as it is, but for its video processor, which needs torchvision."""
+
+    class WithoutVideos(processor_class):
+        def check_argument_for_proper_class(self, argument_name, argument):
+            if argument_name == "video_processor" and argument is None:
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    WithoutVideos.__name__ = processor_class.__name__
+    return WithoutVideos
+
+
+def llava(attention: str) -> tuple[Any, Any]:
+    return tiny_llava(kv_heads=2, attn_implementation=attention)
+
+
+QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def qwen_processor(processor_class: type, image_processor: Any) -> Any:
+    return without_videos(processor_class)(
+        image_processor=image_processor,
+        tokenizer=tiny_tokenizer(extra=QWEN_TOKENS),
+        video_processor=None,
+        chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"),
+    )
+
+
+def qwen_ids(tokenizer: Any) -> dict[str, int]:
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids = tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS))
+    return dict(zip(names, ids, strict=True))
+
+
+MROPE = {"rope_type": "default", "mrope_section": [2, 1, 1]}
+
+
+def qwen2_images() -> Any:
+    return Qwen2VLImageProcessorPil(
+        patch_size=PATCH, merge_size=2, size={"shortest_edge": 256, "longest_edge": 1024}
+    )
+
+
+def qwen2_vl(attention: str) -> tuple[Any, Any]:
+    processor = qwen_processor(Qwen2VLProcessor, qwen2_images())
+    config = AutoConfig.for_model(
+        "qwen2_vl",
+        text_config=text_of(processor.tokenizer, rope_parameters=MROPE),
+        vision_config={
+            "depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2,
+            "patch_size": PATCH, "initializer_range": 0.15,
+        },
+        **qwen_ids(processor.tokenizer),
+    )  # fmt: skip
+    return built(config, processor.tokenizer, attention), processor
+
+
+def qwen2_5_vl(attention: str) -> tuple[Any, Any]:
+    processor = qwen_processor(Qwen2_5_VLProcessor, qwen2_images())
+    config = AutoConfig.for_model(
+        "qwen2_5_vl",
+        text_config=text_of(processor.tokenizer, rope_parameters=MROPE),
+        vision_config={
+            "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32,
+            "num_heads": 2, "patch_size": PATCH, "window_size": 4 * PATCH,
+            "fullatt_block_indexes": [1], "initializer_range": 0.15,
+        },
+        **qwen_ids(processor.tokenizer),
+    )  # fmt: skip
+    return built(config, processor.tokenizer, attention), processor
+
+
+TILE = 4 * PATCH
+
+PINPOINTS = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE], [TILE, 3 * TILE]]
+
+
+def llava_next(attention: str) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer()
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": TILE},
+            crop_size={"height": TILE, "width": TILE},
+            image_grid_pinpoints=PINPOINTS,
+        ),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+    config = AutoConfig.for_model(
+        "llava_next",
+        text_config={"model_type": "mistral", "sliding_window": None, **text_of(tokenizer)},
+        vision_config={"model_type": "clip_vision_model", "image_size": TILE, **VISION},
+        image_token_index=processor.image_token_id,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return built(config, tokenizer, attention), processor
+
+
+def llava_onevision(attention: str, most: int = 9) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer(extra=("<video>",))
+    pinpoints = [[TILE * rows, TILE * cols] for rows in (1, 2, 3) for cols in (1, 2, 3)]
+    processor = without_videos(LlavaOnevisionProcessor)(
+        image_processor=LlavaOnevisionImageProcessorPil(
+            size={"height": TILE, "width": TILE}, image_grid_pinpoints=pinpoints
+        ),
+        tokenizer=tokenizer,
+        video_processor=None,
+        num_image_tokens=(TILE // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=f"anyres_max_{most}",
+        chat_template=CHAT_TEMPLATE,
+    )
+    config = AutoConfig.for_model(
+        "llava_onevision",
+        text_config={"model_type": "qwen2", **text_of(tokenizer)},
+        vision_config={
+            "model_type": "siglip_vision_model", "image_size": TILE, "vision_use_head": False,
+            **VISION,
+        },
+        image_token_index=processor.image_token_id,
+        video_token_index=processor.video_token_id,
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio=f"anyres_max_{most}",
+    )  # fmt: skip
+    return built(config, tokenizer, attention), processor
+
+
+FAMILIES = (
+    TinyFamily("llava", llava),
+    TinyFamily("llava_next", llava_next),
+    TinyFamily("llava_onevision", llava_onevision),
+    # Interpolated features draw on the patches around; a patch is PATCH pixels.
+    TinyFamily(
+        "llava_onevision", partial(llava_onevision, most=2), slack=PATCH, variant="shrunk tiles"
+    ),
+    TinyFamily("qwen2_vl", qwen2_vl),
+    TinyFamily("qwen2_5_vl", qwen2_5_vl),
+)

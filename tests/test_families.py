@@ -1,0 +1,140 @@
+"""What holds for every family: measuring, truncation and removal curves, against the slow way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vlmflow.flow.measure import measure
+from vlmflow.lvlm.batch import collate, generate_batch, pad_id
+from vlmflow.lvlm.families import FAMILIES as REGISTERED
+from vlmflow.removal.curve import removal_curves
+from vlmflow.truncation import Truncation
+
+from .families import FAMILIES, LAYERS, SIZES, picture
+from .masked_truncation import masked_logits
+from .reference import measure_slowly
+from .test_signals import SIGNALS, assert_agrees
+
+QUESTIONS = ("What colour is the circle?", "Is there a blue square in the picture? yes no")
+ANSWERS = ("a red circle", "4 5")
+
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+def prompts(vlm, answers=ANSWERS):
+    """Two prompts of different lengths: one picture, then two of very different shape."""
+    shown = ([picture(1, SIZES[0])], [picture(2, SIZES[1]), picture(3, SIZES[0])])
+    return [
+        vlm.prepare(images, question, answer)
+        for images, question, answer in zip(shown, QUESTIONS, answers, strict=True)
+    ]
+
+
+def test_every_registered_type_is_tested():
+    known = {model_type for family in REGISTERED for model_type in family.model_types}
+    tested = {family.model_type for family in FAMILIES}
+    assert known - tested <= {"vipllava"}  # LLaVA in everything that is tested here
+
+
+@each_family
+def test_every_picture_has_a_map(family):
+    for prepared in prompts(family.lvlm()):
+        assert prepared.layout.grids_missing == ""
+        assert {grid.image for grid in prepared.layout.grids} == set(range(len(prepared.images)))
+
+
+@each_family
+def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
+    vlm, eager = family.lvlm(), family.lvlm("eager")
+    batch = prompts(vlm)
+    inputs, layouts = collate(batch, pad_id(vlm.processor.tokenizer))
+    found = measure(vlm.model, vlm.decoder_layers, inputs, layouts, signals=SIGNALS)
+    for prepared, together in zip(batch, found, strict=True):
+        truth = measure_slowly(
+            eager.model, eager.decoder_layers, prepared.inputs, prepared.layout, "logprob",
+            "post_attention_layernorm",
+        )  # fmt: skip
+        # float32 on both sides: 1e-4 of a layer's largest value is some hundred roundings.
+        assert_agrees(together, truth, 1e-4)
+        (alone,) = measure(
+            vlm.model, vlm.decoder_layers, prepared.inputs, [prepared.layout], signals=SIGNALS
+        )
+        assert_agrees(alone, truth, 1e-4)
+
+
+@each_family
+def test_keeping_all_changes_nothing(family):
+    vlm = family.lvlm()
+    batch = prompts(vlm, (None, None))
+    policy = Truncation(2, 1.0, "last_attention")
+    for prepared in batch:
+        untouched = vlm.generate_ids(prepared, max_new_tokens=6)
+        assert vlm.generate_ids(prepared, max_new_tokens=6, truncation=policy) == untouched
+        with torch.no_grad():
+            expected = vlm.model(**prepared.inputs).logits
+            with policy(vlm.model):
+                found = vlm.model(**prepared.inputs).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+POLICIES = {
+    "no image token": Truncation(1, 0),
+    "by attention": Truncation(2, 3, "last_attention"),
+    "by question": Truncation((1, 3), (0.5, 0.2), "question_similarity"),
+}
+
+
+@each_family
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
+    """Logits of prompt and generated tokens, and which positions the cache holds."""
+    vlm = family.lvlm("eager")
+    token = vlm.image_token_id
+    for prepared in prompts(vlm, (None, None)):
+        length = len(prepared.layout)
+        _, output = vlm.generate_with(
+            prepared, max_new_tokens=4, truncation=policy, min_new_tokens=4, output_logits=True,
+            suppress_tokens=[token],
+        )  # fmt: skip
+        whole = vlm.with_answer(prepared, output.sequences[0, length:-1].tolist())
+        expected, seen = masked_logits(vlm.model, vlm.decoder_layers, whole, policy, token)
+        torch.testing.assert_close(
+            torch.cat(output.logits), expected[length - 1 :], rtol=1e-4, atol=5e-5
+        )
+        for layer, held in zip(output.past_key_values.layers, seen, strict=True):
+            if getattr(layer, "window", None) is None:
+                assert layer.keys.shape[-2] == len(held)
+
+
+@each_family
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_truncated_batch_is_its_rows(family, policy):
+    vlm = family.lvlm()
+    batch = prompts(vlm, (None, None))
+    together = generate_batch(vlm, batch, max_new_tokens=5, truncation=policy)
+    alone = [vlm.generate_ids(one, max_new_tokens=5, truncation=policy) for one in batch]
+    assert together == alone
+
+
+@each_family
+@pytest.mark.parametrize(("keep", "ranking"), [(0, None), (4, "value_norm")])
+def test_a_removal_curve_is_one_truncation_per_layer(family, keep, ranking):
+    vlm = family.lvlm()
+    batch = prompts(vlm)
+    curves = removal_curves(vlm, batch, keep=keep, rank_by=ranking)
+    for prepared, curve in zip(batch, curves, strict=True):
+        assert curve.layers == tuple(range(int(ranking is not None), LAYERS))
+        rows = torch.from_numpy(prepared.layout.answer_rows)
+        ids = torch.tensor(prepared.answer_ids)[:, None]
+        with torch.no_grad():
+            reference = vlm.model(**prepared.inputs).logits[0, rows].log_softmax(-1)
+            for number, layer in enumerate(curve.layers):
+                with Truncation(layer, keep, ranking or "value_norm")(vlm.model):
+                    logits = vlm.model(**prepared.inputs).logits[0, rows]
+                chances = logits.log_softmax(-1)
+                expected = chances.gather(1, ids)[:, 0].numpy()
+                np.testing.assert_allclose(curve.logprob[number], expected, rtol=1e-3, atol=5e-5)
+                kl = (reference.exp() * (reference - chances)).sum(-1).numpy()
+                np.testing.assert_allclose(curve.kl[number], kl, rtol=1e-3, atol=5e-5)
