@@ -171,6 +171,6 @@ def _require_image_text_to_text(config: Any, name: str, trust_remote_code: bool)
 def _reason(error: BaseException) -> str:
     """Return the first line of an error, or what to install where a library is missing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ImportError) and "torchvision" in str(error):
+    if isinstance(error, ImportError) and "torchvision" in str(error).lower():
         return "its processor needs torchvision: pip install torchvision"
     return lines[0] if lines else type(error).__name__

@@ -104,6 +104,20 @@ class Family(ABC):
             If the boxes are not known; the prompt then gets a layout without grids.
         """
 
+    def late_features(self, config: Any) -> int:
+        """Say behind how many of the first decoder layers image features are added once more.
+
+        DeepStack does this: features of earlier layers of the vision tower go into the hidden
+        states of the image tokens, outside of the decoder layers.
+
+        Parameters
+        ----------
+        config : object
+            The model's configuration.
+        """
+        vision = getattr(config, "vision_config", None)
+        return len(getattr(vision, "deepstack_visual_indexes", None) or ())
+
     def places(self, tokens: int, inputs: Mapping[str, Any], config: Any) -> FloatArray | None:
         """Say where the image tokens of one prompt stand, from the model's inputs alone.
 
