@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,14 +18,28 @@ from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    GotOcr2ImageProcessorPil,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    InternVLProcessor,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaOnevisionImageProcessorPil,
     LlavaOnevisionProcessor,
+    PaliGemmaProcessor,
+    PixtralImageProcessorPil,
+    ProcessorMixin,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
+    Qwen3VLProcessor,
+    SiglipImageProcessorPil,
+    SmolVLMImageProcessorPil,
+    SmolVLMProcessor,
 )
 from transformers.models.qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.models.smolvlm import processing_smolvlm
 
 from vlmflow.lvlm.model import LVLM
 
@@ -63,13 +79,15 @@ class TinyFamily:
 
     `build` takes the attention implementation. `slack` is by how many tower pixels a change may
     wander before it reaches a token, where pictures or features are resized more than once.
-    `variant` tells several models of one type apart.
+    `variant` tells several models of one type apart. `single` is False where transformers itself
+    fails on a picture of one token.
     """
 
     model_type: str
     build: Callable[[str], tuple[Any, Any]]
     slack: float = 0.0
     variant: str = ""
+    single: bool = True
 
     @property
     def name(self) -> str:
@@ -183,6 +201,21 @@ def qwen2_5_vl(attention: str) -> tuple[Any, Any]:
     return built(config, processor.tokenizer, attention), processor
 
 
+def qwen3_vl(attention: str) -> tuple[Any, Any]:
+    processor = qwen_processor(Qwen3VLProcessor, qwen2_images())
+    config = AutoConfig.for_model(
+        "qwen3_vl",
+        text_config=text_of(processor.tokenizer, rope_parameters=MROPE),
+        vision_config={
+            "depth": 3, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32,
+            "num_heads": 2, "patch_size": PATCH, "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1], "initializer_range": 0.15,
+        },
+        **qwen_ids(processor.tokenizer),
+    )  # fmt: skip
+    return built(config, processor.tokenizer, attention), processor
+
+
 TILE = 4 * PATCH
 
 PINPOINTS = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE], [TILE, 3 * TILE]]
@@ -241,8 +274,196 @@ def llava_onevision(attention: str, most: int = 9) -> tuple[Any, Any]:
     return built(config, tokenizer, attention), processor
 
 
+def idefics3_tokenizer() -> Any:
+    places = [f"<row_{row}_col_{col}>" for row in range(1, 5) for col in range(1, 5)]
+    around = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "<video>")
+    return tiny_tokenizer(extra=(*around, *places))
+
+
+IDEFICS3_IMAGES = {"size": {"longest_edge": 3 * TILE}, "max_image_size": {"longest_edge": TILE}}
+
+
+def idefics3_config(model_type: str, tokenizer: Any) -> Any:
+    return AutoConfig.for_model(
+        model_type,
+        text_config={"model_type": "llama", **text_of(tokenizer)},
+        vision_config={"image_size": TILE, **VISION},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+
+
+def idefics3(attention: str) -> tuple[Any, Any]:
+    tokenizer = idefics3_tokenizer()
+    processor = Idefics3Processor(
+        image_processor=Idefics3ImageProcessorPil(**IDEFICS3_IMAGES),
+        tokenizer=tokenizer,
+        image_seq_len=(TILE // PATCH // 2) ** 2,
+        chat_template=CHAT_TEMPLATE,
+    )
+    return built(idefics3_config("idefics3", tokenizer), tokenizer, attention), processor
+
+
+def smolvlm(attention: str) -> tuple[Any, Any]:
+    tokenizer = idefics3_tokenizer()
+    # It counts the frames of videos in words, and cannot be made without the library for that.
+    with mock.patch.object(processing_smolvlm, "num2words", str):
+        processor = without_videos(SmolVLMProcessor)(
+            image_processor=SmolVLMImageProcessorPil(**IDEFICS3_IMAGES),
+            tokenizer=tokenizer,
+            video_processor=None,
+            image_seq_len=(TILE // PATCH // 2) ** 2,
+            chat_template=CHAT_TEMPLATE,
+        )
+    processor.video_processor = SimpleNamespace(num_frames=1, fps=1)  # asked for by the template
+    return built(idefics3_config("smolvlm", tokenizer), tokenizer, attention), processor
+
+
+def internvl(attention: str) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer(
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    processor = without_videos(InternVLProcessor)(
+        image_processor=GotOcr2ImageProcessorPil(
+            size={"height": TILE, "width": TILE}, max_patches=6
+        ),
+        tokenizer=tokenizer,
+        video_processor=None,
+        image_seq_length=(TILE // PATCH // 2) ** 2,
+        chat_template=template("<IMG_CONTEXT>"),
+    )
+    config = AutoConfig.for_model(
+        "internvl",
+        text_config={"model_type": "qwen2", **text_of(tokenizer)},
+        vision_config={**VISION, "image_size": [TILE, TILE], "patch_size": [PATCH, PATCH]},
+        image_token_id=processor.image_token_id,
+        image_seq_length=processor.image_seq_length,
+    )
+    return built(config, tokenizer, attention), processor
+
+
+def gemma3(attention: str, crops: bool = False) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer(
+        boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
+    )
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil(size={"height": TILE, "width": TILE}),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+        chat_template=template("<start_of_image>"),
+    )
+    if crops:
+        processor.images_kwargs = {
+            **processor.images_kwargs, "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8,
+        }  # fmt: skip
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=text_of(
+            tokenizer,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+            query_pre_attn_scalar=8,
+        ),
+        vision_config={
+            "model_type": "siglip_vision_model", "image_size": TILE, "vision_use_head": False,
+            **VISION,
+        },
+        image_token_index=tokenizer.image_token_id,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        mm_tokens_per_image=4,
+    )  # fmt: skip
+    model = built(config, tokenizer, attention)
+    projection = model.model.multi_modal_projector.mm_input_projection_weight
+    with torch.no_grad():  # zeros, until it is trained
+        projection.copy_(torch.randn(projection.shape, generator=torch.manual_seed(1)))
+    return model, processor
+
+
+def paligemma(attention: str) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer(image_token="<image>")
+    images = SiglipImageProcessorPil(size={"height": TILE, "width": TILE})
+    images.image_seq_length = (TILE // PATCH) ** 2
+    processor = PaliGemmaProcessor(
+        image_processor=images, tokenizer=tokenizer, chat_template=template("<image>")
+    )
+    config = AutoConfig.for_model(
+        "paligemma",
+        text_config={"model_type": "gemma", **text_of(tokenizer)},
+        vision_config={
+            "model_type": "siglip_vision_model", "image_size": TILE, "vision_use_head": False,
+            **VISION,
+        },
+        image_token_index=tokenizer.image_token_id,
+        projection_dim=32,
+        hidden_size=32,
+    )  # fmt: skip
+    return built(config, tokenizer, attention), processor
+
+
+class WithRowBreaks(ProcessorMixin):
+    """What `PixtralProcessor` makes of its image processor and tokenizer; it needs torchvision."""
+
+    def __init__(self, image_processor=None, tokenizer=None, patch_size=16, chat_template=None):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.patch_size = patch_size
+        self.image_token = "[IMG]"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+
+    def _process_images(self, images, **options):
+        return super()._process_images(images, **{**options, "patch_size": self.patch_size})
+
+    def replace_image_token(self, image_inputs, image_idx, **_options):
+        height, width = image_inputs["image_sizes"][image_idx]
+        row = self.image_token * (int(width) // self.patch_size)
+        rows = [row] * (int(height) // self.patch_size)
+        return "[IMG_BREAK]".join(rows) + "[IMG_END]"
+
+
+def with_row_breaks(merge: int) -> Any:
+    return WithRowBreaks(
+        image_processor=PixtralImageProcessorPil(
+            size={"longest_edge": 48}, patch_size={"height": PATCH, "width": PATCH}
+        ),
+        tokenizer=tiny_tokenizer(extra=("[IMG]", "[IMG_BREAK]", "[IMG_END]")),
+        patch_size=PATCH * merge,
+        chat_template=template("[IMG]"),
+    )
+
+
+def pixtral(attention: str) -> tuple[Any, Any]:
+    processor = with_row_breaks(1)
+    config = AutoConfig.for_model(
+        "llava",
+        text_config={"model_type": "mistral", "sliding_window": None,
+                     **text_of(processor.tokenizer)},
+        vision_config={"model_type": "pixtral", "image_size": 48, "head_dim": 8, **VISION},
+        image_token_index=processor.image_token_id,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+    )  # fmt: skip
+    return built(config, processor.tokenizer, attention), processor
+
+
+def mistral3(attention: str) -> tuple[Any, Any]:
+    processor = with_row_breaks(2)
+    config = AutoConfig.for_model(
+        "mistral3",
+        text_config={"model_type": "mistral", "sliding_window": None,
+                     **text_of(processor.tokenizer)},
+        vision_config={"model_type": "pixtral", "image_size": 48, "head_dim": 8, **VISION},
+        image_token_index=processor.image_token_id,
+        spatial_merge_size=2,
+    )  # fmt: skip
+    return built(config, processor.tokenizer, attention), processor
+
+
 FAMILIES = (
     TinyFamily("llava", llava),
+    TinyFamily("llava", pixtral, variant="Pixtral's tower"),
     TinyFamily("llava_next", llava_next),
     TinyFamily("llava_onevision", llava_onevision),
     # Interpolated features draw on the patches around; a patch is PATCH pixels.
@@ -251,4 +472,13 @@ FAMILIES = (
     ),
     TinyFamily("qwen2_vl", qwen2_vl),
     TinyFamily("qwen2_5_vl", qwen2_5_vl),
+    TinyFamily("qwen3_vl", qwen3_vl),
+    # Three resizes one after the other: each may be a pixel off.
+    TinyFamily("idefics3", idefics3, slack=2),
+    TinyFamily("smolvlm", smolvlm, slack=2),
+    TinyFamily("internvl", internvl),
+    TinyFamily("gemma3", gemma3),
+    TinyFamily("gemma3", partial(gemma3, crops=True), variant="pan and scan"),
+    TinyFamily("paligemma", paligemma),
+    TinyFamily("mistral3", mistral3, single=False),
 )

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from vlmflow.errors import ModelError
 from vlmflow.flow.measure import measure
 from vlmflow.lvlm.batch import collate, generate_batch, pad_id
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
+from vlmflow.lvlm.tokens import end_ids
 from vlmflow.removal.curve import removal_curves
 from vlmflow.truncation import Truncation
 
@@ -81,6 +83,7 @@ def test_keeping_all_changes_nothing(family):
 
 POLICIES = {
     "no image token": Truncation(1, 0),
+    "from the first layer": Truncation((0, 2), (3, 0), "question_similarity"),
     "by attention": Truncation(2, 3, "last_attention"),
     "by question": Truncation((1, 3), (0.5, 0.2), "question_similarity"),
 }
@@ -96,7 +99,7 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
         length = len(prepared.layout)
         _, output = vlm.generate_with(
             prepared, max_new_tokens=4, truncation=policy, min_new_tokens=4, output_logits=True,
-            suppress_tokens=[token],
+            suppress_tokens=[token, *end_ids(vlm.model, vlm.processor.tokenizer)],
         )  # fmt: skip
         whole = vlm.with_answer(prepared, output.sequences[0, length:-1].tolist())
         expected, seen = masked_logits(vlm.model, vlm.decoder_layers, whole, policy, token)
@@ -104,7 +107,7 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
             torch.cat(output.logits), expected[length - 1 :], rtol=1e-4, atol=5e-5
         )
         for layer, held in zip(output.past_key_values.layers, seen, strict=True):
-            if getattr(layer, "window", None) is None:
+            if not layer.is_sliding:  # those forget what left their window
                 assert layer.keys.shape[-2] == len(held)
 
 
@@ -119,13 +122,13 @@ def test_a_truncated_batch_is_its_rows(family, policy):
 
 
 @each_family
-@pytest.mark.parametrize(("keep", "ranking"), [(0, None), (4, "value_norm")])
+@pytest.mark.parametrize(("keep", "ranking"), [(0, None), (3, "diversity"), (4, "value_norm")])
 def test_a_removal_curve_is_one_truncation_per_layer(family, keep, ranking):
     vlm = family.lvlm()
     batch = prompts(vlm)
     curves = removal_curves(vlm, batch, keep=keep, rank_by=ranking)
     for prepared, curve in zip(batch, curves, strict=True):
-        assert curve.layers == tuple(range(int(ranking is not None), LAYERS))
+        assert curve.layers == tuple(range(int(ranking == "value_norm"), LAYERS))
         rows = torch.from_numpy(prepared.layout.answer_rows)
         ids = torch.tensor(prepared.answer_ids)[:, None]
         with torch.no_grad():
@@ -138,3 +141,16 @@ def test_a_removal_curve_is_one_truncation_per_layer(family, keep, ranking):
                 np.testing.assert_allclose(curve.logprob[number], expected, rtol=1e-3, atol=5e-5)
                 kl = (reference.exp() * (reference - chances)).sum(-1).numpy()
                 np.testing.assert_allclose(curve.kl[number], kl, rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [family for family in FAMILIES if family.model_type.startswith("qwen")],
+    ids=lambda family: family.name,
+)
+def test_rows_and_columns_of_patches_are_not_counted_anew(family):
+    """With a number per axis, re-packed positions would be another picture."""
+    policy = Truncation(2, 3, "value_norm", positions="repack")
+    words = "positions='repack' needs rotary embeddings of one number"
+    with pytest.raises(ModelError, match=words), policy(family.lvlm().model):
+        pass

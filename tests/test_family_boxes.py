@@ -39,7 +39,7 @@ def blind():
             inner = vlm.model.model
             tower = next(getattr(inner, name) for name in NAMES if hasattr(inner, name))
             for module in tower.modules():
-                if "Attention" in type(module).__name__:
+                if type(module).__name__.endswith("Attention"):
                     module.register_forward_hook(_zeros)
         return made[family.name]
 
@@ -107,11 +107,19 @@ def shared(box, window):
     return np.minimum(box[2:], window[2:]) - np.maximum(box[:2], window[:2])
 
 
+def black_one(family, vlm, size):
+    """A black picture and its prompt."""
+    black = np.zeros((size[1], size[0], 3), np.uint8)
+    prepared = prepare(vlm, black)
+    if not family.single and len(prepared.layout.image_positions) == 1:
+        pytest.skip("transformers fails on a picture of one token")
+    return black, prepared
+
+
 def disagreements(family, vlm, size):
     """Paint windows; say which tokens move though their box is elsewhere, or do not though it is
     there."""
-    black = np.zeros((size[1], size[0], 3), np.uint8)
-    before = prepare(vlm, black)
+    black, before = black_one(family, vlm, size)
     untouched = embeddings(vlm, before)
     tokens = tokens_of(before.layout)
     draw = np.random.default_rng(0)
@@ -148,7 +156,7 @@ def test_painting_a_box_moves_its_tokens_and_no_other(family, size, blind):
 @each_size
 def test_every_token_has_one_box_but_those_that_show_no_place(family, size, blind):
     vlm = blind(family)
-    black = prepare(vlm, np.zeros((size[1], size[0], 3), np.uint8))
+    _, black = black_one(family, vlm, size)
     white = prepare(vlm, np.full((size[1], size[0], 3), 255, np.uint8))
     moved = np.abs(embeddings(vlm, white) - embeddings(vlm, black)).max(axis=1) > 1e-5
     tokens = tokens_of(black.layout)

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.attention_watch import watch_attention
+from vlmflow.lvlm.families import family_of
 from vlmflow.truncation.call import Call, Cut
 from vlmflow.truncation.gather import cut_mask, take
 from vlmflow.truncation.layer_inputs import LayerInputs, cut_argument
@@ -153,6 +154,8 @@ class _Pass:
             images=is_image.sum(1).tolist(),
         )
         self.there = there
+        self.late = family_of(self.model.config.model_type).late_features(self.model.config)
+        self.before_late: Tensor | None = None
         self.prefix: Tensor | None = None
         self.behind = there
         self.hidden: Tensor | None = None
@@ -173,6 +176,7 @@ class _Pass:
             main = args[0] if args else kwargs["hidden_states"]
             if self.hidden is None:
                 self._share_prefix(kwargs.get("attention_mask"))
+            self._add_late(main)
             self._begin(index, main)
             self.branching = True
             try:
@@ -183,12 +187,23 @@ class _Pass:
             finally:
                 self.branching = False
             self.hidden = found[0] if isinstance(found, tuple) else found
+            if index < self.late:
+                self.before_late = output[0] if isinstance(output, tuple) else output
             if index + 1 < len(self.layers):
                 return None
             joined = self._answer_rows(output[0] if isinstance(output, tuple) else output)
             return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
         return hook
+
+    def _add_late(self, main: Tensor) -> None:
+        """Give the branches what the model added to image tokens behind the layer before."""
+        if self.hidden is None or self.before_late is None:
+            return
+        added = main - self.before_late.to(main.device)
+        parts = [take(added, call.cuts[0].slots, -2) for call in self.calls]
+        self.hidden = self.hidden + torch.cat(parts).to(self.hidden.device)
+        self.before_late = None
 
     def _share_prefix(self, mask: Any) -> None:
         """Leave out of the branches what stands before the pictures and cannot see them."""

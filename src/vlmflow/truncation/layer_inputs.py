@@ -58,6 +58,8 @@ class LayerInputs:
         for module in layers[index].modules():
             window = getattr(module, "sliding_window", window)
         rotary = _rotary(model) if repack else None
+        if hasattr(rotary, "mrope_section"):  # row and column of a patch cannot be counted anew
+            raise _no_repacking(type(model).__name__)
         options: dict[str, Any] = {}
         if rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters:
             options["layer_type"] = config.layer_types[index]

@@ -16,7 +16,7 @@ class QwenVL(Family):
     not computed a second time. Each token is a square of ``merge_size`` patches per side.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Return one grid per picture; see :meth:`Family.grids`."""
