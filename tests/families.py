@@ -20,6 +20,8 @@ from transformers import (
     AutoModelForImageTextToText,
     Gemma3ImageProcessorPil,
     Gemma3Processor,
+    Glm4vImageProcessorPil,
+    Glm4vProcessor,
     GotOcr2ImageProcessorPil,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
@@ -80,7 +82,7 @@ class TinyFamily:
     `build` takes the attention implementation. `slack` is by how many tower pixels a change may
     wander before it reaches a token, where pictures or features are resized more than once.
     `variant` tells several models of one type apart. `single` is False where transformers itself
-    fails on a picture of one token.
+    fails on a picture of one token. `first_attention` is the first layer that has attention.
     """
 
     model_type: str
@@ -88,6 +90,7 @@ class TinyFamily:
     slack: float = 0.0
     variant: str = ""
     single: bool = True
+    first_attention: int = 0
 
     @property
     def name(self) -> str:
@@ -201,19 +204,74 @@ def qwen2_5_vl(attention: str) -> tuple[Any, Any]:
     return built(config, processor.tokenizer, attention), processor
 
 
-def qwen3_vl(attention: str) -> tuple[Any, Any]:
+QWEN3_VISION = {
+    "depth": 3, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
+    "patch_size": PATCH, "num_position_embeddings": 16, "initializer_range": 0.15,
+}  # fmt: skip
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def qwen3_vl(attention: str, experts: bool = False) -> tuple[Any, Any]:
     processor = qwen_processor(Qwen3VLProcessor, qwen2_images())
     config = AutoConfig.for_model(
-        "qwen3_vl",
-        text_config=text_of(processor.tokenizer, rope_parameters=MROPE),
-        vision_config={
-            "depth": 3, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32,
-            "num_heads": 2, "patch_size": PATCH, "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1], "initializer_range": 0.15,
-        },
+        "qwen3_vl_moe" if experts else "qwen3_vl",
+        text_config=text_of(
+            processor.tokenizer, rope_parameters=dict(MROPE), **(EXPERTS if experts else {})
+        ),
+        vision_config={**QWEN3_VISION, "deepstack_visual_indexes": [0, 1]},
         **qwen_ids(processor.tokenizer),
-    )  # fmt: skip
+    )
     return built(config, processor.tokenizer, attention), processor
+
+
+def qwen3_5(attention: str, experts: bool = False) -> tuple[Any, Any]:
+    processor = qwen_processor(Qwen3VLProcessor, qwen2_images())
+    shared = {"shared_expert_intermediate_size": 16, **EXPERTS}
+    config = AutoConfig.for_model(
+        "qwen3_5_moe" if experts else "qwen3_5",
+        text_config=text_of(
+            processor.tokenizer,
+            rope_parameters={**MROPE, "partial_rotary_factor": 1.0},
+            layer_types=["linear_attention", "full_attention"] * (LAYERS // 2),
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            **(shared if experts else {}),
+        ),
+        vision_config=QWEN3_VISION,
+        **qwen_ids(processor.tokenizer),
+    )
+    return built(config, processor.tokenizer, attention), processor
+
+
+GLM_TOKENS = ("<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|begin_of_video|>",
+              "<|end_of_video|>", "<|video|>")  # fmt: skip
+
+
+def glm4v(attention: str) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer(extra=GLM_TOKENS)
+    processor = without_videos(Glm4vProcessor)(
+        image_processor=Glm4vImageProcessorPil(
+            patch_size=PATCH, merge_size=2, size={"shortest_edge": 256, "longest_edge": 2048}
+        ),
+        tokenizer=tokenizer,
+        video_processor=None,
+        chat_template=template("<|begin_of_image|><|image|><|end_of_image|>"),
+    )
+    names = ("image_start", "image_end", "image", "video_start", "video_end", "video")
+    ids = tokenizer.convert_tokens_to_ids(list(GLM_TOKENS))
+    config = AutoConfig.for_model(
+        "glm4v",
+        text_config=text_of(tokenizer, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
+        vision_config={
+            "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32,
+            "num_heads": 2, "patch_size": PATCH, "image_size": TILE, "initializer_range": 0.15,
+        },
+        **{f"{name}_token_id": number for name, number in zip(names, ids, strict=True)},
+    )  # fmt: skip
+    return built(config, tokenizer, attention), processor
 
 
 TILE = 4 * PATCH
@@ -473,6 +531,10 @@ FAMILIES = (
     TinyFamily("qwen2_vl", qwen2_vl),
     TinyFamily("qwen2_5_vl", qwen2_5_vl),
     TinyFamily("qwen3_vl", qwen3_vl),
+    TinyFamily("qwen3_vl_moe", partial(qwen3_vl, experts=True)),
+    TinyFamily("qwen3_5", qwen3_5, first_attention=1),
+    TinyFamily("qwen3_5_moe", partial(qwen3_5, experts=True), first_attention=1),
+    TinyFamily("glm4v", glm4v),
     # Three resizes one after the other: each may be a pixel off.
     TinyFamily("idefics3", idefics3, slack=2),
     TinyFamily("smolvlm", smolvlm, slack=2),

@@ -1,7 +1,8 @@
 """Truncation the slow way for any family: the whole sequence, eager attention, tokens masked away.
 
-Nothing is removed and nothing is cached: from a layer on, the tokens that are gone are hidden from
-everybody by the layer's own mask. Nothing here uses vlmflow but the layout.
+Nothing is cached and where there is attention nothing is removed: from a layer on, the tokens that
+are gone are hidden from everybody by the layer's own mask. Nothing here uses vlmflow but the
+layout.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def masked_logits(model, layers, prepared, policy, image_token):
                     )  # fmt: skip
                     gone.extend(p for p in left if p not in kept)
             seen.append([p for p in range(length) if p not in gone])
+            if not hasattr(layers[index], "self_attn"):
+                return None
             return args, {**kwargs, "attention_mask": hidden_away(kwargs["attention_mask"])}
 
         def hidden_away(mask):
@@ -51,6 +54,17 @@ def masked_logits(model, layers, prepared, policy, image_token):
 
         return hook
 
+    def run_without(module, args, kwargs, output):
+        """A layer with a state has no mask to hide tokens by: run it on those that are left."""
+        if not gone:
+            return output
+        left = seen[-1]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        own = {**kwargs, "hidden_states": hidden[:, left], "past_key_values": None}
+        cut = hidden.clone()
+        cut[:, left] = module.forward(**own)
+        return cut
+
     def keep_matrix(index):
         def hook(_module, _args, output):
             if isinstance(output, tuple) and output[1] is not None:
@@ -63,6 +77,8 @@ def masked_logits(model, layers, prepared, policy, image_token):
         attention = getattr(layer, "self_attn", None)
         if attention is not None:
             handles.append(attention.register_forward_hook(keep_matrix(index)))
+        else:
+            handles.append(layer.register_forward_hook(run_without, with_kwargs=True))
     try:
         with torch.no_grad():
             logits = model(**prepared.inputs, use_cache=False).logits[0]

@@ -119,7 +119,8 @@ class Branches:
                 handle = layer.register_forward_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             # Without a configuration no layer of the cache forgets what left its window.
-            output = self.model(**inputs, past_key_values=DynamicCache(), use_cache=True)
+            cache = None if state.recurrent else DynamicCache()
+            output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None)
         logits: Tensor = output.logits
         return logits.reshape(len(logits), -1, rows.shape[1], logits.shape[-1])
 
@@ -144,6 +145,7 @@ class _Pass:
             LayerInputs.of(self.model, self.layers, index, repack=False)
             for index in range(len(self.layers))
         ]
+        self.recurrent = any(inputs.recurrent for inputs in self.inputs)
         there = torch.ones_like(is_image) if valid is None else valid
         self.prompt = Call(
             arguments=inputs,
@@ -207,6 +209,8 @@ class _Pass:
 
     def _share_prefix(self, mask: Any) -> None:
         """Leave out of the branches what stands before the pictures and cannot see them."""
+        if self.recurrent:
+            return  # a state holds what came before it, but nobody can read it at one position
         before = self.there & (self.prompt.is_image.cumsum(1) == 0)
         if bool(before.any()) and not _sees(mask, before, self.prompt.is_image):
             self.prefix = _positions(before)
@@ -308,7 +312,7 @@ class _Pass:
                 call.length,
                 # With keys before its own tokens, "causal" has to be spelled out.
                 ragged=cut.ragged or prefix is not None,
-                flash="flash" in str(getattr(inputs.config, "_attn_implementation", "")),
+                padding_only=inputs.takes_padding_mask,
                 window=inputs.window,
                 out_of_window=out_of_window,
             )

@@ -16,12 +16,20 @@ class QwenVL(Family):
     not computed a second time. Each token is a square of ``merge_size`` patches per side.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    model_types: ClassVar[tuple[str, ...]] = (
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "glm4v",
+    )
 
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Return one grid per picture; see :meth:`Family.grids`."""
         image_processor = prepared.processor.image_processor
-        require_pipeline(image_processor, "qwen2_vl")
+        require_pipeline(image_processor, "qwen2_vl", "glm4v")
         merge, patch = int(image_processor.merge_size), int(image_processor.patch_size)
         patches = prepared.inputs["image_grid_thw"].tolist()  # frames, rows, columns
         shapes = [(rows // merge, cols // merge) for _, rows, cols in patches]
