@@ -18,6 +18,10 @@ from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    AyaVisionProcessor,
+    Cohere2VisionProcessor,
+    DeepseekVLImageProcessorPil,
+    DeepseekVLProcessor,
     Gemma3ImageProcessorPil,
     Gemma3Processor,
     Glm4vImageProcessorPil,
@@ -26,6 +30,7 @@ from transformers import (
     Idefics3ImageProcessorPil,
     Idefics3Processor,
     InternVLProcessor,
+    Lfm2VlProcessor,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaOnevisionImageProcessorPil,
@@ -45,6 +50,7 @@ from transformers.models.smolvlm import processing_smolvlm
 
 from vlmflow.lvlm.model import LVLM
 
+from .on_torch import on_torch
 from .tiny import CHAT_TEMPLATE, tiny_llava, tiny_tokenizer
 
 PATCH = 4
@@ -82,7 +88,8 @@ class TinyFamily:
     `build` takes the attention implementation. `slack` is by how many tower pixels a change may
     wander before it reaches a token, where pictures or features are resized more than once.
     `variant` tells several models of one type apart. `single` is False where transformers itself
-    fails on a picture of one token. `first_attention` is the first layer that has attention.
+    fails on a picture of one token. `first_attention` is the first layer that has attention,
+    `norm` the one that its MLP reads.
     """
 
     model_type: str
@@ -91,6 +98,7 @@ class TinyFamily:
     variant: str = ""
     single: bool = True
     first_attention: int = 0
+    norm: str = "post_attention_layernorm"
 
     @property
     def name(self) -> str:
@@ -403,6 +411,108 @@ def internvl(attention: str) -> tuple[Any, Any]:
     return built(config, tokenizer, attention), processor
 
 
+def aya_vision(attention: str) -> tuple[Any, Any]:
+    tokens = ("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "TILE", "TILE_GLOBAL")
+    processor = AyaVisionProcessor(
+        image_processor=GotOcr2ImageProcessorPil(
+            size={"height": TILE, "width": TILE}, max_patches=6
+        ),
+        tokenizer=tiny_tokenizer(extra=tokens),
+        patch_size=PATCH,
+        downsample_factor=2,
+        img_size=TILE,
+        chat_template=CHAT_TEMPLATE,
+    )
+    config = AutoConfig.for_model(
+        "aya_vision",
+        text_config={"model_type": "cohere2", "sliding_window": 24, "layer_types": MIXED,
+                     **text_of(processor.tokenizer)},
+        vision_config={"model_type": "siglip_vision_model", "image_size": TILE,
+                       "vision_use_head": False, **VISION},
+        image_token_index=processor.image_token_id,
+        downsample_factor=2,
+        alignment_intermediate_size=32,
+    )  # fmt: skip
+    return built(config, processor.tokenizer, attention), processor
+
+
+def cohere2_vision(attention: str) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer(
+        boi_token="<|START_OF_IMG|>",
+        eoi_token="<|END_OF_IMG|>",
+        image_token="<|IMG_PATCH|>",
+        img_line_break_token="<|IMG_LINE_BREAK|>",
+    )
+    processor = Cohere2VisionProcessor(
+        image_processor=on_torch("cohere2_vision", "Cohere2VisionImageProcessor")(
+            size={"height": TILE, "width": TILE}, max_patches=6, patch_size=TILE // PATCH // 2
+        ),
+        tokenizer=tokenizer,
+        chat_template=template("<|IMG_PATCH|>"),
+    )
+    config = AutoConfig.for_model(
+        "cohere2_vision",
+        text_config={"model_type": "cohere2", "sliding_window": 24, "layer_types": MIXED,
+                     **text_of(tokenizer)},
+        vision_config={"model_type": "siglip_vision_model", "image_size": TILE,
+                       "vision_use_head": False, **VISION},
+        image_token_id=processor.image_token_id,
+        downsample_factor=2,
+        alignment_intermediate_size=32,
+    )  # fmt: skip
+    return built(config, tokenizer, attention), processor
+
+
+def lfm2_vl(attention: str) -> tuple[Any, Any]:
+    places = [f"<|img_row_{row}_col_{col}|>" for row in range(1, 5) for col in range(1, 5)]
+    tokenizer = tiny_tokenizer(
+        extra=("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", *places)
+    )
+    processor = Lfm2VlProcessor(
+        image_processor=on_torch("lfm2_vl", "Lfm2VlImageProcessor")(
+            tile_size=TILE, encoder_patch_size=PATCH, min_image_tokens=4, max_image_tokens=12,
+            max_tiles=4, max_pixels_tolerance=1.0,
+        ),
+        tokenizer=tokenizer,
+        chat_template=template("<image>"),
+    )  # fmt: skip
+    config = AutoConfig.for_model(
+        "lfm2_vl",
+        text_config={"model_type": "lfm2", "block_multiple_of": 8,
+                     "layer_types": ["conv", "full_attention"] * (LAYERS // 2),
+                     **text_of(tokenizer)},
+        vision_config={"model_type": "siglip2_vision_model", "num_patches": 16,
+                       "vision_use_head": False, **VISION},
+        image_token_id=processor.image_token_id,
+        downsample_factor=2,
+        projector_hidden_size=32,
+    )  # fmt: skip
+    return built(config, tokenizer, attention), processor
+
+
+def deepseek_vl(attention: str) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer(image_token="<image_placeholder>")
+    processor = DeepseekVLProcessor(
+        image_processor=DeepseekVLImageProcessorPil(
+            size={"height": TILE, "width": TILE}, min_size=PATCH
+        ),
+        tokenizer=tokenizer,
+        num_image_tokens=(TILE // PATCH) ** 2,
+        chat_template=template("<image_placeholder>"),
+    )
+    config = AutoConfig.for_model(
+        "deepseek_vl",
+        text_config={"model_type": "llama", **text_of(tokenizer)},
+        vision_config={"model_type": "siglip_vision_model", "image_size": TILE,
+                       "vision_use_head": False, **VISION},
+        image_token_id=processor.image_token_id,
+    )  # fmt: skip
+    return built(config, tokenizer, attention), processor
+
+
+MIXED = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+
+
 def gemma3(attention: str, crops: bool = False) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(
         boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
@@ -422,7 +532,7 @@ def gemma3(attention: str, crops: bool = False) -> tuple[Any, Any]:
         text_config=text_of(
             tokenizer,
             sliding_window=24,
-            layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+            layer_types=MIXED,
             query_pre_attn_scalar=8,
         ),
         vision_config={
@@ -539,6 +649,10 @@ FAMILIES = (
     TinyFamily("idefics3", idefics3, slack=2),
     TinyFamily("smolvlm", smolvlm, slack=2),
     TinyFamily("internvl", internvl),
+    TinyFamily("aya_vision", aya_vision, norm="input_layernorm"),
+    TinyFamily("cohere2_vision", cohere2_vision, norm="input_layernorm"),
+    TinyFamily("deepseek_vl", deepseek_vl),
+    TinyFamily("lfm2_vl", lfm2_vl, first_attention=1, norm="ffn_norm"),
     TinyFamily("gemma3", gemma3),
     TinyFamily("gemma3", partial(gemma3, crops=True), variant="pan and scan"),
     TinyFamily("paligemma", paligemma),

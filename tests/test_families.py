@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,28 @@ def test_every_picture_has_a_map(family):
 
 
 @each_family
+def test_an_unknown_type_lacks_nothing_but_the_map(family, monkeypatch):
+    vlm = family.lvlm()
+    known = [vlm.generate_ids(one, max_new_tokens=3) for one in prompts(vlm, (None, None))]
+    if vlm.family.answer_inputs:
+        pytest.skip("what its answers are to be marked with is not known without it")
+    monkeypatch.setattr("vlmflow.lvlm.families.FAMILIES", ())
+    unknown = family.lvlm()
+    batch = prompts(unknown)
+    for prepared in batch:
+        assert not prepared.layout.grids
+        assert re.search("no family .* CONTRIBUTING.md says how", prepared.layout.grids_missing)
+    inputs, layouts = collate(batch, pad_id(unknown.processor.tokenizer))
+    assert measure(
+        unknown.model, unknown.decoder_layers, inputs, layouts, signals=("attention", "saliency")
+    )
+    assert removal_curves(unknown, batch)
+    policy = Truncation(2, 1.0, "diversity")
+    for prepared, ids in zip(prompts(unknown, (None, None)), known, strict=True):
+        assert unknown.generate_ids(prepared, max_new_tokens=3, truncation=policy) == ids
+
+
+@each_family
 def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
     vlm, eager = family.lvlm(), family.lvlm("eager")
     batch = prompts(vlm)
@@ -56,7 +80,7 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
     for prepared, together in zip(batch, found, strict=True):
         truth = measure_slowly(
             eager.model, eager.decoder_layers, prepared.inputs, prepared.layout, "logprob",
-            "post_attention_layernorm",
+            family.norm,
         )  # fmt: skip
         # float32 on both sides: 1e-4 of a layer's largest value is some hundred roundings.
         assert_agrees(together, truth, 1e-4)

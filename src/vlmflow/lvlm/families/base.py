@@ -146,5 +146,6 @@ class UnknownFamily(Family):
         """Raise: nothing is known about the pixels."""
         raise MapUnavailableError(
             f"no map over pixels: models of type {prepared.config.model_type!r} have no family in "
-            "vlmflow.lvlm.families that says which pixels their image tokens come from"
+            "vlmflow.lvlm.families that says which pixels their image tokens come from; "
+            "CONTRIBUTING.md says how to add one"
         )

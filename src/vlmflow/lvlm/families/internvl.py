@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
 from vlmflow.lvlm.families.tiles import tile_grids
@@ -17,25 +17,21 @@ class InternVL(Family):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    pipeline: ClassVar[str] = "got_ocr2"
 
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Return tiles and thumbnail per picture; see :meth:`Family.grids`."""
-        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
-            get_optimal_tiled_canvas,
-        )
-
         processor = prepared.processor
-        require_pipeline(processor.image_processor, "got_ocr2")
+        require_pipeline(processor.image_processor, self.pipeline)
         tall, wide = prepared.inputs["pixel_values"].shape[-2:]
-        patch_height, patch_width = prepared.config.vision_config.patch_size
-        ratio = prepared.config.downsample_ratio
-        rows, cols = int(tall // patch_height * ratio), int(wide // patch_width * ratio)
+        patch_height, patch_width = self._token_size(prepared.config)
+        rows, cols = tall // patch_height, wide // patch_width
         most = setting(processor, "max_patches")
         splits = [(1, 1)] * len(prepared.image_sizes)
         if setting(processor, "crop_to_patches") and most > 1:
             least = setting(processor, "min_patches")
             canvases = [
-                get_optimal_tiled_canvas((height, width), (tall, wide), least, most)
+                self._canvas((height, width), (tall, wide), least, most)
                 for width, height in prepared.image_sizes
             ]
             splits = [(down, across) for across, down in canvases]
@@ -44,3 +40,17 @@ class InternVL(Family):
         for image, run in enumerate(token_runs(prepared.positions, counts)):
             grids += tile_grids(image, run, prepared.image_sizes[image], *splits[image], rows, cols)
         return tuple(grids)
+
+    def _canvas(self, *choice: Any) -> tuple[int, int]:
+        """Return how many tiles lie side by side and on top of each other."""
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+            get_optimal_tiled_canvas,
+        )
+
+        across, down = get_optimal_tiled_canvas(*choice)
+        return across, down
+
+    def _token_size(self, config: Any) -> tuple[int, int]:
+        """Return height and width of a token in the tower's pixels."""
+        height, width = config.vision_config.patch_size
+        return round(height / config.downsample_ratio), round(width / config.downsample_ratio)
