@@ -65,7 +65,8 @@ class LayerInputs:
         for module in layers[index].modules():
             window = getattr(module, "sliding_window", window)
         rotary = _rotary(model) if repack else None
-        if hasattr(rotary, "mrope_section"):  # row and column of a patch cannot be counted anew
+        # Row and column of a patch cannot be counted anew.
+        if getattr(rotary, "mrope_section", None) is not None:
             raise _no_repacking(type(model).__name__)
         options: dict[str, Any] = {}
         if rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters:
