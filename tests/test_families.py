@@ -10,6 +10,7 @@ import torch
 
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.measure import measure
+from vlmflow.flow.signals import DEFAULT_SIGNALS
 from vlmflow.lvlm.batch import collate, generate_batch, pad_id
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
 from vlmflow.lvlm.tokens import end_ids
@@ -88,6 +89,20 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
             vlm.model, vlm.decoder_layers, prepared.inputs, [prepared.layout], signals=SIGNALS
         )
         assert_agrees(alone, truth, 1e-4)
+
+
+@each_family
+def test_explaining_gives_every_map_of_the_own_answer(family):
+    vlm = family.lvlm()
+    shown = [picture(1, SIZES[1]), picture(2, SIZES[0])]
+    flow = vlm.explain(shown, QUESTIONS[0], max_new_tokens=2, smooth=2)
+    assert set(flow.signals) == {*DEFAULT_SIGNALS, "llava_cam_smooth"}
+    for layer in range(LAYERS):
+        has_attention = hasattr(vlm.decoder_layers[layer], "self_attn")
+        assert (flow.flag("attention", layer) == "ok") == has_attention
+    for image, one in enumerate(shown):
+        assert np.isfinite(flow.pixel_map("flow", image=image)).any()
+        assert flow.pixel_map("flow", image=image).shape == one.size[::-1]
 
 
 @each_family

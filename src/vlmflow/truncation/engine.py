@@ -20,7 +20,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.attention_watch import watch_attention
 from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
@@ -161,8 +161,14 @@ class _Engine:
 
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             call = self.call
-            if call is None or self.measuring:
+            if self.measuring:
                 return None
+            if call is None:
+                name = type(self.model).__name__
+                raise ModelError(
+                    f"{name} runs its decoder past its own forward, so a truncation cannot know "
+                    "where the image tokens are; nothing was removed"
+                )
             hidden = args[0] if args else kwargs["hidden_states"]
             before = call.cut_at(layer - 1)
             if 0 < layer <= self.late and before is not None:
