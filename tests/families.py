@@ -19,6 +19,8 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AyaVisionProcessor,
+    Blip2Processor,
+    BlipImageProcessorPil,
     Cohere2VisionProcessor,
     DeepseekVLImageProcessorPil,
     DeepseekVLProcessor,
@@ -29,6 +31,7 @@ from transformers import (
     GotOcr2ImageProcessorPil,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
+    InstructBlipProcessor,
     InternVLProcessor,
     Lfm2VlProcessor,
     LlavaNextImageProcessorPil,
@@ -89,7 +92,8 @@ class TinyFamily:
     wander before it reaches a token, where pictures or features are resized more than once.
     `variant` tells several models of one type apart. `single` is False where transformers itself
     fails on a picture of one token. `first_attention` is the first layer that has attention,
-    `norm` the one that its MLP reads.
+    `norm` the one that its MLP reads. `queries`: one picture per prompt, no token has a place, and
+    `generate` runs the decoder past the model's forward.
     """
 
     model_type: str
@@ -99,6 +103,7 @@ class TinyFamily:
     single: bool = True
     first_attention: int = 0
     norm: str = "post_attention_layernorm"
+    queries: bool = False
 
     @property
     def name(self) -> str:
@@ -436,6 +441,63 @@ def aya_vision(attention: str) -> tuple[Any, Any]:
     return built(config, processor.tokenizer, attention), processor
 
 
+QUERIES = 5
+
+
+def blip2_config(model_type: str, tokenizer: Any, text_config: dict[str, Any]) -> Any:
+    return AutoConfig.for_model(
+        model_type,
+        text_config=text_config,
+        vision_config={"image_size": TILE, **VISION},
+        qformer_config={
+            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "encoder_hidden_size": 16, "vocab_size": len(tokenizer),
+            "initializer_range": 0.15,
+        },
+        num_query_tokens=QUERIES,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+
+
+def with_queries(config: Any, tokenizer: Any, attention: str) -> Any:
+    model = built(config, tokenizer, attention)
+    queries = (model if hasattr(model, "query_tokens") else model.model).query_tokens
+    with torch.no_grad():  # zeros, until they are trained
+        queries.copy_(torch.randn(queries.shape, generator=torch.manual_seed(1)))
+    return model
+
+
+def blip2(attention: str) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer()
+    processor = Blip2Processor(
+        image_processor=BlipImageProcessorPil(size={"height": TILE, "width": TILE}),
+        tokenizer=tokenizer,
+        num_query_tokens=QUERIES,
+    )
+    wanted = text_of(tokenizer)
+    text_config = {
+        "model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.15,
+        **{name: value for name, value in wanted.items() if name in
+           ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+            "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")},
+    }  # fmt: skip
+    config = blip2_config("blip-2", tokenizer, text_config)
+    return with_queries(config, tokenizer, attention), processor
+
+
+def instructblip(attention: str) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer()
+    processor = InstructBlipProcessor(
+        image_processor=BlipImageProcessorPil(size={"height": TILE, "width": TILE}),
+        tokenizer=tokenizer,
+        qformer_tokenizer=tiny_tokenizer(),
+        num_query_tokens=QUERIES,
+    )
+    text_config = {"model_type": "llama", **text_of(tokenizer)}
+    config = blip2_config("instructblip", tokenizer, text_config)
+    return with_queries(config, tokenizer, attention), processor
+
+
 def cohere2_vision(attention: str) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(
         boi_token="<|START_OF_IMG|>",
@@ -657,4 +719,6 @@ FAMILIES = (
     TinyFamily("gemma3", partial(gemma3, crops=True), variant="pan and scan"),
     TinyFamily("paligemma", paligemma),
     TinyFamily("mistral3", mistral3, single=False),
+    TinyFamily("blip-2", blip2, queries=True, norm="final_layer_norm"),
+    TinyFamily("instructblip", instructblip, queries=True),
 )

@@ -26,11 +26,15 @@ QUESTIONS = ("What colour is the circle?", "Is there a blue square in the pictur
 ANSWERS = ("a red circle", "4 5")
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+with_places = [family for family in FAMILIES if not family.queries]
+each_with_places = pytest.mark.parametrize("family", with_places, ids=lambda family: family.name)
 
 
 def prompts(vlm, answers=ANSWERS):
     """Two prompts of different lengths: one picture, then two of very different shape."""
     shown = ([picture(1, SIZES[0])], [picture(2, SIZES[1]), picture(3, SIZES[0])])
+    if not vlm.family.pictures_in_prompt:
+        shown = (shown[0], shown[1][:1])
     return [
         vlm.prepare(images, question, answer)
         for images, question, answer in zip(shown, QUESTIONS, answers, strict=True)
@@ -43,14 +47,14 @@ def test_every_registered_type_is_tested():
     assert known - tested <= {"vipllava"}  # LLaVA in everything that is tested here
 
 
-@each_family
+@each_with_places
 def test_every_picture_has_a_map(family):
     for prepared in prompts(family.lvlm()):
         assert prepared.layout.grids_missing == ""
         assert {grid.image for grid in prepared.layout.grids} == set(range(len(prepared.images)))
 
 
-@each_family
+@each_with_places
 def test_an_unknown_type_lacks_nothing_but_the_map(family, monkeypatch):
     vlm = family.lvlm()
     known = [vlm.generate_ids(one, max_new_tokens=3) for one in prompts(vlm, (None, None))]
@@ -91,7 +95,7 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
         assert_agrees(alone, truth, 1e-4)
 
 
-@each_family
+@each_with_places
 def test_explaining_gives_every_map_of_the_own_answer(family):
     vlm = family.lvlm()
     shown = [picture(1, SIZES[1]), picture(2, SIZES[0])]
@@ -105,7 +109,7 @@ def test_explaining_gives_every_map_of_the_own_answer(family):
         assert flow.pixel_map("flow", image=image).shape == one.size[::-1]
 
 
-@each_family
+@each_with_places
 def test_keeping_all_changes_nothing(family):
     vlm = family.lvlm()
     batch = prompts(vlm, (None, None))
@@ -128,7 +132,7 @@ POLICIES = {
 }
 
 
-@each_family
+@each_with_places
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
     """Logits of prompt and generated tokens, and which positions the cache holds."""
@@ -151,7 +155,7 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
                 assert layer.keys.shape[-2] == len(held)
 
 
-@each_family
+@each_with_places
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_a_truncated_batch_is_its_rows(family, policy):
     vlm = family.lvlm()
@@ -198,3 +202,23 @@ def test_rows_and_columns_of_patches_are_not_counted_anew(family):
     words = "positions='repack' needs rotary embeddings of one number"
     with pytest.raises(ModelError, match=words), policy(family.lvlm().model):
         pass
+
+
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family.queries], ids=lambda family: family.name
+)
+def test_queries_have_no_place_and_their_generate_cannot_be_truncated(family):
+    vlm = family.lvlm()
+    with pytest.raises(InputError, match="takes one picture, but the question shows 2"):
+        vlm.prepare([picture(1, SIZES[0]), picture(2, SIZES[1])], QUESTIONS[0])
+    flow = vlm.explain(picture(1, SIZES[0]), QUESTIONS[0], max_new_tokens=2)
+    assert "queries of a Q-Former" in flow.layout.grids_missing
+    assert flow.map("flow").max() > 0
+    (prepared, _) = prompts(vlm, (None, None))
+    with pytest.raises(ModelError, match="runs its decoder past its own forward"):
+        vlm.generate_ids(prepared, truncation=Truncation(2, 0))
+    with torch.no_grad(), Truncation(2, 1.0, "last_attention")(vlm.model):
+        found = vlm.model(**prepared.inputs).logits
+    with torch.no_grad():
+        expected = vlm.model(**prepared.inputs).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)

@@ -71,8 +71,9 @@ class LVLM:
         self.processor = processor
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
         self.image_token_id = image_token_id(model)
-        self.image_token: str = getattr(processor, "image_token", None) or str(
-            processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        self.image_token = str(
+            getattr(processor, "image_token", None)
+            or processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
         )
         self.decoder_layers: nn.ModuleList = decoder_layers(model)
         self.family: Family = family_of(model.config.model_type)
@@ -152,6 +153,8 @@ class LVLM:
                 f"image(s) where the question shows {len(pictures)}: it does not take pictures "
                 "like this"
             )
+        if not self.family.pictures_in_prompt:
+            prompt = self._without_placeholder(prompt, len(pictures))
         inputs = self._encode(prompt, pictures)
         layout = self._layout(inputs, tuple(picture.size for picture in pictures))
         prepared = Prepared(inputs, layout, pictures, prompt, lead=lead)
@@ -294,6 +297,13 @@ class LVLM:
         from vlmflow.removal.curve import removal_curve
 
         return removal_curve(self, images, question, answer, **options)
+
+    def _without_placeholder(self, prompt: str, pictures: int) -> str:
+        """Take the placeholder out of a prompt before which the processor puts image tokens."""
+        if pictures != 1:
+            raise InputError(f"{self.name} takes one picture, but the question shows {pictures}")
+        before, _, behind = prompt.partition(self.image_token)
+        return before + behind.removeprefix("\n")
 
     def _encode(self, prompt: str, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Return the processor's output on the model's device."""

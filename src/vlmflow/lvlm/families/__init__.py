@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlmflow.lvlm.families.aya_vision import AyaVision
 from vlmflow.lvlm.families.base import Family, PreparedPictures, UnknownFamily
+from vlmflow.lvlm.families.blip2 import Blip2
 from vlmflow.lvlm.families.cohere2_vision import Cohere2Vision
 from vlmflow.lvlm.families.deepseek_vl import DeepseekVL
 from vlmflow.lvlm.families.gemma3 import Gemma3
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     Pixtral(),
     DeepseekVL(),
     Lfm2Vl(),
+    Blip2(),
 )
 
 

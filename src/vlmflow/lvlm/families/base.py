@@ -88,6 +88,10 @@ class Family(ABC):
     answer_inputs: ClassVar[Mapping[str, int]] = {}
     """What inputs with one entry per token hold at an answer's tokens, where it is not 0."""
 
+    pictures_in_prompt: ClassVar[bool] = True
+    """Whether a placeholder in the prompt says where a picture goes; else the processor puts the
+    image tokens of one picture before the text."""
+
     @abstractmethod
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Say which image tokens show which picture, and the box of each in its pixels.
