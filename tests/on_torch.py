@@ -1,47 +1,73 @@
-"""Image processors that exist for torchvision only, on torch alone.
+"""Image processors of the torchvision back end, on torch alone.
 
-Their own steps (how many tiles, which crops) are the real ones. Of torchvision they need a resize
-and a normalisation, and those two are done by torch here.
+Their own steps (how many tiles, which crops, how much padding) are the real ones. What they need of
+torchvision, a resize, a normalisation, padding and a crop, torch does here; nearest neighbour is
+the only filter.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
+from collections import defaultdict
+from types import ModuleType, SimpleNamespace
 
 import torch
-from transformers.image_processing_backends import TorchvisionBackend
+from transformers import image_processing_backends
+from transformers.utils import is_torchvision_available
 
 
-class OnTorch(TorchvisionBackend):
-    """The back end with nearest neighbour as its only filter."""
-
-    def resize(self, image, size, resample=None, **_options):
-        resized = torch.nn.functional.interpolate(
-            image.float(), (size.height, size.width), mode="nearest-exact"
-        )
-        return resized.to(image.dtype)
-
-    def normalize(self, image, mean, std, **_options):
-        return (image - mean[:, None, None]) / std[:, None, None]
+def _resize(image, size, **_options):
+    flat = image.float().reshape(-1, 1, *image.shape[-2:])
+    resized = torch.nn.functional.interpolate(flat, tuple(size), mode="nearest-exact")
+    return resized.reshape(*image.shape[:-2], *size).to(image.dtype)
 
 
-# It stands for torchvision's, whose steps a family knows by their module.
-OnTorch.resize.__module__ = TorchvisionBackend.__module__
+def _normalize(image, mean, std, **_options):
+    mean, std = (torch.as_tensor(value)[:, None, None] for value in (mean, std))
+    return (image - mean) / std
+
+
+def _pad(image, padding, **_options):
+    left, top, right, bottom = padding  # with a constant; which one never matters here
+    return torch.nn.functional.pad(image, (left, right, top, bottom))
+
+
+def _crop(image, top, left, height, width):
+    return image[..., top : top + height, left : left + width]
+
+
+FUNCTIONAL = ModuleType("functional")
+for function in (_resize, _normalize, _pad, _crop):
+    setattr(FUNCTIONAL, function.__name__[1:], function)
+FILTERS = defaultdict(lambda: "nearest")
+FUNCTIONAL.InterpolationMode = SimpleNamespace(LANCZOS="lanczos", BILINEAR="bilinear")
 
 
 def on_torch(model: str, name: str) -> type:
     """The image processor `name` of a model's folder in transformers, without torchvision."""
     full = f"transformers.models.{model}.image_processing_{model}"
-    stubs = ["torchvision", "torchvision.transforms", "torchvision.transforms.v2"]
-    absent = [stub for stub in stubs if stub not in sys.modules]
+    if is_torchvision_available():
+        return getattr(importlib.import_module(full), name)
+    names = ["torchvision", "torchvision.transforms", "torchvision.transforms.v2"]
+    stubs = {name: ModuleType(name) for name in names}
+    stubs[f"{names[-1]}.functional"] = stubs[names[-1]].functional = FUNCTIONAL
+    found = {name: sys.modules[name] for name in stubs if name in sys.modules}
+    backend = vars(image_processing_backends)
+    backend["tvF"] = FUNCTIONAL
+    backend["pil_torch_interpolation_mapping"] = FILTERS
     try:
-        for stub in absent:
-            sys.modules[stub] = ModuleType(stub)
-        sys.modules["torchvision.transforms.v2"].functional = ModuleType("functional")
-        real = getattr(importlib.import_module(full), name)
+        sys.modules.update(stubs)
+        return getattr(importlib.import_module(full), name)
     finally:
-        for stub in absent:
-            del sys.modules[stub]
-    return type(name, (real, OnTorch), {})
+        sys.modules.update(found)
+        for name in stubs.keys() - found.keys():
+            del sys.modules[name]
+
+
+def same_on_torch(processor):
+    """The torchvision twin of an image processor of the PIL back end, with its settings."""
+    found = type(processor)
+    settings = {name: value for name, value in vars(processor).items() if name[0] != "_"}
+    model = found.__module__.split(".")[2]
+    return on_torch(model, found.__name__.removesuffix("Pil"))(**settings)

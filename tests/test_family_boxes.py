@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from .families import FAMILIES, PATCH
+from .on_torch import same_on_torch
 
 each_family = pytest.mark.parametrize(
     "family",
@@ -207,3 +208,15 @@ def test_pictures_of_very_different_shape_keep_their_own_boxes(family, blind):
         positions = np.concatenate([grid.positions.ravel() for grid in own])
         assert set(before.layout.image_positions[moved]) <= set(positions)
         assert moved.size
+
+
+@pytest.mark.parametrize("size", [(57, 41), (20, 121)], ids=str)
+@each_family
+def test_the_torchvision_back_end_has_the_same_boxes(family, size, blind, monkeypatch):
+    vlm = blind(family)
+    pil = vlm.processor.image_processor
+    if pil.backend == "torchvision":
+        pytest.skip("there is no other")
+    monkeypatch.setattr(vlm.processor, "image_processor", same_on_torch(pil))
+    assert vlm.processor.image_processor.backend == "torchvision"
+    assert disagreements(family, vlm, size) == []

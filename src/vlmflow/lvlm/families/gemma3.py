@@ -66,9 +66,12 @@ def _crops(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Return how many crops lie side by side and on top of each other; (1, 1): none are made."""
     if not setting(processor, "do_pan_and_scan"):
         return 1, 1
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
     width, height = size
-    # The processor's own method, on a picture of which it reads the shape only.
-    found = processor.image_processor.pan_and_scan(
+    # The rules are those of either back end; of the picture only the shape is read.
+    found = Gemma3ImageProcessorPil.pan_and_scan(
+        processor.image_processor,
         np.broadcast_to(np.uint8(0), (3, height, width)),
         setting(processor, "pan_and_scan_min_crop_size"),
         setting(processor, "pan_and_scan_max_num_crops"),
