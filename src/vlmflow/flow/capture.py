@@ -133,9 +133,8 @@ class Capture:
     def on_feature_gradient(self, layer: int, features: Tensor, gradient: Tensor) -> None:
         """Show a hook point's output and its gradient."""
         if features.ndim == 2:  # OPT puts the rows of a batch behind each other
-            features, gradient = (
-                tensor.unflatten(0, (self._batch, -1)) for tensor in (features, gradient)
-            )
+            rows = (self._batch, -1, features.shape[-1])
+            features, gradient = features.view(rows), gradient.view(rows)
         if self.observer is not None:
             self.observer.on_features(layer, features, gradient)
 
