@@ -7,17 +7,19 @@ import re
 import numpy as np
 import pytest
 import torch
+from transformers.utils import is_torchvision_available
 
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.measure import measure
 from vlmflow.flow.signals import DEFAULT_SIGNALS
 from vlmflow.lvlm.batch import collate, generate_batch, pad_id
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
+from vlmflow.lvlm.loading import load
 from vlmflow.lvlm.tokens import end_ids
 from vlmflow.removal.curve import removal_curves
 from vlmflow.truncation import Truncation
 
-from .families import FAMILIES, LAYERS, SIZES, picture
+from .families import FAMILIES, LAYERS, QUERIES, SIZES, WithRowBreaks, picture
 from .masked_truncation import masked_logits
 from .reference import measure_slowly
 from .test_signals import SIGNALS, assert_agrees
@@ -45,6 +47,27 @@ def test_every_registered_type_is_tested():
     known = {model_type for family in REGISTERED for model_type in family.model_types}
     tested = {family.model_type for family in FAMILIES}
     assert known - tested <= {"vipllava"}  # LLaVA in everything that is tested here
+
+
+@each_family
+def test_a_saved_model_opens_or_says_what_to_install(family, tmp_path, no_network):
+    model, processor = family.build("sdpa")
+    for part in (model, processor.tokenizer, processor.image_processor):
+        part.save_pretrained(tmp_path)
+    if isinstance(processor, WithRowBreaks):
+        (tmp_path / "processor_config.json").write_text('{"processor_class": "PixtralProcessor"}')
+    elif not hasattr(processor, "video_processor"):  # what stands for that cannot be saved
+        processor.save_pretrained(tmp_path)
+    needs_torchvision = isinstance(processor, WithRowBreaks) or (
+        hasattr(processor, "video_processor") or processor.image_processor.backend == "torchvision"
+    )
+    if needs_torchvision and not is_torchvision_available():
+        words = "its processor needs torchvision: pip install torchvision$"
+        with pytest.raises(ModelError, match=words):
+            load(tmp_path, device="cpu")
+        return
+    vlm = load(tmp_path, device="cpu")
+    assert len(vlm.prepare(picture(1, SIZES[0]), QUESTIONS[0]).layout) > QUERIES
 
 
 @each_with_places
