@@ -112,17 +112,31 @@ def measure_slowly(model, layers, inputs, layout, target, hook) -> Reference:
                 "margin": logits[token] - others.max(),
             }[target]
         )
+    attentions = getattr(output, "language_model_outputs", output).attentions
+    with_attention = [index for index, layer in enumerate(layers) if hasattr(layer, "self_attn")]
+    assert len(with_attention) == len(attentions)
+
+    def first(tensor):
+        """The only row of the batch; some layers have no axis for it inside."""
+        return tensor if tensor.ndim == 2 else tensor[0]
+
+    def in_all_layers(matrices):
+        """Zeros where a layer has no attention."""
+        zeros = np.zeros_like(matrices[0])
+        of_layer = dict(zip(with_attention, matrices, strict=True))
+        return np.stack([of_layer.get(index, zeros) for index in range(len(layers))])
+
     attention_gradients, feature_gradients = [], []
     for scalar in [sum(scores), *scores]:
-        wanted = [*output.attentions, *features]
+        wanted = [*attentions, *features]
         found = torch.autograd.grad(scalar, wanted, retain_graph=True)
-        grads = [gradient[0].double().numpy() for gradient in found]
-        attention_gradients.append(np.stack(grads[: len(layers)]))
-        feature_gradients.append(np.stack(grads[len(layers) :]))
+        grads = [first(gradient).double().numpy() for gradient in found]
+        attention_gradients.append(in_all_layers(grads[: len(with_attention)]))
+        feature_gradients.append(np.stack(grads[len(with_attention) :]))
     return Reference(
-        attention=np.stack([a[0].detach().double().numpy() for a in output.attentions]),
+        attention=in_all_layers([a[0].detach().double().numpy() for a in attentions]),
         gradients=attention_gradients,
-        features=np.stack([f[0].detach().double().numpy() for f in features]),
+        features=np.stack([first(f).detach().double().numpy() for f in features]),
         feature_gradients=feature_gradients,
         layout=layout,
     )

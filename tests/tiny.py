@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,13 +40,17 @@ CHAT_TEMPLATE = (
 """LLaVA-1.5's own template in short: pictures first, a space before the answer."""
 
 
-def tiny_tokenizer(kind: str = "byte") -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    kind: str = "byte", *, extra: Sequence[str] = (), **named: str
+) -> PreTrainedTokenizerFast:
     """A tokenizer trained on a few sentences.
 
     ``kind`` is ``"byte"`` (byte-level BPE: any text survives), ``"metaspace"`` (as Llama's: a space
-    is put before every text) or ``"word"`` (whole words; others are unknown).
+    is put before every text) or ``"word"`` (whole words; others are unknown). ``extra`` are more
+    special tokens, ``named`` such as the tokenizer is to know by a name (``image_token="<img>"``).
     """
-    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+    added = list(dict.fromkeys(["<image>", *extra, *named.values()]))
+    special = ["<pad>", "<s>", "</s>", "<unk>", *added]
     trainer: Any
     if kind == "byte":
         backend = Tokenizer(models.BPE())
@@ -75,7 +80,10 @@ def tiny_tokenizer(kind: str = "byte") -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
-        additional_special_tokens=[AddedToken("<image>", normalized=False, special=True)],
+        additional_special_tokens=[
+            AddedToken(token, normalized=False, special=True) for token in added
+        ],
+        model_specific_special_tokens=dict(named),
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
     )

@@ -1,4 +1,4 @@
-"""``vlmflow tasks|rankings|presets``: what there is to choose from."""
+"""``vlmflow models|tasks|rankings|presets``: what there is to choose from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ import typer
 
 from vlmflow.cli.app import app
 from vlmflow.cli.terminal import errors_in_one_line, quiet_libraries
+
+
+@app.command()
+def models() -> None:
+    """List the types of models, with an example of each and what works with it."""
+    from vlmflow.lvlm.families.table import UNKNOWN, rows
+
+    _table(list(rows()))
+    typer.echo(f"\n{UNKNOWN}")
 
 
 @app.command()

@@ -47,6 +47,7 @@ class Capture:
         self._calls: dict[int, AttentionCall] = {}
         self._last_pass = False
         self._in_forward = False
+        self._batch = 1
 
     def forward(self, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
         """Run the model once.
@@ -68,6 +69,7 @@ class Capture:
         ModelError
             If the model's attention cannot be followed.
         """
+        self._batch = len(inputs["input_ids"])
         options: dict[str, Any] = {"use_cache": False}
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         if keeps:
@@ -130,6 +132,9 @@ class Capture:
 
     def on_feature_gradient(self, layer: int, features: Tensor, gradient: Tensor) -> None:
         """Show a hook point's output and its gradient."""
+        if features.ndim == 2:  # OPT puts the rows of a batch behind each other
+            rows = (self._batch, -1, features.shape[-1])
+            features, gradient = features.view(rows), gradient.view(rows)
         if self.observer is not None:
             self.observer.on_features(layer, features, gradient)
 

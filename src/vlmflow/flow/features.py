@@ -39,7 +39,8 @@ def watch_features(layers: nn.ModuleList, hook: str, on_gradient: OnGradient) ->
     layers : ModuleList
         The decoder layers.
     hook : str
-        ``"post_attention_norm"`` (the paper's), ``"layer_input"``, ``"layer_output"``, or the name
+        ``"post_attention_norm"`` (the paper's; where attention and MLP run side by side, the one
+        norm that both read), ``"layer_input"``, ``"layer_output"``, or the name
         of a submodule that every layer has and that maps one tensor to one tensor
         (``"input_layernorm"``, ``"self_attn.v_proj"``).
     on_gradient : callable
@@ -87,6 +88,9 @@ def hook_module(layer: nn.Module, hook: str) -> nn.Module:
     for name in names:
         if name and name in modules:
             return modules[name]
+    norms = [module for name, module in layer.named_children() if "norm" in name]
+    if hook == POST_ATTENTION_NORM and len(norms) == 1:
+        return norms[0]  # attention and MLP side by side: both read the only norm there is
     children = ", ".join(repr(name) for name, _ in layer.named_children())
     raise InputError(
         f"cam_hook={hook!r}, but {type(layer).__name__} has no such part; "

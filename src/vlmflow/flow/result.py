@@ -213,32 +213,49 @@ class InformationFlow:
         return FLAGS[int(self.flags[signal][row, column])]
 
     def grid(
-        self, signal: str, layer: int | None = None, target: int = 0, image: int = 0
+        self,
+        signal: str,
+        layer: int | None = None,
+        target: int = 0,
+        image: int = 0,
+        *,
+        kind: str | None = None,
     ) -> Float32Array:
         """Return one map as the picture's grid of tokens, ``(rows, cols)``.
 
-        Parameters are those of :meth:`map`, and the picture's index.
+        Parameters are those of :meth:`map`, the picture's index, and the kind of grid where a
+        picture is seen twice (``"tiles"``, ``"thumbnail"``).
 
         Raises
         ------
         InputError
-            Also if the picture has no grid, or several (then use :meth:`pixel_map`).
+            Also if the picture has no grid, or several (name one, or use :meth:`pixel_map`).
         """
         values = self.map(signal, layer, target)
-        grids = self._grids(image)
+        grids = self._grids(image, kind)
         if len(grids) > 1:
+            kinds = ", ".join(repr(grid.kind) for grid in grids)
             raise InputError(
-                f"image={image} is cut into {len(grids)} grids of tokens; use pixel_map"
+                f"image={image} is cut into {len(grids)} grids of tokens; name one with kind= "
+                f"({kinds}), or use pixel_map"
             )
         return values[np.searchsorted(self.layout.image_positions, grids[0].positions)]
 
     def pixel_map(
-        self, signal: str, layer: int | None = None, target: int = 0, image: int = 0
+        self,
+        signal: str,
+        layer: int | None = None,
+        target: int = 0,
+        image: int = 0,
+        *,
+        kind: str | None = None,
     ) -> Float32Array:
         """Paint one map over the original picture's pixels, ``(height, width)``.
 
-        Each token's value fills its box, the mean where boxes overlap; NaN where no token looks
-        (cropped away). Parameters are those of :meth:`map`, and the picture's index.
+        Each token's value fills its box, the mean by area where boxes overlap; NaN where no token
+        looks (cropped away). Parameters are those of :meth:`map`, the picture's index, and the kind
+        of grid to paint alone where a picture is seen twice (``"tiles"``, ``"thumbnail"``); all
+        together where left out.
 
         Raises
         ------
@@ -248,7 +265,7 @@ class InformationFlow:
         from vlmflow.lvlm.geometry import paint
 
         values = self.map(signal, layer, target)
-        return paint(self._grids(image), values, self.layout, image)
+        return paint(self._grids(image, kind), values, self.layout, image)
 
     def token_boxes(self, image: int = 0) -> npt.NDArray[np.float64]:
         """Return the box of every image token in one picture's original pixels.
@@ -290,7 +307,7 @@ class InformationFlow:
         has = f"this model has {plural(self.layers, 'decoder layer')}"
         return valid_index("layer", layer, self.layers, has), column
 
-    def _grids(self, image: int) -> tuple[ImageGrid, ...]:
+    def _grids(self, image: int, kind: str | None = None) -> tuple[ImageGrid, ...]:
         count = len(self.layout.image_sizes)
         if count == 0:
             raise InputError(f"image={image!r}, but this result has no pictures")
@@ -299,7 +316,11 @@ class InformationFlow:
         if not grids:
             why = self.layout.grids_missing or "this picture has no grid of tokens"
             raise InputError(f"image={index} cannot be painted: {why}")
-        return grids
+        chosen = tuple(grid for grid in grids if kind in (None, grid.kind))
+        if not chosen:
+            kinds = ", ".join(repr(grid.kind) for grid in grids)
+            raise InputError(f"kind={kind!r}, but image={index} has {kinds}")
+        return chosen
 
     def segment_frame(self) -> pd.DataFrame:
         """Give attention flow as a tidy table, one row per layer, target and segment.

@@ -42,7 +42,9 @@ def decoder_layers(model: Any) -> nn.ModuleList:
         If there is none.
     """
     decoder = model.get_decoder()
-    for holder in (decoder, getattr(decoder, "model", None), getattr(decoder, "decoder", None)):
+    inner = getattr(decoder, "model", None)
+    holders = (decoder, inner, *(getattr(outer, "decoder", None) for outer in (decoder, inner)))
+    for holder in holders:
         layers = getattr(holder, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers):
             return layers

@@ -34,7 +34,8 @@ def collate(
     -------
     inputs : dict of str to tensor
         Per-token inputs are ``(B, N)`` with ``N`` the longest prompt; others (``pixel_values``) are
-        put behind each other along their first axis.
+        put behind each other along their first axis, and filled up with zeros at the end of the
+        others where pictures differ in size or in tiles, as processors do within one prompt.
     layouts : list of B TokenLayout
         Shifted to where each prompt stands in its row.
 
@@ -55,9 +56,25 @@ def collate(
                 torch.nn.functional.pad(tensor, (total - tensor.shape[1], 0), value=fill)
                 for tensor in tensors
             ]
-        inputs[name] = torch.cat(tensors)
+        inputs[name] = torch.cat(_same_size(tensors))
     layouts = [one.layout.shifted(total - len(one.layout), total) for one in prepared]
     return inputs, layouts
+
+
+def _same_size(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Fill tensors up with zeros at the end of every axis but the first."""
+    largest = [max(sides) for sides in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    return [
+        torch.nn.functional.pad(
+            tensor,
+            [
+                width
+                for side, most in zip(reversed(tensor.shape[1:]), reversed(largest), strict=True)
+                for width in (0, most - side)
+            ],
+        )
+        for tensor in tensors
+    ]
 
 
 def generate_batch(

@@ -7,7 +7,7 @@ so the pixels behind a patch are a box. Coordinates are those of pixel EDGES: a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -37,6 +37,22 @@ class Preimage:
     x_offset: float
     y_scale: float
     y_offset: float
+
+    @classmethod
+    def of_resize(
+        cls, size: tuple[int, int], new: tuple[int, int], *, left: int = 0, top: int = 0
+    ) -> Preimage:
+        """Invert a resize to ``new``, put at ``left, top`` of what the tower is given.
+
+        Parameters
+        ----------
+        size, new : (width, height)
+            Sizes before and after.
+        left, top : int
+            Where the resized picture begins in the tower's coordinates (padding in front).
+        """
+        x_scale, y_scale = size[0] / new[0], size[1] / new[1]
+        return cls(x_scale, -left * x_scale, y_scale, -top * y_scale)
 
     def boxes(self, rows: int, cols: int, patch_height: int, patch_width: int) -> FloatArray:
         """Return the boxes of a ``rows`` x ``cols`` grid of patches from the tower's corner on.
@@ -230,15 +246,42 @@ def _pads_to_square(image_processor: Any) -> bool:
     return hasattr(image_processor, "pad_to_square") and bool(image_processor.do_pad)
 
 
+def require_pipeline(image_processor: Any, *models: str) -> None:
+    """Refuse an image processor whose steps are not those of one of these models.
+
+    Parameters
+    ----------
+    image_processor : object
+        The model's image processor.
+    models : str
+        Folders of ``transformers.models`` whose image processors are inverted, of either back end.
+
+    Raises
+    ------
+    MapUnavailableError
+        If it has steps of its own.
+    """
+    known = {
+        f"transformers.models.{model}.image_processing_{back_end}{model}"
+        for model in models
+        for back_end in ("", "pil_")
+    }
+    _require_steps(image_processor, known)
+
+
 def _require_standard_pipeline(image_processor: Any) -> None:
     """Refuse processors whose steps are not those mirrored here."""
     known = (
-        "transformers.image_processing_backends",
         "transformers.models.llava.image_processing_llava",
         "transformers.models.llava.image_processing_pil_llava",
     )
+    _require_steps(image_processor, known)
+
+
+def _require_steps(image_processor: Any, known: Collection[str]) -> None:
     for step in ("_preprocess", "resize", "center_crop"):
-        if getattr(getattr(image_processor, step, None), "__module__", "") not in known:
+        module = getattr(getattr(image_processor, step, None), "__module__", "")
+        if module not in known and module != "transformers.image_processing_backends":
             name = type(image_processor).__name__
             raise MapUnavailableError(
                 f"no map over pixels: what {name} does to a picture is not inverted here"

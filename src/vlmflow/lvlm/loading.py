@@ -85,6 +85,8 @@ def load(
         config = AutoConfig.from_pretrained(source, **shared)
         _require_image_text_to_text(config, str(name), trust_remote_code)
         processor = open_processor(source, **shared)
+        if getattr(processor, "image_processor", None) is None and _lacks_torchvision():
+            raise ImportError("torchvision")  # without it, transformers hands out a part of it
         model: Any = AutoModelForImageTextToText.from_pretrained(
             source,
             config=config,
@@ -171,6 +173,11 @@ def _require_image_text_to_text(config: Any, name: str, trust_remote_code: bool)
 def _reason(error: BaseException) -> str:
     """Return the first line of an error, or what to install where a library is missing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ImportError) and "torchvision" in str(error):
+    # Besides ImportError, transformers raises what it likes where a class cannot be loaded.
+    if "torchvision" in str(error).lower() and _lacks_torchvision():
         return "its processor needs torchvision: pip install torchvision"
     return lines[0] if lines else type(error).__name__
+
+
+def _lacks_torchvision() -> bool:
+    return find_spec("torchvision") is None

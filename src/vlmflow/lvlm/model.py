@@ -71,8 +71,9 @@ class LVLM:
         self.processor = processor
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
         self.image_token_id = image_token_id(model)
-        self.image_token: str = getattr(processor, "image_token", None) or str(
-            processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        self.image_token = str(
+            getattr(processor, "image_token", None)
+            or processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
         )
         self.decoder_layers: nn.ModuleList = decoder_layers(model)
         self.family: Family = family_of(model.config.model_type)
@@ -152,6 +153,8 @@ class LVLM:
                 f"image(s) where the question shows {len(pictures)}: it does not take pictures "
                 "like this"
             )
+        if not self.family.pictures_in_prompt:
+            prompt = self._without_placeholder(prompt, len(pictures))
         inputs = self._encode(prompt, pictures)
         layout = self._layout(inputs, tuple(picture.size for picture in pictures))
         prepared = Prepared(inputs, layout, pictures, prompt, lead=lead)
@@ -174,7 +177,9 @@ class LVLM:
             ids = self._checked_ids(answer)
             text = answer_text(tokenizer, ids)
         inputs = {
-            name: _extended(name, tensor, ids, prepared.inputs["input_ids"])
+            name: _extended(
+                name, tensor, ids, prepared.inputs["input_ids"], self.family.answer_inputs
+            )
             for name, tensor in prepared.inputs.items()
         }
         before = prepared.layout
@@ -304,6 +309,13 @@ class LVLM:
 
         return removal_curve(self, images, question, answer, **options)
 
+    def _without_placeholder(self, prompt: str, pictures: int) -> str:
+        """Take the placeholder out of a prompt before which the processor puts image tokens."""
+        if pictures != 1:
+            raise InputError(f"{self.name} takes one picture, but the question shows {pictures}")
+        before, _, behind = prompt.partition(self.image_token)
+        return before + behind.removeprefix("\n")
+
     def _encode(self, prompt: str, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Return the processor's output on the model's device."""
         start = self.processor.tokenizer.bos_token
@@ -321,7 +333,8 @@ class LVLM:
         return {
             name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in encoded.items()
-            if isinstance(tensor, torch.Tensor)
+            # Some processors add labels: with them a model computes a loss that nobody asked for.
+            if isinstance(tensor, torch.Tensor) and name != "labels"
         }
 
     def _layout(
@@ -385,11 +398,15 @@ class LVLM:
 
 
 def _extended(
-    name: str, tensor: torch.Tensor, ids: Sequence[int], input_ids: torch.Tensor
+    name: str,
+    tensor: torch.Tensor,
+    ids: Sequence[int],
+    input_ids: torch.Tensor,
+    fill: Mapping[str, int],
 ) -> torch.Tensor:
     """Put the answer's entries behind a per-token input; leave other inputs as they are."""
     if tensor.shape != input_ids.shape:
         return tensor
     entries = {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
-    more = torch.tensor([entries.get(name, [0] * len(ids))], dtype=tensor.dtype)
+    more = torch.tensor([entries.get(name, [fill.get(name, 0)] * len(ids))], dtype=tensor.dtype)
     return torch.cat([tensor, more.to(tensor.device)], dim=1)

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.attention_watch import watch_attention
+from vlmflow.lvlm.families import family_of
 from vlmflow.truncation.call import Call, Cut
 from vlmflow.truncation.gather import cut_mask, take
 from vlmflow.truncation.layer_inputs import LayerInputs, cut_argument
@@ -118,7 +119,8 @@ class Branches:
                 handle = layer.register_forward_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             # Without a configuration no layer of the cache forgets what left its window.
-            output = self.model(**inputs, past_key_values=DynamicCache(), use_cache=True)
+            cache = None if state.recurrent else DynamicCache()
+            output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None)
         logits: Tensor = output.logits
         return logits.reshape(len(logits), -1, rows.shape[1], logits.shape[-1])
 
@@ -143,6 +145,7 @@ class _Pass:
             LayerInputs.of(self.model, self.layers, index, repack=False)
             for index in range(len(self.layers))
         ]
+        self.recurrent = any(inputs.recurrent for inputs in self.inputs)
         there = torch.ones_like(is_image) if valid is None else valid
         self.prompt = Call(
             arguments=inputs,
@@ -153,6 +156,8 @@ class _Pass:
             images=is_image.sum(1).tolist(),
         )
         self.there = there
+        self.late = family_of(self.model.config.model_type).late_features(self.model.config)
+        self.before_late: Tensor | None = None
         self.prefix: Tensor | None = None
         self.behind = there
         self.hidden: Tensor | None = None
@@ -173,6 +178,7 @@ class _Pass:
             main = args[0] if args else kwargs["hidden_states"]
             if self.hidden is None:
                 self._share_prefix(kwargs.get("attention_mask"))
+            self._add_late(main)
             self._begin(index, main)
             self.branching = True
             try:
@@ -183,6 +189,8 @@ class _Pass:
             finally:
                 self.branching = False
             self.hidden = found[0] if isinstance(found, tuple) else found
+            if index < self.late:
+                self.before_late = output[0] if isinstance(output, tuple) else output
             if index + 1 < len(self.layers):
                 return None
             joined = self._answer_rows(output[0] if isinstance(output, tuple) else output)
@@ -190,8 +198,19 @@ class _Pass:
 
         return hook
 
+    def _add_late(self, main: Tensor) -> None:
+        """Give the branches what the model added to image tokens behind the layer before."""
+        if self.hidden is None or self.before_late is None:
+            return
+        added = main - self.before_late.to(main.device)
+        parts = [take(added, call.cuts[0].slots, -2) for call in self.calls]
+        self.hidden = self.hidden + torch.cat(parts).to(self.hidden.device)
+        self.before_late = None
+
     def _share_prefix(self, mask: Any) -> None:
         """Leave out of the branches what stands before the pictures and cannot see them."""
+        if self.recurrent:
+            return  # a state holds what came before it, but nobody can read it at one position
         before = self.there & (self.prompt.is_image.cumsum(1) == 0)
         if bool(before.any()) and not _sees(mask, before, self.prompt.is_image):
             self.prefix = _positions(before)
@@ -237,6 +256,8 @@ class _Pass:
         return joined
 
     def _argument(self, name: str, value: Any) -> Any:
+        if value is None:
+            return None
         parts = [
             call.once(
                 (name, id(value)), value, partial(cut_argument, name, value, call, call.cuts[0])
@@ -291,7 +312,7 @@ class _Pass:
                 call.length,
                 # With keys before its own tokens, "causal" has to be spelled out.
                 ragged=cut.ragged or prefix is not None,
-                flash="flash" in str(getattr(inputs.config, "_attn_implementation", "")),
+                padding_only=inputs.takes_padding_mask,
                 window=inputs.window,
                 out_of_window=out_of_window,
             )

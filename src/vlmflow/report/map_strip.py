@@ -116,6 +116,10 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
         if top_of_all > 0:
             most = "largest of the layer" + (", all pictures" if len(flow.pictures) > 1 else "")
             _draw_scale(axes, total - 0.26, most if note else top_of_all)
+        kinds = [grid.kind for grid in flow.layout.grids if grid.image == image]
+        if len(kinds) > 1:
+            words = f"{' and '.join(kinds)} together, mean by area"
+            _write(axes, WIDTH - 0.1, total - 0.26, words, 6.5, color=GREY, ha="right", va="center")
         if unseen:
             words = "////  not seen by the model"
             _write(axes, 0.1, total - 0.26, words, 6.5, color=GREY, ha="left", va="center")

@@ -4,7 +4,8 @@ A pre-hook of the model looks up where the image tokens of a call are. At each s
 pre-hook chooses which of them stay and gathers the hidden states; from there on, pre-hooks give
 every layer the masks and positions of the tokens that are left. A hook behind the last layer puts
 rows back to their places, so that logits have the shape they always had; rows of removed tokens are
-zero there. What a cache holds of which token, the cache itself remembers
+zero there. The same is done behind layers where the model adds image features again (DeepStack),
+which it does by position. What a cache holds of which token, the cache itself remembers
 (:mod:`vlmflow.truncation.cache`).
 """
 
@@ -19,10 +20,11 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.attention_watch import watch_attention
 from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
+from vlmflow.lvlm.families import family_of
 from vlmflow.truncation.call import Call, Cut
 from vlmflow.truncation.gather import take
 from vlmflow.truncation.layer_inputs import LayerInputs
@@ -69,6 +71,7 @@ class Engine:
         self.stages = [layer for layer, _ in policy.stages]
         video = getattr(model.config, "video_token_id", None)
         self.tokens = [image_token] if video is None else [image_token, int(video)]
+        self.late = family_of(model.config.model_type).late_features(model.config)
         self.signature = inspect.signature(model.forward)
         self.call: Call | None = None
         self.measuring = False
@@ -95,7 +98,8 @@ class Engine:
             for index, hook in self.before.items():
                 layer = self.layers[index]
                 handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-            handles.append(self.layers[-1].register_forward_hook(self.after_last))
+            for index in self.whole_after(len(self.layers)):
+                handles.append(self.layers[index].register_forward_hook(self.after(index)))
             for handle in handles:
                 stack.callback(handle.remove)
             stack.callback(self.forget)
@@ -171,9 +175,18 @@ class Engine:
 
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             call = self.call
-            if call is None or self.measuring:
+            if self.measuring:
                 return None
+            if call is None:
+                name = type(self.model).__name__
+                raise ModelError(
+                    f"{name} runs its decoder past its own forward, so a truncation cannot know "
+                    "where the image tokens are; nothing was removed"
+                )
             hidden = args[0] if args else kwargs["hidden_states"]
+            before = call.cut_at(layer - 1)
+            if 0 < layer <= self.late and before is not None:
+                hidden = take(hidden, before.slots, -2)  # put back behind the layer before
             if layer in self.stages and call.has_images:
                 hidden = self._cut(call, layer, hidden)
             cut = inputs.cut(call, hidden, kwargs)
@@ -203,16 +216,24 @@ class Engine:
             cut.sizes = take(torch.stack([size for _, size in folded]), cut.local, -1)
         return take(hidden, cut.local, -2)
 
-    def after_last(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        """Put the rows that are left back to their places among zeros."""
-        if self.call is None or self.measuring:
-            return None
-        cut = self.call.cut_at(len(self.layers))
-        if cut is None:
-            return None
-        hidden = output[0] if isinstance(output, tuple) else output
-        full = _put_back(hidden, cut, self.call.length)
-        return (full, *output[1:]) if isinstance(output, tuple) else full
+    def whole_after(self, layers: int) -> list[int]:
+        """List the layers behind which every token is wanted at its place."""
+        return sorted({*range(self.stages[0], min(self.late, layers)), layers - 1})
+
+    def after(self, layer: int) -> Callable[..., Any]:
+        """Make the hook that puts the rows that are left back to their places among zeros."""
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if self.call is None or self.measuring:
+                return None
+            cut = self.call.cut_at(layer)
+            if cut is None:
+                return None
+            hidden = output[0] if isinstance(output, tuple) else output
+            full = _put_back(hidden, cut, self.call.length)
+            return (full, *output[1:]) if isinstance(output, tuple) else full
+
+        return hook
 
 
 def _put_back(hidden: Tensor, cut: Cut, length: int) -> Tensor:

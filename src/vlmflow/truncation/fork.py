@@ -21,6 +21,7 @@ from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.attention_watch import watch_attention
 from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
+from vlmflow.lvlm.families import family_of
 from vlmflow.truncation.engine import Engine
 from vlmflow.truncation.names import ATTENTION_RANKINGS
 from vlmflow.truncation.policy import Truncation
@@ -76,6 +77,9 @@ class Fork:
     policies: Sequence[Truncation]
     branches: list[Branch] = field(default_factory=list)
     _running: Branch | None = None
+    _before_late: Tensor | None = None
+    _layers: int = 0
+    _late: int = 0
 
     def prefill(self, inputs: Mapping[str, Any]) -> Any:
         """Run one prompt; :attr:`branches` then hold what each truncation has cached.
@@ -97,6 +101,8 @@ class Fork:
             As the truncations themselves would raise.
         """
         layers = decoder_layers(self.model)
+        self._layers = len(layers)
+        self._late = family_of(self.model.config.model_type).late_features(self.model.config)
         self.branches = [self._branch(policy, layers, inputs) for policy in self.policies]
         looked_at = set().union(*(branch.looked_at for branch in self.branches))
         with ExitStack() as stack:
@@ -140,12 +146,13 @@ class Fork:
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             main = args[0] if args else kwargs["hidden_states"]
+            hidden = output[0] if isinstance(output, tuple) else output
             for branch in self.branches:
                 if index >= branch.first:
                     self._run(branch, index, module, main, args[1:], kwargs)
+            self._before_late = hidden if index < self._late else None
             if not last:
                 return None
-            hidden = output[0] if isinstance(output, tuple) else output
             rows = [one.hidden[:, -1:] for one in self.branches if one.hidden is not None]
             joined = torch.cat([hidden, *(row.to(hidden.device) for row in rows)], dim=1)
             return (joined, *output[1:]) if isinstance(output, tuple) else joined
@@ -162,6 +169,9 @@ class Fork:
                 "truncations cannot share a prefill"
             )
         hidden = main if index == branch.first else branch.hidden
+        if index > branch.first and self._before_late is not None and hidden is not None:
+            # What the model added to image tokens behind the layer before; their places are kept.
+            hidden = hidden + (main - self._before_late.to(main.device)).to(hidden.device)
         given = {
             name: value
             for name, value in {**kwargs, "past_key_values": branch.cache}.items()
@@ -175,6 +185,9 @@ class Fork:
             found = module.forward(*found_args, **found_kwargs)
         finally:
             self._running = None
+        if index in branch.engine.whole_after(self._layers):
+            whole = branch.engine.after(index)(module, args, found)
+            found = found if whole is None else whole
         branch.hidden = found[0] if isinstance(found, tuple) else found
 
 

@@ -54,7 +54,7 @@ def cut_mask(
     total: int,
     *,
     ragged: bool,
-    flash: bool,
+    padding_only: bool,
     window: int | None,
     out_of_window: bool,
 ) -> Any:
@@ -71,8 +71,8 @@ def cut_mask(
         Length of the conversation with this call's tokens.
     ragged : bool
         Whether there are such slots.
-    flash : bool
-        Whether the attention takes 2-D masks only.
+    padding_only : bool
+        Whether the layer takes 2-D masks only.
     window : int, optional
         Sliding window of the layer.
     out_of_window : bool
@@ -87,7 +87,7 @@ def cut_mask(
     if mask is None:
         if not ragged and not out_of_window:
             return None
-        if flash:
+        if padding_only:
             return (columns >= 0).to(torch.int64)
         here, there = rows[:, :, None], columns[:, None, :]
         visible = (there <= here) & (there >= 0)

@@ -15,6 +15,9 @@ from vlmflow.truncation.cache import TruncatedLayer, is_truncated, truncated_lay
 from vlmflow.truncation.call import Call, Cut
 from vlmflow.truncation.gather import cut_mask, cut_positions, take
 
+RECURRENT = ("linear_attention", "conv")
+"""Kinds of layers (``config.layer_types``) that transformers masks as recurrent ones."""
+
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
@@ -28,6 +31,9 @@ class LayerInputs:
         What its attention reads ``_attn_implementation`` from.
     window : int, optional
         Its sliding window.
+    recurrent : bool
+        Whether it goes through the sequence token by token (linear attention, convolution): it
+        then knows padding only, and keeps a state instead of keys.
     rotary : nn.Module, optional
         What embeds positions, to number tokens anew; None: they keep their positions.
     rotary_options : dict
@@ -37,6 +43,7 @@ class LayerInputs:
     index: int
     config: Any
     window: int | None
+    recurrent: bool
     rotary: nn.Module | None
     rotary_options: dict[str, Any]
 
@@ -58,10 +65,20 @@ class LayerInputs:
         for module in layers[index].modules():
             window = getattr(module, "sliding_window", window)
         rotary = _rotary(model) if repack else None
+        # Row and column of a patch cannot be counted anew.
+        if getattr(rotary, "mrope_section", None) is not None:
+            raise _no_repacking(type(model).__name__)
         options: dict[str, Any] = {}
         if rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters:
             options["layer_type"] = config.layer_types[index]
-        return cls(index, config, window, rotary, options)
+        recurrent = kinds is not None and kinds[index] in RECURRENT
+        return cls(index, config, window, recurrent, rotary, options)
+
+    @property
+    def takes_padding_mask(self) -> bool:
+        """Whether the layer's masks have two axes, with 0 where nothing stands."""
+        flash = "flash" in str(getattr(self.config, "_attn_implementation", ""))
+        return self.recurrent or flash
 
     def cut(self, call: Call, hidden: Tensor, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments for the tokens that are left.
@@ -112,8 +129,7 @@ class LayerInputs:
         out_of_window = self.window is not None and call.total > self.window
         if mask is None and not ragged and not out_of_window:
             return None
-        flash = "flash" in str(getattr(self.config, "_attn_implementation", ""))
-        if flash and out_of_window:
+        if self.takes_padding_mask and out_of_window:
             raise ModelError(
                 f"layer {self.index} slides a window over positions, which flash attention cannot "
                 "do where tokens are missing; load the model with attn_implementation='sdpa'"
@@ -126,7 +142,7 @@ class LayerInputs:
                 columns,
                 call.total,
                 ragged=ragged,
-                flash=flash,
+                padding_only=self.takes_padding_mask,
                 window=self.window,
                 out_of_window=out_of_window,
             )

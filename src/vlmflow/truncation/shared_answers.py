@@ -75,6 +75,11 @@ def shared_answers(
         **arguments: Any,
     ) -> list[Tensor]:
         del generation_config  # greedy
+        if policies and model is not vlm.model:
+            raise ModelError(
+                f"{type(vlm.model).__name__} runs its decoder past its own forward, so a "
+                "truncation cannot know where the image tokens are"
+            )
         decoder = _Decoder(model, logits_processor, stopping_criteria)
         inputs = model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **arguments

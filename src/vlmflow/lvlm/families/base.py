@@ -9,9 +9,11 @@ change.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 from vlmflow.lvlm.geometry import MapUnavailableError
 from vlmflow.lvlm.layout import FloatArray, ImageGrid, IntArray
@@ -40,11 +42,55 @@ class PreparedPictures:
     processor: Any
 
 
+def token_runs(positions: IntArray, counts: Sequence[int]) -> list[IntArray]:
+    """Cut the image tokens of a prompt into the runs of its pictures.
+
+    Parameters
+    ----------
+    positions : (P,) int64
+        All of them, in order.
+    counts : sequence of int
+        How many each picture has.
+
+    Raises
+    ------
+    MapUnavailableError
+        If that is not how many there are.
+    """
+    if sum(counts) != positions.size:
+        raise MapUnavailableError(
+            f"no map over pixels: the prompt has {positions.size} image tokens, but its pictures "
+            f"give {' + '.join(map(str, counts))}"
+        )
+    return [np.asarray(run) for run in np.split(positions, np.cumsum(counts)[:-1])]
+
+
+def setting(processor: Any, name: str) -> Any:
+    """Read what a processor tells its image processor to do, or the image processor's own choice.
+
+    Parameters
+    ----------
+    processor : object
+        The model's processor.
+    name : str
+        A setting of its image processor (``"do_resize"``).
+    """
+    told: Mapping[str, Any] = getattr(processor, "images_kwargs", None) or {}
+    return told[name] if name in told else getattr(processor.image_processor, name, None)
+
+
 class Family(ABC):
     """What differs between LVLM architectures."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
     """``config.model_type`` of the models that belong to the family."""
+
+    answer_inputs: ClassVar[Mapping[str, int]] = {}
+    """What inputs with one entry per token hold at an answer's tokens, where it is not 0."""
+
+    pictures_in_prompt: ClassVar[bool] = True
+    """Whether a placeholder in the prompt says where a picture goes; else the processor puts the
+    image tokens of one picture before the text."""
 
     @abstractmethod
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
@@ -61,6 +107,20 @@ class Family(ABC):
         MapUnavailableError
             If the boxes are not known; the prompt then gets a layout without grids.
         """
+
+    def late_features(self, config: Any) -> int:
+        """Say behind how many of the first decoder layers image features are added once more.
+
+        DeepStack does this: features of earlier layers of the vision tower go into the hidden
+        states of the image tokens, outside of the decoder layers.
+
+        Parameters
+        ----------
+        config : object
+            The model's configuration.
+        """
+        vision = getattr(config, "vision_config", None)
+        return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 
     def places(self, tokens: int, inputs: Mapping[str, Any], config: Any) -> FloatArray | None:
         """Say where the image tokens of one prompt stand, from the model's inputs alone.
@@ -90,5 +150,6 @@ class UnknownFamily(Family):
         """Raise: nothing is known about the pixels."""
         raise MapUnavailableError(
             f"no map over pixels: models of type {prepared.config.model_type!r} have no family in "
-            "vlmflow.lvlm.families that says which pixels their image tokens come from"
+            "vlmflow.lvlm.families that says which pixels their image tokens come from; "
+            "CONTRIBUTING.md says how to add one"
         )

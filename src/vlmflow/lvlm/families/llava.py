@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vlmflow.lvlm.families.base import Family, PreparedPictures
+from vlmflow.lvlm.families.pixtral import Pixtral
 from vlmflow.lvlm.geometry import MapUnavailableError, preimage
 from vlmflow.lvlm.layout import FloatArray, ImageGrid
 
@@ -17,13 +18,16 @@ class Llava(Family):
 
     The grid is that of the pixels the tower was really given, and the tokens are counted in the
     prompt, so any tower and picture size works. Tokens in front of the patches (the class token
-    with ``vision_feature_select_strategy="full"``, registers) show no place.
+    with ``vision_feature_select_strategy="full"``, registers) show no place. Pixtral is a LLaVA
+    with a tower of its own kind, and has its grids from there.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava", "vipllava")
 
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Return one grid per picture; see :meth:`Family.grids`."""
+        if getattr(prepared.config.vision_config, "model_type", None) == "pixtral":
+            return Pixtral().grids(prepared)
         pixels = prepared.inputs["pixel_values"]
         pictures = len(prepared.image_sizes)
         if pixels.ndim != 4 or pixels.shape[0] != pictures:
@@ -56,8 +60,8 @@ class Llava(Family):
         tower's own picture size stands in for theirs.
         """
         size = getattr(config.vision_config, "patch_size", None)
-        if not isinstance(size, int):
-            return None
+        if not isinstance(size, int) or config.vision_config.model_type == "pixtral":
+            return None  # Pixtral's pictures keep their shapes, so rows differ
         pixels = inputs.get("pixel_values")
         if pixels is not None and pixels.ndim == 4:
             height, width = pixels.shape[-2:]

@@ -96,7 +96,7 @@ function offerColours() {
   slider.addEventListener("input", () => choose({ opacity: Number(slider.value) / 100 }));
   follow(["opacity"], show);
   show();
-  const kinds = [...new Set(head.grids.map((grid) => grid.kind))];
+  const kinds = [...new Set(head.grids.map((grid) => kindsOf(grid.image)).filter((own) => own.length > 1).flat())];
   choice.view = kinds[0] ?? "";
   if (kinds.length > 1) radios(find("views"), "view", kinds.map((kind) => [kind, kind]));
   const reach = () => { find("reach").hidden = isSummed(choice.signal); };

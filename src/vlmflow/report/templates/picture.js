@@ -5,11 +5,21 @@ const stages = []; // per picture: { frame, canvas, picture, tokens, hint }
 let shown = { values: null, top: 0 }; // the map on screen and the value of its brightest colour
 let pointed = null; // image token under the pointer or the keyboard's cursor
 
+// How one picture is seen: in tiles, say, and as a whole.
+function kindsOf(image) {
+  return [...new Set(head.grids.filter((grid) => grid.image === image).map((grid) => grid.kind))];
+}
+
+// Whether a grid is what the chosen view shows of its picture.
+function isInView(grid) {
+  return grid.kind === choice.view || kindsOf(grid.image).length === 1;
+}
+
 // Tokens of one picture in the chosen view: index into the map, box, place in the grid.
 function tokensOf(image) {
   const tokens = [];
   head.grids.forEach((grid, number) => {
-    if (grid.image !== image || grid.kind !== choice.view) return;
+    if (grid.image !== image || !isInView(grid)) return;
     const columns = numbers.curves[`grid${number}.columns`].values;
     const boxes = numbers.curves[`grid${number}.boxes`].values;
     columns.forEach((index, place) => tokens.push({

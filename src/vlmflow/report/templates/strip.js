@@ -8,7 +8,7 @@ async function showStrip() {
   const target = choice.target;
   const block = await numbers.mapsOf(target);
   if (signal !== choice.signal || target !== choice.target) return;
-  const number = head.grids.findIndex((grid) => grid.kind === choice.view);
+  const number = head.grids.findIndex((grid) => isInView(grid));
   const tops = d3.range(head.layers).map((layer) => (numbers.flag(signal, layer, target) === 0 ? block[`${signal}.top`].values[layer] : 0));
   find("strip").replaceChildren(...tops.map((top, layer) => thumbnail(block, signal, layer, number, choice.reach === "all" ? d3.max(tops) : top)));
   markStrip();

@@ -1,0 +1,66 @@
+"""Idefics3 and SmolVLM: a picture in square tiles, then the whole picture squeezed into one."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
+from vlmflow.lvlm.families.tiles import tile_grids
+from vlmflow.lvlm.geometry import MapUnavailableError, require_pipeline
+from vlmflow.lvlm.layout import ImageGrid
+
+
+class Idefics3(Family):
+    """Two grids per picture, ``tiles`` and ``thumbnail``; one where a single tile is enough.
+
+    Every resize on the way is of the whole picture, so only how many tiles there are matters, not
+    the sizes in between. A token is a square of ``scale_factor`` patches per side.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
+
+    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+        """Return tiles and thumbnail per picture; see :meth:`Family.grids`."""
+        require_pipeline(prepared.processor.image_processor, "idefics3", "smolvlm")
+        patch, merge = prepared.config.vision_config.patch_size, prepared.config.scale_factor
+        tall, wide = prepared.inputs["pixel_values"].shape[-2:]
+        if tall != wide or tall % (patch * merge):
+            raise MapUnavailableError(
+                f"no map over pixels: tiles of {tall} x {wide} pixels do not divide into squares "
+                f"of {merge} x {merge} patches of {patch} pixels"
+            )
+        side = tall // patch // merge
+        splits = [_splits(prepared.processor, size) for size in prepared.image_sizes]
+        counts = [(rows * cols + (rows * cols > 1)) * side**2 for rows, cols in splits]
+        runs = token_runs(prepared.positions, counts)
+        grids: list[ImageGrid] = []
+        for image, (run, (rows, cols)) in enumerate(zip(runs, splits, strict=True)):
+            size = prepared.image_sizes[image]
+            grids += tile_grids(image, run, size, rows, cols, side, side)
+        return tuple(grids)
+
+
+def _splits(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of tiles, as the image processor's own steps make them."""
+    from transformers.models.idefics3.image_processing_pil_idefics3 import (
+        get_resize_output_image_size,
+    )
+
+    if not setting(processor, "do_image_splitting"):
+        return 1, 1
+    width, height = size
+    if setting(processor, "do_resize"):
+        longest = dict(setting(processor, "size"))["longest_edge"]
+        # It reads the picture's shape only.
+        picture = np.broadcast_to(np.uint8(0), (3, height, width))
+        height, width = get_resize_output_image_size(picture, longest)
+    tile = dict(setting(processor, "max_image_size"))["longest_edge"]
+    # The shorter side follows from the longer one after that was rounded up to whole tiles.
+    if width >= height:
+        cols = ceil(width / tile)
+        return ceil(int(cols * tile / (width / height)) / tile), cols
+    rows = ceil(height / tile)
+    return rows, ceil(int(rows * tile * (width / height)) / tile)

@@ -1,0 +1,56 @@
+"""InternVL: a picture stretched to whole tiles, then the whole picture in one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
+from vlmflow.lvlm.families.tiles import tile_grids
+from vlmflow.lvlm.geometry import require_pipeline
+from vlmflow.lvlm.layout import ImageGrid
+
+
+class InternVL(Family):
+    """Two grids per picture, ``tiles`` and ``thumbnail``; one where a single tile is enough.
+
+    Pixel shuffle puts squares of patches, ``1 / downsample_ratio`` per side, into one token.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    pipeline: ClassVar[str] = "got_ocr2"
+
+    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+        """Return tiles and thumbnail per picture; see :meth:`Family.grids`."""
+        processor = prepared.processor
+        require_pipeline(processor.image_processor, self.pipeline)
+        tall, wide = prepared.inputs["pixel_values"].shape[-2:]
+        patch_height, patch_width = self._token_size(prepared.config)
+        rows, cols = tall // patch_height, wide // patch_width
+        most = setting(processor, "max_patches")
+        splits = [(1, 1)] * len(prepared.image_sizes)
+        if setting(processor, "crop_to_patches") and most > 1:
+            least = setting(processor, "min_patches")
+            canvases = [
+                self._canvas((height, width), (tall, wide), least, most)
+                for width, height in prepared.image_sizes
+            ]
+            splits = [(down, across) for across, down in canvases]
+        counts = [(down * across + (down * across > 1)) * rows * cols for down, across in splits]
+        grids: list[ImageGrid] = []
+        for image, run in enumerate(token_runs(prepared.positions, counts)):
+            grids += tile_grids(image, run, prepared.image_sizes[image], *splits[image], rows, cols)
+        return tuple(grids)
+
+    def _canvas(self, *choice: Any) -> tuple[int, int]:
+        """Return how many tiles lie side by side and on top of each other."""
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+            get_optimal_tiled_canvas,
+        )
+
+        across, down = get_optimal_tiled_canvas(*choice)
+        return across, down
+
+    def _token_size(self, config: Any) -> tuple[int, int]:
+        """Return height and width of a token in the tower's pixels."""
+        height, width = config.vision_config.patch_size
+        return round(height / config.downsample_ratio), round(width / config.downsample_ratio)

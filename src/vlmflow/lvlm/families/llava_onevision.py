@@ -1,0 +1,67 @@
+"""LLaVA-OneVision: LLaVA-NeXT's tiles, shrunk where there are many; none for several pictures."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import ClassVar
+
+import numpy as np
+
+from vlmflow.lvlm.families.base import PreparedPictures, token_runs
+from vlmflow.lvlm.families.llava_next import LlavaNext, tile_side
+from vlmflow.lvlm.geometry import Preimage, require_pipeline
+from vlmflow.lvlm.layout import FloatArray, ImageGrid
+
+SHRINK_FROM = 1.1
+"""Features are shrunk where their grid is this many times wider than the most that is allowed."""
+
+
+class LlavaOnevision(LlavaNext):
+    """One picture: as :class:`LlavaNext`. Several: each padded to a square and seen once, small.
+
+    A grid of more patches than ``vision_aspect_ratio`` allows is shrunk by bilinear interpolation
+    of its features. The box of such a token is the share of the picture that it stands for; it also
+    draws on the patches that touch its centre's patch.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    pipeline: ClassVar[str] = "llava_onevision"
+
+    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+        """Return the grids of one picture or of several; see :meth:`Family.grids`."""
+        if len(prepared.image_sizes) == 1:
+            return super().grids(prepared)
+        require_pipeline(prepared.processor.image_processor, self.pipeline)
+        side, patch = tile_side(prepared), prepared.config.vision_config.patch_size
+        across = side // patch
+        counts = [across**2 + 1] * len(prepared.image_sizes)
+        grids = []
+        for image, run in enumerate(token_runs(prepared.positions, counts)):
+            width, height = prepared.image_sizes[image]
+            square = max(width, height)
+            scale = square / side
+            left, top = (square - width) // 2, (square - height) // 2
+            boxes = Preimage(scale, -left, scale, -top).boxes(across, across, patch, patch)
+            grids.append(ImageGrid(image, run[:-1].reshape(across, across), boxes))
+        return tuple(grids)
+
+    def _boxes(
+        self, prepared: PreparedPictures, size: tuple[int, int], side: int
+    ) -> tuple[FloatArray, FloatArray]:
+        small, tiles = super()._boxes(prepared, size, side)
+        most = int(prepared.config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        rows, cols = tiles.shape[:2]
+        ratio = sqrt(rows * cols / (most * small.shape[0] ** 2))
+        if ratio > SHRINK_FROM:
+            tiles = _shrunk(tiles, int(rows // ratio), int(cols // ratio))
+        return small, tiles
+
+
+def _shrunk(boxes: FloatArray, rows: int, cols: int) -> FloatArray:
+    """Cut the area of a grid of boxes into fewer boxes of the same size."""
+    x = np.linspace(boxes[0, 0, 0], boxes[0, -1, 2], cols + 1)
+    y = np.linspace(boxes[0, 0, 1], boxes[-1, 0, 3], rows + 1)
+    shrunk = np.empty((rows, cols, 4))
+    shrunk[..., 0], shrunk[..., 2] = x[:-1], x[1:]
+    shrunk[..., 1], shrunk[..., 3] = y[:-1, None], y[1:, None]
+    return shrunk

@@ -1,0 +1,41 @@
+"""Pixtral's tower (Pixtral, Mistral 3): a picture keeps its shape; a token ends every row."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from vlmflow.lvlm.families.base import Family, PreparedPictures, token_runs
+from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, require_pipeline
+from vlmflow.lvlm.layout import ImageGrid
+
+
+class Pixtral(Family):
+    """One grid per picture, of as many patches as the resized picture has.
+
+    The processor says how large that is (``image_sizes``). The tokens between rows are text to the
+    model: no features stand there.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("mistral3",)
+
+    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+        """Return one grid per picture; see :meth:`Family.grids`."""
+        image_processor = prepared.processor.image_processor
+        require_pipeline(image_processor, "pixtral")
+        if getattr(image_processor, "do_center_crop", False):
+            raise MapUnavailableError(
+                "no map over pixels: do_center_crop of a Pixtral image processor is not inverted "
+                "here"
+            )
+        merge = getattr(prepared.config, "spatial_merge_size", 1)
+        side = int(prepared.config.vision_config.patch_size) * merge
+        sizes = prepared.inputs["image_sizes"].tolist()
+        shapes = [(height // side, width // side) for height, width in sizes]
+        runs = token_runs(prepared.positions, [rows * cols for rows, cols in shapes])
+        grids = []
+        for image, (run, (rows, cols)) in enumerate(zip(runs, shapes, strict=True)):
+            height, width = sizes[image]
+            back = Preimage.of_resize(prepared.image_sizes[image], (width, height))
+            boxes = back.boxes(rows, cols, side, side)
+            grids.append(ImageGrid(image, run.reshape(rows, cols), boxes))
+        return tuple(grids)

@@ -1,0 +1,103 @@
+"""What works with which model type: the table of ``vlmflow models`` and of the docs.
+
+Tests hold every row against a model of its type, built from a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_NO_PLACE = "query tokens draw on the whole picture; no token has a place"
+_GENERATES = "its generate runs the decoder past the model's own forward"
+
+
+@dataclass(frozen=True)
+class Supported:
+    """One model type.
+
+    Parameters
+    ----------
+    model_type : str
+        ``config.model_type``.
+    example : str
+        A model of this type on the Hugging Face hub.
+    grids : str
+        How a picture becomes image tokens.
+    no_map, no_truncation : str
+        Why there is no map over pixels, or no truncation and no study; empty: there is.
+    note : str
+        What else there is to know; may be empty.
+    """
+
+    model_type: str
+    example: str
+    grids: str
+    no_map: str = ""
+    no_truncation: str = ""
+    note: str = ""
+
+
+_TILES = "tiles, and the whole picture small"
+_ONE = "one grid"
+_SHAPED = "one grid in the picture's own shape"
+_EXPERTS = "mixture of experts"
+_DEEPSTACK = "features are added again behind the first layers (DeepStack); truncation follows"
+_LINEAR = "layers without attention report none; rankings by attention need a layer that has it"
+
+SUPPORTED = (
+    Supported("llava", "llava-hf/llava-1.5-7b-hf", _ONE, note="with Pixtral's tower, too"),
+    Supported("vipllava", "llava-hf/vip-llava-7b-hf", _ONE),
+    Supported("llava_next", "llava-hf/llava-v1.6-mistral-7b-hf", _TILES),
+    Supported("llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", _TILES,
+              note="of several pictures each is seen once, small"),
+    Supported("qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", _SHAPED),
+    Supported("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", _SHAPED),
+    Supported("qwen3_vl", "Qwen/Qwen3-VL-8B-Instruct", _SHAPED, note=_DEEPSTACK),
+    Supported("qwen3_vl_moe", "Qwen/Qwen3-VL-30B-A3B-Instruct", _SHAPED,
+              note=f"{_EXPERTS}; {_DEEPSTACK}"),
+    Supported("qwen3_5", "Qwen/Qwen3.5-27B", _SHAPED, note=_LINEAR),
+    Supported("qwen3_5_moe", "Qwen/Qwen3.5-35B-A3B", _SHAPED, note=f"{_EXPERTS}; {_LINEAR}"),
+    Supported("glm4v", "zai-org/GLM-4.1V-9B-Thinking", _SHAPED),
+    Supported("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3", _TILES),
+    Supported("smolvlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", _TILES),
+    Supported("internvl", "OpenGVLab/InternVL3-8B-hf", _TILES),
+    Supported("aya_vision", "CohereLabs/aya-vision-8b", _TILES),
+    Supported("cohere2_vision", "CohereLabs/command-a-vision-07-2025", _TILES),
+    Supported("gemma3", "google/gemma-3-4b-it", _ONE, note="with pan and scan, a second one"),
+    Supported("paligemma", "google/paligemma2-3b-mix-448", _ONE),
+    Supported("mistral3", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", _SHAPED,
+              note="row breaks have no place"),
+    Supported("deepseek_vl", "deepseek-community/deepseek-vl-1.3b-chat", _ONE),
+    Supported("lfm2_vl", "LiquidAI/LFM2-VL-1.6B", _TILES, note=_LINEAR),
+    Supported("blip-2", "Salesforce/blip2-opt-2.7b", "32 query tokens", _NO_PLACE, _GENERATES),
+    Supported("instructblip", "Salesforce/instructblip-vicuna-7b", "32 query tokens", _NO_PLACE,
+              _GENERATES),
+)  # fmt: skip
+"""Every model type that a family claims."""
+
+UNKNOWN = (
+    "any other type with an image_token_id: curves, saliency, truncation and removal curves work, "
+    "and the map over pixels is missing; CONTRIBUTING.md says how to add a family"
+)
+
+
+def rows() -> Iterator[tuple[str, str, str, str, str, str]]:
+    """Give the table: type, example, image tokens, map, truncation, note."""
+    yield "model type", "for example", "image tokens", "map", "truncation", "note"
+    for one in SUPPORTED:
+        yield (
+            one.model_type,
+            one.example,
+            one.grids,
+            "no" if one.no_map else "yes",
+            "no" if one.no_truncation else "yes",
+            "; ".join(filter(None, (one.no_map, one.no_truncation, one.note))),
+        )
+
+
+def markdown() -> str:
+    """Return the table as ``docs/families.md`` shows it."""
+    head, *body = rows()
+    lines = [head, ("---",) * len(head), *((f"`{r[0]}`", f"`{r[1]}`", *r[2:]) for r in body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,57 @@
+"""Grids of pictures that are stretched to whole tiles, with the whole picture as one more tile."""
+
+from __future__ import annotations
+
+from vlmflow.lvlm.geometry import Preimage
+from vlmflow.lvlm.layout import ImageGrid, IntArray
+
+TILES, THUMBNAIL = "tiles", "thumbnail"
+"""Kinds of grids of one picture that is seen twice: in parts, and small as a whole."""
+
+
+def tile_grids(
+    image: int,
+    run: IntArray,
+    size: tuple[int, int],
+    rows: int,
+    cols: int,
+    tall: int,
+    wide: int,
+    *,
+    thumbnail_first: bool = False,
+) -> list[ImageGrid]:
+    """Make the grids of one picture.
+
+    Parameters
+    ----------
+    image : int
+        Index of the picture in the prompt.
+    run : (P,) int64
+        Its image tokens: tile by tile, each row by row; then (or before them) the whole picture.
+    size : (width, height)
+        Size of the original picture in pixels.
+    rows, cols : int
+        Tiles of the picture. A single tile is the whole picture, seen once.
+    tall, wide : int
+        Tokens of one tile.
+    thumbnail_first : bool
+        Whether the whole picture comes before the tiles.
+
+    Returns
+    -------
+    list of ImageGrid
+        One over all tiles and one over the thumbnail, or one of kind ``"full"``.
+    """
+    whole = Preimage.of_resize(size, (wide, tall)).boxes(tall, wide, 1, 1)
+    if rows * cols == 1:
+        return [ImageGrid(image, run.reshape(tall, wide), whole)]
+    one = tall * wide
+    small, many = (run[:one], run[one:]) if thumbnail_first else (run[-one:], run[:-one])
+    by_tile = many.reshape(rows, cols, tall, wide)
+    positions = by_tile.transpose(0, 2, 1, 3).reshape(rows * tall, cols * wide)
+    back = Preimage.of_resize(size, (cols * wide, rows * tall))
+    boxes = back.boxes(rows * tall, cols * wide, 1, 1)
+    return [
+        ImageGrid(image, positions, boxes, TILES),
+        ImageGrid(image, small.reshape(tall, wide), whole, THUMBNAIL),
+    ]

@@ -1,0 +1,276 @@
+"""What holds for every family: measuring, truncation and removal curves, against the slow way."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers.utils import is_torchvision_available
+
+from vlmflow.errors import InputError, ModelError
+from vlmflow.flow.measure import measure
+from vlmflow.flow.signals import DEFAULT_SIGNALS
+from vlmflow.lvlm.batch import collate, generate_batch, pad_id
+from vlmflow.lvlm.families import FAMILIES as REGISTERED
+from vlmflow.lvlm.loading import load
+from vlmflow.lvlm.tokens import end_ids
+from vlmflow.removal.curve import removal_curves
+from vlmflow.truncation import Truncation
+from vlmflow.truncation.shared_answers import shared_answers
+
+from .families import FAMILIES, LAYERS, QUERIES, SIZES, WithRowBreaks, picture
+from .masked_truncation import masked_logits
+from .reference import measure_slowly
+from .test_signals import SIGNALS, assert_agrees
+
+QUESTIONS = ("What colour is the circle?", "Is there a blue square in the picture? yes no")
+ANSWERS = ("a red circle", "4 5")
+
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+with_places = [family for family in FAMILIES if not family.queries]
+each_with_places = pytest.mark.parametrize("family", with_places, ids=lambda family: family.name)
+
+
+def prompts(vlm, answers=ANSWERS):
+    """Two prompts of different lengths: one picture, then two of very different shape."""
+    shown = ([picture(1, SIZES[0])], [picture(2, SIZES[1]), picture(3, SIZES[0])])
+    if not vlm.family.pictures_in_prompt:
+        shown = (shown[0], shown[1][:1])
+    return [
+        vlm.prepare(images, question, answer)
+        for images, question, answer in zip(shown, QUESTIONS, answers, strict=True)
+    ]
+
+
+def test_every_registered_type_is_tested():
+    known = {model_type for family in REGISTERED for model_type in family.model_types}
+    tested = {family.model_type for family in FAMILIES}
+    assert known - tested <= {"vipllava"}  # LLaVA in everything that is tested here
+
+
+@each_family
+def test_a_saved_model_opens_or_says_what_to_install(family, tmp_path, no_network):
+    model, processor = family.build("sdpa")
+    for part in (model, processor.tokenizer, processor.image_processor):
+        part.save_pretrained(tmp_path)
+    if isinstance(processor, WithRowBreaks):
+        (tmp_path / "processor_config.json").write_text('{"processor_class": "PixtralProcessor"}')
+    elif not hasattr(processor, "video_processor"):  # what stands for that cannot be saved
+        processor.save_pretrained(tmp_path)
+    needs_torchvision = isinstance(processor, WithRowBreaks) or (
+        hasattr(processor, "video_processor") or processor.image_processor.backend == "torchvision"
+    )
+    if needs_torchvision and not is_torchvision_available():
+        words = "its processor needs torchvision: pip install torchvision$"
+        with pytest.raises(ModelError, match=words):
+            load(tmp_path, device="cpu")
+        return
+    vlm = load(tmp_path, device="cpu")
+    assert len(vlm.prepare(picture(1, SIZES[0]), QUESTIONS[0]).layout) > QUERIES
+
+
+@each_with_places
+def test_every_picture_has_a_map(family):
+    for prepared in prompts(family.lvlm()):
+        assert prepared.layout.grids_missing == ""
+        assert {grid.image for grid in prepared.layout.grids} == set(range(len(prepared.images)))
+
+
+@each_with_places
+def test_an_unknown_type_lacks_nothing_but_the_map(family, monkeypatch):
+    vlm = family.lvlm()
+    known = [vlm.generate_ids(one, max_new_tokens=3) for one in prompts(vlm, (None, None))]
+    if vlm.family.answer_inputs:
+        pytest.skip("what its answers are to be marked with is not known without it")
+    monkeypatch.setattr("vlmflow.lvlm.families.FAMILIES", ())
+    unknown = family.lvlm()
+    batch = prompts(unknown)
+    for prepared in batch:
+        assert not prepared.layout.grids
+        assert re.search("no family .* CONTRIBUTING.md says how", prepared.layout.grids_missing)
+    inputs, layouts = collate(batch, pad_id(unknown.processor.tokenizer))
+    assert measure(
+        unknown.model, unknown.decoder_layers, inputs, layouts, signals=("attention", "saliency")
+    )
+    assert removal_curves(unknown, batch)
+    policy = Truncation(2, 1.0, "diversity")
+    for prepared, ids in zip(prompts(unknown, (None, None)), known, strict=True):
+        assert unknown.generate_ids(prepared, max_new_tokens=3, truncation=policy) == ids
+
+
+@each_family
+def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
+    vlm, eager = family.lvlm(), family.lvlm("eager")
+    batch = prompts(vlm)
+    inputs, layouts = collate(batch, pad_id(vlm.processor.tokenizer))
+    found = measure(vlm.model, vlm.decoder_layers, inputs, layouts, signals=SIGNALS)
+    for prepared, together in zip(batch, found, strict=True):
+        truth = measure_slowly(
+            eager.model, eager.decoder_layers, prepared.inputs, prepared.layout, "logprob",
+            family.norm,
+        )  # fmt: skip
+        # float32 on both sides: 1e-4 of a layer's largest value is some hundred roundings.
+        assert_agrees(together, truth, 1e-4)
+        (alone,) = measure(
+            vlm.model, vlm.decoder_layers, prepared.inputs, [prepared.layout], signals=SIGNALS
+        )
+        assert_agrees(alone, truth, 1e-4)
+
+
+@each_with_places
+def test_explaining_gives_every_map_of_the_own_answer(family):
+    vlm = family.lvlm()
+    shown = [picture(1, SIZES[1]), picture(2, SIZES[0])]
+    flow = vlm.explain(shown, QUESTIONS[0], max_new_tokens=2, smooth=2)
+    assert set(flow.signals) == {*DEFAULT_SIGNALS, "llava_cam_smooth"}
+    for layer in range(LAYERS):
+        has_attention = hasattr(vlm.decoder_layers[layer], "self_attn")
+        assert (flow.flag("attention", layer) == "ok") == has_attention
+    for image, one in enumerate(shown):
+        assert np.isfinite(flow.pixel_map("flow", image=image)).any()
+        assert flow.pixel_map("flow", image=image).shape == one.size[::-1]
+
+
+@each_with_places
+def test_keeping_all_changes_nothing(family):
+    vlm = family.lvlm()
+    batch = prompts(vlm, (None, None))
+    policy = Truncation(2, 1.0, "last_attention")
+    for prepared in batch:
+        untouched = vlm.generate_ids(prepared, max_new_tokens=6)
+        assert vlm.generate_ids(prepared, max_new_tokens=6, truncation=policy) == untouched
+        with torch.no_grad():
+            expected = vlm.model(**prepared.inputs).logits
+            with policy(vlm.model):
+                found = vlm.model(**prepared.inputs).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+POLICIES = {
+    "no image token": Truncation(1, 0),
+    "from the first layer": Truncation((0, 2), (3, 0), "question_similarity"),
+    "by attention": Truncation(2, 3, "last_attention"),
+    "by question": Truncation((1, 3), (0.5, 0.2), "question_similarity"),
+}
+
+
+@each_with_places
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
+    """Logits of prompt and generated tokens, and which positions the cache holds."""
+    vlm = family.lvlm("eager")
+    token = vlm.image_token_id
+    for prepared in prompts(vlm, (None, None)):
+        length = len(prepared.layout)
+        _, output = vlm.generate_with(
+            prepared, max_new_tokens=4, truncation=policy, min_new_tokens=4, output_logits=True,
+            suppress_tokens=[token, *end_ids(vlm.model, vlm.processor.tokenizer)],
+        )  # fmt: skip
+        whole = vlm.with_answer(prepared, output.sequences[0, length:-1].tolist())
+        expected, seen = masked_logits(vlm.model, vlm.decoder_layers, whole, policy, token)
+        torch.testing.assert_close(
+            torch.cat(output.logits), expected[length - 1 :], rtol=1e-4, atol=5e-5
+        )
+        for layer, held in zip(output.past_key_values.layers, seen, strict=True):
+            # Sliding windows forget what left them; linear attention keeps a state.
+            if hasattr(layer, "keys") and not layer.is_sliding:
+                assert layer.keys.shape[-2] == len(held)
+
+
+@each_with_places
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_truncated_batch_is_its_rows(family, policy):
+    vlm = family.lvlm()
+    batch = prompts(vlm, (None, None))
+    together = generate_batch(vlm, batch, max_new_tokens=5, truncation=policy)
+    alone = [vlm.generate_ids(one, max_new_tokens=5, truncation=policy) for one in batch]
+    assert together == alone
+
+
+@each_family
+@pytest.mark.parametrize(("keep", "ranking"), [(0, None), (3, "diversity"), (4, "value_norm")])
+def test_a_removal_curve_is_one_truncation_per_layer(family, keep, ranking):
+    vlm = family.lvlm()
+    batch = prompts(vlm)
+    if ranking == "value_norm" and family.first_attention:
+        with pytest.raises(InputError, match="layer 0 has no attention to rank by"):
+            removal_curves(vlm, batch, keep=keep, rank_by=ranking)
+        return
+    curves = removal_curves(vlm, batch, keep=keep, rank_by=ranking)
+    for prepared, curve in zip(batch, curves, strict=True):
+        assert curve.layers == tuple(range(int(ranking == "value_norm"), LAYERS))
+        rows = torch.from_numpy(prepared.layout.answer_rows)
+        ids = torch.tensor(prepared.answer_ids)[:, None]
+        with torch.no_grad():
+            reference = vlm.model(**prepared.inputs).logits[0, rows].log_softmax(-1)
+            for number, layer in enumerate(curve.layers):
+                with Truncation(layer, keep, ranking or "value_norm")(vlm.model):
+                    logits = vlm.model(**prepared.inputs).logits[0, rows]
+                chances = logits.log_softmax(-1)
+                expected = chances.gather(1, ids)[:, 0].numpy()
+                np.testing.assert_allclose(curve.logprob[number], expected, rtol=1e-3, atol=5e-5)
+                kl = (reference.exp() * (reference - chances)).sum(-1).numpy()
+                np.testing.assert_allclose(curve.kl[number], kl, rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [family for family in FAMILIES if family.model_type.startswith("qwen")],
+    ids=lambda family: family.name,
+)
+def test_rows_and_columns_of_patches_are_not_counted_anew(family):
+    """With a number per axis, re-packed positions would be another picture."""
+    policy = Truncation(2, 3, "value_norm", positions="repack")
+    words = "positions='repack' needs rotary embeddings of one number"
+    with pytest.raises(ModelError, match=words), policy(family.lvlm().model):
+        pass
+
+
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family.queries], ids=lambda family: family.name
+)
+def test_queries_have_no_place_and_their_generate_cannot_be_truncated(family):
+    vlm = family.lvlm()
+    with pytest.raises(InputError, match="takes one picture, but the question shows 2"):
+        vlm.prepare([picture(1, SIZES[0]), picture(2, SIZES[1])], QUESTIONS[0])
+    flow = vlm.explain(picture(1, SIZES[0]), QUESTIONS[0], max_new_tokens=2)
+    assert "queries of a Q-Former" in flow.layout.grids_missing
+    assert flow.map("flow").max() > 0
+    (prepared, _) = prompts(vlm, (None, None))
+    with pytest.raises(ModelError, match="runs its decoder past its own forward"):
+        vlm.generate_ids(prepared, truncation=Truncation(2, 0))
+    with torch.no_grad(), Truncation(2, 1.0, "last_attention")(vlm.model):
+        found = vlm.model(**prepared.inputs).logits
+    with torch.no_grad():
+        expected = vlm.model(**prepared.inputs).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+@each_with_places
+def test_shared_answers_are_those_of_generate(family):
+    vlm = family.lvlm()
+    policies = [
+        *(Truncation(1, 0), Truncation(LAYERS - 1, 0), Truncation((1, 2), (0.5, 0.25), "random")),
+        Truncation(0, 0.5, "diversity"),
+    ]
+    for prepared in prompts(vlm, (None, None)):
+        found = shared_answers(vlm, prepared, policies, max_new_tokens=4)
+        expected = [
+            vlm.generate_ids(prepared, max_new_tokens=4, truncation=policy)
+            for policy in (None, *policies)
+        ]
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "family", [one for one in FAMILIES if one.queries], ids=lambda family: family.name
+)
+def test_shared_answers_refuse_what_generate_steps_around(family):
+    vlm = family.lvlm()
+    (prepared, _) = prompts(vlm, (None, None))
+    own = vlm.generate_ids(prepared, max_new_tokens=3)
+    assert shared_answers(vlm, prepared, [], max_new_tokens=3) == [own]
+    with pytest.raises(ModelError, match="past its own forward"):
+        shared_answers(vlm, prepared, [Truncation(1, 0)], max_new_tokens=3)
