@@ -246,3 +246,20 @@ def test_the_command_refuses_bad_input_and_writes_nothing(tmp_path, arguments, w
     assert result.exit_code == 2
     assert words in result.stderr
     assert not out.exists()
+
+
+def test_answers_that_are_scored_together_are(vlm, questions):
+    """As CIDEr: the score of one answer depends on all of them, and alone it has none."""
+
+    class Together(FolderTask):
+        by_itself = False
+        max_new_tokens = 4
+
+        def score(self, sample, answer):
+            raise AssertionError("alone it has no score")
+
+        def scores(self, samples, answers):
+            return [1 / len(answers)] * len(answers)
+
+    found = cliff_study(vlm, Together(questions), count=6, calibration=3, batch=4, draws=20)
+    assert [one.score for one in found.observed] == [1 / 6] * 6
