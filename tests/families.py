@@ -617,9 +617,7 @@ def paligemma(attention: str) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(image_token="<image>")
     images = SiglipImageProcessorPil(size={"height": TILE, "width": TILE})
     images.image_seq_length = (TILE // PATCH) ** 2
-    processor = PaliGemmaProcessor(
-        image_processor=images, tokenizer=tokenizer, chat_template=template("<image>")
-    )
+    processor = PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
     config = AutoConfig.for_model(
         "paligemma",
         text_config={"model_type": "gemma", **text_of(tokenizer)},

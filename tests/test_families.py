@@ -14,6 +14,7 @@ from vlmflow.flow.measure import measure
 from vlmflow.flow.signals import DEFAULT_SIGNALS
 from vlmflow.lvlm.batch import collate, generate_batch, pad_id
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
+from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.loading import load
 from vlmflow.lvlm.tokens import end_ids
 from vlmflow.removal.curve import removal_curves
@@ -245,3 +246,16 @@ def test_queries_have_no_place_and_their_generate_cannot_be_truncated(family):
     with torch.no_grad():
         expected = vlm.model(**prepared.inputs).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["paligemma", "blip-2", "instructblip"])
+def test_models_without_a_chat_template_get_the_question_as_it_stands(name):
+    (family,) = [family for family in FAMILIES if family.name == name]
+    vlm = family.lvlm()
+    prepared = vlm.prepare(picture(1, SIZES[0]), "answer en What is it?", "red")
+    tokens = zip(prepared.layout.tokens, prepared.inputs["input_ids"][0].tolist(), strict=True)
+    text = "".join(text for text, token in tokens if token != vlm.image_token_id)
+    assert text == {"paligemma": "<s>answer en What is it?\nred"}.get(
+        name, "answer en What is it? red"
+    )
+    assert not prepared.layout.positions_of(Segment.SYSTEM).size

@@ -92,6 +92,10 @@ class Family(ABC):
     """Whether a placeholder in the prompt says where a picture goes; else the processor puts the
     image tokens of one picture before the text."""
 
+    bare_lead: ClassVar[str | None] = None
+    """Where the processor has no chat template: None: the prompt is LLaVA-1.5's; else it is the
+    question as it stands, with this white space before an answer."""
+
     @abstractmethod
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Say which image tokens show which picture, and the box of each in its pixels.
