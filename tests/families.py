@@ -52,6 +52,7 @@ from transformers import (
 from transformers.models.qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.smolvlm import processing_smolvlm
 
+from vlmflow.lvlm.anatomy import image_token_id
 from vlmflow.lvlm.model import LVLM
 
 from .on_torch import on_torch
@@ -137,6 +138,8 @@ def built(config: Any, tokenizer: Any, attention: str, seed: int = 0) -> Any:
         )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(tokenizer, name))
+    # Random weights would answer with anything.
+    model.generation_config.suppress_tokens = [image_token_id(model)]
     return model.eval()
 
 
