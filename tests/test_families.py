@@ -267,3 +267,29 @@ def test_models_without_a_chat_template_get_the_question_as_it_stands(name):
         name, "answer en What is it? red"
     )
     assert not prepared.layout.positions_of(Segment.SYSTEM).size
+
+
+WITH_PLACES = {
+    *("llava", "paligemma", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+    *("qwen3_5", "qwen3_5_moe", "glm4v"),
+}
+
+
+@each_family
+def test_places_read_off_the_inputs_are_those_of_the_grids(family):
+    """Where `uniform` knows rows and columns, in a batch of pictures of different shape."""
+    vlm = family.lvlm()
+    batch = prompts(vlm)
+    inputs, _ = collate(batch, pad_id(vlm.processor.tokenizer))
+    first = 0
+    for prepared in batch:
+        count = len(prepared.layout.image_positions)
+        found = vlm.family.places(first, count, inputs, vlm.model.config)
+        first += count
+        assert (found is not None) == (vlm.model.config.model_type in WITH_PLACES)
+        if found is None:
+            continue
+        for grid in prepared.layout.grids:
+            at = np.searchsorted(prepared.layout.image_positions, grid.positions)
+            assert (found[at, 0] == grid.image).all()
+            np.testing.assert_array_equal(found[at, 1:], np.moveaxis(np.indices(grid.shape), 0, -1))

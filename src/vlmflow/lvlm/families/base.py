@@ -9,7 +9,7 @@ change.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,6 +63,28 @@ def token_runs(positions: IntArray, counts: Sequence[int]) -> list[IntArray]:
             f"give {' + '.join(map(str, counts))}"
         )
     return [np.asarray(run) for run in np.split(positions, np.cumsum(counts)[:-1])]
+
+
+def places_in(shapes: Iterable[Sequence[int]], first: int, tokens: int) -> FloatArray | None:
+    """Say where a prompt's tokens stand in the grids of a batch; see :meth:`Family.places`.
+
+    Parameters
+    ----------
+    shapes : iterable of (rows, cols)
+        Grids of all pictures of the batch, in order, all tokens of all of them.
+    first, tokens : int
+        Tokens before the prompt's, and the prompt's.
+    """
+    found: list[FloatArray] = []
+    begin = 0
+    for rows, cols in shapes:
+        if first <= begin < first + tokens:
+            places = np.indices((rows, cols), dtype=np.float64).reshape(2, -1).T
+            found.append(np.insert(places, 0, len(found), axis=1))
+        begin += rows * cols
+    if not found or sum(map(len, found)) != tokens:
+        return None
+    return np.concatenate(found)
 
 
 def setting(processor: Any, name: str) -> Any:
@@ -126,13 +148,15 @@ class Family(ABC):
         vision = getattr(config, "vision_config", None)
         return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 
-    def places(self, tokens: int, inputs: Mapping[str, Any], config: Any) -> FloatArray | None:
+    def places(
+        self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
+    ) -> FloatArray | None:
         """Say where the image tokens of one prompt stand, from the model's inputs alone.
 
         Parameters
         ----------
-        tokens : int
-            Image tokens of the prompt.
+        first, tokens : int
+            Image tokens of the batch's prompts before this one, and of this one.
         inputs : mapping
             What the model's forward was called with, for a whole batch.
         config : object
@@ -143,7 +167,7 @@ class Family(ABC):
         (tokens, 3) float64 or None
             Picture, row and column of each, in patches; None where that is not known.
         """
-        del tokens, inputs, config  # only families know
+        del first, tokens, inputs, config  # only families know
         return None
 
 

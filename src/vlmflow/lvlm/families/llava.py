@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
-from vlmflow.lvlm.families.base import Family, PreparedPictures
+from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in
 from vlmflow.lvlm.families.pixtral import Pixtral
 from vlmflow.lvlm.geometry import MapUnavailableError, preimage
 from vlmflow.lvlm.layout import FloatArray, ImageGrid
@@ -53,19 +51,20 @@ class Llava(Family):
             grids.append(ImageGrid(image=image, positions=positions, boxes=boxes))
         return tuple(grids)
 
-    def places(self, tokens: int, inputs: Mapping[str, Any], config: Any) -> FloatArray | None:
+    def places(
+        self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
+    ) -> FloatArray | None:
         """Row by row, one picture after the other; see :meth:`Family.places`."""
+        if getattr(config.vision_config, "model_type", None) == "pixtral":
+            return Pixtral().places(first, tokens, inputs, config)
         pixels = inputs.get("pixel_values")
-        if "image_sizes" in inputs:  # pictures keep their shapes, so rows differ
-            return None
         size = getattr(config.vision_config, "patch_size", None)
         if pixels is None or pixels.ndim != 4 or not isinstance(size, int):
             return None
         rows, cols = pixels.shape[-2] // size, pixels.shape[-1] // size
-        pictures, rest = divmod(tokens, rows * cols)
-        if rest:  # tokens that show no place
+        if tokens % (rows * cols):  # tokens that show no place
             return None
-        return np.indices((pictures, rows, cols), dtype=np.float64).reshape(3, -1).T
+        return places_in([(rows, cols)] * len(pixels), first, tokens)
 
 
 def _patch_size(prepared: PreparedPictures) -> tuple[int, int]:
