@@ -154,6 +154,7 @@ def main() -> None:
         prefill = statistics.median(taken for taken, _, _ in measured[name])
         speed_up = statistics.median(beside[name]) / prefill
         step = statistics.median(taken for _, taken, _ in measured[name])
+        assert cost.exact_share is not None  # every layer of a LLaVA can be counted
         ideal = 1 / cost.exact_share
         per_key = shape.key_heads * shape.head_dim * 2 * model.dtype.itemsize
         formula = sum(cost.tokens_per_layer) * per_key

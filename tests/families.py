@@ -39,6 +39,7 @@ from transformers import (
     LlavaOnevisionImageProcessorPil,
     LlavaOnevisionProcessor,
     PaliGemmaProcessor,
+    PerceptionLMProcessor,
     PixtralImageProcessorPil,
     ProcessorMixin,
     Qwen2VLImageProcessorPil,
@@ -51,6 +52,7 @@ from transformers import (
 from transformers.models.qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.smolvlm import processing_smolvlm
 
+from vlmflow.lvlm.anatomy import image_token_id
 from vlmflow.lvlm.model import LVLM
 
 from .on_torch import on_torch
@@ -93,7 +95,8 @@ class TinyFamily:
     `variant` tells several models of one type apart. `single` is False where transformers itself
     fails on a picture of one token. `first_attention` is the first layer that has attention,
     `norm` the one that its MLP reads. `queries`: one picture per prompt, no token has a place, and
-    `generate` runs the decoder past the model's forward.
+    `generate` runs the decoder past the model's forward. `one_shape`: transformers takes pictures
+    of one shape only in a prompt or batch.
     """
 
     model_type: str
@@ -104,6 +107,7 @@ class TinyFamily:
     first_attention: int = 0
     norm: str = "post_attention_layernorm"
     queries: bool = False
+    one_shape: bool = False
 
     @property
     def name(self) -> str:
@@ -134,6 +138,8 @@ def built(config: Any, tokenizer: Any, attention: str, seed: int = 0) -> Any:
         )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(tokenizer, name))
+    # Random weights would answer with anything.
+    model.generation_config.suppress_tokens = [image_token_id(model)]
     return model.eval()
 
 
@@ -441,6 +447,34 @@ def aya_vision(attention: str) -> tuple[Any, Any]:
     return built(config, processor.tokenizer, attention), processor
 
 
+def perception_lm(attention: str) -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer(image_token="<|image|>", video_token="<|video|>")
+    images = on_torch("perception_lm", "PerceptionLMImageProcessor")
+    processor = without_videos(PerceptionLMProcessor)(
+        video_processor=None,
+        image_processor=images(tile_size=TILE, max_num_tiles=4),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        pooling_ratio=2,
+        chat_template=template("<|image|>"),
+    )
+    # Its own tower needs timm; another of the same kind stands for it.
+    tower = AutoConfig.for_model(
+        "siglip_vision_model", image_size=TILE, vision_use_head=False, **VISION
+    )
+    tower.model_args = {"embed_dim": VISION["hidden_size"]}
+    config = AutoConfig.for_model(
+        "perception_lm",
+        text_config={"model_type": "llama", **text_of(tokenizer)},
+        vision_config=tower,
+        vision_use_cls_token=False,
+        projector_pooling_ratio=2,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+    )
+    return built(config, tokenizer, attention), processor
+
+
 QUERIES = 5
 
 
@@ -617,9 +651,7 @@ def paligemma(attention: str) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(image_token="<image>")
     images = SiglipImageProcessorPil(size={"height": TILE, "width": TILE})
     images.image_seq_length = (TILE // PATCH) ** 2
-    processor = PaliGemmaProcessor(
-        image_processor=images, tokenizer=tokenizer, chat_template=template("<image>")
-    )
+    processor = PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
     config = AutoConfig.for_model(
         "paligemma",
         text_config={"model_type": "gemma", **text_of(tokenizer)},
@@ -715,6 +747,7 @@ FAMILIES = (
     TinyFamily("cohere2_vision", cohere2_vision, norm="input_layernorm"),
     TinyFamily("deepseek_vl", deepseek_vl),
     TinyFamily("lfm2_vl", lfm2_vl, first_attention=1, norm="ffn_norm"),
+    TinyFamily("perception_lm", perception_lm, one_shape=True),
     TinyFamily("gemma3", gemma3),
     TinyFamily("gemma3", partial(gemma3, crops=True), variant="pan and scan"),
     TinyFamily("paligemma", paligemma),

@@ -14,6 +14,7 @@ from vlmflow.flow.measure import measure
 from vlmflow.flow.signals import DEFAULT_SIGNALS
 from vlmflow.lvlm.batch import collate, generate_batch, pad_id
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
+from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.loading import load
 from vlmflow.lvlm.tokens import end_ids
 from vlmflow.removal.curve import removal_curves
@@ -33,9 +34,17 @@ with_places = [family for family in FAMILIES if not family.queries]
 each_with_places = pytest.mark.parametrize("family", with_places, ids=lambda family: family.name)
 
 
+def pictures_for(family):
+    """Pictures of very different shape, where the model takes them."""
+    sizes = SIZES[:1] * 2 if family.one_shape else SIZES
+    return [picture(1, sizes[0]), picture(2, sizes[1]), picture(3, sizes[0])]
+
+
 def prompts(vlm, answers=ANSWERS):
     """Two prompts of different lengths: one picture, then two of very different shape."""
-    shown = ([picture(1, SIZES[0])], [picture(2, SIZES[1]), picture(3, SIZES[0])])
+    (family,) = [family for family in FAMILIES if family.name == vlm.name]
+    first, *others = pictures_for(family)
+    shown = ([first], others)
     if not vlm.family.pictures_in_prompt:
         shown = (shown[0], shown[1][:1])
     return [
@@ -122,7 +131,7 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
 @each_with_places
 def test_explaining_gives_every_map_of_the_own_answer(family):
     vlm = family.lvlm()
-    shown = [picture(1, SIZES[1]), picture(2, SIZES[0])]
+    shown = pictures_for(family)[1:]
     flow = vlm.explain(shown, QUESTIONS[0], max_new_tokens=2, smooth=2)
     assert set(flow.signals) == {*DEFAULT_SIGNALS, "llava_cam_smooth"}
     for layer in range(LAYERS):
@@ -274,3 +283,42 @@ def test_shared_answers_refuse_what_generate_steps_around(family):
     assert shared_answers(vlm, prepared, [], max_new_tokens=3) == [own]
     with pytest.raises(ModelError, match="past its own forward"):
         shared_answers(vlm, prepared, [Truncation(1, 0)], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("name", ["paligemma", "blip-2", "instructblip"])
+def test_models_without_a_chat_template_get_the_question_as_it_stands(name):
+    (family,) = [family for family in FAMILIES if family.name == name]
+    vlm = family.lvlm()
+    prepared = vlm.prepare(picture(1, SIZES[0]), "answer en What is it?", "red")
+    tokens = zip(prepared.layout.tokens, prepared.inputs["input_ids"][0].tolist(), strict=True)
+    text = "".join(text for text, token in tokens if token != vlm.image_token_id)
+    assert text == {"paligemma": "<s>answer en What is it?\nred"}.get(
+        name, "answer en What is it? red"
+    )
+    assert not prepared.layout.positions_of(Segment.SYSTEM).size
+
+
+WITH_PLACES = {
+    *("llava", "paligemma", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+    *("qwen3_5", "qwen3_5_moe", "glm4v"),
+}
+
+
+@each_family
+def test_places_read_off_the_inputs_are_those_of_the_grids(family):
+    """Where `uniform` knows rows and columns, in a batch of pictures of different shape."""
+    vlm = family.lvlm()
+    batch = prompts(vlm)
+    inputs, _ = collate(batch, pad_id(vlm.processor.tokenizer))
+    first = 0
+    for prepared in batch:
+        count = len(prepared.layout.image_positions)
+        found = vlm.family.places(first, count, inputs, vlm.model.config)
+        first += count
+        assert (found is not None) == (vlm.model.config.model_type in WITH_PLACES)
+        if found is None:
+            continue
+        for grid in prepared.layout.grids:
+            at = np.searchsorted(prepared.layout.image_positions, grid.positions)
+            assert (found[at, 0] == grid.image).all()
+            np.testing.assert_array_equal(found[at, 1:], np.moveaxis(np.indices(grid.shape), 0, -1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlmflow.lvlm.anatomy import decoder_layers
+from vlmflow.lvlm.layout import Segment
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.flops import (
     DecoderShape,
@@ -14,6 +15,7 @@ from vlmflow.truncation.flops import (
     tokens_per_layer,
 )
 
+from .families import FAMILIES, picture
 from .test_truncation import QUESTIONS, encode
 from .tiny import tiny_llava
 
@@ -74,3 +76,24 @@ def test_the_exact_count_is_what_a_counter_counts(policy, pictures, kv_heads, at
     user = len(ids) - system - int(image.sum())
     cost = prefill_cost(model, decoder_layers(model), policy, system, int(image.sum()), user)
     assert cost.exact == measured_flops(model, inputs, policy)
+
+
+def test_what_the_config_does_not_tell_is_not_computed():
+    """Where a count is given for a family it is the measured one; elsewhere there is none."""
+    counted = set()
+    for family in FAMILIES:
+        if family.queries:
+            continue
+        vlm = family.lvlm()
+        prepared = vlm.prepare(picture(1, (30, 20)), "What is it?")
+        counts = [
+            len(prepared.layout.positions_of(segment))
+            for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
+        ]
+        for policy in (None, Truncation(2, 0)):
+            cost = prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)
+            if cost.exact is not None:
+                measured = measured_flops(vlm.model, prepared.inputs, policy)
+                assert cost.exact == pytest.approx(measured, rel=1e-6), family.name
+                counted.add(family.name)
+    assert counted == {"llava", "paligemma"}

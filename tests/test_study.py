@@ -28,6 +28,7 @@ from vlmflow.study.run import run_study
 from vlmflow.study.settings import mean_share, settings_of
 from vlmflow.study.store import FILE, Store, StoredResult, StoredSample, writing
 
+from .families import FAMILIES
 from .tiny import tiny_llava
 
 
@@ -175,6 +176,37 @@ def test_a_shrunken_picture_lies_where_its_tokens_are(vlm):
 def test_the_corner_has_about_as_many_tokens_as_wanted(vlm, share, kept):
     _, policy = smaller(vlm, Image.new("RGB", (90, 60)), share)
     assert policy.keep == kept
+
+
+def growing_model():
+    """A model whose image tokens grow with the picture, and whose FLOPs nobody can compute."""
+    (family,) = [family for family in FAMILIES if family.name == "qwen2_vl"]
+    return family.lvlm()
+
+
+def test_a_model_of_any_shape_gets_a_smaller_picture():
+    vlm = growing_model()
+    whole = vlm.prepare([Image.effect_noise((168, 140), 90).convert("RGB")], "What?")
+    assert grows(vlm, whole, "What?")
+    prepared, rest = down_sampled(vlm, whole, "What?", 0.5, growing=True)
+    assert whole.layout.image_positions.size == 12  # its processor takes no more
+    assert prepared.layout.image_positions.size == 6
+    assert rest is None
+    assert prepared.images[0].width > 20  # 10 pixels would do, and show less
+    ratios = [one.images[0].width / one.images[0].height for one in (whole, prepared)]
+    assert ratios[1] == pytest.approx(ratios[0], rel=0.1)
+
+
+def test_costs_that_cannot_be_computed_are_told_by_the_formula(questions, tmp_path):
+    for path in questions.parent.glob("*.png"):
+        Image.effect_noise((168, 140), 90).convert("RGB").save(path)
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=growing_model())
+    lines = read_outcome(tmp_path / "out").lines
+    assert {line.flops_share for line in lines} == {None}
+    costs = {line.setting.kind: line.cost_share for line in lines if line.setting.of != "half"}
+    assert costs["untouched"] == 1
+    assert 0 < costs["no image"] < costs["truncation"] < 1
+    assert costs["no image"] < costs["down-sampled"] < 1
 
 
 # --- running ---

@@ -217,7 +217,7 @@ def test_every_figure_of_the_task_is_shown():
 def test_the_pareto_picture_shows_every_setting(outcome):
     figure = study_figure(outcome)
     lines = [line for line in outcome.lines if line.split == "test"]
-    for axes, cost in zip(figure.axes, ("flops_share", "prefill_share"), strict=True):
+    for axes, cost in zip(figure.axes, ("cost_share", "prefill_share"), strict=True):
         drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
         for kind, label in {
             "truncation": "truncation",
@@ -232,7 +232,7 @@ def test_the_pareto_picture_shows_every_setting(outcome):
         chosen = outcome.recommendation.test
         expected = [(getattr(chosen, cost), chosen.score.value)]
         np.testing.assert_allclose(drawn["recommended"], expected)
-    front = [line.setting.name for line in pareto_front(lines, "flops_share")]
+    front = [line.setting.name for line in pareto_front(lines, "cost_share")]
     assert front == ["layer 3, keep 0", "layer 3, keep 25 % by last_attention", "layer 6, keep 0"]
     xs, ys = zip(*drawn["Pareto front of the truncations"], strict=True)
     assert list(xs) == sorted(xs)
@@ -245,7 +245,7 @@ def test_oracles_are_no_part_of_the_front():
         lambda setting, split: 0.95 if "saliency" in setting.name else known(setting, split),
     )
     lines = [line for line in oracle.lines if line.split == "test"]
-    assert all("saliency" not in one.setting.name for one in pareto_front(lines, "flops_share"))
+    assert all("saliency" not in one.setting.name for one in pareto_front(lines, "cost_share"))
     assert "never recommended" in row_of(study_page(oracle), "layer 2, keep 10 % by saliency")
 
 

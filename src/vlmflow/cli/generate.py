@@ -164,10 +164,14 @@ def _print_run(told: dict[str, Any], indent: str = "") -> None:
     typer.echo(f"{indent}tokens      {_spans(told['tokens_per_layer'])}")
     if "flops" in told:
         flops = told["flops"]
+        # What the config does not tell is not computed.
+        exact = "" if flops["decoder_share"] is None else f", {flops['decoder_share']:.1%} exact"
+        computed = (
+            "" if flops["prefill_share"] is None else f" {flops['prefill_share']:.1%} computed,"
+        )
         typer.echo(
-            f"{indent}FLOPs       decoder {flops['formula_share']:.1%} by FastV's formula, "
-            f"{flops['decoder_share']:.1%} exact; whole prefill {flops['prefill_share']:.1%} "
-            f"computed, {flops['measured_share']:.1%} measured"
+            f"{indent}FLOPs       decoder {flops['formula_share']:.1%} by FastV's formula{exact}; "
+            f"whole prefill{computed} {flops['measured_share']:.1%} measured"
         )
     further = "" if told["per_token"] is None else f", per token {told['per_token']:.4f} s"
     typer.echo(

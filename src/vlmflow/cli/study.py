@@ -192,7 +192,7 @@ def _row(line: Line) -> tuple[str, ...]:
         f"{100 * score.value:.1f} ({100 * score.low:.0f} to {100 * score.high:.0f})",
         difference,
         f"{100 * line.loyalty.value:.1f} %",
-        f"{100 * line.flops_share:.0f} %",
+        f"{100 * line.cost_share:.0f} %",
         "" if line.prefill_share is None else f"{100 * line.prefill_share:.0f} %",
         str(line.count),
     )

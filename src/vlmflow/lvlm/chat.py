@@ -72,11 +72,26 @@ def conversation(
     return messages, pictures
 
 
-def render(processor: Any, messages: Sequence[Message], image_token: str) -> tuple[str, str]:
+def render(
+    processor: Any,
+    messages: Sequence[Message],
+    image_token: str,
+    *,
+    bare_lead: str | None = None,
+) -> tuple[str, str]:
     """Write the prompt's text, and the space that a trained model expects before its answer.
 
     Uses the processor's chat template; without one the prompt of LLaVA-1.5 (``USER: <image>``, line
-    break, question, ``ASSISTANT:``).
+    break, question, ``ASSISTANT:``), or the placeholders and texts alone.
+
+    Parameters
+    ----------
+    processor, messages : object, sequence of dict
+        The model's processor, and what :func:`conversation` returned.
+    image_token : str
+        The image placeholder.
+    bare_lead : str, optional
+        See :attr:`vlmflow.lvlm.families.base.Family.bare_lead`.
 
     Returns
     -------
@@ -91,6 +106,10 @@ def render(processor: Any, messages: Sequence[Message], image_token: str) -> tup
         If the template refuses the conversation (two turns of the same role, say).
     """
     if not getattr(processor, "chat_template", None):
+        if bare_lead is not None:
+            parts = [part for message in messages for part in message["content"]]
+            pictures = sum(part["type"] == "image" for part in parts)
+            return image_token * pictures + "\n".join(texts(messages)), bare_lead
         return _plain_prompt(messages, image_token), " "
     try:
         prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True)

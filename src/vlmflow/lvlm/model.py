@@ -146,7 +146,9 @@ class LVLM:
         messages, pictures = conversation(images, question)
         for text in texts(messages):
             refuse_special_text(self.processor.tokenizer, text, "question", self.image_token)
-        prompt, lead = render(self.processor, messages, self.image_token)
+        prompt, lead = render(
+            self.processor, messages, self.image_token, bare_lead=self.family.bare_lead
+        )
         if prompt.count(self.image_token) != len(pictures):
             raise ModelError(
                 f"the chat template of {self.name} places {prompt.count(self.image_token)} "
@@ -313,8 +315,7 @@ class LVLM:
         """Take the placeholder out of a prompt before which the processor puts image tokens."""
         if pictures != 1:
             raise InputError(f"{self.name} takes one picture, but the question shows {pictures}")
-        before, _, behind = prompt.partition(self.image_token)
-        return before + behind.removeprefix("\n")
+        return prompt.replace(self.image_token, "")
 
     def _encode(self, prompt: str, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Return the processor's output on the model's device."""

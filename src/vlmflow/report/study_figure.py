@@ -58,8 +58,10 @@ def study_figure(outcome: Outcome) -> Figure:
         figure = Figure(figsize=(WIDTH, _HEIGHT))
         grid = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
         figure.subplots_adjust(0.085, 0.115, 0.985, 0.765, 0.06)
-        _pareto(grid[0], outcome, lines, "flops_share")
-        grid[0].set_xlabel("operations of the whole prefill, untouched = 100 %", loc="left")
+        _pareto(grid[0], outcome, lines, "cost_share")
+        counted = all(line.flops_share is not None for line in lines)
+        what = "operations of the whole prefill" if counted else "FastV's formula for the decoder"
+        grid[0].set_xlabel(f"{what}, untouched = 100 %", loc="left")
         grid[0].set_title(f"{drawable(outcome.task.metric)[:60]}", loc="left", fontsize=8)
         if timed:
             _pareto(grid[1], outcome, lines, "prefill_share")
@@ -76,7 +78,7 @@ def pareto_front(lines: Sequence[Line], cost: str) -> list[Line]:
     lines : sequence of Line
         Of one split.
     cost : str
-        ``"flops_share"`` or ``"prefill_share"``; lines without it are left out.
+        ``"cost_share"`` or ``"prefill_share"``; lines without it are left out.
     """
     known = [
         line

@@ -147,9 +147,7 @@ def _ordered(outcome: Outcome, lines: Mapping[str, Line]) -> list[Setting]:
     """Put truncations in the order of their operations, and controls below their truncation."""
     first = [one for one in outcome.settings if one.kind in (UNTOUCHED, "no image")]
     truncations = [one for one in outcome.settings if one.kind == "truncation"]
-    truncations.sort(
-        key=lambda one: -lines[one.name].flops_share if one.name in lines else math.inf
-    )
+    truncations.sort(key=lambda one: -lines[one.name].cost_share if one.name in lines else math.inf)
     found = list(first)
     for truncation in truncations:
         found += [truncation, *(one for one in outcome.settings if one.of == truncation.name)]

@@ -81,10 +81,15 @@ def headline(outcome: Outcome) -> str:
     name, difference = setting_words(best.test.setting), best.test.difference
     assert difference is not None
     if best.holds:
-        saved = 100 * (1 - best.test.flops_share)
+        saved = 100 * (1 - best.test.cost_share)
+        of_what = (
+            "decoder's operations by FastV's formula"
+            if best.test.flops_share is None
+            else "prefill's operations"
+        )
         return (
-            f"{task}: {name} saves {saved:.{0 if saved >= 10 else 1}f} % of the prefill's "
-            f"operations; the score changes by {changed_by(difference)} on the test samples"
+            f"{task}: {name} saves {saved:.{0 if saved >= 10 else 1}f} % of the "
+            f"{of_what}; the score changes by {changed_by(difference)} on the test samples"
         )
     return (
         f"{task}: no truncation is shown to be safe: {name}, chosen on the calibration samples, "

@@ -12,7 +12,7 @@ from vlmflow.study.down_sample import down_sampled, grows
 from vlmflow.study.settings import Setting, mean_share
 from vlmflow.study.store import StoredResult
 from vlmflow.tasks.base import TaskSample
-from vlmflow.truncation.flops import PrefillCost, prefill_cost
+from vlmflow.truncation.flops import DecoderShape, PrefillCost, formula_share, prefill_cost
 from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.shared_answers import shared_answers
 
@@ -55,21 +55,20 @@ def answer_sample(
     """
     try:
         prepared = vlm.prepare(sample.pictures, sample.question)
-        untouched = _cost(vlm, prepared, None).exact_untouched
     except Exception as error:
         return [_failed(one, error) for one in asked]
     results: dict[str, StoredResult] = {}
     whole = [one for one in asked if not one.setting.is_down_sampled]
     if whole:
-        results |= _whole_pictures(vlm, prepared, whole, max_new_tokens, untouched)
+        results |= _whole_pictures(vlm, prepared, whole, max_new_tokens)
     smaller = [one for one in asked if one.setting.is_down_sampled]
     if smaller:
-        results |= _smaller_pictures(vlm, prepared, sample, smaller, max_new_tokens, untouched)
+        results |= _smaller_pictures(vlm, prepared, sample, smaller, max_new_tokens)
     return [results[one.id] for one in asked]
 
 
 def _whole_pictures(
-    vlm: LVLM, prepared: Prepared, asked: Sequence[Asked], max_new_tokens: int, untouched: int
+    vlm: LVLM, prepared: Prepared, asked: Sequence[Asked], max_new_tokens: int
 ) -> dict[str, StoredResult]:
     policies = [one.setting.truncation for one in asked]
     cut = [policy for policy in policies if policy is not None]
@@ -77,13 +76,13 @@ def _whole_pictures(
         own, *others = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)
     except Exception:
         return {
-            one.id: _alone(vlm, prepared, one, one.setting.truncation, max_new_tokens, untouched)
+            one.id: _alone(vlm, prepared, one, one.setting.truncation, max_new_tokens, prepared)
             for one in asked
         }
     found, rest = {}, iter(others)
     for one, policy in zip(asked, policies, strict=True):
         ids = own if policy is None else next(rest)
-        found[one.id] = _told(vlm, prepared, one, policy, ids, untouched)
+        found[one.id] = _told(vlm, prepared, one, policy, ids, prepared)
     return found
 
 
@@ -93,7 +92,6 @@ def _smaller_pictures(
     sample: TaskSample,
     asked: Sequence[Asked],
     max_new_tokens: int,
-    untouched: int,
 ) -> dict[str, StoredResult]:
     tokens = int(whole.layout.image_positions.size)
     growing: bool | None = None
@@ -109,7 +107,7 @@ def _smaller_pictures(
         except Exception as error:  # see answer_sample
             found[one.id] = _failed(one, error)
             continue
-        found[one.id] = _alone(vlm, prepared, one, rest, max_new_tokens, untouched)
+        found[one.id] = _alone(vlm, prepared, one, rest, max_new_tokens, whole)
     return found
 
 
@@ -119,12 +117,12 @@ def _alone(
     one: Asked,
     policy: Truncation | None,
     max_new_tokens: int,
-    untouched: int,
+    whole: Prepared,
 ) -> StoredResult:
     try:
         cut = [] if policy is None else [policy]
         ids = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)[-1]
-        return _told(vlm, prepared, one, policy, ids, untouched)
+        return _told(vlm, prepared, one, policy, ids, whole)
     except Exception as error:
         return _failed(one, error)
 
@@ -135,17 +133,18 @@ def _told(
     one: Asked,
     policy: Truncation | None,
     ids: tuple[int, ...],
-    untouched: int,
+    whole: Prepared,
 ) -> StoredResult:
-    cost = _cost(vlm, prepared, policy)
+    cost, untouched = _cost(vlm, prepared, policy), _cost(vlm, whole, None)
     text = len(prepared.layout) - int(prepared.layout.image_positions.size)
+    shape = DecoderShape.of(vlm.model, vlm.decoder_layers)
     return StoredResult(
         id=one.id,
         answer=answer_text(vlm.processor.tokenizer, ids),
         image_tokens=_mean(cost.tokens_per_layer) - text,
-        flops=float(cost.exact),
-        flops_untouched=float(untouched),
-        formula_share=cost.formula_share,
+        flops=None if cost.exact is None else float(cost.exact),
+        flops_untouched=None if untouched.exact is None else float(untouched.exact),
+        formula_share=formula_share(shape, cost.tokens_per_layer, len(whole.layout)),
     )
 
 

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 
 def grows(vlm: LVLM, whole: Prepared, question: str) -> bool:
-    """Whether a picture has fewer image tokens when it is half as wide and high.
+    """Whether a much smaller picture has fewer image tokens.
+
+    Much: large pictures may be scaled down to the same size by the processor.
 
     Parameters
     ----------
     vlm, whole, question
         As for :func:`down_sampled`.
     """
-    half = vlm.prepare([_resized(one, 0.5) for one in whole.images], question)
-    return half.layout.image_positions.size != whole.layout.image_positions.size
+    small = vlm.prepare([_resized(one, 1 / 8) for one in whole.images], question)
+    return small.layout.image_positions.size < whole.layout.image_positions.size
 
 
 def down_sampled(
@@ -78,21 +80,20 @@ def down_sampled(
 
 def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float) -> Prepared:
     """Find the size that comes nearest to the tokens wanted, in a few steps."""
-    best: Prepared | None = None
+    found: list[tuple[float, float, Prepared]] = []
     low, high = 0.0, 1.0
     for _ in range(8):
         scale = (low + high) / 2
-        found = vlm.prepare([_resized(one, scale) for one in whole], question)
-        tokens = found.layout.image_positions.size
-        if best is None or abs(tokens - wanted) < abs(best.layout.image_positions.size - wanted):
-            best = found
-        low, high = (scale, high) if tokens < wanted else (low, scale)
-    assert best is not None
-    return best
+        prepared = vlm.prepare([_resized(one, scale) for one in whole], question)
+        tokens = prepared.layout.image_positions.size
+        # Of pictures with as many tokens, the largest shows most.
+        found.append((abs(tokens - wanted), -scale, prepared))
+        low, high = (scale, high) if tokens <= wanted else (low, scale)
+    return min(found, key=lambda one: one[:2])[2]
 
 
 def _resized(picture: Image.Image, scale: float) -> Image.Image:
-    width, height = (max(1, round(side * scale)) for side in picture.size)
+    width, height = (max(2, round(side * scale)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 

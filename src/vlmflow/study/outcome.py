@@ -44,8 +44,11 @@ class Line:
         Share of answers that are the untouched model's.
     figures : mapping
         The task's own figures.
-    flops_share, formula_share : float
-        Operations of the whole prefill, and FastV's formula, as a share of the untouched prompt's.
+    flops_share : float or None
+        Operations of the whole prefill as a share of the untouched prompt's; None where the model's
+        configuration does not tell them.
+    formula_share : float
+        The same by FastV's formula, for the decoder alone.
     image_tokens : float
         That an average layer sees, mean over samples.
     prefill, prefill_share : float or None
@@ -60,11 +63,16 @@ class Line:
     difference: Estimate | None
     loyalty: Estimate
     figures: Mapping[str, float]
-    flops_share: float
+    flops_share: float | None
     formula_share: float
     image_tokens: float
     prefill: float | None
     prefill_share: float | None
+
+    @property
+    def cost_share(self) -> float:
+        """Operations of the whole prefill; where they are not known, FastV's formula."""
+        return self.formula_share if self.flops_share is None else self.flops_share
 
 
 @dataclass(frozen=True)
@@ -174,14 +182,14 @@ class Outcome:
             line
             for line in known
             if line.setting.kind == "truncation"
-            and line.flops_share < 1
+            and line.cost_share < 1
             and line.setting.truncation is not None
             and not line.setting.truncation.is_oracle
             and _within(line, self.plan.max_loss)
         ]
         if not safe:
             return None
-        chosen = min(safe, key=lambda line: line.flops_share)
+        chosen = min(safe, key=lambda line: line.cost_share)
         tests = [
             line
             for line in self.lines
@@ -274,9 +282,9 @@ class Outcome:
             difference = paired_difference(scores, reference, clusters)
         samples = [task_sample(one) for one in there]
         spent, whole = (
-            sum(getattr(one, name) or 0.0 for one in results)
-            for name in ("flops", "flops_untouched")
+            [getattr(one, name) for one in results] for name in ("flops", "flops_untouched")
         )
+        counted = None not in spent and None not in whole
         seconds, untouched = self.seconds[setting.name], self.seconds[UNTOUCHED]
         pairs = [(a, b) for a, b in zip(seconds, untouched, strict=True) if a and b]
         return Line(
@@ -288,7 +296,7 @@ class Outcome:
             difference=difference,
             loyalty=mean_estimate(same, clusters, draws=DRAWS, seed=self.plan.seed),
             figures=self.task.summary(samples, [one.answer or "" for one in results]),
-            flops_share=spent / whole,
+            flops_share=sum(spent) / sum(whole) if counted else None,
             formula_share=_mean([one.formula_share or 0.0 for one in results]),
             image_tokens=_mean([one.image_tokens or 0.0 for one in results]),
             prefill=median(a for a, _ in pairs) if pairs else None,

@@ -67,7 +67,8 @@ class StoredResult:
     image_tokens : float or None
         Image tokens that an average layer sees.
     flops, flops_untouched : float or None
-        Operations of this prefill, and of the untouched prompt's.
+        Operations of this prefill, and of the untouched prompt's; None where the model's
+        configuration does not tell (:class:`vlmflow.truncation.flops.PrefillCost`).
     formula_share : float or None
         FastV's formula (:func:`vlmflow.truncation.flops.formula_share`).
     """

@@ -113,21 +113,24 @@ def head_flops(shape: DecoderShape, positions: int = 1) -> int:
     return 2 * positions * shape.width * shape.vocabulary
 
 
-def vision_flops(model: Any, tokens: int) -> int:
+def vision_flops(model: Any, tokens: int) -> int | None:
     """Operations of vision tower and projector for one prompt with ``tokens`` image tokens.
 
-    Counts every matrix of both once per patch, and the tower's attention. Returns 0 where the
-    model's parts have unusual names.
+    Counts every matrix of both once per patch, and the tower's attention. Returns None where not
+    every patch of pictures of one size is one image token, or the model's parts have unusual names.
     """
     base = getattr(model, "model", model)
     tower = getattr(base, "vision_tower", None) or getattr(base, "visual", None)
     projector = getattr(base, "multi_modal_projector", None)
     config = getattr(model.config, "vision_config", None)
     if tower is None or config is None or not isinstance(getattr(config, "image_size", None), int):
-        return 0
+        return None
     patches = int(config.image_size // config.patch_size) ** 2
-    pictures = max(1, round(tokens / patches))
     sequence = patches + any("class_embedding" in n for n, _ in tower.named_parameters())
+    whole = [tokens // length for length in (patches, sequence) if tokens % length == 0]
+    if not whole:
+        return None
+    pictures = whole[0]
     width, depth = int(config.hidden_size), int(config.num_hidden_layers)
     matrices: int = sum(
         p.numel() for n, p in tower.named_parameters() if p.ndim == 2 and "layers." in n
@@ -178,22 +181,26 @@ class PrefillCost:
         Tokens each layer sees.
     formula_share : float
         FastV's formula, as a share of the untouched decoder layers.
-    exact, exact_untouched : int
+    exact, exact_untouched : int or None
         Operations of the whole prefill (vision tower, projector, decoder layers, head for one
-        position, ranking), and of the untouched one.
-    decoder_share : float
+        position, ranking), and of the untouched one. None where a part cannot be counted from the
+        config: only the measured count is right there.
+    decoder_share : float or None
         Decoder layers alone, exact, as a share of the untouched ones: what the formula stands for.
+        None where the layers differ (linear attention) or choose what to compute (experts).
     """
 
     tokens_per_layer: tuple[int, ...]
     formula_share: float
-    exact: int
-    exact_untouched: int
-    decoder_share: float
+    exact: int | None
+    exact_untouched: int | None
+    decoder_share: float | None
 
     @property
-    def exact_share(self) -> float:
+    def exact_share(self) -> float | None:
         """Share of the untouched prefill's operations."""
+        if self.exact is None or self.exact_untouched is None:
+            return None
         return self.exact / self.exact_untouched
 
 
@@ -204,16 +211,28 @@ def prefill_cost(
     shape = DecoderShape.of(model, layers)
     text = system + user
     tokens = tokens_per_layer(policy, shape, text, image)
-    fixed = vision_flops(model, image) + head_flops(shape)
     decoder = sum(layer_flops(shape, n) for n in tokens)
     untouched = shape.layers * layer_flops(shape, text + image)
+    vision, alike = vision_flops(model, image), _are_alike(layers)
+    exact = exact_untouched = None
+    if alike and vision is not None:
+        fixed = vision + head_flops(shape)
+        exact = fixed + decoder + scoring_flops(policy, shape, system, image, user)
+        exact_untouched = fixed + untouched
     return PrefillCost(
         tokens_per_layer=tuple(tokens),
         formula_share=formula_share(shape, tokens, text + image),
-        exact=fixed + decoder + scoring_flops(policy, shape, system, image, user),
-        exact_untouched=fixed + untouched,
-        decoder_share=decoder / untouched,
+        exact=exact,
+        exact_untouched=exact_untouched,
+        decoder_share=decoder / untouched if alike else None,
     )
+
+
+def _are_alike(layers: Any) -> bool:
+    """Whether every layer does the same with the same matrices for every token."""
+    shapes = [{name: p.shape for name, p in layer.named_parameters()} for layer in layers]
+    experts = any(len(shape) > 2 for shape in shapes[0].values())
+    return not experts and all(shape == shapes[0] for shape in shapes)
 
 
 def measured_flops(model: Any, inputs: Mapping[str, Any], policy: Truncation | None) -> int:

@@ -104,7 +104,8 @@ def _candidates(
 
 def _places(call: Call, row: int, slots: Tensor, config: Any) -> Tensor | None:
     """Picture, row and column of image tokens, where the family knows them."""
-    found = family_of(config.model_type).places(call.images[row], call.arguments, config)
+    before = sum(call.images[:row])
+    found = family_of(config.model_type).places(before, call.images[row], call.arguments, config)
     if found is None:
         return None
     number = call.is_image[row].cumsum(0) - 1

@@ -15,6 +15,7 @@ from vlmflow.lvlm.families.llava import Llava
 from vlmflow.lvlm.families.llava_next import LlavaNext
 from vlmflow.lvlm.families.llava_onevision import LlavaOnevision
 from vlmflow.lvlm.families.paligemma import PaliGemma
+from vlmflow.lvlm.families.perception_lm import PerceptionLM
 from vlmflow.lvlm.families.pixtral import Pixtral
 from vlmflow.lvlm.families.qwen_vl import QwenVL
 
@@ -32,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     Pixtral(),
     DeepseekVL(),
     Lfm2Vl(),
+    PerceptionLM(),
     Blip2(),
 )
 

@@ -9,7 +9,7 @@ change.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,6 +65,28 @@ def token_runs(positions: IntArray, counts: Sequence[int]) -> list[IntArray]:
     return [np.asarray(run) for run in np.split(positions, np.cumsum(counts)[:-1])]
 
 
+def places_in(shapes: Iterable[Sequence[int]], first: int, tokens: int) -> FloatArray | None:
+    """Say where a prompt's tokens stand in the grids of a batch; see :meth:`Family.places`.
+
+    Parameters
+    ----------
+    shapes : iterable of (rows, cols)
+        Grids of all pictures of the batch, in order, all tokens of all of them.
+    first, tokens : int
+        Tokens before the prompt's, and the prompt's.
+    """
+    found: list[FloatArray] = []
+    begin = 0
+    for rows, cols in shapes:
+        if first <= begin < first + tokens:
+            places = np.indices((rows, cols), dtype=np.float64).reshape(2, -1).T
+            found.append(np.insert(places, 0, len(found), axis=1))
+        begin += rows * cols
+    if not found or sum(map(len, found)) != tokens:
+        return None
+    return np.concatenate(found)
+
+
 def setting(processor: Any, name: str) -> Any:
     """Read what a processor tells its image processor to do, or the image processor's own choice.
 
@@ -91,6 +113,10 @@ class Family(ABC):
     pictures_in_prompt: ClassVar[bool] = True
     """Whether a placeholder in the prompt says where a picture goes; else the processor puts the
     image tokens of one picture before the text."""
+
+    bare_lead: ClassVar[str | None] = None
+    """Where the processor has no chat template: None: the prompt is LLaVA-1.5's; else it is the
+    question as it stands, with this white space before an answer."""
 
     @abstractmethod
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
@@ -122,13 +148,15 @@ class Family(ABC):
         vision = getattr(config, "vision_config", None)
         return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 
-    def places(self, tokens: int, inputs: Mapping[str, Any], config: Any) -> FloatArray | None:
+    def places(
+        self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
+    ) -> FloatArray | None:
         """Say where the image tokens of one prompt stand, from the model's inputs alone.
 
         Parameters
         ----------
-        tokens : int
-            Image tokens of the prompt.
+        first, tokens : int
+            Image tokens of the batch's prompts before this one, and of this one.
         inputs : mapping
             What the model's forward was called with, for a whole batch.
         config : object
@@ -139,7 +167,7 @@ class Family(ABC):
         (tokens, 3) float64 or None
             Picture, row and column of each, in patches; None where that is not known.
         """
-        del tokens, inputs, config  # only families know
+        del first, tokens, inputs, config  # only families know
         return None
 
 

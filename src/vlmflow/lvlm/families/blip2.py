@@ -17,6 +17,7 @@ class Blip2(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("blip-2", "instructblip")
     pictures_in_prompt: ClassVar[bool] = False
+    bare_lead: ClassVar[str] = " "
 
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Raise: image tokens stand for no places of the picture."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
-from vlmflow.lvlm.families.base import Family, PreparedPictures
+from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in
 from vlmflow.lvlm.families.pixtral import Pixtral
 from vlmflow.lvlm.geometry import MapUnavailableError, preimage
 from vlmflow.lvlm.layout import FloatArray, ImageGrid
@@ -53,27 +51,31 @@ class Llava(Family):
             grids.append(ImageGrid(image=image, positions=positions, boxes=boxes))
         return tuple(grids)
 
-    def places(self, tokens: int, inputs: Mapping[str, Any], config: Any) -> FloatArray | None:
+    def places(
+        self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
+    ) -> FloatArray | None:
         """Row by row, one picture after the other; see :meth:`Family.places`.
 
         ``generate`` may encode pictures before it calls the model, which then gets no pixels: the
         tower's own picture size stands in for theirs.
         """
+        if getattr(config.vision_config, "model_type", None) == "pixtral":
+            return Pixtral().places(first, tokens, inputs, config)
         size = getattr(config.vision_config, "patch_size", None)
-        if not isinstance(size, int) or config.vision_config.model_type == "pixtral":
-            return None  # Pixtral's pictures keep their shapes, so rows differ
         pixels = inputs.get("pixel_values")
-        if pixels is not None and pixels.ndim == 4:
+        if pixels is None:
+            height = width = getattr(config.vision_config, "image_size", None)
+        elif pixels.ndim == 4:
             height, width = pixels.shape[-2:]
         else:
-            height = width = getattr(config.vision_config, "image_size", None)
-            if pixels is not None or not isinstance(height, int):
-                return None
-        rows, cols = height // size, width // size
-        pictures, rest = divmod(tokens, rows * cols)
-        if rest:  # tokens that show no place
             return None
-        return np.indices((pictures, rows, cols), dtype=np.float64).reshape(3, -1).T
+        if not isinstance(size, int) or not isinstance(height, int) or not isinstance(width, int):
+            return None
+        rows, cols = height // size, width // size
+        if tokens % (rows * cols):  # tokens that show no place
+            return None
+        pictures = (first + tokens) // (rows * cols) if pixels is None else len(pixels)
+        return places_in([(rows, cols)] * pictures, first, tokens)
 
 
 def _patch_size(prepared: PreparedPictures) -> tuple[int, int]:

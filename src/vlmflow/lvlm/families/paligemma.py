@@ -13,3 +13,4 @@ class PaliGemma(Llava):
 
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
     answer_inputs: ClassVar[Mapping[str, int]] = {"token_type_ids": 1}
+    bare_lead: ClassVar[str] = ""  # the processor ends the prompt with a line break by itself

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, token_runs
+from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in, token_runs
 from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, require_pipeline
-from vlmflow.lvlm.layout import ImageGrid
+from vlmflow.lvlm.layout import FloatArray, ImageGrid
 
 
 class Pixtral(Family):
@@ -27,8 +28,7 @@ class Pixtral(Family):
                 "no map over pixels: do_center_crop of a Pixtral image processor is not inverted "
                 "here"
             )
-        merge = getattr(prepared.config, "spatial_merge_size", 1)
-        side = int(prepared.config.vision_config.patch_size) * merge
+        side = _side(prepared.config)
         sizes = prepared.inputs["image_sizes"].tolist()
         shapes = [(height // side, width // side) for height, width in sizes]
         runs = token_runs(prepared.positions, [rows * cols for rows, cols in shapes])
@@ -39,3 +39,17 @@ class Pixtral(Family):
             boxes = back.boxes(rows, cols, side, side)
             grids.append(ImageGrid(image, run.reshape(rows, cols), boxes))
         return tuple(grids)
+
+    def places(
+        self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
+    ) -> FloatArray | None:
+        """Row by row, one picture after the other; see :meth:`Family.places`."""
+        sizes = inputs.get("image_sizes")
+        if sizes is None:
+            return None
+        return places_in((sizes // _side(config)).tolist(), first, tokens)
+
+
+def _side(config: Any) -> int:
+    """Return the side of a token in the tower's pixels."""
+    return int(config.vision_config.patch_size) * int(getattr(config, "spatial_merge_size", 1))

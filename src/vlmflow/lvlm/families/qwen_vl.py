@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, token_runs
+from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in, token_runs
 from vlmflow.lvlm.geometry import Preimage, require_pipeline
-from vlmflow.lvlm.layout import ImageGrid
+from vlmflow.lvlm.layout import FloatArray, ImageGrid
 
 
 class QwenVL(Family):
@@ -43,3 +44,13 @@ class QwenVL(Family):
             boxes = back.boxes(rows, cols, side, side)
             grids.append(ImageGrid(image, run.reshape(rows, cols), boxes))
         return tuple(grids)
+
+    def places(
+        self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
+    ) -> FloatArray | None:
+        """Row by row, one picture after the other; see :meth:`Family.places`."""
+        patches = inputs.get("image_grid_thw")
+        if patches is None:
+            return None
+        merge = int(config.vision_config.spatial_merge_size)
+        return places_in((patches[:, 1:] // merge).tolist(), first, tokens)

@@ -68,6 +68,8 @@ SUPPORTED = (
     Supported("paligemma", "google/paligemma2-3b-mix-448", _ONE),
     Supported("mistral3", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", _SHAPED,
               note="row breaks have no place"),
+    Supported("perception_lm", "facebook/Perception-LM-1B", _TILES,
+              note="pictures of one batch need the same number of tiles"),
     Supported("deepseek_vl", "deepseek-community/deepseek-vl-1.3b-chat", _ONE),
     Supported("lfm2_vl", "LiquidAI/LFM2-VL-1.6B", _TILES, note=_LINEAR),
     Supported("blip-2", "Salesforce/blip2-opt-2.7b", "32 query tokens", _NO_PLACE, _GENERATES),

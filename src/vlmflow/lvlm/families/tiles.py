@@ -31,7 +31,7 @@ def tile_grids(
     size : (width, height)
         Size of the original picture in pixels.
     rows, cols : int
-        Tiles of the picture. A single tile is the whole picture, seen once.
+        Tiles of the picture. Where the tokens are those of one tile, it is seen once.
     tall, wide : int
         Tokens of one tile.
     thumbnail_first : bool
@@ -43,9 +43,9 @@ def tile_grids(
         One over all tiles and one over the thumbnail, or one of kind ``"full"``.
     """
     whole = Preimage.of_resize(size, (wide, tall)).boxes(tall, wide, 1, 1)
-    if rows * cols == 1:
-        return [ImageGrid(image, run.reshape(tall, wide), whole)]
     one = tall * wide
+    if run.size == one:
+        return [ImageGrid(image, run.reshape(tall, wide), whole)]
     small, many = (run[:one], run[one:]) if thumbnail_first else (run[-one:], run[:-one])
     by_tile = many.reshape(rows, cols, tall, wide)
     positions = by_tile.transpose(0, 2, 1, 3).reshape(rows * tall, cols * wide)
