@@ -1,6 +1,7 @@
 """What truncation costs in accuracy: the bundled model on its four tasks.
 
     python benchmarks/truncation_accuracy.py                   # tables in Markdown
+    python benchmarks/truncation_accuracy.py --only uniform    # no other ranking, no layers
     python benchmarks/truncation_accuracy.py --json out.json   # the same figures for machines
 
 First every layer K with keep 0: layer 0 is the run without any image token, the last row the
@@ -79,12 +80,14 @@ def answers(model: Any, processor: Any, encoded: list[dict[str, Any]], longest: 
     return said
 
 
-def settings(layers: int, at: int) -> Iterator[tuple[str, list[Truncation | None]]]:
-    for layer in range(layers):
+def settings(
+    layers: int, at: int, only: Sequence[str]
+) -> Iterator[tuple[str, list[Truncation | None]]]:
+    for layer in range(0 if only else layers):
         yield f"keep 0 at {layer}", [Truncation(layer, 0)]
     yield "untouched", [None]
     for keep in KEEPS:
-        for name in RANKINGS:
+        for name in only or [one for one in RANKINGS if one != "top_left"]:
             seeds = RANDOM_SEEDS if name == "random" else (0,)
             yield f"{name}, keep {keep:.0%}", [Truncation(at, keep, name, seed=s) for s in seeds]
 
@@ -93,6 +96,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200, help="samples per task")
+    parser.add_argument("--only", nargs="*", default=[], choices=RANKINGS, help="these rankings")
     parser.add_argument("--layer", type=int, default=2, help="layer for the rankings")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", type=Path, help="also write the scores here")
@@ -102,7 +106,7 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(MODEL)
     asked = {task: list(samples(task, "test", arguments.count)) for task in TASKS}
     encoded = {task: batches(processor, asked[task], dtype) for task in TASKS}
-    chosen = list(settings(len(decoder_layers(model)), arguments.layer))
+    chosen = list(settings(len(decoder_layers(model)), arguments.layer, arguments.only))
     scores = []
     for name, policies in track(chosen, "settings", console=Console(stderr=True)):
         for task in TASKS:
