@@ -120,3 +120,10 @@ def test_clusters_of_one_change_nothing():
     assert (alone.low, alone.high) == pytest.approx((named.low, named.high))
     empty = paired_difference(scores, base, [""] * 30)
     assert (alone.low, alone.high) == pytest.approx((empty.low, empty.high))
+
+
+def test_all_right_about_few_pictures_is_no_certainty():
+    names = [f"picture {number // 6}" for number in range(60)]
+    found = mean_estimate([1.0] * 60, names, draws=50, seed=0)
+    assert (found.value, found.high) == pytest.approx((1.0, 1.0))
+    assert found.low == pytest.approx(mean_estimate([1.0] * 10, draws=1, seed=0).low)

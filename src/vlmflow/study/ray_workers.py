@@ -135,7 +135,11 @@ class _Pool:
         wanted = count or int(gpus) or 2
         self.threads = max(1, int(cpus // wanted))
         # A worker asks for a share that surely is there: more workers than CPUs must not wait.
-        share = {"num_cpus": min(1.0, cpus / wanted), "num_gpus": gpus / wanted}
+        gpu = gpus / wanted
+        share = {
+            "num_cpus": min(1.0, cpus / wanted),
+            "num_gpus": gpu if gpu < 1 else float(int(gpu)),  # Ray gives out whole ones above 1
+        }
         self.kind = ray.remote(Worker).options(max_restarts=0, **share)
         self.workers = [self._new() for _ in range(wanted)]
 

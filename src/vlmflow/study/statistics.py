@@ -40,7 +40,8 @@ def mean_estimate(
     """Estimate the mean of scores between 0 and 1.
 
     Wilson's interval (Wilson 1927) where every score is 0 or 1 and every sample stands alone;
-    otherwise the percentile bootstrap, which draws whole clusters.
+    otherwise the percentile bootstrap, which draws whole clusters. Where all scores are 0, or all
+    are 1, draws cannot differ, and Wilson's interval for as many samples as clusters stands in.
 
     Parameters
     ----------
@@ -53,8 +54,9 @@ def mean_estimate(
     """
     values = np.asarray(scores, dtype=np.float64)
     groups = _groups(len(values), clusters)
-    if bool(np.isin(values, (0.0, 1.0)).all()) and groups.max() + 1 == len(values):
-        low, high = wilson_interval(int(values.sum()), len(values), Z)
+    known, alone = bool(np.isin(values, (0.0, 1.0)).all()), int(groups.max()) + 1
+    if known and (alone == len(values) or values.min() == values.max()):
+        low, high = wilson_interval(round(alone * values.mean()), alone, Z)
         return Estimate(float(values.mean()), low, high)
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     rng = np.random.default_rng(seed)
