@@ -105,3 +105,26 @@ def test_the_lists_name_everything():
         rows = told.output.splitlines()
         assert [row.split()[0] for row in rows[: len(names)]] == names
         assert all(len(row.split()) > 3 for row in rows[: len(names)])
+
+
+def test_an_interrupt_keeps_what_is_there_and_says_so(model, tmp_path, monkeypatch):
+    from vlmflow.study import run as running
+
+    answer, seen = running.answer_sample, []
+
+    def interrupted(*arguments):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return answer(*arguments)
+
+    monkeypatch.setattr(running, "answer_sample", interrupted)
+    task, out = write_questions(tmp_path), tmp_path / "out"
+    options = ["--samples", 3, "--calibration", 3, "--timed", 0, "--device", "cpu"]
+    command = ["study", "--task", task, "--model", model, "--preset", "fastv", "--out", out]
+    told = run(*command, *options)
+    assert told.exit_code == 130
+    assert "the same command goes on from here" in told.stderr
+    monkeypatch.setattr(running, "answer_sample", lambda *given: seen.append(1) or answer(*given))
+    assert run(*command, *options).exit_code == 0
+    assert len(seen) == 6

@@ -27,7 +27,8 @@ NO_MODEL = typer.Option(
 @app.command()
 def study(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; options go before it.")
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="YAML file; options override what it says."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of the study; goes on with one.")
@@ -68,7 +69,7 @@ def study(
 
     A study that was ended early goes on where it stopped when it is given again.
     """
-    with errors_in_one_line():
+    with errors_in_one_line("interrupted; the same command goes on from here"):
         if out is None:
             raise InputError("a study needs --out DIR to keep its results in")
         given = {

@@ -31,7 +31,7 @@ def check_range(option: str, value: float, least: int) -> None:
 
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def errors_in_one_line(interrupted: str = "interrupted; nothing was written") -> Iterator[None]:
     """Bad input ends in one line and exit code 2, Ctrl-C in 130; only bugs show a trace."""
     try:
         yield
@@ -39,7 +39,7 @@ def errors_in_one_line() -> Iterator[None]:
         complain(str(error))
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        complain("interrupted; nothing was written")
+        complain(interrupted)
         raise typer.Exit(130) from None
     except (MemoryError, RuntimeError) as error:
         # torch's own out-of-memory errors are RuntimeErrors that differ from device to device.
