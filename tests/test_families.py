@@ -322,3 +322,32 @@ def test_places_read_off_the_inputs_are_those_of_the_grids(family):
             at = np.searchsorted(prepared.layout.image_positions, grid.positions)
             assert (found[at, 0] == grid.image).all()
             np.testing.assert_array_equal(found[at, 1:], np.moveaxis(np.indices(grid.shape), 0, -1))
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        one
+        for one in with_places
+        if one.model_type in WITH_PLACES - {"mistral3"} and not one.variant
+    ],
+    ids=lambda family: family.name,
+)
+def test_places_are_known_while_generating(family, monkeypatch):
+    """`generate` encodes pictures first and does not tell the model their pixels or shapes."""
+    vlm, found = family.lvlm(), []
+    places = type(vlm.family).places
+
+    def seen(self, first, tokens, inputs, config):
+        found.append(places(self, first, tokens, inputs, config))
+        return found[-1]
+
+    monkeypatch.setattr(type(vlm.family), "places", seen)
+    policy = Truncation(1, 3, "uniform")
+    for prepared in prompts(vlm, (None, None)):
+        found.clear()
+        vlm.generate_ids(prepared, max_new_tokens=1, truncation=policy)
+        with policy(vlm.model), torch.no_grad():
+            vlm.model(**prepared.inputs)
+        assert len(found) == 2
+        np.testing.assert_array_equal(*found)

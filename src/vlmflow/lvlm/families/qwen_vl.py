@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in, token_runs
 from vlmflow.lvlm.geometry import Preimage, require_pipeline
 from vlmflow.lvlm.layout import FloatArray, ImageGrid
@@ -48,9 +50,20 @@ class QwenVL(Family):
     def places(
         self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
     ) -> FloatArray | None:
-        """Row by row, one picture after the other; see :meth:`Family.places`."""
+        """Row by row, one picture after the other; see :meth:`Family.places`.
+
+        ``generate`` may encode pictures before it calls the model, which then is not told their
+        shapes: positions on several axes still are places.
+        """
         patches = inputs.get("image_grid_thw")
-        if patches is None:
+        if patches is not None:
+            merge = int(config.vision_config.spatial_merge_size)
+            return places_in((patches[:, 1:] // merge).tolist(), first, tokens)
+        positions, ids = inputs.get("position_ids"), inputs.get("input_ids")
+        if positions is None or ids is None or positions.ndim != 3 or len(positions) < 3:
             return None
-        merge = int(config.vision_config.spatial_merge_size)
-        return places_in((patches[:, 1:] // merge).tolist(), first, tokens)
+        # Time, row and column; all three count on from the text before the picture.
+        axes = positions[-3:].expand(3, *ids.shape)[:, ids == config.image_token_id].cpu().numpy()
+        start, row, column = axes[:, first : first + tokens].astype(np.float64)
+        pictures = np.unique(start, return_inverse=True)[1]
+        return np.stack([pictures, row - start, column - start], axis=1)
