@@ -21,10 +21,12 @@ from vlmflow.removal.curve import removal_curves
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.shared_answers import shared_answers
 
-from .families import FAMILIES, LAYERS, QUERIES, SIZES, WithRowBreaks, picture
+from .families import FAMILIES, LAYERS, SIZES, picture
 from .masked_truncation import masked_logits
 from .reference import measure_slowly
 from .test_signals import SIGNALS, assert_agrees
+from .tiny_shaped import WithRowBreaks
+from .tiny_square import QUERIES
 
 QUESTIONS = ("What colour is the circle?", "Is there a blue square in the picture? yes no")
 ANSWERS = ("a red circle", "4 5")

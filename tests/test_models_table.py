@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from vlmflow.truncation import Truncation
 
 from .families import FAMILIES, SIZES, picture
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "families.md"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "families.md"
+WORKED = ROOT / "docs" / "adding-a-family.md"
 ROWS = {one.model_type: one for one in SUPPORTED}
 
 
@@ -48,3 +51,33 @@ def test_docs_and_command_show_the_table():
     for one in SUPPORTED:
         assert f"{one.model_type} " in told.output
         assert one.example in told.output
+
+
+def test_the_worked_example_is_what_stands_in_the_repository():
+    """Every block of docs/adding-a-family.md is in the file named above it; families are whole."""
+    page = WORKED.read_text("utf-8")
+    blocks = re.findall(
+        r"^`([^`\n]+)`\n\n```(?:python|text|markdown)\n(.*?\n)```$", page, re.M | re.S
+    )
+    for path, block in blocks:
+        text = (ROOT / path).read_text("utf-8")
+        assert f"\n{block}" in f"\n{text}", (
+            f"{path} no longer reads as docs/adding-a-family.md says"
+        )
+    families = "src/vlmflow/lvlm/families"
+    for name in ("deepseek_vl", "paligemma"):
+        path = f"{families}/{name}.py"
+        assert (path, (ROOT / path).read_text("utf-8")) in blocks
+    assert {path for path, _ in blocks} == {
+        f"{families}/deepseek_vl.py",
+        f"{families}/paligemma.py",
+        f"{families}/__init__.py",
+        f"{families}/table.py",
+        "docs/families.md",
+        "tests/tiny_square.py",
+        "tests/families.py",
+    }
+    # Nothing but what is run in a shell stands outside of a checked block.
+    assert len(re.findall(r"^```", page, re.M)) == 2 * (len(blocks) + page.count("\n```console\n"))
+    for path in re.findall(r"`((?:src|tests|docs)/[\w./-]+)`", page):
+        assert (ROOT / path).is_file(), path

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlmflow.flow.axes import FLAGS, SUMMED_OVER_LAYERS
 from vlmflow.lvlm.layout import SEGMENTS, Segment
+from vlmflow.report.combined_cells import combined_cells
 from vlmflow.report.visible import shown
 
 if TYPE_CHECKING:
@@ -150,6 +151,14 @@ def _curves(flow: InformationFlow, charted: int) -> dict[str, Array]:
         columns = np.searchsorted(positions, grid.positions)
         arrays[f"grid{number}.columns"] = columns.astype(np.int32)
         arrays[f"grid{number}.boxes"] = grid.boxes.astype(np.float32)
+    for image, size in enumerate(flow.layout.image_sizes):
+        mine = [grid for grid in flow.layout.grids if grid.image == image]
+        if len(mine) > 1:
+            cells = combined_cells(mine, size)
+            arrays[f"cells{image}.x"] = cells.x.astype(np.float32)
+            arrays[f"cells{image}.y"] = cells.y.astype(np.float32)
+            arrays[f"cells{image}.columns"] = cells.grid_columns
+            arrays[f"cells{image}.rows"] = cells.grid_rows
     return arrays
 
 

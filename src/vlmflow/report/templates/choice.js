@@ -1,5 +1,7 @@
 // What the reader has chosen. Parts of the page follow it; nothing else is shared between them.
 
+const COMBINED = "combined"; // all grids of a picture together
+
 const choice = {
   signal: "",
   layer: 0,
@@ -7,7 +9,7 @@ const choice = {
   reach: "layer", // colours scaled to the largest value of "layer" or of "all" layers
   steps: "linear", // colour steps "linear" or "root"
   opacity: 0.75,
-  view: "", // kind of grid, where a picture has several
+  view: COMBINED, // or one kind of grid, where a picture has several
   figure: "mean", // saliency flow: "mean" over pairs or "sum"
   destination: "answer",
   arcs: "attention",

@@ -96,12 +96,16 @@ function offerColours() {
   slider.addEventListener("input", () => choose({ opacity: Number(slider.value) / 100 }));
   follow(["opacity"], show);
   show();
-  const kinds = [...new Set(head.grids.map((grid) => kindsOf(grid.image)).filter((own) => own.length > 1).flat())];
-  choice.view = kinds[0] ?? "";
-  if (kinds.length > 1) radios(find("views"), "view", kinds.map((kind) => [kind, kind]));
   const reach = () => { find("reach").hidden = isSummed(choice.signal); };
   follow(["signal"], reach);
   reach();
+}
+
+// A picture that is seen in several grids: all of them together, or one kind alone.
+function offerViews() {
+  const kinds = severalKinds();
+  find("views-part").hidden = kinds.length === 0;
+  radios(find("views"), "view", [COMBINED, ...kinds].map((view) => [view, view]));
 }
 
 function offerSignals() {

@@ -3,11 +3,16 @@
 const colour = d3.interpolateInferno;
 const stages = []; // per picture: { frame, canvas, picture, tokens, hint }
 let shown = { values: null, top: 0 }; // the map on screen and the value of its brightest colour
-let pointed = null; // image token under the pointer or the keyboard's cursor
+let pointed = null; // image token, or cell, under the pointer or the keyboard's cursor
 
 // How one picture is seen: in tiles, say, and as a whole.
 function kindsOf(image) {
   return [...new Set(head.grids.filter((grid) => grid.image === image).map((grid) => grid.kind))];
+}
+
+// The kinds among which a reader can choose; none where every picture is seen in one way.
+function severalKinds() {
+  return [...new Set(head.pictures.map((picture, image) => kindsOf(image)).filter((own) => own.length > 1).flat())];
 }
 
 // Whether a grid is what the chosen view shows of its picture.
@@ -17,18 +22,39 @@ function isInView(grid) {
 
 // Tokens of one picture in the chosen view: index into the map, box, place in the grid.
 function tokensOf(image) {
+  if (choice.view === COMBINED && kindsOf(image).length > 1) return cellsOf(image);
   const tokens = [];
   head.grids.forEach((grid, number) => {
     if (grid.image !== image || !isInView(grid)) return;
     const columns = numbers.curves[`grid${number}.columns`].values;
     const boxes = numbers.curves[`grid${number}.boxes`].values;
     columns.forEach((index, place) => tokens.push({
-      index, image, number, row: Math.floor(place / grid.columns), column: place % grid.columns,
+      indices: [index], image, number, row: Math.floor(place / grid.columns), column: place % grid.columns,
       box: boxes.subarray(4 * place, 4 * place + 4),
     }));
   });
   return tokens;
 }
+
+// All grids of one picture together: the cells that their boxes cut it into, each with the tokens
+// over it. Every token covers all of its cell, so their mean by area is their plain mean.
+function cellsOf(image) {
+  const [x, y, columns, rows] = ["x", "y", "columns", "rows"].map((name) => numbers.curves[`cells${image}.${name}`].values);
+  const across = x.length - 1, down = y.length - 1;
+  const grids = d3.range(head.grids.length).filter((number) => head.grids[number].image === image);
+  const cells = [];
+  for (let row = 0; row < down; row++) for (let column = 0; column < across; column++) {
+    const indices = [];
+    grids.forEach((number, place) => {
+      const from = rows[place * down + row], at = columns[place * across + column];
+      if (from >= 0 && at >= 0) indices.push(numbers.curves[`grid${number}.columns`].values[from * head.grids[number].columns + at]);
+    });
+    if (indices.length > 0) cells.push({ indices, image, number: -1, row, column, box: [x[column], y[row], x[column + 1], y[row + 1]] });
+  }
+  return cells;
+}
+
+const meanOver = ({ indices }, values) => d3.mean(indices, (index) => values[index]);
 
 function layPictures() {
   const place = find("pictures");
@@ -69,7 +95,7 @@ function walk(stage, event) {
   if (event.key === "Escape") return point(stage, null);
   if (!step || stage.tokens.length === 0 || shown.values === null || event.shiftKey) return undefined;
   event.preventDefault();
-  const strongest = () => stage.tokens.reduce((best, token) => (shown.values[token.index] > shown.values[best.index] ? token : best));
+  const strongest = () => stage.tokens.reduce((best, token) => (meanOver(token, shown.values) > meanOver(best, shown.values) ? token : best));
   const from = pointed?.image === stage.image ? pointed : null;
   const goal = from === null
     ? strongest() // a walk starts where the map is strongest
@@ -95,10 +121,13 @@ function tellToken() {
     return;
   }
   const edges = Array.from(pointed.box, (edge) => Number(edge.toFixed(1)));
-  const position = numbers.curves.positions.values[pointed.index];
-  place.textContent = `Image token ${pointed.index} (position ${position}): ${figure(shown.values[pointed.index])}`
+  const names = pointed.indices.map((index) => `${index} (position ${numbers.curves.positions.values[index]})`);
+  const who = names.length === 1 ? `Image token ${names[0]}` : `Mean of image tokens ${names.join(" and ")}`;
+  place.textContent = `${who}: ${figure(meanOver(pointed, shown.values))}`
     + ` · x ${edges[0]}–${edges[2]}, y ${edges[1]}–${edges[3]} px`;
 }
+
+const isSamePlace = (one, other) => ["number", "row", "column"].every((name) => one[name] === other[name]);
 
 const brightness = (value) => {
   const share = shown.top > 0 ? value / shown.top : 0;
@@ -120,7 +149,7 @@ function paint(stage) {
   if (tokens.length > 0) greyUnseen(stage, context, place);
   if (shown.values !== null) {
     for (const token of tokens) {
-      const bright = brightness(shown.values[token.index]);
+      const bright = brightness(meanOver(token, shown.values));
       context.fillStyle = colour(bright);
       // weak values let more of the picture through than strong ones
       context.globalAlpha = choice.opacity * (0.08 + 0.92 * Math.sqrt(bright));
@@ -228,6 +257,7 @@ async function showMap() {
     : { values: row(block, choice.signal, mapLayer()), top: brightest(block, choice.signal) };
   for (const stage of stages) {
     stage.tokens = tokensOf(stage.image);
+    if (pointed?.image === stage.image) pointed = stage.tokens.find((token) => isSamePlace(token, pointed)) ?? null;
     stage.message.textContent = why ?? "";
     stage.message.hidden = why === null;
     stage.frame.classList.toggle("nothing", why !== null);
@@ -236,7 +266,7 @@ async function showMap() {
   tellToken();
   showLegend();
   const where = isSummed(choice.signal) ? "" : `, layer ${choice.layer}`;
-  find("map-says").textContent = head.signals.length === 0 ? why : `${signalWords(choice.signal).label}${where}, for ${targetName(choice.target)}`;
+  find("map-says").textContent = head.signals.length === 0 ? why : `${signalWords(choice.signal).label}${where}, for ${targetName(choice.target)}${viewWords()}`;
   find("live").textContent = `${find("map-says").textContent}. ${why ?? `Largest value ${figure(d3.max(shown.values))}.`}`;
   document.body.dataset.shown = `${choice.signal}/${choice.layer}/${choice.target}`;
 }

@@ -14,6 +14,7 @@ async function start() {
   offerTokens();
   offerSignals();
   offerLayer();
+  offerViews();
   offerColours();
   offerArcs();
   radios(find("saliency-figure"), "figure", [["mean", "mean per pair"], ["sum", "sum"]]);

@@ -1,5 +1,7 @@
 // A small map per layer, in a row: where the signal goes from shallow to deep.
 
+const SIDE = 120; // the longest that a small map is shown, in the page's pixels
+
 async function showStrip() {
   const signal = choice.signal;
   const hide = head.signals.length === 0 || isSummed(signal) || !numbers.hasMap(choice.target) || head.grids.length === 0 || head.layers < 2;
@@ -8,16 +10,18 @@ async function showStrip() {
   const target = choice.target;
   const block = await numbers.mapsOf(target);
   if (signal !== choice.signal || target !== choice.target) return;
-  const number = head.grids.findIndex((grid) => isInView(grid));
+  const tokens = tokensOf(head.grids[0].image);
   const tops = d3.range(head.layers).map((layer) => (numbers.flag(signal, layer, target) === 0 ? block[`${signal}.top`].values[layer] : 0));
-  find("strip").replaceChildren(...tops.map((top, layer) => thumbnail(block, signal, layer, number, choice.reach === "all" ? d3.max(tops) : top)));
+  find("strip").replaceChildren(...tops.map((top, layer) => thumbnail(block, signal, layer, tokens, choice.reach === "all" ? d3.max(tops) : top)));
   markStrip();
 }
 
 // Pointers only: the layer slider does the same for the keyboard.
-function thumbnail(block, signal, layer, number, top) {
-  const grid = head.grids[number];
-  const canvas = make("canvas", { width: grid.columns, height: grid.rows });
+function thumbnail(block, signal, layer, tokens, top) {
+  const [left, right] = d3.extent(tokens.flatMap(({ box }) => [box[0], box[2]]));
+  const [upper, lower] = d3.extent(tokens.flatMap(({ box }) => [box[1], box[3]]));
+  const scale = (SIDE * (window.devicePixelRatio || 1)) / Math.max(right - left, lower - upper);
+  const canvas = make("canvas", { width: Math.ceil((right - left) * scale), height: Math.ceil((lower - upper) * scale) });
   const flag = numbers.flag(signal, layer, choice.target);
   const frame = make("button", { type: "button", className: "thumbnail", tabIndex: -1,
     title: flag === 0 ? `layer ${layer}` : `layer ${layer}: ${FLAG_WORDS[flag]}`, "aria-hidden": "true" },
@@ -27,13 +31,13 @@ function thumbnail(block, signal, layer, number, top) {
   if (flag === 0) {
     const values = row(block, signal, layer);
     const context = canvas.getContext("2d");
-    const pixels = context.createImageData(grid.columns, grid.rows);
-    numbers.curves[`grid${number}.columns`].values.forEach((index, place) => {
-      const share = top > 0 ? values[index] / top : 0;
-      const { r, g, b } = d3.rgb(colour(choice.steps === "root" ? Math.sqrt(share) : share));
-      pixels.data.set([r, g, b, 255], 4 * place);
-    });
-    context.putImageData(pixels, 0, 0);
+    for (const token of tokens) {
+      const share = top > 0 ? meanOver(token, values) / top : 0;
+      // edges are rounded to pixels, so that neighbours share them without a seam
+      const [x0, y0, x1, y1] = token.box.map((edge, side) => Math.round((edge - (side % 2 ? upper : left)) * scale));
+      context.fillStyle = colour(choice.steps === "root" ? Math.sqrt(share) : share);
+      context.fillRect(x0, y0, x1 - x0, y1 - y0);
+    }
   }
   return frame;
 }

@@ -76,6 +76,13 @@ function tokenText(token) {
   return text === "" ? "␣" : text;
 }
 
+// Which of several maps of a picture is shown; nothing where there is one.
+function viewWords() {
+  const kinds = severalKinds();
+  if (kinds.length === 0) return "";
+  return choice.view === COMBINED ? ` · ${kinds.join(" and ")} combined, mean by area` : ` · ${choice.view} alone`;
+}
+
 const startsWord = (token) => /^[ ▁Ġ]/.test(token);
 
 function targetName(target) {
