@@ -30,7 +30,7 @@ class WordTask(Task):
         self.points = points
 
     def samples(self, split: str, count: int | None = None):
-        raise NotImplementedError
+        raise AssertionError("a finished study's page draws no samples")
 
     def score(self, sample: TaskSample, answer: str) -> float:
         return float(answer in sample.references)

@@ -19,7 +19,7 @@ from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.families import Family, PreparedPictures, family_of
 from vlmflow.lvlm.geometry import MapUnavailableError
 from vlmflow.lvlm.layout import ImageGrid, Segment, TokenLayout
-from vlmflow.lvlm.prepared import Prepared
+from vlmflow.lvlm.prepared import Prepared, extended
 from vlmflow.lvlm.tokens import (
     answer_ids_of,
     answer_text,
@@ -179,7 +179,7 @@ class LVLM:
             ids = self._checked_ids(answer)
             text = answer_text(tokenizer, ids)
         inputs = {
-            name: _extended(
+            name: extended(
                 name, tensor, ids, prepared.inputs["input_ids"], self.family.answer_inputs
             )
             for name, tensor in prepared.inputs.items()
@@ -396,18 +396,3 @@ class LVLM:
                 f"the prompt has {length} tokens, but {self.name} takes at most {limit}: shorten "
                 "the question or pass fewer pictures"
             )
-
-
-def _extended(
-    name: str,
-    tensor: torch.Tensor,
-    ids: Sequence[int],
-    input_ids: torch.Tensor,
-    fill: Mapping[str, int],
-) -> torch.Tensor:
-    """Put the answer's entries behind a per-token input; leave other inputs as they are."""
-    if tensor.shape != input_ids.shape:
-        return tensor
-    entries = {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
-    more = torch.tensor([entries.get(name, [fill.get(name, 0)] * len(ids))], dtype=tensor.dtype)
-    return torch.cat([tensor, more.to(tensor.device)], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,3 +44,32 @@ class Prepared:
         """Ids of the answer's tokens, ``(T,)``; empty without an answer."""
         ids = self.inputs["input_ids"][0].tolist()
         return tuple(ids[position] for position in self.layout.answer_positions)
+
+
+def extended(
+    name: str,
+    tensor: torch.Tensor,
+    ids: Sequence[int],
+    input_ids: torch.Tensor,
+    fill: Mapping[str, int],
+) -> torch.Tensor:
+    """Put the answer's entries behind a per-token input; leave other inputs as they are.
+
+    Parameters
+    ----------
+    name : str
+        Of the input.
+    tensor : Tensor
+        What it holds.
+    ids : sequence of int
+        The answer.
+    input_ids : (1, N) int64
+        The prompt's; what has its shape is per token.
+    fill : mapping
+        What inputs hold at an answer's tokens, where it is not 0.
+    """
+    if tensor.shape != input_ids.shape:
+        return tensor
+    entries = {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
+    more = torch.tensor([entries.get(name, [fill.get(name, 0)] * len(ids))], dtype=tensor.dtype)
+    return torch.cat([tensor, more.to(tensor.device)], dim=1)

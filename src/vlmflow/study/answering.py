@@ -55,7 +55,7 @@ def answer_sample(
     """
     try:
         prepared = vlm.prepare(sample.pictures, sample.question)
-    except Exception as error:
+    except Exception as error:  # one broken sample must not end a study of thousands
         return [_failed(one, error) for one in asked]
     results: dict[str, StoredResult] = {}
     whole = [one for one in asked if not one.setting.is_down_sampled]
@@ -74,7 +74,7 @@ def _whole_pictures(
     cut = [policy for policy in policies if policy is not None]
     try:
         own, *others = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)
-    except Exception:
+    except Exception:  # whichever setting it was, the others are answered alone
         return {
             one.id: _alone(vlm, prepared, one, one.setting.truncation, max_new_tokens, prepared)
             for one in asked
@@ -123,7 +123,7 @@ def _alone(
         cut = [] if policy is None else [policy]
         ids = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)[-1]
         return _told(vlm, prepared, one, policy, ids, whole)
-    except Exception as error:
+    except Exception as error:  # see answer_sample
         return _failed(one, error)
 
 

@@ -80,7 +80,7 @@ def time_prefills(
                 try:
                     prepared, policy = _prompt(vlm, sample, setting)
                     timed = timed_answer(vlm, prepared, policy, max_new_tokens=1)
-                except Exception:
+                except Exception:  # its answers tell what is wrong with the setting
                     continue
                 seconds.setdefault(name, []).append(timed.prefill)
         for name, found in seconds.items():
