@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vlmflow.flow.result import InformationFlow
-from vlmflow.lvlm.layout import ImageGrid, Segment, TokenLayout
+from vlmflow.lvlm.grids import ImageGrid
+from vlmflow.lvlm.layout import Segment, TokenLayout
 
 HOSTILE = "<script>alert('$x_1$')</script>\u202e\x00\x1b[31m</title>\"&'{{7*7}}%\U0001f9ff\ud800\n"
 """Mark-up, mathtext, control characters, a lone surrogate, a template, a bidi override."""

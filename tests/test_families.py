@@ -15,6 +15,7 @@ from vlmflow.flow.signals import DEFAULT_SIGNALS
 from vlmflow.lvlm.batch import collate, generate_batch, pad_id
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
 from vlmflow.lvlm.families import family_of
+from vlmflow.lvlm.families.table import SUPPORTED
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.loading import load
 from vlmflow.lvlm.tokens import end_ids
@@ -34,7 +35,6 @@ ANSWERS = ("a red circle", "4 5")
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 with_places = [family for family in FAMILIES if not family.queries]
-each_with_places = pytest.mark.parametrize("family", with_places, ids=lambda family: family.name)
 
 
 def pictures_for(family):
@@ -83,7 +83,7 @@ def test_a_saved_model_opens_or_says_what_to_install(family, tmp_path, no_networ
     assert len(vlm.prepare(picture(1, SIZES[0]), QUESTIONS[0]).layout) > QUERIES
 
 
-@each_with_places
+@pytest.mark.parametrize("family", with_places, ids=lambda family: family.name)
 def test_every_picture_has_a_map(family):
     for prepared in prompts(family.lvlm()):
         assert prepared.layout.grids_missing == ""
@@ -134,10 +134,10 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
         assert_agrees(alone, truth, 1e-4)
 
 
-@each_with_places
+@each_family
 def test_explaining_gives_every_map_of_the_own_answer(family):
     vlm = family.lvlm()
-    shown = pictures_for(family)[1:]
+    shown = pictures_for(family)[1 : 2 if family.queries else 3]
     flow = vlm.explain(shown, QUESTIONS[0], max_new_tokens=2, smooth=2)
     assert set(flow.signals) == {*DEFAULT_SIGNALS, "llava_cam_smooth"}
     for layer in range(LAYERS):
@@ -148,7 +148,7 @@ def test_explaining_gives_every_map_of_the_own_answer(family):
         assert flow.pixel_map("flow", image=image).shape == one.size[::-1]
 
 
-@each_with_places
+@each_family
 def test_keeping_all_changes_nothing(family):
     vlm = family.lvlm()
     batch = prompts(vlm, (None, None))
@@ -171,7 +171,7 @@ POLICIES = {
 }
 
 
-@each_with_places
+@each_family
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
     """Logits of prompt and generated tokens, and which positions the cache holds."""
@@ -194,7 +194,7 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
                 assert layer.keys.shape[-2] == len(held)
 
 
-@each_with_places
+@each_family
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_a_truncated_batch_is_its_rows(family, policy):
     vlm = family.lvlm()
@@ -243,27 +243,7 @@ def test_rows_and_columns_of_patches_are_not_counted_anew(family):
         pass
 
 
-@pytest.mark.parametrize(
-    "family", [family for family in FAMILIES if family.queries], ids=lambda family: family.name
-)
-def test_queries_have_no_place_and_their_generate_cannot_be_truncated(family):
-    vlm = family.lvlm()
-    with pytest.raises(InputError, match="takes one picture, but the question shows 2"):
-        vlm.prepare([picture(1, SIZES[0]), picture(2, SIZES[1])], QUESTIONS[0])
-    flow = vlm.explain(picture(1, SIZES[0]), QUESTIONS[0], max_new_tokens=2)
-    assert "queries of a Q-Former" in flow.layout.grids_missing
-    assert flow.map("flow").max() > 0
-    (prepared, _) = prompts(vlm, (None, None))
-    with pytest.raises(ModelError, match="runs its decoder past its own forward"):
-        vlm.generate_ids(prepared, truncation=Truncation(2, 0))
-    with torch.no_grad(), Truncation(2, 1.0, "last_attention")(vlm.model):
-        found = vlm.model(**prepared.inputs).logits
-    with torch.no_grad():
-        expected = vlm.model(**prepared.inputs).logits
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
-
-
-@each_with_places
+@each_family
 def test_shared_answers_are_those_of_generate(family):
     vlm = family.lvlm()
     policies = [
@@ -279,18 +259,6 @@ def test_shared_answers_are_those_of_generate(family):
         assert found == expected
 
 
-@pytest.mark.parametrize(
-    "family", [one for one in FAMILIES if one.queries], ids=lambda family: family.name
-)
-def test_shared_answers_refuse_what_generate_steps_around(family):
-    vlm = family.lvlm()
-    (prepared, _) = prompts(vlm, (None, None))
-    own = vlm.generate_ids(prepared, max_new_tokens=3)
-    assert shared_answers(vlm, prepared, [], max_new_tokens=3) == [own]
-    with pytest.raises(ModelError, match="past its own forward"):
-        shared_answers(vlm, prepared, [Truncation(1, 0)], max_new_tokens=3)
-
-
 @pytest.mark.parametrize("name", ["paligemma", "blip-2", "instructblip"])
 def test_models_without_a_chat_template_get_the_question_as_it_stands(name):
     (family,) = [family for family in FAMILIES if family.name == name]
@@ -304,10 +272,7 @@ def test_models_without_a_chat_template_get_the_question_as_it_stands(name):
     assert not prepared.layout.positions_of(Segment.SYSTEM).size
 
 
-WITH_PLACES = {
-    *("llava", "paligemma", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
-    *("qwen3_5", "qwen3_5_moe", "glm4v"),
-}
+WITH_PLACES = {row.model_type for row in SUPPORTED if row.by_place}
 
 
 @each_family

@@ -24,7 +24,8 @@ from transformers.image_utils import get_image_size_for_max_height_width
 from vlmflow.errors import InputError
 from vlmflow.lvlm.families import FAMILIES, PreparedPictures, family_of
 from vlmflow.lvlm.geometry import MapUnavailableError, paint, preimage, resized_size
-from vlmflow.lvlm.layout import ImageGrid, TokenLayout
+from vlmflow.lvlm.grids import ImageGrid
+from vlmflow.lvlm.layout import TokenLayout
 
 PATCH = 14
 SIDE = 4 * PATCH

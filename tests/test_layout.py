@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.layout import SEGMENTS, ImageGrid, Segment, TokenLayout
+from vlmflow.lvlm.grids import ImageGrid
+from vlmflow.lvlm.layout import SEGMENTS, Segment, TokenLayout
 
 
 def layout_of(codes: str) -> TokenLayout:

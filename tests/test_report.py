@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.report.explain_page import LIBRARIES, headline, percent, second_line, write_report
 from vlmflow.report.page_data import coded
 from vlmflow.report.visible import clipped, visible
@@ -219,6 +220,40 @@ def test_pointing_at_the_picture_reads_the_token_under_the_pointer(reader):
     canvas.hover(position={"x": 2, "y": y})
     assert opened.page.locator("#readout").inner_text().startswith("Point at")
     assert opened.page.locator("#unseen-note").is_visible()
+
+
+def test_a_picture_that_tokens_share_is_read_by_patch(reader):
+    """Query tokens: the value of a patch is what they give it, and the page says so."""
+    flow = synthetic_flow(sizes=((240, 240),), grid=(4, 8))
+    positions = flow.layout.image_positions
+    looks = np.random.default_rng(3).dirichlet(np.full(6, 0.5), len(positions)).reshape(-1, 2, 3)
+    boxes = np.empty((2, 3, 4))
+    boxes[..., 0::2] = np.stack([np.arange(3) * 80, np.arange(1, 4) * 80], -1)
+    boxes[..., 1::2] = np.stack([np.arange(2) * 120, np.arange(1, 3) * 120], -1)[:, None]
+    grid = SharedGrid(0, positions, boxes, "queries", looks=looks, how="spread <b>as asked</b>")
+    flow = dataclasses.replace(flow, layout=dataclasses.replace(flow.layout, grids=(grid,)))
+    opened = reader(flow)
+    opened.shown()
+    note = opened.page.locator("#how-note").inner_text()
+    assert note.endswith("image tokens have no places of their own: spread <b>as asked</b>.")
+    values = flow.grid("flow")
+    legend = opened.page.locator("#legend").inner_text()
+    assert "value per patch" in legend
+    canvas = opened.page.locator(".frame canvas")
+    canvas.scroll_into_view_if_needed()
+    area = canvas.bounding_box()
+    for row, column in np.ndindex(2, 3):
+        x, y = area["width"] * (column + 0.5) / 3, area["height"] * (row + 0.5) / 2
+        canvas.hover(position={"x": x, "y": y})
+        text = opened.page.locator("#readout").inner_text()
+        assert text.startswith(f"Patch at row {row + 1}, column {column + 1}: ")
+        read = float(text.split(": ")[1].split()[0])
+        assert read == pytest.approx(values[row, column], rel=1e-2)
+        assert "from 32 tokens" in text
+    largest = opened.page.locator("#live").text_content()
+    assert float(largest.split("Largest value ")[1].rstrip(".")) == pytest.approx(
+        values.max(), rel=1e-2
+    )
 
 
 def test_the_canvas_is_brightest_where_the_map_is(reader):

@@ -14,7 +14,8 @@ import pytest
 from vlmflow.errors import InputError
 from vlmflow.flow import storage
 from vlmflow.flow.result import InformationFlow
-from vlmflow.lvlm.layout import ImageGrid, TokenLayout
+from vlmflow.lvlm.grids import ImageGrid
+from vlmflow.lvlm.layout import TokenLayout
 
 from .synthetic import object_box, synthetic_flow
 

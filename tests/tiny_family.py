@@ -52,8 +52,8 @@ class TinyFamily:
     wander before it reaches a token, where pictures or features are resized more than once.
     `variant` tells several models of one type apart. `single` is False where transformers itself
     fails on a picture of one token. `first_attention` is the first layer that has attention,
-    `norm` the one that its MLP reads. `queries`: one picture per prompt, no token has a place, and
-    `generate` runs the decoder past the model's forward. `one_shape`: transformers takes pictures
+    `norm` the one that its MLP reads. `queries`: one picture per prompt, and no token has a place
+    of its own. `one_shape`: transformers takes pictures
     of one shape only in a prompt or batch.
     """
 

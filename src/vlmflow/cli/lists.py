@@ -14,10 +14,10 @@ from vlmflow.cli.terminal import errors_in_one_line, quiet_libraries
 @app.command()
 def models() -> None:
     """List the types of models, with an example of each and what works with it."""
-    from vlmflow.lvlm.families.table import UNKNOWN, rows
+    from vlmflow.lvlm.families.table import CROSS_ATTENTION, UNKNOWN, rows
 
     _table(list(rows()))
-    typer.echo(f"\n{UNKNOWN}")
+    typer.echo(f"\n{UNKNOWN}\n{CROSS_ATTENTION}")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from vlmflow.flow.smoothing import (
 )
 from vlmflow.flow.targets import check_target
 from vlmflow.lvlm.chat import PictureSource
+from vlmflow.lvlm.laying_out import watching
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -140,18 +142,20 @@ def explain(
 
     wanted = tuple(name for name in names if name not in (SMOOTH, "flow"))
     extra = ("saliency",) if "flow" in names and "saliency" not in wanted else ()
-    measured = measure(
-        vlm.model,
-        vlm.decoder_layers,
-        prepared.inputs,
-        [prepared.layout],
-        signals=wanted + extra,
-        target=target,
-        per_token=per_token,
-        cam_hook=cam_hook,
-        low_memory=low_memory,
-        on_pass=on_pass,
-    )[0]
+    with watching(vlm, prepared) as seen:
+        measured = measure(
+            vlm.model,
+            vlm.decoder_layers,
+            prepared.inputs,
+            [prepared.layout],
+            signals=wanted + extra,
+            target=target,
+            per_token=per_token,
+            cam_hook=cam_hook,
+            low_memory=low_memory,
+            on_pass=on_pass,
+        )[0]
+    prepared = replace(prepared, layout=seen())
     maps, flags = dict(measured.maps), dict(measured.flags)
     if "flow" in names:
         maps["flow"] = flow_map(maps["saliency"], flow_layers)[None]

@@ -15,7 +15,8 @@ from vlmflow.errors import InputError
 from vlmflow.flow import parts, storage
 from vlmflow.flow.axes import DESTINATIONS, FLAGS, SUMMED_OVER_LAYERS, WHOLE_ANSWER
 from vlmflow.flow.checks import plural, read_only, valid_index
-from vlmflow.lvlm.layout import SEGMENTS, ImageGrid, TokenLayout
+from vlmflow.lvlm.grids import Grid, ImageGrid
+from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,7 +222,7 @@ class InformationFlow:
         *,
         kind: str | None = None,
     ) -> Float32Array:
-        """Return one map as the picture's grid of tokens, ``(rows, cols)``.
+        """Return one map as the picture's grid, ``(rows, cols)``: a value per token or patch.
 
         Parameters are those of :meth:`map`, the picture's index, and the kind of grid where a
         picture is seen twice (``"tiles"``, ``"thumbnail"``).
@@ -239,7 +240,8 @@ class InformationFlow:
                 f"image={image} is cut into {len(grids)} grids of tokens; name one with kind= "
                 f"({kinds}), or use pixel_map"
             )
-        return values[np.searchsorted(self.layout.image_positions, grids[0].positions)]
+        painted = grids[0].values(values.astype(np.float64), self.layout.image_positions)
+        return painted.astype(np.float32)
 
     def pixel_map(
         self,
@@ -252,10 +254,10 @@ class InformationFlow:
     ) -> Float32Array:
         """Paint one map over the original picture's pixels, ``(height, width)``.
 
-        Each token's value fills its box, the mean by area where boxes overlap; NaN where no token
-        looks (cropped away). Parameters are those of :meth:`map`, the picture's index, and the kind
-        of grid to paint alone where a picture is seen twice (``"tiles"``, ``"thumbnail"``); all
-        together where left out.
+        Each token's value fills its box, the mean by area where boxes overlap, or is spread over
+        the patches that it looks at; NaN where no token looks (cropped away). Parameters are those
+        of :meth:`map`, the picture's index, and the kind of grid to paint alone where a picture is
+        seen twice (``"tiles"``, ``"thumbnail"``); all together where left out.
 
         Raises
         ------
@@ -273,7 +275,7 @@ class InformationFlow:
         Returns
         -------
         (P, 4) float64
-            ``x0, y0, x1, y1``; NaN for tokens that have no place in this picture.
+            ``x0, y0, x1, y1``; NaN for tokens that have no place of their own in this picture.
 
         Raises
         ------
@@ -283,6 +285,8 @@ class InformationFlow:
         positions = self.layout.image_positions
         boxes = np.full((positions.size, 4), np.nan)
         for grid in self._grids(image):
+            if not isinstance(grid, ImageGrid):
+                continue  # its tokens share the picture
             boxes[np.searchsorted(positions, grid.positions.ravel())] = grid.boxes.reshape(-1, 4)
         return boxes
 
@@ -307,7 +311,7 @@ class InformationFlow:
         has = f"this model has {plural(self.layers, 'decoder layer')}"
         return valid_index("layer", layer, self.layers, has), column
 
-    def _grids(self, image: int, kind: str | None = None) -> tuple[ImageGrid, ...]:
+    def _grids(self, image: int, kind: str | None = None) -> tuple[Grid, ...]:
         count = len(self.layout.image_sizes)
         if count == 0:
             raise InputError(f"image={image!r}, but this result has no pictures")

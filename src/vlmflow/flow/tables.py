@@ -11,6 +11,7 @@ import pandas as pd
 
 from vlmflow.flow import convergence
 from vlmflow.flow.axes import DESTINATIONS, FLAGS, SUMMED_OVER_LAYERS
+from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS
 
 if TYPE_CHECKING:
@@ -63,12 +64,11 @@ def convergence_frame(
 ) -> pd.DataFrame:
     """See :meth:`vlmflow.flow.result.InformationFlow.convergence_frame`."""
     figures = ["entropy", "top10_mass"]
-    boxes = None
     if box is not None:
         figures.append("inside_mass")
-        boxes = flow.token_boxes(image)
         # a bad box must be refused even where every map is flagged
-        convergence.mass_inside(np.zeros(len(boxes)), boxes, box)
+        nothing, boxes = _placed(flow, np.zeros(flow.layout.image_positions.size), image)
+        convergence.mass_inside(nothing, boxes, box)
     tokens = _named(flow.targets, np.arange(len(flow.targets)))
     rows: list[dict[str, Any]] = []
     for signal, maps in flow.maps.items():
@@ -84,8 +84,9 @@ def convergence_frame(
             if flag == 0:
                 row["entropy"] = convergence.entropy(values)
                 row["top10_mass"] = convergence.top_mass(values, 0.1)
-                if box is not None and boxes is not None:
-                    row["inside_mass"] = convergence.mass_inside(values, boxes, box)
+                if box is not None:
+                    spread, boxes = _placed(flow, values, image)
+                    row["inside_mass"] = convergence.mass_inside(spread, boxes, box)
                 if row["entropy"] is None:
                     row["flag"] = "empty"
             rows.append(row)
@@ -95,3 +96,21 @@ def convergence_frame(
     frame["target"] = frame["target"].astype("int64")
     frame[figures] = frame[figures].astype("float64")
     return frame
+
+
+def _placed(
+    flow: InformationFlow, values: npt.NDArray[Any], image: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Values with the box of each in one picture: tokens, and patches that tokens share.
+
+    What a token gives to patches it does not keep, so that the sum stays.
+    """
+    own = values.astype(np.float64)
+    spread, boxes = [own], [flow.token_boxes(image)]
+    positions = flow.layout.image_positions
+    for grid in flow.layout.grids:
+        if grid.image == image and isinstance(grid, SharedGrid):
+            spread.append(grid.values(own, positions).ravel())
+            boxes.append(grid.boxes.reshape(-1, 4))
+            own[np.searchsorted(positions, grid.positions)] = 0.0
+    return np.concatenate(spread), np.concatenate(boxes)

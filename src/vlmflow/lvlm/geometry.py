@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.layout import FloatArray, ImageGrid, TokenLayout
+from vlmflow.lvlm.grids import FloatArray, Grid
+from vlmflow.lvlm.layout import TokenLayout
 
 SEEN = 1e-6
 """Share of a pixel that boxes must cover before it counts as seen (keeps rounding errors out)."""
@@ -155,20 +156,20 @@ def resized_size(size: Any, width: int, height: int) -> tuple[int, int]:
 
 
 def paint(
-    grids: Sequence[ImageGrid],
+    grids: Sequence[Grid],
     values: npt.ArrayLike,
     layout: TokenLayout,
     image: int = 0,
     *,
     size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Paint a value per image token over the picture's pixels.
+    """Paint a map over the picture's pixels.
 
     Every pixel gets the mean of the boxes over it, weighted by the area they share.
 
     Parameters
     ----------
-    grids : sequence of ImageGrid
+    grids : sequence of Grid
         Usually ``layout.grids``; those of other pictures are passed over.
     values : (P,) array
         One value per image token, in the order of ``layout.image_positions``.
@@ -205,10 +206,10 @@ def paint(
     total = np.zeros((height, width))
     covered = np.zeros((height, width))
     for grid in mine:
-        tokens = array[np.searchsorted(positions, grid.positions)]
+        boxes = grid.values(array, positions)
         over_x = _overlaps(grid.x_edges * (width / full_width), width)
         over_y = _overlaps(grid.y_edges * (height / full_height), height)
-        total += over_y @ tokens @ over_x.T
+        total += over_y @ boxes @ over_x.T
         covered += np.outer(over_y.sum(axis=1), over_x.sum(axis=1))
     seen = covered > SEEN
     painted = np.full((height, width), np.nan, dtype=np.float32)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
+from vlmflow.lvlm.grids import Grid, ImageGrid, IntArray, SharedGrid, frozen
 
 
 class Segment(enum.IntEnum):
@@ -28,72 +26,6 @@ class Segment(enum.IntEnum):
 
 SEGMENTS: tuple[str, ...] = ("system", "image", "user", "answer")
 """Names of the segments in the order of every segment axis (padding has no place there)."""
-
-
-def _frozen(array: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Make a private, read-only copy: a layout is shared by many and changed by nobody."""
-    copy = np.array(array, dtype=dtype)
-    copy.setflags(write=False)
-    return copy
-
-
-@dataclass(frozen=True, eq=False)
-class ImageGrid:
-    """A rectangle of image tokens and the pixels each one came from.
-
-    Parameters
-    ----------
-    image : int
-        Index of the picture in the prompt.
-    positions : (rows, cols) int64
-        Position of each token in the expanded sequence.
-    boxes : (rows, cols, 4) float64
-        ``x0, y0, x1, y1`` of each token in the ORIGINAL picture's pixels. Boxes tile: a row shares
-        its ``y0, y1``, a column its ``x0, x1``. They stick out of the picture where the image
-        processor padded it.
-    kind : str
-        ``"full"`` for a grid over the whole (cropped) picture; families that cut pictures into
-        tiles name theirs.
-
-    Raises
-    ------
-    InputError
-        If the boxes do not belong to the positions or do not form a grid.
-    """
-
-    image: int
-    positions: IntArray
-    boxes: FloatArray
-    kind: str = "full"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "positions", _frozen(self.positions, np.int64))
-        object.__setattr__(self, "boxes", _frozen(self.boxes, np.float64))
-        if self.positions.ndim != 2 or self.boxes.shape != (*self.positions.shape, 4):
-            raise InputError(
-                f"a grid needs positions (rows, cols) and boxes (rows, cols, 4), "
-                f"not {self.positions.shape} and {self.boxes.shape}"
-            )
-        same_columns = (self.boxes[:, :, 0::2] == self.boxes[:1, :, 0::2]).all()
-        same_rows = (self.boxes[:, :, 1::2] == self.boxes[:, :1, 1::2]).all()
-        if not (same_columns and same_rows):
-            raise InputError("the boxes of a grid must share their edges along rows and columns")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(rows, cols)``."""
-        rows, cols = self.positions.shape
-        return rows, cols
-
-    @property
-    def x_edges(self) -> FloatArray:
-        """``(cols, 2)``: left and right edge of every column of boxes, in pixels."""
-        return self.boxes[0, :, 0::2]
-
-    @property
-    def y_edges(self) -> FloatArray:
-        """``(rows, 2)``: upper and lower edge of every row of boxes, in pixels."""
-        return self.boxes[:, 0, 1::2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +43,7 @@ class TokenLayout:
         What each position reads as; joined, the text tokens give the text.
     image_sizes : tuple of (width, height)
         Size of every original picture in pixels, in the order of the prompt.
-    grids : tuple of ImageGrid
+    grids : tuple of Grid
         Empty where nothing is known about the pixels behind the tokens.
     grids_missing : str
         One sentence that says why ``grids`` is empty; empty where it is not.
@@ -120,11 +52,11 @@ class TokenLayout:
     segments: npt.NDArray[np.int8]
     tokens: tuple[str, ...]
     image_sizes: tuple[tuple[int, int], ...]
-    grids: tuple[ImageGrid, ...] = ()
+    grids: tuple[Grid, ...] = ()
     grids_missing: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "segments", _frozen(self.segments, np.int8))
+        object.__setattr__(self, "segments", frozen(self.segments, np.int8))
         if self.segments.shape != (len(self.tokens),):
             raise InputError(
                 f"a layout needs one token text per position, not {len(self.tokens)} texts "
@@ -187,10 +119,7 @@ class TokenLayout:
             segments=np.pad(self.segments, (offset, behind), constant_values=Segment.PAD),
             tokens=("",) * offset + self.tokens + ("",) * behind,
             image_sizes=self.image_sizes,
-            grids=tuple(
-                ImageGrid(grid.image, grid.positions + offset, grid.boxes, grid.kind)
-                for grid in self.grids
-            ),
+            grids=tuple(replace(grid, positions=grid.positions + offset) for grid in self.grids),
             grids_missing=self.grids_missing,
         )
 
@@ -206,10 +135,16 @@ class TokenLayout:
         for index, grid in enumerate(self.grids):
             arrays[f"grid{index}_positions"] = np.array(grid.positions)
             arrays[f"grid{index}_boxes"] = np.array(grid.boxes)
+            if isinstance(grid, SharedGrid):
+                arrays[f"grid{index}_looks"] = np.array(grid.looks)
         plain = {
             "tokens": list(self.tokens),
             "image_sizes": [list(size) for size in self.image_sizes],
-            "grids": [{"image": grid.image, "kind": grid.kind} for grid in self.grids],
+            "grids": [
+                {"image": grid.image, "kind": grid.kind}
+                | ({"how": grid.how} if isinstance(grid, SharedGrid) else {})
+                for grid in self.grids
+            ],
             "grids_missing": self.grids_missing,
         }
         return plain, arrays
@@ -225,13 +160,17 @@ class TokenLayout:
             tokens=tuple(plain["tokens"]),
             image_sizes=tuple((int(width), int(height)) for width, height in plain["image_sizes"]),
             grids=tuple(
-                ImageGrid(
-                    image=int(grid["image"]),
-                    positions=arrays[f"grid{index}_positions"],
-                    boxes=arrays[f"grid{index}_boxes"],
-                    kind=str(grid["kind"]),
-                )
-                for index, grid in enumerate(grids)
+                _grid_of(grid, arrays, f"grid{index}_") for index, grid in enumerate(grids)
             ),
             grids_missing=str(plain["grids_missing"]),
         )
+
+
+def _grid_of(plain: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], name: str) -> Grid:
+    """Rebuild one grid of :meth:`TokenLayout.to_dict`."""
+    image, kind = int(plain["image"]), str(plain["kind"])
+    positions, boxes = arrays[f"{name}positions"], arrays[f"{name}boxes"]
+    if "how" not in plain:
+        return ImageGrid(image, positions, boxes, kind)
+    looks, how = arrays[f"{name}looks"], str(plain["how"])
+    return SharedGrid(image, positions, boxes, kind, looks=looks, how=how)

@@ -16,9 +16,9 @@ from vlmflow.errors import InputError, ModelError
 from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
 from vlmflow.lvlm.chat import PictureSource, conversation, render, texts
 from vlmflow.lvlm.evaluating import evaluating
-from vlmflow.lvlm.families import Family, PreparedPictures, family_of
-from vlmflow.lvlm.geometry import MapUnavailableError
-from vlmflow.lvlm.layout import ImageGrid, Segment, TokenLayout
+from vlmflow.lvlm.families import Family, family_of
+from vlmflow.lvlm.laying_out import lay_out
+from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.prepared import Prepared, extended
 from vlmflow.lvlm.tokens import (
     answer_ids_of,
@@ -158,7 +158,7 @@ class LVLM:
         if not self.family.pictures_in_prompt:
             prompt = self._without_placeholder(prompt, len(pictures))
         inputs = self._encode(prompt, pictures)
-        layout = self._layout(inputs, tuple(picture.size for picture in pictures))
+        layout = lay_out(self, inputs, tuple(picture.size for picture in pictures))
         prepared = Prepared(inputs, layout, pictures, prompt, lead=lead)
         self._require_room(len(layout))
         return prepared if answer is None else self.with_answer(prepared, answer)
@@ -337,37 +337,6 @@ class LVLM:
             # Some processors add labels: with them a model computes a loss that nobody asked for.
             if isinstance(tensor, torch.Tensor) and name != "labels"
         }
-
-    def _layout(
-        self, inputs: Mapping[str, torch.Tensor], sizes: tuple[tuple[int, int], ...]
-    ) -> TokenLayout:
-        """Lay out a prompt without an answer."""
-        ids = inputs["input_ids"][0].cpu().numpy()
-        is_image = ids == self.image_token_id
-        if not is_image.any():
-            raise ModelError(
-                f"the processor of {self.name} put no image tokens into the prompt: processor and "
-                "model do not belong together"
-            )
-        segments = np.full(ids.shape, Segment.USER, dtype=np.int8)
-        segments[: int(is_image.argmax())] = Segment.SYSTEM
-        segments[is_image] = Segment.IMAGE
-        grids: tuple[ImageGrid, ...] = ()
-        missing = ""
-        try:
-            grids = self.family.grids(
-                PreparedPictures(
-                    positions=np.flatnonzero(is_image),
-                    image_sizes=sizes,
-                    inputs=inputs,
-                    config=self.model.config,
-                    processor=self.processor,
-                )
-            )
-        except MapUnavailableError as unavailable:
-            missing = str(unavailable)
-        tokens = shown_tokens(self.processor.tokenizer, ids.tolist())
-        return TokenLayout(segments, tokens, sizes, grids, missing)
 
     def _checked_ids(self, answer: Sequence[int]) -> list[int]:
         """Check answer ids given by the caller, and drop what ends them."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vlmflow.lvlm.layout import FloatArray, ImageGrid
+from vlmflow.lvlm.grids import FloatArray, Grid
 
 _SAME = 1e-6  # pixels; edges of two grids that differ by rounding alone are one
 
@@ -39,12 +39,12 @@ class CombinedCells:
     grid_rows: npt.NDArray[np.int32]
 
 
-def combined_cells(grids: Sequence[ImageGrid], size: tuple[int, int]) -> CombinedCells:
+def combined_cells(grids: Sequence[Grid], size: tuple[int, int]) -> CombinedCells:
     """Cut a picture along the edges of all boxes over it.
 
     Parameters
     ----------
-    grids : sequence of ImageGrid
+    grids : sequence of Grid
         All grids of this picture.
     size : (width, height)
         Of the original picture, in pixels; what sticks out of it is cut off.

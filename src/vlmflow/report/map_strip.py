@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlmflow.flow.axes import SUMMED_OVER_LAYERS
 from vlmflow.lvlm.geometry import paint
+from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.report.figure_style import GREY, HEAD, SIGNAL_NAMES, WIDTH, figure_style, header, short
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
     summed = signal in SUMMED_OVER_LAYERS
     layers: list[int | None] = [None] if summed else [*range(flow.layers)]
     maps = [flow.map(signal, layer, target) for layer in layers]
-    tops = [float(values.max(initial=0.0)) for values in maps]
+    tops = [_top(flow, values) for values in maps]
     flags = [flow.flag(signal, layer, target) for layer in layers]
     flags = [
         "empty" if flag == "ok" and top <= 0 else flag
@@ -116,14 +117,28 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
         if top_of_all > 0:
             most = "largest of the layer" + (", all pictures" if len(flow.pictures) > 1 else "")
             _draw_scale(axes, total - 0.26, most if note else top_of_all)
-        kinds = [grid.kind for grid in flow.layout.grids if grid.image == image]
-        if len(kinds) > 1:
-            words = f"{' and '.join(kinds)} together, mean by area"
+        grids = [grid for grid in flow.layout.grids if grid.image == image]
+        words = "patches: where query tokens look" if _shared(flow) else ""
+        if len(grids) > 1:
+            words = f"{' and '.join(grid.kind for grid in grids)} together, mean by area"
+        if words:
             _write(axes, WIDTH - 0.1, total - 0.26, words, 6.5, color=GREY, ha="right", va="center")
         if unseen:
             words = "////  not seen by the model"
             _write(axes, 0.1, total - 0.26, words, 6.5, color=GREY, ha="left", va="center")
     return figure
+
+
+def _shared(flow: InformationFlow) -> list[SharedGrid]:
+    return [grid for grid in flow.layout.grids if isinstance(grid, SharedGrid)]
+
+
+def _top(flow: InformationFlow, values: npt.NDArray[np.float32]) -> float:
+    """Largest value that is drawn: a token's, or a patch's where tokens share the picture."""
+    positions = flow.layout.image_positions
+    own = values.astype(np.float64)
+    drawn = [grid.values(own, positions) for grid in _shared(flow)] or [own]
+    return max(float(one.max(initial=0.0)) for one in drawn)
 
 
 def _arrange(panels: int, ratio: float, note: float) -> tuple[int, float]:

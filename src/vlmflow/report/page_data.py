@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlmflow.flow.axes import FLAGS, SUMMED_OVER_LAYERS
+from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS, Segment
 from vlmflow.report.combined_cells import combined_cells
 from vlmflow.report.visible import shown
@@ -151,6 +152,8 @@ def _curves(flow: InformationFlow, charted: int) -> dict[str, Array]:
         columns = np.searchsorted(positions, grid.positions)
         arrays[f"grid{number}.columns"] = columns.astype(np.int32)
         arrays[f"grid{number}.boxes"] = grid.boxes.astype(np.float32)
+        if isinstance(grid, SharedGrid):
+            arrays[f"grid{number}.looks"] = grid.looks.astype(np.float32)
     for image, size in enumerate(flow.layout.image_sizes):
         mine = [grid for grid in flow.layout.grids if grid.image == image]
         if len(mine) > 1:
@@ -212,9 +215,10 @@ def page_data(flow: InformationFlow, room: int) -> Packed:
         "grids": [
             {
                 "image": int(grid.image),
-                "rows": int(grid.positions.shape[0]),
-                "columns": int(grid.positions.shape[1]),
+                "rows": grid.shape[0],
+                "columns": grid.shape[1],
                 "kind": shown(grid.kind, TOKEN_CHARACTERS),
+                "how": shown(grid.how, 2_000) if isinstance(grid, SharedGrid) else "",
             }
             for grid in layout.grids
         ],

@@ -12,7 +12,7 @@ from vlmflow.errors import InputError
 from vlmflow.truncation.policy import Truncation
 
 if TYPE_CHECKING:
-    from vlmflow.lvlm.layout import ImageGrid
+    from vlmflow.lvlm.grids import Grid
     from vlmflow.lvlm.model import LVLM
     from vlmflow.lvlm.prepared import Prepared
 
@@ -69,7 +69,7 @@ def down_sampled(
         wanted = share * whole.layout.image_positions.size
         return _nearest(vlm, whole.images, question, wanted), None
     grids = whole.layout.grids
-    if not grids or len({grid.positions.shape for grid in grids}) > 1:
+    if not grids or len({grid.shape for grid in grids}) > 1:
         reason = whole.layout.grids_missing or "its pictures have grids of different shapes"
         raise InputError(f"a picture cannot be down-sampled for {vlm.name}: {reason}")
     rows, columns = _corner(grids[0], share)
@@ -97,16 +97,16 @@ def _resized(picture: Image.Image, scale: float) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _corner(grid: ImageGrid, share: float) -> tuple[int, int]:
+def _corner(grid: Grid, share: float) -> tuple[int, int]:
     """Choose rows and columns of a corner in proportion, next to the share wanted."""
-    rows, columns = grid.positions.shape
+    rows, columns = grid.shape
     sides = sorted({(number + 1) / side for side in (rows, columns) for number in range(side)})
     corners = [(int(side * rows + 1e-9), int(side * columns + 1e-9)) for side in sides]
     found = [(r, c) for r, c in corners if r and c]
     return min(found, key=lambda corner: abs(corner[0] * corner[1] / (rows * columns) - share))
 
 
-def _into_corner(picture: Image.Image, grid: ImageGrid, rows: int, columns: int) -> Image.Image:
+def _into_corner(picture: Image.Image, grid: Grid, rows: int, columns: int) -> Image.Image:
     """Shrink what a grid shows into its first rows and columns."""
 
     def inside(x: float, y: float) -> tuple[int, int]:

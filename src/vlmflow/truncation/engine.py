@@ -12,7 +12,7 @@ which it does by position. What a cache holds of which token, the cache itself r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -27,6 +27,7 @@ from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
 from vlmflow.lvlm.families import family_of
 from vlmflow.truncation.call import Call, Cut
 from vlmflow.truncation.gather import take
+from vlmflow.truncation.inner_runs import InnerRuns, bound
 from vlmflow.truncation.layer_inputs import LayerInputs
 from vlmflow.truncation.names import ATTENTION_RANKINGS
 from vlmflow.truncation.oracle import first_token_scores
@@ -71,7 +72,9 @@ class Engine:
         self.stages = [layer for layer, _ in policy.stages]
         video = getattr(model.config, "video_token_id", None)
         self.tokens = [image_token] if video is None else [image_token, int(video)]
-        self.late = family_of(model.config.model_type).late_features(model.config)
+        family = family_of(model.config.model_type)
+        self.late = family.late_features(model.config)
+        self.inner = InnerRuns(model, self.begin) if family.generates_past_forward else None
         self.signature = inspect.signature(model.forward)
         self.call: Call | None = None
         self.measuring = False
@@ -95,6 +98,8 @@ class Engine:
             _truncated.add(self.model)
             stack.callback(_truncated.discard, self.model)
             handles = [self.model.register_forward_pre_hook(self.on_model, with_kwargs=True)]
+            if self.inner is not None:
+                handles += self.inner.hooks()
             for index, hook in self.before.items():
                 layer = self.layers[index]
                 handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
@@ -111,12 +116,19 @@ class Engine:
 
     def on_model(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
         """Look up the image tokens of a call."""
-        if self.measuring:
-            return
+        if not self.measuring:
+            arguments = bound(self.signature, args, kwargs)
+            self.begin(arguments.get("input_ids"), arguments)
+
+    def begin(self, ids: object, arguments: Mapping[str, Any]) -> None:
+        """Take up a call: its tokens, and what the model or its language model is called with.
+
+        Raises
+        ------
+        InputError
+            If there are no token ids, or a stage keeps more image tokens than there are.
+        """
         self.call = None
-        arguments = dict(self.signature.bind_partial(*args, **kwargs).arguments)
-        arguments.update(arguments.pop("kwargs", {}))
-        ids = arguments.get("input_ids")
         if not isinstance(ids, Tensor):
             raise InputError(
                 "a truncation finds image tokens in input_ids, but the model was called without "
@@ -147,6 +159,11 @@ class Engine:
         self.call = call
 
     def _measure(self, call: Call) -> None:
+        if "inputs_embeds" in call.arguments:
+            raise InputError(
+                f"rank_by={self.policy.rank_by!r} runs the whole model first, which "
+                f"{type(self.model).__name__} does not do when it generates; choose another ranking"
+            )
         real = call.valid if call.valid is not None else torch.ones_like(call.is_image)
         self.measuring = True
         try:

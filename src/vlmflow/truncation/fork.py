@@ -71,23 +71,28 @@ class Fork:
         The model.
     policies : sequence of Truncation
         One branch each.
+    runner : nn.Module
+        What is run: the model, or its language model where ``generate`` runs that alone.
     """
 
     model: Any
     policies: Sequence[Truncation]
+    runner: Any
     branches: list[Branch] = field(default_factory=list)
     _running: Branch | None = None
     _before_late: Tensor | None = None
     _layers: int = 0
     _late: int = 0
 
-    def prefill(self, inputs: Mapping[str, Any]) -> Any:
+    def prefill(self, ids: Tensor, inputs: Mapping[str, Any]) -> Any:
         """Run one prompt; :attr:`branches` then hold what each truncation has cached.
 
         Parameters
         ----------
+        ids : (1, N) int64
+            The prompt.
         inputs : mapping
-            What the model's forward takes, one prompt, with an empty ``past_key_values``.
+            What the runner's forward takes, one prompt, with an empty ``past_key_values``.
 
         Returns
         -------
@@ -103,7 +108,7 @@ class Fork:
         layers = decoder_layers(self.model)
         self._layers = len(layers)
         self._late = family_of(self.model.config.model_type).late_features(self.model.config)
-        self.branches = [self._branch(policy, layers, inputs) for policy in self.policies]
+        self.branches = [self._branch(policy, layers, ids, inputs) for policy in self.policies]
         looked_at = set().union(*(branch.looked_at for branch in self.branches))
         with ExitStack() as stack:
             if looked_at:
@@ -114,7 +119,7 @@ class Fork:
                 hook = self._after(index, last=index + 1 == len(layers))
                 stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
             given = {**inputs, "logits_to_keep": 1 + len(self.branches), "return_dict": True}
-            output = self.model(**given)
+            output = self.runner(**given)
         whole = inputs["past_key_values"].layers
         for branch in self.branches:
             branch.cache.layers[: branch.first] = [_shared(one) for one in whole[: branch.first]]
@@ -123,12 +128,12 @@ class Fork:
         return output
 
     def _branch(
-        self, policy: Truncation, layers: nn.ModuleList, inputs: Mapping[str, Any]
+        self, policy: Truncation, layers: nn.ModuleList, ids: Tensor, inputs: Mapping[str, Any]
     ) -> Branch:
         policy.check_layers(len(layers), type(self.model).__name__)
         engine = Engine(self.model, layers, image_token_id(self.model), policy)
         cache = copy.deepcopy(inputs["past_key_values"])  # empty still
-        engine.on_model(self.model, (), dict(inputs))
+        engine.begin(ids, inputs)
         return Branch(policy, engine, cache)
 
     def _on_attention(self, layer: int, attention: AttentionCall, output: Tensor) -> None:

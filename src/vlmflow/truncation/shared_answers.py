@@ -75,7 +75,8 @@ def shared_answers(
         **arguments: Any,
     ) -> list[Tensor]:
         del generation_config  # greedy
-        if policies and model is not vlm.model:
+        past_forward = model is not vlm.model
+        if policies and past_forward and not vlm.family.generates_past_forward:
             raise ModelError(
                 f"{type(vlm.model).__name__} runs its decoder past its own forward, so a "
                 "truncation cannot know where the image tokens are"
@@ -84,8 +85,8 @@ def shared_answers(
         inputs = model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **arguments
         )
-        fork = Fork(model, policies)
-        logits = fork.prefill(inputs).logits
+        fork = Fork(vlm.model, policies, model)
+        logits = fork.prefill(input_ids, inputs).logits
         own = decoder.go_on(
             input_ids, logits[:, 0], arguments, inputs["past_key_values"], None, None
         )

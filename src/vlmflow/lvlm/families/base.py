@@ -9,14 +9,15 @@ change.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from vlmflow.lvlm.geometry import MapUnavailableError
-from vlmflow.lvlm.layout import FloatArray, ImageGrid, IntArray
+from vlmflow.lvlm.grids import FloatArray, Grid, ImageGrid, IntArray
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ class Family(ABC):
     """Where the processor has no chat template: None: the prompt is LLaVA-1.5's; else it is the
     question as it stands, with this white space before an answer."""
 
+    generates_past_forward: ClassVar[bool] = False
+    """Whether ``generate`` embeds the prompt and then runs ``model.language_model`` alone."""
+
     @abstractmethod
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Say which image tokens show which picture, and the box of each in its pixels.
@@ -133,6 +137,28 @@ class Family(ABC):
         MapUnavailableError
             If the boxes are not known; the prompt then gets a layout without grids.
         """
+
+    @contextmanager
+    def watching(
+        self, model: Any, prepared: PreparedPictures
+    ) -> Iterator[Callable[[], tuple[Grid, ...]]]:
+        """Watch the model run for grids that only running tells; most families know without.
+
+        Parameters
+        ----------
+        model : object
+            The model, left as it was found.
+        prepared : PreparedPictures
+            The prompt that it is going to run on.
+
+        Yields
+        ------
+        function
+            To be called after a forward pass: the grids, or nothing; raises
+            :class:`MapUnavailableError` as :meth:`grids` does.
+        """
+        del model, prepared
+        yield tuple
 
     def late_features(self, config: Any) -> int:
         """Say behind how many of the first decoder layers image features are added once more.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
 from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, require_pipeline
-from vlmflow.lvlm.layout import ImageGrid
+from vlmflow.lvlm.grids import ImageGrid
 
 
 class DeepseekVL(Family):

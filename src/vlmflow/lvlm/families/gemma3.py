@@ -10,7 +10,7 @@ import numpy as np
 from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
 from vlmflow.lvlm.families.tiles import THUMBNAIL, TILES
 from vlmflow.lvlm.geometry import Preimage, require_pipeline
-from vlmflow.lvlm.layout import ImageGrid, IntArray
+from vlmflow.lvlm.grids import ImageGrid, IntArray
 
 
 class Gemma3(Family):

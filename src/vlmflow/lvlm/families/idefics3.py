@@ -10,7 +10,7 @@ import numpy as np
 from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
 from vlmflow.lvlm.families.tiles import tile_grids
 from vlmflow.lvlm.geometry import MapUnavailableError, require_pipeline
-from vlmflow.lvlm.layout import ImageGrid
+from vlmflow.lvlm.grids import ImageGrid
 
 
 class Idefics3(Family):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
 from vlmflow.lvlm.families.tiles import tile_grids
 from vlmflow.lvlm.geometry import require_pipeline
-from vlmflow.lvlm.layout import ImageGrid
+from vlmflow.lvlm.grids import ImageGrid
 
 
 class InternVL(Family):

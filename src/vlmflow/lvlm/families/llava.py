@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in
 from vlmflow.lvlm.families.pixtral import Pixtral
 from vlmflow.lvlm.geometry import MapUnavailableError, preimage
-from vlmflow.lvlm.layout import FloatArray, ImageGrid
+from vlmflow.lvlm.grids import FloatArray, ImageGrid
 
 
 class Llava(Family):

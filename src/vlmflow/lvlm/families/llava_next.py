@@ -9,7 +9,7 @@ import torch
 
 from vlmflow.lvlm.families.base import Family, PreparedPictures, token_runs
 from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, require_pipeline
-from vlmflow.lvlm.layout import FloatArray, ImageGrid, IntArray
+from vlmflow.lvlm.grids import FloatArray, ImageGrid, IntArray
 
 
 class LlavaNext(Family):

@@ -10,7 +10,7 @@ import numpy as np
 from vlmflow.lvlm.families.base import PreparedPictures, token_runs
 from vlmflow.lvlm.families.llava_next import LlavaNext, tile_side
 from vlmflow.lvlm.geometry import Preimage, require_pipeline
-from vlmflow.lvlm.layout import FloatArray, ImageGrid
+from vlmflow.lvlm.grids import FloatArray, ImageGrid
 
 SHRINK_FROM = 1.1
 """Features are shrunk where their grid is this many times wider than the most that is allowed."""

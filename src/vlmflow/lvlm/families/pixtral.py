@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in, token_runs
 from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, require_pipeline
-from vlmflow.lvlm.layout import FloatArray, ImageGrid
+from vlmflow.lvlm.grids import FloatArray, ImageGrid
 
 
 class Pixtral(Family):

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in, token_runs
 from vlmflow.lvlm.geometry import Preimage, require_pipeline
-from vlmflow.lvlm.layout import FloatArray, ImageGrid
+from vlmflow.lvlm.grids import FloatArray, ImageGrid
 
 
 class QwenVL(Family):

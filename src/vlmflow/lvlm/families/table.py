@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_NO_PLACE = "query tokens draw on the whole picture; no token has a place"
-_GENERATES = "its generate runs the decoder past the model's own forward"
-
 
 @dataclass(frozen=True)
 class Supported:
@@ -24,18 +21,20 @@ class Supported:
         A model of this type on the Hugging Face hub.
     grids : str
         How a picture becomes image tokens.
-    no_map, no_truncation : str
-        Why there is no map over pixels, or no truncation and no study; empty: there is.
     note : str
         What else there is to know; may be empty.
+    lacks : str
+        What does not work and why; empty: everything does.
+    by_place : bool
+        Whether rankings by place (``uniform``, ``top_left``) know rows and columns of image tokens.
     """
 
     model_type: str
     example: str
     grids: str
-    no_map: str = ""
-    no_truncation: str = ""
     note: str = ""
+    lacks: str = ""
+    by_place: bool = False
 
 
 _TILES = "tiles, and the whole picture small"
@@ -43,40 +42,50 @@ _ONE = "one grid"
 _SHAPED = "one grid in the picture's own shape"
 _EXPERTS = "mixture of experts"
 _DEEPSTACK = "features are added again behind the first layers (DeepStack); truncation follows"
+_QUERIES = "the map is spread over patches as the Q-Former's cross-attention is; one picture"
+_NO_ORACLE = "oracle rankings while generating: its generate runs the language model alone"
 _LINEAR = "layers without attention report none; rankings by attention need a layer that has it"
 
 SUPPORTED = (
-    Supported("llava", "llava-hf/llava-1.5-7b-hf", _ONE, note="with Pixtral's tower, too"),
-    Supported("vipllava", "llava-hf/vip-llava-7b-hf", _ONE),
+    Supported("llava", "llava-hf/llava-1.5-7b-hf", _ONE,
+              note="with Pixtral's tower, too", by_place=True),
+    Supported("vipllava", "llava-hf/vip-llava-7b-hf", _ONE, by_place=True),
     Supported("llava_next", "llava-hf/llava-v1.6-mistral-7b-hf", _TILES),
     Supported("llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", _TILES,
               note="of several pictures each is seen once, small"),
-    Supported("qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", _SHAPED),
-    Supported("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", _SHAPED),
-    Supported("qwen3_vl", "Qwen/Qwen3-VL-8B-Instruct", _SHAPED, note=_DEEPSTACK),
+    Supported("qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", _SHAPED, by_place=True),
+    Supported("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", _SHAPED, by_place=True),
+    Supported("qwen3_vl", "Qwen/Qwen3-VL-8B-Instruct", _SHAPED, note=_DEEPSTACK, by_place=True),
     Supported("qwen3_vl_moe", "Qwen/Qwen3-VL-30B-A3B-Instruct", _SHAPED,
-              note=f"{_EXPERTS}; {_DEEPSTACK}"),
-    Supported("qwen3_5", "Qwen/Qwen3.5-27B", _SHAPED, note=_LINEAR),
-    Supported("qwen3_5_moe", "Qwen/Qwen3.5-35B-A3B", _SHAPED, note=f"{_EXPERTS}; {_LINEAR}"),
-    Supported("glm4v", "zai-org/GLM-4.1V-9B-Thinking", _SHAPED),
+              note=f"{_EXPERTS}; {_DEEPSTACK}", by_place=True),
+    Supported("qwen3_5", "Qwen/Qwen3.5-27B", _SHAPED, note=_LINEAR, by_place=True),
+    Supported("qwen3_5_moe", "Qwen/Qwen3.5-35B-A3B", _SHAPED,
+              note=f"{_EXPERTS}; {_LINEAR}", by_place=True),
+    Supported("glm4v", "zai-org/GLM-4.1V-9B-Thinking", _SHAPED, by_place=True),
     Supported("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3", _TILES),
     Supported("smolvlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", _TILES),
     Supported("internvl", "OpenGVLab/InternVL3-8B-hf", _TILES),
     Supported("aya_vision", "CohereLabs/aya-vision-8b", _TILES),
     Supported("cohere2_vision", "CohereLabs/command-a-vision-07-2025", _TILES),
     Supported("gemma3", "google/gemma-3-4b-it", _ONE, note="with pan and scan, a second one"),
-    Supported("paligemma", "google/paligemma2-3b-mix-448", _ONE),
+    Supported("paligemma", "google/paligemma2-3b-mix-448", _ONE, by_place=True),
     Supported("mistral3", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", _SHAPED,
-              note="row breaks have no place"),
+              note="row breaks have no place", by_place=True),
     Supported("perception_lm", "facebook/Perception-LM-1B", _TILES,
               note="pictures of one batch need the same number of tiles"),
     Supported("deepseek_vl", "deepseek-community/deepseek-vl-1.3b-chat", _ONE),
     Supported("lfm2_vl", "LiquidAI/LFM2-VL-1.6B", _TILES, note=_LINEAR),
-    Supported("blip-2", "Salesforce/blip2-opt-2.7b", "32 query tokens", _NO_PLACE, _GENERATES),
-    Supported("instructblip", "Salesforce/instructblip-vicuna-7b", "32 query tokens", _NO_PLACE,
-              _GENERATES),
+    Supported("blip-2", "Salesforce/blip2-opt-2.7b", "32 query tokens",
+              note=_QUERIES, lacks=_NO_ORACLE),
+    Supported("instructblip", "Salesforce/instructblip-vicuna-7b", "32 query tokens",
+              note=_QUERIES, lacks=_NO_ORACLE),
 )  # fmt: skip
 """Every model type that a family claims."""
+
+CROSS_ATTENTION = (
+    "mllama has no image tokens in its decoder's sequence but looks at pictures through "
+    "cross-attention layers: nothing of this works with it, and the error says so"
+)
 
 UNKNOWN = (
     "any other type with an image_token_id: curves, saliency, truncation and removal curves work, "
@@ -85,17 +94,11 @@ UNKNOWN = (
 
 
 def rows() -> Iterator[tuple[str, str, str, str, str, str]]:
-    """Give the table: type, example, image tokens, map, truncation, note."""
-    yield "model type", "for example", "image tokens", "map", "truncation", "note"
+    """Give the table: type, example, image tokens, rankings by place, what is lacking, note."""
+    yield "model type", "for example", "image tokens", "by place", "does not work", "note"
     for one in SUPPORTED:
-        yield (
-            one.model_type,
-            one.example,
-            one.grids,
-            "no" if one.no_map else "yes",
-            "no" if one.no_truncation else "yes",
-            "; ".join(filter(None, (one.no_map, one.no_truncation, one.note))),
-        )
+        by_place = "yes" if one.by_place else "no"
+        yield one.model_type, one.example, one.grids, by_place, one.lacks, one.note
 
 
 def markdown() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmflow.lvlm.geometry import Preimage
-from vlmflow.lvlm.layout import ImageGrid, IntArray
+from vlmflow.lvlm.grids import ImageGrid, IntArray
 
 TILES, THUMBNAIL = "tiles", "thumbnail"
 """Kinds of grids of one picture that is seen twice: in parts, and small as a whole."""

@@ -20,7 +20,8 @@ function isInView(grid) {
   return grid.kind === choice.view || kindsOf(grid.image).length === 1;
 }
 
-// Tokens of one picture in the chosen view: index into the map, box, place in the grid.
+// What is drawn of one picture in the chosen view, each with its box and its place in the grid: a
+// token, by its index into the map; or a patch that tokens share, with the part of each that is its.
 function tokensOf(image) {
   if (choice.view === COMBINED && kindsOf(image).length > 1) return cellsOf(image);
   const tokens = [];
@@ -28,10 +29,16 @@ function tokensOf(image) {
     if (grid.image !== image || !isInView(grid)) return;
     const columns = numbers.curves[`grid${number}.columns`].values;
     const boxes = numbers.curves[`grid${number}.boxes`].values;
-    columns.forEach((index, place) => tokens.push({
-      indices: [index], image, number, row: Math.floor(place / grid.columns), column: place % grid.columns,
-      box: boxes.subarray(4 * place, 4 * place + 4),
-    }));
+    const cells = grid.rows * grid.columns;
+    const looks = grid.how === "" ? null : numbers.curves[`grid${number}.looks`].values;
+    for (let place = 0; place < cells; place++) {
+      tokens.push({
+        indices: looks === null ? [columns[place]] : columns,
+        parts: looks === null ? null : Array.from(columns, (_, token) => looks[token * cells + place]),
+        image, number, row: Math.floor(place / grid.columns), column: place % grid.columns,
+        box: boxes.subarray(4 * place, 4 * place + 4),
+      });
+    }
   });
   return tokens;
 }
@@ -49,12 +56,18 @@ function cellsOf(image) {
       const from = rows[place * down + row], at = columns[place * across + column];
       if (from >= 0 && at >= 0) indices.push(numbers.curves[`grid${number}.columns`].values[from * head.grids[number].columns + at]);
     });
-    if (indices.length > 0) cells.push({ indices, image, number: -1, row, column, box: [x[column], y[row], x[column + 1], y[row + 1]] });
+    if (indices.length > 0) cells.push({ indices, parts: null, image, number: -1, row, column, box: [x[column], y[row], x[column + 1], y[row + 1]] });
   }
   return cells;
 }
 
-const meanOver = ({ indices }, values) => d3.mean(indices, (index) => values[index]);
+function valueOf({ indices, parts }, values) {
+  if (parts === null) return d3.mean(indices, (index) => values[index]);
+  return d3.sum(parts, (part, token) => part * values[indices[token]]);
+}
+
+// Whether tokens share what is drawn of the pictures.
+const isShared = () => head.grids.some((grid) => grid.how !== "");
 
 function layPictures() {
   const place = find("pictures");
@@ -80,6 +93,9 @@ function layPictures() {
     canvas.addEventListener("keydown", (event) => walk(stage, event));
     new ResizeObserver(() => paint(stage)).observe(frame);
   });
+  const how = head.grids.find((grid) => grid.how !== "")?.how;
+  find("how-note").hidden = how === undefined;
+  find("how-note").textContent = how === undefined ? "" : `The picture's image tokens have no places of their own: ${how}.`;
   if (head.grids.length === 0) find("readout").textContent = head.gridsMissing || "Which pixels an image token sees is not known for this model.";
 }
 
@@ -95,7 +111,7 @@ function walk(stage, event) {
   if (event.key === "Escape") return point(stage, null);
   if (!step || stage.tokens.length === 0 || shown.values === null || event.shiftKey) return undefined;
   event.preventDefault();
-  const strongest = () => stage.tokens.reduce((best, token) => (meanOver(token, shown.values) > meanOver(best, shown.values) ? token : best));
+  const strongest = () => stage.tokens.reduce((best, token) => (valueOf(token, shown.values) > valueOf(best, shown.values) ? token : best));
   const from = pointed?.image === stage.image ? pointed : null;
   const goal = from === null
     ? strongest() // a walk starts where the map is strongest
@@ -117,13 +133,18 @@ function tellToken() {
   const place = find("readout");
   if (head.grids.length === 0) return;
   if (pointed === null || shown.values === null) {
-    place.textContent = shown.values === null ? "" : "Point at the picture to read a token's value.";
+    place.textContent = shown.values === null ? "" : `Point at the picture to read a ${isShared() ? "patch" : "token"}'s value.`;
     return;
   }
   const edges = Array.from(pointed.box, (edge) => Number(edge.toFixed(1)));
+  if (pointed.parts !== null) {
+    place.textContent = `Patch at row ${pointed.row + 1}, column ${pointed.column + 1}: ${figure(valueOf(pointed, shown.values))}`
+      + ` from ${pointed.indices.length} tokens · x ${edges[0]}–${edges[2]}, y ${edges[1]}–${edges[3]} px`;
+    return;
+  }
   const names = pointed.indices.map((index) => `${index} (position ${numbers.curves.positions.values[index]})`);
   const who = names.length === 1 ? `Image token ${names[0]}` : `Mean of image tokens ${names.join(" and ")}`;
-  place.textContent = `${who}: ${figure(meanOver(pointed, shown.values))}`
+  place.textContent = `${who}: ${figure(valueOf(pointed, shown.values))}`
     + ` · x ${edges[0]}–${edges[2]}, y ${edges[1]}–${edges[3]} px`;
 }
 
@@ -149,7 +170,7 @@ function paint(stage) {
   if (tokens.length > 0) greyUnseen(stage, context, place);
   if (shown.values !== null) {
     for (const token of tokens) {
-      const bright = brightness(meanOver(token, shown.values));
+      const bright = brightness(valueOf(token, shown.values));
       context.fillStyle = colour(bright);
       // weak values let more of the picture through than strong ones
       context.globalAlpha = choice.opacity * (0.08 + 0.92 * Math.sqrt(bright));
@@ -225,7 +246,7 @@ function nameUnseen(context, canvas, [left, top, right, bottom]) {
 // Value of the brightest colour: the largest of this map, or of this signal's maps in all layers.
 function brightest(block, signal) {
   const layers = numbers.layersOf(signal);
-  const tops = block[`${signal}.top`].values;
+  const tops = topsOf(block, signal);
   let top = choice.reach === "layer" || isSummed(signal) ? tops[mapLayer()] : 0;
   if (choice.reach === "all" && !isSummed(signal)) {
     for (let layer = 0; layer < layers; layer++) {
@@ -233,6 +254,16 @@ function brightest(block, signal) {
     }
   }
   return top;
+}
+
+// Largest value drawn in every layer: a token's, or a patch's where tokens share the picture.
+function topsOf(block, signal) {
+  if (!isShared()) return block[`${signal}.top`].values;
+  const cells = head.pictures.flatMap((_, image) => tokensOf(image));
+  return d3.range(numbers.layersOf(signal)).map((layer) => {
+    const values = row(block, signal, layer);
+    return d3.max(cells, (cell) => valueOf(cell, values)) ?? 0;
+  });
 }
 
 function whyNoMap() {
@@ -267,9 +298,13 @@ async function showMap() {
   showLegend();
   const where = isSummed(choice.signal) ? "" : `, layer ${choice.layer}`;
   find("map-says").textContent = head.signals.length === 0 ? why : `${signalWords(choice.signal).label}${where}, for ${targetName(choice.target)}${viewWords()}`;
-  find("live").textContent = `${find("map-says").textContent}. ${why ?? `Largest value ${figure(d3.max(shown.values))}.`}`;
+  find("live").textContent = `${find("map-says").textContent}. ${why ?? `Largest value ${figure(largest())}.`}`;
   document.body.dataset.shown = `${choice.signal}/${choice.layer}/${choice.target}`;
 }
+
+const largest = () => (isShared()
+  ? d3.max(stages.flatMap((stage) => stage.tokens), (patch) => valueOf(patch, shown.values))
+  : d3.max(shown.values));
 
 function showLegend() {
   const place = find("legend");
@@ -281,7 +316,7 @@ function showLegend() {
   place.replaceChildren(drawn(Plot.legend({
     color: {
       type: choice.steps === "root" ? "sqrt" : "linear", domain: [0, shown.top], interpolate: colour,
-      label: `${signalWords(choice.signal).label}, value per image token`,
+      label: `${signalWords(choice.signal).label}, value per ${isShared() ? "patch" : "image token"}`,
     },
     className: "chart", width: 280, height: 50, marginLeft: 8, marginRight: 34, tickSize: 4,
     ticks: [0, middle, shown.top], tickFormat: figure,

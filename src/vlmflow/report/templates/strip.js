@@ -11,7 +11,8 @@ async function showStrip() {
   const block = await numbers.mapsOf(target);
   if (signal !== choice.signal || target !== choice.target) return;
   const tokens = tokensOf(head.grids[0].image);
-  const tops = d3.range(head.layers).map((layer) => (numbers.flag(signal, layer, target) === 0 ? block[`${signal}.top`].values[layer] : 0));
+  const drawnTops = topsOf(block, signal);
+  const tops = d3.range(head.layers).map((layer) => (numbers.flag(signal, layer, target) === 0 ? drawnTops[layer] : 0));
   find("strip").replaceChildren(...tops.map((top, layer) => thumbnail(block, signal, layer, tokens, choice.reach === "all" ? d3.max(tops) : top)));
   markStrip();
 }
@@ -32,7 +33,7 @@ function thumbnail(block, signal, layer, tokens, top) {
     const values = row(block, signal, layer);
     const context = canvas.getContext("2d");
     for (const token of tokens) {
-      const share = top > 0 ? meanOver(token, values) / top : 0;
+      const share = top > 0 ? valueOf(token, values) / top : 0;
       // edges are rounded to pixels, so that neighbours share them without a seam
       const [x0, y0, x1, y1] = token.box.map((edge, side) => Math.round((edge - (side % 2 ? upper : left)) * scale));
       context.fillStyle = colour(choice.steps === "root" ? Math.sqrt(share) : share);

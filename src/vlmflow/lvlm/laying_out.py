@@ -1,0 +1,100 @@
+"""From a processor's output to the layout of its positions, before a model runs and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vlmflow.errors import ModelError
+from vlmflow.lvlm.families import PreparedPictures
+from vlmflow.lvlm.geometry import MapUnavailableError
+from vlmflow.lvlm.grids import Grid, IntArray
+from vlmflow.lvlm.layout import Segment, TokenLayout
+from vlmflow.lvlm.tokens import shown_tokens
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prepared import Prepared
+
+
+def lay_out(
+    vlm: LVLM, inputs: Mapping[str, torch.Tensor], sizes: tuple[tuple[int, int], ...]
+) -> TokenLayout:
+    """Lay out a prompt without an answer.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model that the prompt is for.
+    inputs : mapping
+        The processor's output, batch of one.
+    sizes : tuple of (width, height)
+        Of the original pictures in pixels, in the order of the prompt.
+
+    Raises
+    ------
+    ModelError
+        If there are no image tokens.
+    """
+    ids = inputs["input_ids"][0].cpu().numpy()
+    is_image = ids == vlm.image_token_id
+    if not is_image.any():
+        raise ModelError(
+            f"the processor of {vlm.name} put no image tokens into the prompt: processor and "
+            "model do not belong together"
+        )
+    segments = np.full(ids.shape, Segment.USER, dtype=np.int8)
+    segments[: int(is_image.argmax())] = Segment.SYSTEM
+    segments[is_image] = Segment.IMAGE
+    grids: tuple[Grid, ...] = ()
+    missing = ""
+    try:
+        grids = vlm.family.grids(_pictures(vlm, inputs, np.flatnonzero(is_image), sizes))
+    except MapUnavailableError as unavailable:
+        missing = str(unavailable)
+    tokens = shown_tokens(vlm.processor.tokenizer, ids.tolist())
+    return TokenLayout(segments, tokens, sizes, grids, missing)
+
+
+@contextmanager
+def watching(vlm: LVLM, prepared: Prepared) -> Iterator[Callable[[], TokenLayout]]:
+    """Watch a model run for the pixels behind image tokens that only running tells.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    prepared : Prepared
+        The prompt that it is going to run on inside the block.
+
+    Yields
+    ------
+    function
+        To be called after a forward pass: the layout with all grids that are known then.
+    """
+    layout = prepared.layout
+    pictures = _pictures(vlm, prepared.inputs, layout.image_positions, layout.image_sizes)
+    with vlm.family.watching(vlm.model, pictures) as looked:
+
+        def seen() -> TokenLayout:
+            try:
+                grids = looked()
+            except MapUnavailableError as unavailable:
+                return replace(layout, grids_missing=str(unavailable))
+            return replace(layout, grids=grids, grids_missing="") if grids else layout
+
+        yield seen
+
+
+def _pictures(
+    vlm: LVLM,
+    inputs: Mapping[str, torch.Tensor],
+    positions: IntArray,
+    sizes: tuple[tuple[int, int], ...],
+) -> PreparedPictures:
+    return PreparedPictures(positions, sizes, inputs, vlm.model.config, vlm.processor)
