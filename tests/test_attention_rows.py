@@ -12,6 +12,7 @@ from vlmflow.flow.attention_rows import (
     attention_rows,
     gradient_rows,
     mean_attention,
+    saliency_and_attention,
     signed_saliency,
 )
 
@@ -118,9 +119,14 @@ def test_reductions_equal_autograd_at_any_budget(options, budget):
         expected = (full * full.grad)[sample].sum(0)[ROWS].detach()
         torch.testing.assert_close(signed.double(), expected, rtol=1e-5, atol=1e-5)
         mean = mean_attention(call, sample, ROWS, budget=budget)
-        torch.testing.assert_close(
-            mean.double(), full.detach()[sample].mean(0)[ROWS], rtol=1e-5, atol=1e-7
+        average = full.detach()[sample].mean(0)[ROWS]
+        torch.testing.assert_close(mean.double(), average, rtol=1e-5, atol=1e-7)
+        wanted = torch.arange(len(ROWS)) % 2 == 1
+        together, some = saliency_and_attention(
+            call, weights.float(), sample, ROWS, wanted, budget=budget
         )
+        torch.testing.assert_close(together, signed)
+        torch.testing.assert_close(some.double(), average[wanted], rtol=1e-5, atol=1e-7)
 
 
 def test_half_precision_inputs_are_read_exactly():

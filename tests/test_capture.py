@@ -108,10 +108,15 @@ def test_model_is_left_as_found_when_the_forward_raises(vlm, prepared, monkeypat
         assert_same(before, state_of(vlm.model))
 
 
-@pytest.mark.parametrize("low_memory", [False, True])
-@pytest.mark.parametrize("where", ["signed_saliency", "mean_attention", "backward"])
+@pytest.mark.parametrize(
+    ("where", "low_memory"),
+    [
+        ("saliency_and_attention", False), ("signed_saliency", False), ("backward", False),
+        ("signed_saliency", True), ("mean_attention", True), ("backward", True),
+    ],
+)  # fmt: skip
 def test_model_is_left_as_found_when_measuring_raises(
-    vlm, prepared, monkeypatch, low_memory, where
+    vlm, prepared, monkeypatch, where, low_memory
 ):
     unusual(vlm, prepared)
     before = state_of(vlm.model)
@@ -126,6 +131,20 @@ def test_model_is_left_as_found_when_measuring_raises(
             run(vlm, prepared, low_memory=low_memory)
     assert_same(before, state_of(vlm.model))
     run(vlm, prepared)  # and it can be measured again
+
+
+def test_attention_is_measured_where_no_gradient_comes_by(vlm, prepared, monkeypatch):
+    """A layer's output that nothing reads passes no gradient on: its attention is there still."""
+    expected = run(vlm, prepared)
+    layer = vlm.decoder_layers[1]
+    o_proj = layer.self_attn.o_proj
+    untouched = o_proj.forward
+    monkeypatch.setattr(o_proj, "forward", lambda states: untouched(states.detach()))
+    found = run(vlm, prepared)
+    np.testing.assert_allclose(found.attention_share, expected.attention_share, rtol=1e-6)
+    np.testing.assert_allclose(found.maps["attention"], expected.maps["attention"], rtol=1e-6)
+    assert not found.maps["saliency"][1].any()
+    assert found.flags["attention"][1, 0] == 0
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])

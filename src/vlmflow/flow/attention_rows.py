@@ -149,6 +149,38 @@ def signed_saliency(
     return total
 
 
+def saliency_and_attention(
+    call: AttentionCall,
+    output_gradient: Tensor,
+    sample: int,
+    rows: Tensor,
+    wanted: Tensor,
+    *,
+    budget: int = BUDGET,
+) -> tuple[Tensor, Tensor]:
+    """:func:`signed_saliency`, and :func:`mean_attention` of some of the rows on the way.
+
+    Parameters
+    ----------
+    call, output_gradient, sample, rows, budget
+        As for :func:`signed_saliency`.
+    wanted : (R,) bool
+        Rows whose attention is wanted.
+
+    Returns
+    -------
+    (R, N), (wanted rows, N)
+    """
+    total, attention = _empty(call, rows), _empty(call, rows)
+    for part, heads in _pieces(call, rows, budget):
+        product = attention_rows(call, sample, rows[part], heads)
+        here = wanted[part]
+        attention[part][here] += product[:, here].sum(0)
+        product *= gradient_rows(call, output_gradient, sample, rows[part], heads)
+        total[part] += product.sum(0)
+    return total, attention[wanted] / call.query.shape[1]
+
+
 def _empty(call: AttentionCall, rows: Tensor) -> Tensor:
     dtype = torch.promote_types(call.query.dtype, torch.float32)
     return torch.zeros(len(rows), call.key.shape[2], dtype=dtype, device=call.query.device)

@@ -21,10 +21,15 @@ class Observer(Protocol):
     """Gets to see every decoder layer at work; called without gradient tracking."""
 
     def on_attention(self, layer: int, call: AttentionCall) -> None:
-        """See the inputs of a layer's attention, once, in the forward pass."""
+        """See the inputs of a layer's attention, before any backward pass shows them or instead."""
 
-    def on_attention_gradient(self, layer: int, call: AttentionCall, gradient: Tensor) -> None:
-        """See them again in each backward pass, with dO, (batch, N, heads, head_dim)."""
+    def on_attention_gradient(
+        self, layer: int, call: AttentionCall, gradient: Tensor, *, first: bool
+    ) -> None:
+        """See them in each backward pass, with dO, (batch, N, heads, head_dim).
+
+        ``first``: :meth:`on_attention` has not been and will not be called for them.
+        """
 
     def on_features(self, layer: int, features: Tensor, gradient: Tensor) -> None:
         """See the hook point's output and its gradient in each backward pass."""
@@ -45,6 +50,7 @@ class Capture:
         self.watches_attention = True
         self.layers_with_attention: set[int] = set()
         self._calls: dict[int, AttentionCall] = {}
+        self._unseen: set[int] = set()
         self._last_pass = False
         self._in_forward = False
         self._batch = 1
@@ -91,10 +97,16 @@ class Capture:
         """Run one backward pass from a scalar; ``last`` frees the graph on the way."""
         self._last_pass = last
         target.backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for layer in sorted(self._unseen):  # a gradient was to come this way, and none did
+                if self.observer is not None:
+                    self.observer.on_attention(layer, self._calls[layer])
+        self._unseen.clear()
 
     def release(self) -> None:
         """Drop every reference to activations."""
         self._calls.clear()
+        self._unseen.clear()
         self.observer = None
 
     def start_gradient(self, _layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -114,8 +126,11 @@ class Capture:
                     f"this model is not supported"
                 )
             self.layers_with_attention.add(layer)
-            with torch.no_grad():
-                self.observer.on_attention(layer, call)
+            if output.requires_grad and not self.low_memory:
+                self._unseen.add(layer)  # the first backward pass will rebuild the same rows
+            else:
+                with torch.no_grad():
+                    self.observer.on_attention(layer, call)
             if output.requires_grad:
                 output.register_hook(  # type: ignore[no-untyped-call]
                     lambda gradient: self._on_gradient(layer, gradient)
@@ -127,8 +142,10 @@ class Capture:
     def _on_gradient(self, layer: int, gradient: Tensor) -> None:
         drop = self._last_pass or self.low_memory
         call = self._calls.pop(layer) if drop else self._calls[layer]
+        first = layer in self._unseen
+        self._unseen.discard(layer)
         if self.observer is not None:
-            self.observer.on_attention_gradient(layer, call, gradient)
+            self.observer.on_attention_gradient(layer, call, gradient, first=first)
 
     def on_feature_gradient(self, layer: int, features: Tensor, gradient: Tensor) -> None:
         """Show a hook point's output and its gradient."""

@@ -10,7 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vlmflow.flow.attention_rows import AttentionCall, mean_attention, signed_saliency
+from vlmflow.flow.attention_rows import (
+    AttentionCall,
+    mean_attention,
+    saliency_and_attention,
+    signed_saliency,
+)
 from vlmflow.flow.signals import Signal
 from vlmflow.flow.signals.attention import attention_map, attention_share
 from vlmflow.flow.signals.saliency import saliency, saliency_map, segment_saliency
@@ -56,9 +61,11 @@ class SampleRecord:
 
     def on_attention(self, layer: int, call: AttentionCall) -> None:
         """Record attention flow of the answer's rows."""
-        self.layers_with_attention.add(layer)
         places = self._at(call.query.device)
-        rows = mean_attention(call, self.index, places.answer_rows)
+        self._record_attention(layer, places, mean_attention(call, self.index, places.answer_rows))
+
+    def _record_attention(self, layer: int, places: _Places, rows: Tensor) -> None:
+        self.layers_with_attention.add(layer)
         share = attention_share(rows, places.membership)
         image = attention_map(rows, places.image)
         for name, values in ((SHARE, share), ("attention", image)):
@@ -67,11 +74,17 @@ class SampleRecord:
                 self._values[name, layer, target] = values[target - 1]
 
     def on_attention_gradient(
-        self, layer: int, target: int, call: AttentionCall, gradient: Tensor
+        self, layer: int, target: int, call: AttentionCall, gradient: Tensor, *, first: bool
     ) -> None:
-        """Record saliency flow of the text rows."""
+        """Record saliency flow of the text rows, and what :meth:`on_attention` has not seen."""
         places = self._at(call.query.device)
-        signed = signed_saliency(call, gradient, self.index, places.text_rows)
+        if first:
+            signed, rows = saliency_and_attention(
+                call, gradient, self.index, places.text_rows, places.destinations[:, 1]
+            )
+            self._record_attention(layer, places, rows)
+        else:
+            signed = signed_saliency(call, gradient, self.index, places.text_rows)
         for number, values in self._with_whole("saliency", layer, target, signed):
             flow = saliency(values)
             mean, total = segment_saliency(
@@ -146,14 +159,16 @@ class Recorder:
         self.target = 0
 
     def on_attention(self, layer: int, call: AttentionCall) -> None:
-        """Hand on the forward pass."""
+        """Hand on what no backward pass is to show."""
         for record in self.records:
             record.on_attention(layer, call)
 
-    def on_attention_gradient(self, layer: int, call: AttentionCall, gradient: Tensor) -> None:
+    def on_attention_gradient(
+        self, layer: int, call: AttentionCall, gradient: Tensor, *, first: bool
+    ) -> None:
         """Hand on a backward pass through an attention layer."""
         for record in self._concerned():
-            record.on_attention_gradient(layer, self.target, call, gradient)
+            record.on_attention_gradient(layer, self.target, call, gradient, first=first)
 
     def on_features(self, layer: int, features: Tensor, gradient: Tensor) -> None:
         """Hand on a backward pass through a hook point."""
