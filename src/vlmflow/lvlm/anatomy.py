@@ -1,4 +1,4 @@
-"""Where the parts of a transformers LVLM are: its image token and its decoder layers."""
+"""Where the parts of a transformers LVLM are: its image tokens and its decoder layers."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ def image_token_id(model: Any) -> int:
         f"{name} has no image_token_id in its config, so its image tokens cannot be found: "
         "it is no LVLM that puts image features into the decoder's sequence"
     )
+
+
+def image_token_ids(model: Any) -> tuple[int, ...]:
+    """Find every id that stands for image features: the pictures' and, where there is one, videos'.
+
+    Raises
+    ------
+    ModelError
+        If the decoder's sequence holds no image tokens.
+    """
+    video = getattr(model.config, "video_token_id", None)
+    return (image_token_id(model), *(() if video is None else (int(video),)))
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

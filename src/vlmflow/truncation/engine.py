@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.attention_watch import watch_attention
-from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
+from vlmflow.lvlm.anatomy import decoder_layers, image_token_ids
 from vlmflow.lvlm.families import family_of
 from vlmflow.truncation.call import Call, Cut
 from vlmflow.truncation.gather import take
@@ -47,9 +47,9 @@ def truncated(model: Any, policy: Truncation) -> Iterator[Any]:
     InputError, ModelError
         See :meth:`vlmflow.truncation.policy.Truncation.__call__`.
     """
-    layers, token = decoder_layers(model), image_token_id(model)
+    layers, tokens = decoder_layers(model), image_token_ids(model)
     policy.check_layers(len(layers), type(model).__name__)
-    engine = Engine(model, layers, token, policy)
+    engine = Engine(model, layers, tokens, policy)
     with ExitStack() as stack:
         stack.enter_context(engine.attached())
         if policy.ranks and policy.rank_by in ATTENTION_RANKINGS:
@@ -64,14 +64,13 @@ class Engine:
     """The hooks of one truncation, and the call they are in."""
 
     def __init__(
-        self, model: Any, layers: nn.ModuleList, image_token: int, policy: Truncation
+        self, model: Any, layers: nn.ModuleList, image_tokens: tuple[int, ...], policy: Truncation
     ) -> None:
         self.model = model
         self.layers = layers
         self.policy = policy
         self.stages = [layer for layer, _ in policy.stages]
-        video = getattr(model.config, "video_token_id", None)
-        self.tokens = [image_token] if video is None else [image_token, int(video)]
+        self.tokens = image_tokens
         family = family_of(model.config.model_type)
         self.late = family.late_features(model.config)
         self.inner = InnerRuns(model, self.begin) if family.generates_past_forward else None

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.attention_watch import watch_attention
-from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
+from vlmflow.lvlm.anatomy import decoder_layers, image_token_ids
 from vlmflow.lvlm.families import family_of
 from vlmflow.truncation.engine import Engine
 from vlmflow.truncation.names import ATTENTION_RANKINGS
@@ -131,7 +131,7 @@ class Fork:
         self, policy: Truncation, layers: nn.ModuleList, ids: Tensor, inputs: Mapping[str, Any]
     ) -> Branch:
         policy.check_layers(len(layers), type(self.model).__name__)
-        engine = Engine(self.model, layers, image_token_id(self.model), policy)
+        engine = Engine(self.model, layers, image_token_ids(self.model), policy)
         cache = copy.deepcopy(inputs["past_key_values"])  # empty still
         engine.begin(ids, inputs)
         return Branch(policy, engine, cache)
