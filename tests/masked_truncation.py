@@ -15,10 +15,11 @@ from .slow_truncation import choose
 
 def masked_logits(model, layers, prepared, policy, image_token):
     """Logits (N, vocabulary) of a prompt with an answer, and for every layer what it sees."""
-    ids = prepared.inputs["input_ids"][0]
+    images = prepared.layout.image_positions.tolist()
+    ids = prepared.inputs["input_ids"][0].clone()
+    ids[images] = image_token  # videos have another
     length = len(ids)
     prompt = int(prepared.layout.answer_positions[0])
-    images = [p for p in range(prompt) if ids[p] == image_token]
     gone: list[int] = []
     seen: list[list[int]] = []
     matrices: dict[int, torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""Image processors of the torchvision back end, on torch alone.
+"""Image processors of the torchvision back end, and video processors, on torch alone.
 
 Their own steps (how many tiles, which crops, how much padding) are the real ones. What they need of
 torchvision, a resize, a normalisation, padding and a crop, torch does here; nearest neighbour is
@@ -13,7 +13,7 @@ from collections import defaultdict
 from types import ModuleType, SimpleNamespace
 
 import torch
-from transformers import image_processing_backends
+from transformers import image_processing_backends, video_processing_utils
 from transformers.utils import is_torchvision_available
 
 
@@ -37,16 +37,21 @@ def _crop(image, top, left, height, width):
     return image[..., top : top + height, left : left + width]
 
 
+def _grayscale_to_rgb(video):
+    return video  # every frame is RGB already
+
+
 FUNCTIONAL = ModuleType("functional")
-for function in (_resize, _normalize, _pad, _crop):
+for function in (_resize, _normalize, _pad, _crop, _grayscale_to_rgb):
     setattr(FUNCTIONAL, function.__name__[1:], function)
 FILTERS = defaultdict(lambda: "nearest")
 FUNCTIONAL.InterpolationMode = SimpleNamespace(LANCZOS="lanczos", BILINEAR="bilinear")
 
 
-def on_torch(model: str, name: str) -> type:
-    """The image processor `name` of a model's folder in transformers, without torchvision."""
-    full = f"transformers.models.{model}.image_processing_{model}"
+def on_torch(model: str, name: str, kind: str = "image") -> type:
+    """The image or video processor `name` of a model's folder in transformers, without
+    torchvision."""
+    full = f"transformers.models.{model}.{kind}_processing_{model}"
     if is_torchvision_available():
         return getattr(importlib.import_module(full), name)
     names = ["torchvision", "torchvision.transforms", "torchvision.transforms.v2"]
@@ -56,6 +61,7 @@ def on_torch(model: str, name: str) -> type:
     backend = vars(image_processing_backends)
     backend["tvF"] = FUNCTIONAL
     backend["pil_torch_interpolation_mapping"] = FILTERS
+    vars(video_processing_utils)["tvF"] = FUNCTIONAL
     try:
         sys.modules.update(stubs)
         return getattr(importlib.import_module(full), name)
@@ -63,6 +69,11 @@ def on_torch(model: str, name: str) -> type:
         sys.modules.update(found)
         for name in stubs.keys() - found.keys():
             del sys.modules[name]
+
+
+def video_on_torch(model: str, name: str, **settings: object) -> object:
+    """A video processor with settings of its own."""
+    return on_torch(model, name, "video")(**settings)
 
 
 def same_on_torch(processor):

@@ -39,16 +39,24 @@ def blind():
 
     def make(family):
         if family.name not in made:
-            made[family.name] = vlm = family.lvlm()
-            vlm.processor.image_processor.resample = Image.Resampling.NEAREST
-            inner = vlm.model.model
-            tower = next(getattr(inner, name) for name in NAMES if hasattr(inner, name))
-            for module in tower.modules():
-                if type(module).__name__.endswith("Attention"):
-                    module.register_forward_hook(_zeros)
+            made[family.name] = blinded(family)
         return made[family.name]
 
     return make
+
+
+def blinded(family):
+    """A model whose vision tower sees one patch at a time."""
+    vlm = family.lvlm()
+    for name in ("image_processor", "video_processor"):
+        if getattr(vlm.processor, name, None) is not None:
+            getattr(vlm.processor, name).resample = Image.Resampling.NEAREST
+    inner = vlm.model.model
+    tower = next(getattr(inner, name) for name in NAMES if hasattr(inner, name))
+    for module in tower.modules():
+        if type(module).__name__.endswith("Attention"):
+            module.register_forward_hook(_zeros)
+    return vlm
 
 
 def _zeros(_module, _args, output):

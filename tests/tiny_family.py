@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from vlmflow.lvlm.anatomy import image_token_id
+from vlmflow.lvlm.anatomy import image_token_ids
 from vlmflow.lvlm.model import LVLM
 
 from .tiny import CHAT_TEMPLATE
@@ -82,9 +82,20 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
 
 
-def template(placeholder: str) -> str:
-    """LLaVA's chat template with another image placeholder."""
-    return CHAT_TEMPLATE.replace("<image>\n", placeholder)
+def template(placeholder: str, video: str | None = None) -> str:
+    """LLaVA's chat template with another image placeholder, and one of videos."""
+    if video is None:
+        return CHAT_TEMPLATE.replace("<image>\n", placeholder)
+    loop = CHAT_TEMPLATE[CHAT_TEMPLATE.index(_LOOP) :].partition("{% endfor %}")[0]
+    both = (
+        "{% for part in message['content'] %}"
+        f"{{% if part['type'] == 'image' %}}{{{{ '{placeholder}' }}}}"
+        f"{{% elif part['type'] == 'video' %}}{{{{ '{video}' }}}}{{% endif %}}"
+    )
+    return CHAT_TEMPLATE.replace(loop, both)
+
+
+_LOOP = "{% for part in message['content'] if part['type'] == 'image' %}"
 
 
 def built(config: Any, tokenizer: Any, attention: str, seed: int = 0) -> Any:
@@ -97,7 +108,7 @@ def built(config: Any, tokenizer: Any, attention: str, seed: int = 0) -> Any:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(tokenizer, name))
     # Random weights would answer with anything.
-    model.generation_config.suppress_tokens = [image_token_id(model)]
+    model.generation_config.suppress_tokens = list(image_token_ids(model))
     return model.eval()
 
 
@@ -108,14 +119,15 @@ def text_of(tokenizer: Any, **options: Any) -> dict[str, Any]:
     return {**TEXT, **own, "vocab_size": len(tokenizer), **options}
 
 
-def without_videos(processor_class: type) -> type:
-    """The processor as it is, but for its video processor, which needs torchvision."""
+def unchecked_videos(processor_class: type) -> type:
+    """The processor as it is, but with any video processor, or none: transformers knows its own
+    with torchvision only."""
 
-    class WithoutVideos(processor_class):
+    class UncheckedVideos(processor_class):
         def check_argument_for_proper_class(self, argument_name, argument):
-            if argument_name == "video_processor" and argument is None:
+            if argument_name == "video_processor":
                 return None
             return super().check_argument_for_proper_class(argument_name, argument)
 
-    WithoutVideos.__name__ = processor_class.__name__
-    return WithoutVideos
+    UncheckedVideos.__name__ = processor_class.__name__
+    return UncheckedVideos

@@ -16,18 +16,24 @@ from transformers import (
 )
 from transformers.models.qwen2_5_vl import Qwen2_5_VLProcessor
 
+from .on_torch import video_on_torch
 from .tiny import tiny_tokenizer
-from .tiny_family import LAYERS, PATCH, TILE, VISION, built, template, text_of, without_videos
+from .tiny_family import LAYERS, PATCH, TILE, VISION, built, template, text_of, unchecked_videos
 
 QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
+# Videos count the pixels of all frames (Qwen2-VL: of each), so that these are small as pictures.
+FRAME_PIXELS = {"shortest_edge": 256, "longest_edge": 1024}
+VIDEO_PIXELS = {"shortest_edge": 512, "longest_edge": 4096}
 
-def qwen_processor(processor_class: type, image_processor: Any) -> Any:
-    return without_videos(processor_class)(
+
+def qwen_processor(processor_class: type, image_processor: Any, video_processor: Any) -> Any:
+    around = "<|vision_start|><|{}_pad|><|vision_end|>"
+    return unchecked_videos(processor_class)(
         image_processor=image_processor,
         tokenizer=tiny_tokenizer(extra=QWEN_TOKENS),
-        video_processor=None,
-        chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"),
+        video_processor=video_processor,
+        chat_template=template(around.format("image"), around.format("video")),
     )
 
 
@@ -46,8 +52,22 @@ def qwen2_images() -> Any:
     )
 
 
+def qwen2_videos() -> Any:
+    return video_on_torch(
+        "qwen2_vl", "Qwen2VLVideoProcessor",
+        patch_size=PATCH, merge_size=2, size=FRAME_PIXELS, cap_pixels_per_frame=False,
+    )  # fmt: skip
+
+
+def qwen3_videos() -> Any:
+    return video_on_torch(
+        "qwen3_vl", "Qwen3VLVideoProcessor",
+        patch_size=PATCH, merge_size=2, size=VIDEO_PIXELS, cap_pixels_per_frame=False,
+    )  # fmt: skip
+
+
 def qwen2_vl(attention: str) -> tuple[Any, Any]:
-    processor = qwen_processor(Qwen2VLProcessor, qwen2_images())
+    processor = qwen_processor(Qwen2VLProcessor, qwen2_images(), qwen2_videos())
     config = AutoConfig.for_model(
         "qwen2_vl",
         text_config=text_of(processor.tokenizer, rope_parameters=MROPE),
@@ -61,7 +81,7 @@ def qwen2_vl(attention: str) -> tuple[Any, Any]:
 
 
 def qwen2_5_vl(attention: str) -> tuple[Any, Any]:
-    processor = qwen_processor(Qwen2_5_VLProcessor, qwen2_images())
+    processor = qwen_processor(Qwen2_5_VLProcessor, qwen2_images(), qwen2_videos())
     config = AutoConfig.for_model(
         "qwen2_5_vl",
         text_config=text_of(processor.tokenizer, rope_parameters=MROPE),
@@ -84,7 +104,7 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 
 
 def qwen3_vl(attention: str, experts: bool = False) -> tuple[Any, Any]:
-    processor = qwen_processor(Qwen3VLProcessor, qwen2_images())
+    processor = qwen_processor(Qwen3VLProcessor, qwen2_images(), qwen3_videos())
     config = AutoConfig.for_model(
         "qwen3_vl_moe" if experts else "qwen3_vl",
         text_config=text_of(
@@ -97,7 +117,7 @@ def qwen3_vl(attention: str, experts: bool = False) -> tuple[Any, Any]:
 
 
 def qwen3_5(attention: str, experts: bool = False) -> tuple[Any, Any]:
-    processor = qwen_processor(Qwen3VLProcessor, qwen2_images())
+    processor = qwen_processor(Qwen3VLProcessor, qwen2_images(), qwen3_videos())
     shared = {"shared_expert_intermediate_size": 16, **EXPERTS}
     config = AutoConfig.for_model(
         "qwen3_5_moe" if experts else "qwen3_5",
@@ -123,13 +143,18 @@ GLM_TOKENS = ("<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|begin_of
 
 def glm4v(attention: str) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(extra=GLM_TOKENS)
-    processor = without_videos(Glm4vProcessor)(
+    processor = unchecked_videos(Glm4vProcessor)(
         image_processor=Glm4vImageProcessorPil(
             patch_size=PATCH, merge_size=2, size={"shortest_edge": 256, "longest_edge": 2048}
         ),
         tokenizer=tokenizer,
-        video_processor=None,
-        chat_template=template("<|begin_of_image|><|image|><|end_of_image|>"),
+        video_processor=video_on_torch(
+            "glm4v", "Glm4vVideoProcessor", patch_size=PATCH, merge_size=2, size=VIDEO_PIXELS
+        ),
+        chat_template=template(
+            "<|begin_of_image|><|image|><|end_of_image|>",
+            "<|begin_of_video|><|video|><|end_of_video|>",
+        ),
     )
     names = ("image_start", "image_end", "image", "video_start", "video_end", "video")
     ids = tokenizer.convert_tokens_to_ids(list(GLM_TOKENS))

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.models.smolvlm import processing_smolvlm
 
-from .on_torch import on_torch
+from .on_torch import on_torch, video_on_torch
 from .tiny import CHAT_TEMPLATE, tiny_tokenizer
 from .tiny_family import (
     LAYERS,
@@ -36,7 +36,7 @@ from .tiny_family import (
     built,
     template,
     text_of,
-    without_videos,
+    unchecked_videos,
 )
 
 PINPOINTS = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE], [TILE, 3 * TILE]]
@@ -66,25 +66,27 @@ def llava_next(attention: str) -> tuple[Any, Any]:
     return built(config, tokenizer, attention), processor
 
 
-def llava_onevision(attention: str, most: int = 9) -> tuple[Any, Any]:
+def llava_onevision(attention: str, most: int = 9, side: int = TILE) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(extra=("<video>",))
-    pinpoints = [[TILE * rows, TILE * cols] for rows in (1, 2, 3) for cols in (1, 2, 3)]
-    processor = without_videos(LlavaOnevisionProcessor)(
+    pinpoints = [[side * rows, side * cols] for rows in (1, 2, 3) for cols in (1, 2, 3)]
+    processor = unchecked_videos(LlavaOnevisionProcessor)(
         image_processor=LlavaOnevisionImageProcessorPil(
-            size={"height": TILE, "width": TILE}, image_grid_pinpoints=pinpoints
+            size={"height": side, "width": side}, image_grid_pinpoints=pinpoints
         ),
         tokenizer=tokenizer,
-        video_processor=None,
-        num_image_tokens=(TILE // PATCH) ** 2,
+        video_processor=video_on_torch(
+            "llava_onevision", "LlavaOnevisionVideoProcessor", size={"height": side, "width": side}
+        ),
+        num_image_tokens=(side // PATCH) ** 2,
         vision_feature_select_strategy="full",
         vision_aspect_ratio=f"anyres_max_{most}",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template("<image>\n", "<video>\n"),
     )
     config = AutoConfig.for_model(
         "llava_onevision",
         text_config={"model_type": "qwen2", **text_of(tokenizer)},
         vision_config={
-            "model_type": "siglip_vision_model", "image_size": TILE, "vision_use_head": False,
+            "model_type": "siglip_vision_model", "image_size": side, "vision_use_head": False,
             **VISION,
         },
         image_token_index=processor.image_token_id,
@@ -129,7 +131,7 @@ def smolvlm(attention: str) -> tuple[Any, Any]:
     tokenizer = idefics3_tokenizer()
     # It counts the frames of videos in words, and cannot be made without the library for that.
     with mock.patch.object(processing_smolvlm, "num2words", str):
-        processor = without_videos(SmolVLMProcessor)(
+        processor = unchecked_videos(SmolVLMProcessor)(
             image_processor=SmolVLMImageProcessorPil(**IDEFICS3_IMAGES),
             tokenizer=tokenizer,
             video_processor=None,
@@ -147,7 +149,7 @@ def internvl(attention: str) -> tuple[Any, Any]:
         context_image_token="<IMG_CONTEXT>",
         video_token="<video>",
     )
-    processor = without_videos(InternVLProcessor)(
+    processor = unchecked_videos(InternVLProcessor)(
         image_processor=GotOcr2ImageProcessorPil(
             size={"height": TILE, "width": TILE}, max_patches=6
         ),
@@ -221,7 +223,7 @@ def cohere2_vision(attention: str) -> tuple[Any, Any]:
 def perception_lm(attention: str) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(image_token="<|image|>", video_token="<|video|>")
     images = on_torch("perception_lm", "PerceptionLMImageProcessor")
-    processor = without_videos(PerceptionLMProcessor)(
+    processor = unchecked_videos(PerceptionLMProcessor)(
         video_processor=None,
         image_processor=images(tile_size=TILE, max_num_tiles=4),
         tokenizer=tokenizer,
