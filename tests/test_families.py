@@ -181,7 +181,7 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
         length = len(prepared.layout)
         _, output = vlm.generate_with(
             prepared, max_new_tokens=4, truncation=policy, min_new_tokens=4, output_logits=True,
-            suppress_tokens=[token, *end_ids(vlm.model, vlm.processor.tokenizer)],
+            suppress_tokens=[*vlm.image_token_ids, *end_ids(vlm.model, vlm.processor.tokenizer)],
         )  # fmt: skip
         whole = vlm.with_answer(prepared, output.sequences[0, length:-1].tolist())
         expected, seen = masked_logits(vlm.model, vlm.decoder_layers, whole, policy, token)

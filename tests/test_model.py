@@ -228,7 +228,8 @@ IMAGE = {"type": "image"}
         ([picture()], [turn("user", IMAGE, "Red <image>?")], None, "image placeholder"),
         ([picture()], [turn("user", IMAGE, "?"), turn("assistant", "no")], None, "assistant mess"),
         ([picture()], [turn("bot", IMAGE, "Red?")], None, "role 'bot'"),
-        ([picture()], [turn("user", {"type": "video"}, "Red?")], None, "type 'video'"),
+        ([picture()], [turn("user", {"type": "audio"}, "Red?")], None, "type 'audio'"),
+        ([picture()], [turn("user", {"type": "video"}, "Red?")], None, 'is a part of type "video"'),
         (None, [turn("user", {"type": "image", "url": "http://x/y"}, "?")], None, "by url"),
     ],
 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlmflow.flow.result import InformationFlow as InformationFlow
     from vlmflow.lvlm.loading import load as load
     from vlmflow.lvlm.model import LVLM as LVLM
+    from vlmflow.lvlm.videos import Video as Video
     from vlmflow.removal.cliff import Cliff as Cliff
     from vlmflow.removal.cliff import cliff as cliff
     from vlmflow.removal.curve import RemovalCurve as RemovalCurve
@@ -30,6 +31,7 @@ __all__ = [
     "InformationFlow",
     "RemovalCurve",
     "Truncation",
+    "Video",
     "__version__",
     "cliff",
     "load",
@@ -43,6 +45,7 @@ _HOMES = {
     "InformationFlow": "vlmflow.flow.result",
     "LVLM": "vlmflow.lvlm.model",
     "Truncation": "vlmflow.truncation.policy",
+    "Video": "vlmflow.lvlm.videos",
     "load": "vlmflow.lvlm.loading",
     "preset": "vlmflow.truncation.presets",
 }

@@ -28,7 +28,7 @@ from vlmflow.flow.smoothing import (
     smoothed_cam,
 )
 from vlmflow.flow.targets import check_target
-from vlmflow.lvlm.chat import PictureSource
+from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.laying_out import watching
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ SMOOTH = "llava_cam_smooth"
 
 def explain(
     vlm: LVLM,
-    images: PictureSource | Sequence[PictureSource] | None,
+    images: VisualSource | Sequence[VisualSource] | None,
     question: str | Sequence[Mapping[str, Any]],
     answer: str | Sequence[int] | None = None,
     *,

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlmflow.errors import InputError
 from vlmflow.flow.measure import EMPTY, OK, UNDEFINED, count_passes, measure
 from vlmflow.lvlm.layout import TokenLayout
+
+PIXELS = ("pixel_values", "pixel_values_videos")
+"""Inputs that hold what pictures and videos look like."""
 
 COPIES_AT_ONCE = 4
 """Noisy pictures in one batch; its activations take this many times those of a single pass."""
@@ -35,7 +38,7 @@ def count_smooth_passes(
 def smoothed_cam(
     model: nn.Module,
     layers: nn.ModuleList,
-    inputs: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, Tensor],
     layout: TokenLayout,
     *,
     copies: int,
@@ -80,16 +83,20 @@ def smoothed_cam(
     InputError
         If the inputs hold no pixel values to add noise to.
     """
-    if "pixel_values" not in inputs:
+    shown = [name for name in PIXELS if name in inputs]
+    if not shown:
         raise InputError("smooth needs pixel_values to add noise to, but the inputs hold none")
     generator = torch.Generator().manual_seed(seed)
     total, undefined = np.zeros(0), np.ones(0, dtype=bool)
     for first in range(0, copies, at_once):
         count = min(at_once, copies - first)
         batch = {name: torch.cat([tensor] * count) for name, tensor in inputs.items()}
-        pixels = inputs["pixel_values"]
-        drawn = [torch.randn(pixels.shape, generator=generator) for _ in range(count)]
-        batch["pixel_values"] += noise * torch.cat(drawn).to(pixels)
+        drawn: dict[str, list[Tensor]] = {name: [] for name in shown}
+        for _ in range(count):
+            for name in shown:
+                drawn[name].append(torch.randn(inputs[name].shape, generator=generator))
+        for name, draws in drawn.items():
+            batch[name] += noise * torch.cat(draws).to(inputs[name])
         measured = measure(
             model,
             layers,

@@ -42,20 +42,27 @@ def collate(
     Raises
     ------
     InputError
-        If there is nothing to collate.
+        If there is nothing to collate, or videos that a model wants to be alike are not.
     """
     if not prepared:
         raise InputError("there are no prompts to put into a batch")
     total = max(len(one.layout) for one in prepared)
     inputs = {}
-    for name, first in prepared[0].inputs.items():
-        tensors = [one.inputs[name] for one in prepared]
-        if first.shape == prepared[0].inputs["input_ids"].shape:
+    # A prompt without a picture, or without a video, holds nothing of theirs.
+    for name in dict.fromkeys(name for one in prepared for name in one.inputs):
+        holders = [one.inputs for one in prepared if name in one.inputs]
+        tensors = [holder[name] for holder in holders]
+        if tensors[0].shape == holders[0]["input_ids"].shape:
             fill = pad_token_id if name == "input_ids" else 0
             tensors = [
                 torch.nn.functional.pad(tensor, (total - tensor.shape[1], 0), value=fill)
                 for tensor in tensors
             ]
+        elif name == "pixel_values_videos" and len({tensor.shape[1:] for tensor in tensors}) > 1:
+            raise InputError(
+                "the videos of a batch have different numbers of frames, which this model cannot "
+                "stack: ask one by one"
+            )
         inputs[name] = torch.cat(_same_size(tensors))
     layouts = [one.layout.shifted(total - len(one.layout), total) for one in prepared]
     return inputs, layouts

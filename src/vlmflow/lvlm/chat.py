@@ -11,8 +11,11 @@ from PIL import Image
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.images import open_image
+from vlmflow.lvlm.videos import Video, file_refused, is_video_file, open_video
 
 PictureSource: TypeAlias = "str | os.PathLike[str] | Image.Image"
+VisualSource: TypeAlias = "PictureSource | Video"
+Visual: TypeAlias = "Image.Image | Video"
 Message: TypeAlias = "dict[str, Any]"
 
 ROLES = ("system", "user", "assistant")
@@ -21,26 +24,27 @@ _PROBE = "vlmflow"
 
 
 def conversation(
-    images: PictureSource | Sequence[PictureSource] | None,
+    images: VisualSource | Sequence[VisualSource] | None,
     question: str | Sequence[Mapping[str, Any]],
-) -> tuple[list[Message], tuple[Image.Image, ...]]:
-    """Return messages in transformers' own format, and the pictures they show in order.
+) -> tuple[list[Message], tuple[Visual, ...]]:
+    """Return messages in transformers' own format, and the pictures and videos they show in order.
 
     Parameters
     ----------
-    images : picture or sequence of pictures, optional
-        Path or PIL picture, one or several. With a conversation they fill its bare
-        ``{"type": "image"}`` parts in order.
+    images : picture or video, or sequence of them, optional
+        Path, PIL picture or :class:`Video`, one or several. With a conversation they fill its bare
+        ``{"type": "image"}`` and ``{"type": "video"}`` parts in order.
     question : str or sequence of messages
         A question, asked after all the pictures; or messages with ``role`` and ``content``, where a
-        content is a text or a list of parts ``{"type": "text", "text": ...}`` and
-        ``{"type": "image"}``, the latter with an optional ``"image"`` or ``"path"``.
+        content is a text or a list of parts ``{"type": "text", "text": ...}``,
+        ``{"type": "image"}`` with an optional ``"image"`` or ``"path"``, and ``{"type": "video"}``
+        with an optional ``"video"``: a :class:`Video`, or its frames.
 
     Returns
     -------
     messages : list of dict
-        Every content a list of parts; image parts are bare.
-    pictures : tuple of PIL pictures
+        Every content a list of parts; image and video parts are bare.
+    shown : tuple of PIL pictures and videos
         RGB, upright.
 
     Raises
@@ -53,29 +57,36 @@ def conversation(
         _require_text(question)
         if not given:
             raise InputError("there is no picture: pass at least one as images=...")
-        parts: list[Message] = [{"type": "image"} for _ in given]
+        parts: list[Message] = [{"type": _kind(one)} for one in given]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-        return messages, tuple(open_image(picture) for picture in given)
-    sources: list[PictureSource | None] = []
+        return messages, tuple(_opened(one) for one in given)
+    sources: list[VisualSource | None] = []
     messages = [_message(message, index, sources) for index, message in enumerate(question)]
     _require_user_turn(messages)
     bare = sum(source is None for source in sources)
     if bare != len(given):
         raise InputError(
             f"the messages leave {bare} picture(s) open but images= holds {len(given)}: "
-            'every {"type": "image"} part without a picture of its own takes one'
+            'every {"type": "image"} or "video" part without one of its own takes one'
         )
     if not sources:
         raise InputError('the messages show no picture: add a {"type": "image"} part')
     beside = iter(given)
-    pictures = tuple(open_image(next(beside) if source is None else source) for source in sources)
-    return messages, pictures
+    filled = [next(beside) if source is None else source for source in sources]
+    wanted = [kind for message in messages for kind in _kinds(message) if kind != "text"]
+    for number, (kind, source) in enumerate(zip(wanted, filled, strict=True)):
+        if kind != _kind(source):
+            raise InputError(
+                f'picture {number} of the messages is a part of type "{kind}", but it is given '
+                f'what belongs into one of type "{_kind(source)}"'
+            )
+    return messages, tuple(_opened(source) for source in filled)
 
 
 def render(
     processor: Any,
     messages: Sequence[Message],
-    image_token: str,
+    placeholders: Mapping[str, str],
     *,
     bare_lead: str | None = None,
 ) -> tuple[str, str]:
@@ -88,15 +99,15 @@ def render(
     ----------
     processor, messages : object, sequence of dict
         The model's processor, and what :func:`conversation` returned.
-    image_token : str
-        The image placeholder.
+    placeholders : mapping
+        What stands for an ``"image"`` and a ``"video"`` in the prompt.
     bare_lead : str, optional
         See :attr:`vlmflow.lvlm.families.base.Family.bare_lead`.
 
     Returns
     -------
     prompt : str
-        Up to where the model starts to answer; ``image_token`` once per picture.
+        Up to where the model starts to answer; one placeholder per picture or video.
     lead : str
         White space that the template puts between the prompt and an assistant's text.
 
@@ -107,10 +118,10 @@ def render(
     """
     if not getattr(processor, "chat_template", None):
         if bare_lead is not None:
-            parts = [part for message in messages for part in message["content"]]
-            pictures = sum(part["type"] == "image" for part in parts)
-            return image_token * pictures + "\n".join(texts(messages)), bare_lead
-        return _plain_prompt(messages, image_token), " "
+            kinds = [kind for message in messages for kind in _kinds(message)]
+            shown = "".join(placeholders.get(kind, "") for kind in kinds)
+            return shown + "\n".join(texts(messages)), bare_lead
+        return _plain_prompt(messages, placeholders), " "
     try:
         prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True)
     except TemplateError as error:
@@ -132,14 +143,28 @@ def texts(messages: Sequence[Message]) -> list[str]:
     ]
 
 
-def _as_list(
-    images: PictureSource | Sequence[PictureSource] | None,
-) -> list[PictureSource]:
+def _as_list(images: VisualSource | Sequence[VisualSource] | None) -> list[VisualSource]:
     if images is None:
         return []
-    if isinstance(images, str | os.PathLike | Image.Image):
+    if isinstance(images, str | os.PathLike | Image.Image | Video):
         return [images]
     return list(images)
+
+
+def _kind(source: VisualSource) -> str:
+    return "video" if isinstance(source, Video) else "image"
+
+
+def _kinds(message: Message) -> list[str]:
+    return [part["type"] for part in message["content"]]
+
+
+def _opened(source: VisualSource) -> Visual:
+    if isinstance(source, Video):
+        return open_video(source)
+    if is_video_file(source):
+        raise file_refused(source)
+    return open_image(source)
 
 
 def _require_text(question: str) -> None:
@@ -147,9 +172,7 @@ def _require_text(question: str) -> None:
         raise InputError("the question is empty: ask something about the picture")
 
 
-def _message(
-    message: Mapping[str, Any], index: int, sources: list[PictureSource | None]
-) -> Message:
+def _message(message: Mapping[str, Any], index: int, sources: list[VisualSource | None]) -> Message:
     """Return one message with its content as a list of parts; its pictures go to ``sources``."""
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ROLES:
@@ -165,21 +188,25 @@ def _message(
     return {"role": role, "content": [_part(part, index, sources) for part in content]}
 
 
-def _part(part: Any, index: int, sources: list[PictureSource | None]) -> Message:
+def _part(part: Any, index: int, sources: list[VisualSource | None]) -> Message:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    if kind != "image":
+    if kind not in ("image", "video"):
         raise InputError(
-            f"message {index} has a part of type {kind!r}: only text and image parts are read"
+            f"message {index} has a part of type {kind!r}: only text, image and video parts are "
+            "read"
         )
     if "url" in part or "base64" in part:
         raise InputError(
             f'message {index} shows a picture by url or base64: save it and give its "path"'
         )
-    source = part.get("image")
-    sources.append(part.get("path") if source is None else source)
-    return {"type": "image"}
+    source = part.get(kind)
+    source = part.get("path") if source is None else source
+    if kind == "video" and source is not None and not isinstance(source, Video):
+        source = Video(source)
+    sources.append(source)
+    return {"type": kind}
 
 
 def _require_user_turn(messages: Sequence[Message]) -> None:
@@ -197,11 +224,11 @@ def _require_user_turn(messages: Sequence[Message]) -> None:
     _require_text("".join(texts([last])))
 
 
-def _plain_prompt(messages: Sequence[Message], image_token: str) -> str:
+def _plain_prompt(messages: Sequence[Message], placeholders: Mapping[str, str]) -> str:
     """Write a conversation the way LLaVA-1.5 was trained on it."""
     turns = []
     for message in messages:
-        pictures = sum(part["type"] == "image" for part in message["content"])
-        text = f"{image_token}\n" * pictures + " ".join(texts([message]))
+        shown = [placeholders[kind] for kind in _kinds(message) if kind in placeholders]
+        text = "".join(f"{token}\n" for token in shown) + " ".join(texts([message]))
         turns.append(text if message["role"] == "system" else f"{message['role'].upper()}: {text}")
     return " ".join([*turns, "ASSISTANT:"])

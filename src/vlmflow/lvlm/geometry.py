@@ -23,6 +23,13 @@ SEEN = 1e-6
 """Share of a pixel that boxes must cover before it counts as seen (keeps rounding errors out)."""
 
 
+_SHARED_STEPS = (
+    "transformers.image_processing_backends",
+    "transformers.video_processing_utils",
+)
+"""Where the steps live that most processors share."""
+
+
 class MapUnavailableError(Exception):
     """It is not known which pixels an image token came from; ``str()`` is the sentence why."""
 
@@ -55,7 +62,7 @@ class Preimage:
         x_scale, y_scale = size[0] / new[0], size[1] / new[1]
         return cls(x_scale, -left * x_scale, y_scale, -top * y_scale)
 
-    def boxes(self, rows: int, cols: int, patch_height: int, patch_width: int) -> FloatArray:
+    def boxes(self, rows: int, cols: int, patch_height: float, patch_width: float) -> FloatArray:
         """Return the boxes of a ``rows`` x ``cols`` grid of patches from the tower's corner on.
 
         Returns
@@ -248,14 +255,15 @@ def _pads_to_square(image_processor: Any) -> bool:
 
 
 def require_pipeline(image_processor: Any, *models: str) -> None:
-    """Refuse an image processor whose steps are not those of one of these models.
+    """Refuse an image or video processor whose steps are not those of one of these models.
 
     Parameters
     ----------
     image_processor : object
-        The model's image processor.
+        The model's image processor or video processor.
     models : str
-        Folders of ``transformers.models`` whose image processors are inverted, of either back end.
+        Folders of ``transformers.models`` whose image processors are inverted, of either back end,
+        and whose video processors are.
 
     Raises
     ------
@@ -263,9 +271,9 @@ def require_pipeline(image_processor: Any, *models: str) -> None:
         If it has steps of its own.
     """
     known = {
-        f"transformers.models.{model}.image_processing_{back_end}{model}"
+        f"transformers.models.{model}.{kind}{model}"
         for model in models
-        for back_end in ("", "pil_")
+        for kind in ("image_processing_", "image_processing_pil_", "video_processing_")
     }
     _require_steps(image_processor, known)
 
@@ -282,7 +290,7 @@ def _require_standard_pipeline(image_processor: Any) -> None:
 def _require_steps(image_processor: Any, known: Collection[str]) -> None:
     for step in ("_preprocess", "resize", "center_crop"):
         module = getattr(getattr(image_processor, step, None), "__module__", "")
-        if module not in known and module != "transformers.image_processing_backends":
+        if module not in known and module not in _SHARED_STEPS:
             name = type(image_processor).__name__
             raise MapUnavailableError(
                 f"no map over pixels: what {name} does to a picture is not inverted here"

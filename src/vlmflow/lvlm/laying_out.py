@@ -16,6 +16,7 @@ from vlmflow.lvlm.geometry import MapUnavailableError
 from vlmflow.lvlm.grids import Grid, IntArray
 from vlmflow.lvlm.layout import Segment, TokenLayout
 from vlmflow.lvlm.tokens import shown_tokens
+from vlmflow.lvlm.videos import Frames
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def lay_out(
-    vlm: LVLM, inputs: Mapping[str, torch.Tensor], sizes: tuple[tuple[int, int], ...]
+    vlm: LVLM,
+    inputs: Mapping[str, torch.Tensor],
+    sizes: tuple[tuple[int, int], ...],
+    frames: tuple[Frames | None, ...] = (),
 ) -> TokenLayout:
     """Lay out a prompt without an answer.
 
@@ -35,6 +39,8 @@ def lay_out(
         The processor's output, batch of one.
     sizes : tuple of (width, height)
         Of the original pictures in pixels, in the order of the prompt.
+    frames : tuple of (Frames or None)
+        See :class:`TokenLayout`.
 
     Raises
     ------
@@ -42,7 +48,7 @@ def lay_out(
         If there are no image tokens.
     """
     ids = inputs["input_ids"][0].cpu().numpy()
-    is_image = ids == vlm.image_token_id
+    is_image = np.isin(ids, vlm.image_token_ids)
     if not is_image.any():
         raise ModelError(
             f"the processor of {vlm.name} put no image tokens into the prompt: processor and "
@@ -54,11 +60,38 @@ def lay_out(
     grids: tuple[Grid, ...] = ()
     missing = ""
     try:
-        grids = vlm.family.grids(_pictures(vlm, inputs, np.flatnonzero(is_image), sizes))
+        grids = _grids(vlm, inputs, np.flatnonzero(is_image), sizes, frames)
     except MapUnavailableError as unavailable:
         missing = str(unavailable)
     tokens = shown_tokens(vlm.processor.tokenizer, ids.tolist())
-    return TokenLayout(segments, tokens, sizes, grids, missing)
+    return TokenLayout(segments, tokens, sizes, grids, missing, frames)
+
+
+def _grids(
+    vlm: LVLM,
+    inputs: Mapping[str, torch.Tensor],
+    positions: IntArray,
+    sizes: tuple[tuple[int, int], ...],
+    frames: tuple[Frames | None, ...],
+) -> tuple[Grid, ...]:
+    """Ask the family about pictures and about videos, each apart from the others' tokens."""
+    if not frames:
+        return vlm.family.grids(_pictures(vlm, inputs, positions, sizes))
+    of_video = np.array([one is not None for one in frames])
+    if of_video.all():  # some models mark videos with the id of pictures
+        tokens_of_video = np.ones(positions.shape, bool)
+    else:
+        ids = inputs["input_ids"][0].cpu().numpy()[positions]
+        tokens_of_video = ids != vlm.image_token_id
+    found: list[Grid] = []
+    for kind, grids in ((False, vlm.family.grids), (True, vlm.family.video_grids)):
+        numbers = np.flatnonzero(of_video == kind).tolist()
+        if not numbers:
+            continue
+        own = positions[tokens_of_video == kind]
+        prepared = _pictures(vlm, inputs, own, tuple(sizes[number] for number in numbers))
+        found += [replace(grid, image=numbers[grid.image]) for grid in grids(prepared)]
+    return tuple(sorted(found, key=lambda grid: grid.image))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.grids import Grid, ImageGrid, IntArray, SharedGrid, frozen
+from vlmflow.lvlm.videos import Frames
 
 
 class Segment(enum.IntEnum):
@@ -42,11 +43,15 @@ class TokenLayout:
     tokens : tuple of N str
         What each position reads as; joined, the text tokens give the text.
     image_sizes : tuple of (width, height)
-        Size of every original picture in pixels, in the order of the prompt.
+        Size of every original picture in pixels, in the order of the prompt. A video counts as one
+        picture for every group of its frames that share image tokens.
     grids : tuple of Grid
         Empty where nothing is known about the pixels behind the tokens.
     grids_missing : str
         One sentence that says why ``grids`` is empty; empty where it is not.
+    frames : tuple of (Frames or None)
+        For every picture the frames of a video that it stands for; None where it is a picture of
+        its own. Empty where all are.
     """
 
     segments: npt.NDArray[np.int8]
@@ -54,9 +59,15 @@ class TokenLayout:
     image_sizes: tuple[tuple[int, int], ...]
     grids: tuple[Grid, ...] = ()
     grids_missing: str = ""
+    frames: tuple[Frames | None, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", frozen(self.segments, np.int8))
+        if self.frames and len(self.frames) != len(self.image_sizes):
+            raise InputError(
+                f"a layout says of each of its {len(self.image_sizes)} picture(s) or of none which "
+                f"frames of a video it is, not of {len(self.frames)}"
+            )
         if self.segments.shape != (len(self.tokens),):
             raise InputError(
                 f"a layout needs one token text per position, not {len(self.tokens)} texts "
@@ -95,6 +106,14 @@ class TokenLayout:
         """User rows and answer rows together, sorted."""
         return np.union1d(self.user_rows, self.answer_rows)
 
+    def frames_label(self, image: int) -> str:
+        """Say which frames of a video a picture stands for; empty where it is no video's."""
+        shown = self.frames[image] if self.frames else None
+        if shown is None:
+            return ""
+        several = len({one.video for one in self.frames if one is not None}) > 1
+        return f"video {shown.video + 1}, {shown.label}" if several else shown.label
+
     def shifted(self, offset: int, total: int) -> TokenLayout:
         """Put the same layout inside a longer, padded sequence.
 
@@ -121,6 +140,7 @@ class TokenLayout:
             image_sizes=self.image_sizes,
             grids=tuple(replace(grid, positions=grid.positions + offset) for grid in self.grids),
             grids_missing=self.grids_missing,
+            frames=self.frames,
         )
 
     def to_dict(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -146,6 +166,7 @@ class TokenLayout:
                 for grid in self.grids
             ],
             "grids_missing": self.grids_missing,
+            "frames": [None if one is None else one.to_dict() for one in self.frames],
         }
         return plain, arrays
 
@@ -163,6 +184,10 @@ class TokenLayout:
                 _grid_of(grid, arrays, f"grid{index}_") for index, grid in enumerate(grids)
             ),
             grids_missing=str(plain["grids_missing"]),
+            # Results that were saved before there were videos have none.
+            frames=tuple(
+                None if one is None else Frames.from_dict(one) for one in plain.get("frames", ())
+            ),
         )
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from vlmflow.errors import InputError, ModelError
-from vlmflow.lvlm.anatomy import decoder_layers, image_token_id
-from vlmflow.lvlm.chat import PictureSource, conversation, render, texts
+from vlmflow.errors import InputError
+from vlmflow.lvlm.anatomy import decoder_layers, image_token_id, image_token_ids
+from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
+from vlmflow.lvlm.encoding import check_videos, encode, in_prompt_order
 from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.families import Family, family_of
 from vlmflow.lvlm.laying_out import lay_out
@@ -27,8 +27,11 @@ from vlmflow.lvlm.tokens import (
     refuse_special_text,
     shown_tokens,
 )
+from vlmflow.lvlm.videos import Frames, Video, frame_groups
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from vlmflow.flow.result import InformationFlow
     from vlmflow.removal.curve import RemovalCurve
 
@@ -71,10 +74,14 @@ class LVLM:
         self.processor = processor
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
         self.image_token_id = image_token_id(model)
+        self.image_token_ids = image_token_ids(model)
         self.image_token = str(
             getattr(processor, "image_token", None)
             or processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
         )
+        self.placeholders = {"image": self.image_token}
+        if getattr(processor, "video_token", None):
+            self.placeholders["video"] = str(processor.video_token)
         self.decoder_layers: nn.ModuleList = decoder_layers(model)
         self.family: Family = family_of(model.config.model_type)
 
@@ -121,7 +128,7 @@ class LVLM:
 
     def prepare(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: VisualSource | Sequence[VisualSource] | None,
         question: str | Sequence[Mapping[str, Any]],
         answer: str | Sequence[int] | None = None,
     ) -> Prepared:
@@ -129,8 +136,9 @@ class LVLM:
 
         Parameters
         ----------
-        images : picture or sequence of pictures, optional
-            Paths or PIL pictures. With a conversation: those of its bare image parts, in order.
+        images : picture or video, or sequence of them, optional
+            Paths, PIL pictures or :class:`vlmflow.Video`. With a conversation: those of its bare
+            image and video parts, in order.
         question : str or sequence of messages
             A question, or chat messages in transformers' own format that end with the user's turn.
         answer : str or sequence of int, optional
@@ -141,24 +149,22 @@ class LVLM:
         ------
         InputError
             For an empty question, special tokens in a text, no picture, a wrong number of pictures,
-            an answer that tokenises to nothing, or a prompt longer than the model takes.
+            a video that the model does not take, an answer that tokenises to nothing, or a prompt
+            longer than the model takes.
         """
-        messages, pictures = conversation(images, question)
+        messages, shown = conversation(images, question)
         for text in texts(messages):
-            refuse_special_text(self.processor.tokenizer, text, "question", self.image_token)
+            refuse_special_text(self.processor.tokenizer, text, "question", self.placeholders)
+        check_videos(self, shown)
         prompt, lead = render(
-            self.processor, messages, self.image_token, bare_lead=self.family.bare_lead
+            self.processor, messages, self.placeholders, bare_lead=self.family.bare_lead
         )
-        if prompt.count(self.image_token) != len(pictures):
-            raise ModelError(
-                f"the chat template of {self.name} places {prompt.count(self.image_token)} "
-                f"image(s) where the question shows {len(pictures)}: it does not take pictures "
-                "like this"
-            )
+        shown = in_prompt_order(self, prompt, shown)
         if not self.family.pictures_in_prompt:
-            prompt = self._without_placeholder(prompt, len(pictures))
-        inputs = self._encode(prompt, pictures)
-        layout = lay_out(self, inputs, tuple(picture.size for picture in pictures))
+            prompt = self._without_placeholder(prompt, len(shown))
+        inputs = encode(self, prompt, shown)
+        pictures, frames = self._pictures(shown)
+        layout = lay_out(self, inputs, tuple(picture.size for picture in pictures), frames)
         prepared = Prepared(inputs, layout, pictures, prompt, lead=lead)
         self._require_room(len(layout))
         return prepared if answer is None else self.with_answer(prepared, answer)
@@ -172,7 +178,7 @@ class LVLM:
         if prepared.answer is not None:
             raise InputError("the prompt already carries an answer: start from one without")
         if isinstance(answer, str):
-            refuse_special_text(tokenizer, answer, "answer", self.image_token)
+            refuse_special_text(tokenizer, answer, "answer", self.placeholders)
             ids = answer_ids_of(tokenizer, prepared.prompt, prepared.lead, answer)
             text = answer.strip()
         else:
@@ -272,7 +278,7 @@ class LVLM:
 
     def generate(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: VisualSource | Sequence[VisualSource] | None,
         question: str | Sequence[Mapping[str, Any]],
         *,
         max_new_tokens: int = 64,
@@ -286,7 +292,7 @@ class LVLM:
 
     def explain(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: VisualSource | Sequence[VisualSource] | None,
         question: str | Sequence[Mapping[str, Any]],
         answer: str | Sequence[int] | None = None,
         **options: Any,
@@ -298,7 +304,7 @@ class LVLM:
 
     def removal_curve(
         self,
-        images: PictureSource | Sequence[PictureSource] | None,
+        images: VisualSource | Sequence[VisualSource] | None,
         question: str | Sequence[Mapping[str, Any]],
         answer: str | Sequence[int] | None = None,
         **options: Any,
@@ -317,26 +323,22 @@ class LVLM:
             raise InputError(f"{self.name} takes one picture, but the question shows {pictures}")
         return prompt.replace(self.image_token, "")
 
-    def _encode(self, prompt: str, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Return the processor's output on the model's device."""
-        start = self.processor.tokenizer.bos_token
-        # As apply_chat_template does: a template that writes the start token gets no second one.
-        options = {"add_special_tokens": False} if start and prompt.startswith(start) else {}
-        try:
-            encoded = self.processor(
-                images=[list(pictures)], text=[prompt], return_tensors="pt", **options
-            )
-        except (ValueError, ZeroDivisionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"the processor of {self.name} refuses this prompt: {reason}"
-            ) from error
-        return {
-            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
-            for name, tensor in encoded.items()
-            # Some processors add labels: with them a model computes a loss that nobody asked for.
-            if isinstance(tensor, torch.Tensor) and name != "labels"
-        }
+    def _pictures(
+        self, shown: Sequence[Visual]
+    ) -> tuple[tuple[Image.Image, ...], tuple[Frames | None, ...]]:
+        """Return the pictures of a layout, and which of them stand for frames of a video."""
+        if not any(isinstance(one, Video) for one in shown):
+            return tuple(one for one in shown if not isinstance(one, Video)), ()
+        together = self.family.frames_together(self.processor)
+        found: list[tuple[Image.Image, Frames | None]] = []
+        videos = 0
+        for one in shown:
+            if isinstance(one, Video):
+                found += frame_groups(one, videos, together)
+                videos += 1
+            else:
+                found.append((one, None))
+        return tuple(picture for picture, _ in found), tuple(frames for _, frames in found)
 
     def _checked_ids(self, answer: Sequence[int]) -> list[int]:
         """Check answer ids given by the caller, and drop what ends them."""
@@ -348,7 +350,7 @@ class LVLM:
             raise InputError("the answer has no tokens: give at least one id before the end token")
         size = int(self.model.get_input_embeddings().weight.shape[0])
         for token in ids:
-            if not 0 <= token < size or token == self.image_token_id:
+            if not 0 <= token < size or token in self.image_token_ids:
                 raise InputError(
                     f"the answer holds id {token}, which is no text token (0..{size - 1})"
                 )

@@ -23,9 +23,10 @@ class Prepared:
     layout : TokenLayout
         Segment of every position and box of every image token.
     images : tuple of PIL pictures
-        The pictures as they were read (RGB, upright), in the order of the prompt.
+        The pictures as they were read (RGB, upright), in the order of the prompt; of a video the
+        first of every group of frames that share image tokens (``layout.frames``).
     prompt : str
-        The text given to the processor, one placeholder per picture.
+        The text given to the processor, one placeholder per picture or video.
     answer : str or None
         Text of the answer that stands at the end of ``inputs``, if there is one.
     lead : str

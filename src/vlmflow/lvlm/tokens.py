@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlmflow.errors import InputError
 
 
-def refuse_special_text(tokenizer: Any, text: str, what: str, image_token: str) -> None:
+def refuse_special_text(
+    tokenizer: Any, text: str, what: str, placeholders: Mapping[str, str]
+) -> None:
     """Raise if a text contains what the tokenizer would read as a special token.
 
     Parameters
@@ -17,19 +19,20 @@ def refuse_special_text(tokenizer: Any, text: str, what: str, image_token: str) 
         A transformers tokenizer.
     text, what : str
         What somebody typed, and what to call it.
-    image_token : str
-        The image placeholder.
+    placeholders : mapping
+        What stands for an ``"image"`` and a ``"video"``.
 
     Raises
     ------
     InputError
         Naming the special token.
     """
-    if image_token in text:
-        raise InputError(
-            f"the {what} contains the image placeholder {image_token!r}: leave it out, "
-            "pictures are placed by themselves"
-        )
+    for kind, token in placeholders.items():
+        if token in text:
+            raise InputError(
+                f"the {what} contains the {kind} placeholder {token!r}: leave it out, "
+                "pictures are placed by themselves"
+            )
     for token in sorted(special_tokens(tokenizer), key=len, reverse=True):
         if token in text:
             raise InputError(

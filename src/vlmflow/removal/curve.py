@@ -14,7 +14,7 @@ from torch import Tensor
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.capture import untouched
 from vlmflow.lvlm.batch import collate, pad_id
-from vlmflow.lvlm.chat import PictureSource
+from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.layout import Segment
 from vlmflow.removal.branches import Branches
 from vlmflow.truncation.names import ATTENTION_RANKINGS, ORACLE_RANKINGS, RANKINGS
@@ -113,7 +113,7 @@ class RemovalCurve:
 
 def removal_curve(
     vlm: LVLM,
-    images: PictureSource | Sequence[PictureSource] | None,
+    images: VisualSource | Sequence[VisualSource] | None,
     question: str | Sequence[Mapping[str, Any]],
     answer: str | Sequence[int] | None = None,
     *,

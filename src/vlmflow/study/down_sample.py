@@ -27,6 +27,7 @@ def grows(vlm: LVLM, whole: Prepared, question: str) -> bool:
     vlm, whole, question
         As for :func:`down_sampled`.
     """
+    _refuse_videos(whole)
     small = vlm.prepare([_resized(one, 1 / 8) for one in whole.images], question)
     return small.layout.image_positions.size < whole.layout.image_positions.size
 
@@ -63,8 +64,9 @@ def down_sampled(
     Raises
     ------
     InputError
-        If the boxes of image tokens are not known.
+        If the boxes of image tokens are not known, or the prompt shows a video.
     """
+    _refuse_videos(whole)
     if growing:
         wanted = share * whole.layout.image_positions.size
         return _nearest(vlm, whole.images, question, wanted), None
@@ -76,6 +78,11 @@ def down_sampled(
     shrunk = [_into_corner(whole.images[grid.image], grid, rows, columns) for grid in grids]
     kept = rows * columns * len(grids)
     return vlm.prepare(shrunk, question), Truncation(0, kept, rank_by="top_left")
+
+
+def _refuse_videos(whole: Prepared) -> None:
+    if whole.layout.frames:
+        raise InputError("a video is not down-sampled: this control is one of pictures")
 
 
 def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float) -> Prepared:

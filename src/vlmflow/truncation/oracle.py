@@ -65,7 +65,8 @@ def first_token_scores(
     token = logits[:, -1].argmax(-1, keepdim=True).to(ids.device)
     last = {"input_ids": token, "attention_mask": torch.ones_like(token)}
     for name, value in inputs.items():
-        if isinstance(value, Tensor) and value.shape[-1] == ids.shape[1] and name != "pixel_values":
+        of_pixels = name.startswith("pixel_values")
+        if isinstance(value, Tensor) and value.shape[-1] == ids.shape[1] and not of_pixels:
             more = (
                 value[..., -1:] + 1 if name == "position_ids" else torch.zeros_like(value[..., :1])
             )

@@ -8,6 +8,7 @@ from vlmflow.lvlm.families.blip2 import Blip2
 from vlmflow.lvlm.families.cohere2_vision import Cohere2Vision
 from vlmflow.lvlm.families.deepseek_vl import DeepseekVL
 from vlmflow.lvlm.families.gemma3 import Gemma3
+from vlmflow.lvlm.families.glm4v import Glm4v
 from vlmflow.lvlm.families.idefics3 import Idefics3
 from vlmflow.lvlm.families.internvl import InternVL
 from vlmflow.lvlm.families.lfm2_vl import Lfm2Vl
@@ -24,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     LlavaNext(),
     LlavaOnevision(),
     QwenVL(),
+    Glm4v(),
     Idefics3(),
     InternVL(),
     AyaVision(),

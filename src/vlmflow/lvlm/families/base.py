@@ -122,6 +122,9 @@ class Family(ABC):
     generates_past_forward: ClassVar[bool] = False
     """Whether ``generate`` embeds the prompt and then runs ``model.language_model`` alone."""
 
+    takes_videos: ClassVar[bool] = False
+    """Whether :meth:`video_grids` knows the pixels behind a video's image tokens."""
+
     @abstractmethod
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Say which image tokens show which picture, and the box of each in its pixels.
@@ -137,6 +140,48 @@ class Family(ABC):
         MapUnavailableError
             If the boxes are not known; the prompt then gets a layout without grids.
         """
+
+    def frames_together(self, processor: Any) -> int:
+        """Say how many frames of a video share each grid of image tokens.
+
+        Parameters
+        ----------
+        processor : object
+            The model's processor.
+        """
+        del processor  # one token never shows more than one frame, unless a family says so
+        return 1
+
+    def check_videos(self, frames: Sequence[int], pictures: int) -> None:
+        """Refuse what transformers' code of the model does not take in one prompt.
+
+        Parameters
+        ----------
+        frames : sequence of int
+            How many each video has.
+        pictures : int
+            How many pictures stand beside them.
+
+        Raises
+        ------
+        InputError
+            Saying what it takes.
+        """
+        del frames, pictures  # most take everything
+
+    def video_grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+        """Say the same as :meth:`grids` of the videos of a prompt.
+
+        Parameters
+        ----------
+        prepared : PreparedPictures
+            The prompt, with the positions of the videos' tokens alone. Each group of frames that
+            share tokens counts as a picture.
+        """
+        raise MapUnavailableError(
+            f"no map over pixels: it is not known which frames of a video the image tokens of "
+            f"{prepared.config.model_type!r} come from"
+        )
 
     @contextmanager
     def watching(

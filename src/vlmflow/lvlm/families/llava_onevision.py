@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from collections.abc import Sequence
+from math import ceil, sqrt
 from typing import ClassVar
 
 import numpy as np
 
+from vlmflow.errors import InputError
 from vlmflow.lvlm.families.base import PreparedPictures, token_runs
 from vlmflow.lvlm.families.llava_next import LlavaNext, tile_side
-from vlmflow.lvlm.geometry import Preimage, require_pipeline
+from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, preimage, require_pipeline
 from vlmflow.lvlm.grids import FloatArray, ImageGrid
 
 SHRINK_FROM = 1.1
@@ -22,10 +24,15 @@ class LlavaOnevision(LlavaNext):
     A grid of more patches than ``vision_aspect_ratio`` allows is shrunk by bilinear interpolation
     of its features. The box of such a token is the share of the picture that it stands for; it also
     draws on the patches that touch its centre's patch.
+
+    Every frame of a video is squeezed into a square, seen once, and its features are shrunk in the
+    same way to half as many per side, rounded up. A video ends with one image token without a
+    place.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
     pipeline: ClassVar[str] = "llava_onevision"
+    takes_videos: ClassVar[bool] = True
 
     def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
         """Return the grids of one picture or of several; see :meth:`Family.grids`."""
@@ -43,6 +50,36 @@ class LlavaOnevision(LlavaNext):
             left, top = (square - width) // 2, (square - height) // 2
             boxes = Preimage(scale, -left, scale, -top).boxes(across, across, patch, patch)
             grids.append(ImageGrid(image, run[:-1].reshape(across, across), boxes))
+        return tuple(grids)
+
+    def check_videos(self, frames: Sequence[int], pictures: int) -> None:
+        """Refuse videos that cannot be stacked; see :meth:`Family.check_videos`."""
+        del pictures
+        if len(set(frames)) > 1:
+            raise InputError(
+                f"the videos have {', '.join(map(str, frames))} frames, but LLaVA-OneVision takes "
+                "videos of one length only in a prompt: pass as many frames of each"
+            )
+
+    def video_grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+        """Return one grid per frame; see :meth:`Family.video_grids`."""
+        side = int(prepared.config.vision_config.image_size)
+        patch = int(prepared.config.vision_config.patch_size)
+        videos, frames, _, *given = prepared.inputs["pixel_values_videos"].shape
+        if given != [side, side]:
+            raise MapUnavailableError(
+                f"no map over pixels: the frames are {given[1]} x {given[0]} pixels for the vision "
+                f"tower, which takes {side} x {side}"
+            )
+        across = side // patch
+        pooled = ceil(across / 2)
+        step = across * patch / pooled
+        counts = ([pooled**2] * (frames - 1) + [pooled**2 + 1]) * videos
+        grids = []
+        for image, run in enumerate(token_runs(prepared.positions, counts)):
+            back = preimage(prepared.processor.video_processor, *prepared.image_sizes[image])
+            positions = run[: pooled**2].reshape(pooled, pooled)
+            grids.append(ImageGrid(image, positions, back.boxes(pooled, pooled, step, step)))
         return tuple(grids)
 
     def _boxes(

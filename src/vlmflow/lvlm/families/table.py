@@ -27,6 +27,8 @@ class Supported:
         What does not work and why; empty: everything does.
     by_place : bool
         Whether rankings by place (``uniform``, ``top_left``) know rows and columns of image tokens.
+    videos : bool
+        Whether it takes videos.
     """
 
     model_type: str
@@ -35,6 +37,7 @@ class Supported:
     note: str = ""
     lacks: str = ""
     by_place: bool = False
+    videos: bool = False
 
 
 _TILES = "tiles, and the whole picture small"
@@ -52,16 +55,19 @@ SUPPORTED = (
     Supported("vipllava", "llava-hf/vip-llava-7b-hf", _ONE, by_place=True),
     Supported("llava_next", "llava-hf/llava-v1.6-mistral-7b-hf", _TILES),
     Supported("llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", _TILES,
-              note="of several pictures each is seen once, small"),
-    Supported("qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", _SHAPED, by_place=True),
-    Supported("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", _SHAPED, by_place=True),
-    Supported("qwen3_vl", "Qwen/Qwen3-VL-8B-Instruct", _SHAPED, note=_DEEPSTACK, by_place=True),
+              note="of several pictures each is seen once, small; one length of videos in a batch",
+              videos=True),
+    Supported("qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", _SHAPED, by_place=True, videos=True),
+    Supported("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", _SHAPED, by_place=True, videos=True),
+    Supported("qwen3_vl", "Qwen/Qwen3-VL-8B-Instruct", _SHAPED,
+              note=_DEEPSTACK, by_place=True, videos=True),
     Supported("qwen3_vl_moe", "Qwen/Qwen3-VL-30B-A3B-Instruct", _SHAPED,
-              note=f"{_EXPERTS}; {_DEEPSTACK}", by_place=True),
-    Supported("qwen3_5", "Qwen/Qwen3.5-27B", _SHAPED, note=_LINEAR, by_place=True),
+              note=f"{_EXPERTS}; {_DEEPSTACK}", by_place=True, videos=True),
+    Supported("qwen3_5", "Qwen/Qwen3.5-27B", _SHAPED, note=_LINEAR, by_place=True, videos=True),
     Supported("qwen3_5_moe", "Qwen/Qwen3.5-35B-A3B", _SHAPED,
-              note=f"{_EXPERTS}; {_LINEAR}", by_place=True),
-    Supported("glm4v", "zai-org/GLM-4.1V-9B-Thinking", _SHAPED, by_place=True),
+              note=f"{_EXPERTS}; {_LINEAR}", by_place=True, videos=True),
+    Supported("glm4v", "zai-org/GLM-4.1V-9B-Thinking", _SHAPED,
+              note="pictures or videos in a prompt or batch, not both", by_place=True, videos=True),
     Supported("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3", _TILES),
     Supported("smolvlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", _TILES),
     Supported("internvl", "OpenGVLab/InternVL3-8B-hf", _TILES),
@@ -93,12 +99,12 @@ UNKNOWN = (
 )
 
 
-def rows() -> Iterator[tuple[str, str, str, str, str, str]]:
-    """Give the table: type, example, image tokens, rankings by place, what is lacking, note."""
-    yield "model type", "for example", "image tokens", "by place", "does not work", "note"
+def rows() -> Iterator[tuple[str, ...]]:
+    """Give the table: type, example, image tokens, videos, by place, what is lacking, note."""
+    yield "model type", "for example", "image tokens", "video", "by place", "does not work", "note"
     for one in SUPPORTED:
-        by_place = "yes" if one.by_place else "no"
-        yield one.model_type, one.example, one.grids, by_place, one.lacks, one.note
+        video, by_place = ("yes" if yes else "no" for yes in (one.videos, one.by_place))
+        yield one.model_type, one.example, one.grids, video, by_place, one.lacks, one.note
 
 
 def markdown() -> str:

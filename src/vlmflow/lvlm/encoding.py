@@ -1,0 +1,151 @@
+"""From a prompt's text and what it shows to the model's inputs, by the model's own processor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from vlmflow.errors import InputError, ModelError
+from vlmflow.lvlm.chat import Visual
+from vlmflow.lvlm.families import FAMILIES
+from vlmflow.lvlm.videos import Video
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+
+
+def check_videos(vlm: LVLM, shown: Sequence[Visual]) -> None:
+    """Refuse videos that a model, or transformers' code of it, does not take.
+
+    Raises
+    ------
+    InputError
+        If the model takes no videos, or not these; if its processor cannot process videos; or if it
+        is told the time of frames, but a video has no times.
+    """
+    videos = [one for one in shown if isinstance(one, Video)]
+    if not videos:
+        return
+    model_type, processor = vlm.model.config.model_type, vlm.processor
+    if not vlm.family.takes_videos:
+        takers = sorted(name for one in FAMILIES if one.takes_videos for name in one.model_types)
+        raise InputError(
+            f"models of type {model_type!r} take no videos here: ask about pictures, or one of "
+            f"type {', '.join(takers)}"
+        )
+    if getattr(processor, "video_processor", None) is None:
+        raise InputError(
+            f"the processor of {vlm.name} has no video processor, which needs torchvision: "
+            "pip install torchvision"
+        )
+    if _tells_time(processor) and any(video.seconds is None for video in videos):
+        raise InputError(
+            f"models of type {model_type!r} are told the time of every frame: pass "
+            "vlmflow.Video(frames, seconds=[...])"
+        )
+    vlm.family.check_videos([len(video.frames) for video in videos], len(shown) - len(videos))
+
+
+def in_prompt_order(vlm: LVLM, prompt: str, shown: Sequence[Visual]) -> tuple[Visual, ...]:
+    """Sort pictures and videos as their placeholders stand in a prompt.
+
+    A chat template may put all pictures of a turn before its videos.
+
+    Raises
+    ------
+    ModelError
+        If there is not one placeholder for each.
+    """
+    kinds = {token: kind for kind, token in vlm.placeholders.items()}
+    longest_first = sorted(kinds, key=len, reverse=True)
+    found = [kinds[token] for token in re.findall("|".join(map(re.escape, longest_first)), prompt)]
+    waiting: dict[str, list[Visual]] = {
+        "image": [one for one in shown if not isinstance(one, Video)],
+        "video": [one for one in shown if isinstance(one, Video)],
+    }
+    for kind, ones in waiting.items():
+        if found.count(kind) != len(ones):
+            raise ModelError(
+                f"the chat template of {vlm.name} places {found.count(kind)} {kind}(s) where the "
+                f"question shows {len(ones)}: it does not take pictures like this"
+            )
+    return tuple(waiting[kind].pop(0) for kind in found)
+
+
+def encode(vlm: LVLM, prompt: str, shown: Sequence[Visual]) -> dict[str, torch.Tensor]:
+    """Return the processor's output on the model's device.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    prompt : str
+        The text, with placeholders.
+    shown : sequence of pictures and videos
+        In the order of the prompt.
+
+    Raises
+    ------
+    InputError
+        If the processor refuses them.
+    """
+    start = vlm.processor.tokenizer.bos_token
+    # As apply_chat_template does: a template that writes the start token gets no second one.
+    options: dict[str, Any] = (
+        {"add_special_tokens": False} if start and prompt.startswith(start) else {}
+    )
+    pictures = [one for one in shown if isinstance(one, Image.Image)]
+    videos = [one for one in shown if isinstance(one, Video)]
+    if pictures:
+        options["images"] = [pictures]
+    if videos:
+        options["videos"] = [list(video.frames) for video in videos]
+        options["videos_kwargs"] = _video_options(vlm.processor, videos)
+    try:
+        encoded = vlm.processor(text=[prompt], return_tensors="pt", **options)
+    except (ValueError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the processor of {vlm.name} refuses this prompt: {reason}") from error
+    return {
+        # Times are floats, too, and would be others in 16 bits.
+        name: tensor.to(vlm.device, vlm.dtype if name.startswith("pixel_values") else tensor.dtype)
+        for name, tensor in encoded.items()
+        # Some processors add labels: with them a model computes a loss that nobody asked for.
+        if isinstance(tensor, torch.Tensor) and name != "labels"
+    }
+
+
+def _video_options(processor: Any, videos: Sequence[Video]) -> dict[str, Any]:
+    """Tell a video processor to take every frame, and when each was taken."""
+    options: dict[str, Any] = {
+        "do_sample_frames": False,
+        # It would take a video that is 1 or 3 pixels high for one whose colours come first.
+        "input_data_format": "channels_last",
+    }
+    if _tells_time(processor):
+        options["video_metadata"] = [_metadata(video) for video in videos]
+    return options
+
+
+def _tells_time(processor: Any) -> bool:
+    """Tell whether a processor asks for a video's metadata, to write times from it."""
+    told = getattr(processor, "videos_kwargs", None) or {}
+    return bool(told.get("return_metadata"))
+
+
+def _metadata(video: Video) -> dict[str, Any]:
+    """Describe frames as transformers' ``VideoMetadata`` does: by their index at a constant rate.
+
+    At the mean rate, the index of a frame that is early or late is no whole number; what is read
+    off it, ``index / fps``, is the frame's time.
+    """
+    rate = video.rate
+    return {
+        "total_num_frames": len(video.frames),
+        "fps": rate,
+        "frames_indices": [time * rate for time in video.seconds or ()],
+    }

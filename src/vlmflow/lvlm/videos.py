@@ -1,0 +1,202 @@
+"""A video: the frames that somebody passes, and the groups of frames that share image tokens."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image
+
+from vlmflow.errors import InputError
+from vlmflow.lvlm.images import open_image
+
+FILES = frozenset(
+    {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+)
+"""Endings of video files, which are not decoded here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Frames that are asked about as one video; none of them is left out or added.
+
+    Parameters
+    ----------
+    frames : sequence of paths or PIL pictures
+        At least one, in order, all of one size.
+    seconds : sequence of float, optional
+        When each was taken, from the start of the video on, increasing. Models that are told the
+        time of frames need it; where it is left out, frames are only numbered.
+
+    Raises
+    ------
+    InputError
+        Without frames, for a file instead of frames, or times that are no times of the frames.
+    """
+
+    frames: Sequence[str | os.PathLike[str] | Image.Image]
+    seconds: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        given: Any = self.frames
+        if isinstance(given, str | os.PathLike):
+            raise file_refused(given)
+        if isinstance(given, Image.Image):
+            raise InputError("a video's frames are a sequence of pictures, not one: [picture]")
+        try:
+            frames = tuple(given)
+        except TypeError as error:
+            raise InputError(
+                f"a video's frames are a sequence of paths or pictures, not {type(given).__name__}"
+            ) from error
+        if not frames:
+            raise InputError("the video has no frames: pass at least one")
+        object.__setattr__(self, "frames", frames)
+        if self.seconds is not None:
+            object.__setattr__(self, "seconds", _checked_seconds(self.seconds, len(frames)))
+
+    @property
+    def rate(self) -> float:
+        """Frames per second, on average; 1 for one frame, which has none.
+
+        Raises
+        ------
+        InputError
+            If the times are not known.
+        """
+        if self.seconds is None:
+            raise InputError("the video has no times: pass Video(frames, seconds=...)")
+        length = self.seconds[-1] - self.seconds[0]
+        return (len(self.frames) - 1) / length if length else 1.0
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of a video that share image tokens: what one picture of a layout stands for.
+
+    Parameters
+    ----------
+    video : int
+        Index among the videos of the prompt.
+    first, last : int
+        First and last of the frames, counted from 0.
+    seconds : (float, float), optional
+        When these two were taken; None where that is not known.
+    """
+
+    video: int
+    first: int
+    last: int
+    seconds: tuple[float, float] | None = None
+
+    @property
+    def label(self) -> str:
+        """Time, or numbers counted from 1: ``"0.0–0.5 s"``, ``"frames 1–2"``."""
+        if self.seconds is not None:
+            return "–".join(dict.fromkeys(map(_shown_seconds, self.seconds))) + " s"
+        if self.first == self.last:
+            return f"frame {self.first + 1}"
+        return f"frames {self.first + 1}–{self.last + 1}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form that JSON can hold."""
+        seconds = None if self.seconds is None else list(self.seconds)
+        return {"video": self.video, "first": self.first, "last": self.last, "seconds": seconds}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Frames:
+        """Rebuild what :meth:`to_dict` gave."""
+        seconds = plain["seconds"]
+        if seconds is not None:
+            start, end = seconds
+            seconds = (float(start), float(end))
+        return cls(int(plain["video"]), int(plain["first"]), int(plain["last"]), seconds)
+
+
+def open_video(video: Video) -> Video:
+    """Read a video's frames as upright RGB pictures.
+
+    Raises
+    ------
+    InputError
+        If a frame cannot be read (see :func:`vlmflow.lvlm.images.open_image`), or one has another
+        size than the first.
+    """
+    frames = [open_image(frame) for frame in video.frames]
+    for number, frame in enumerate(frames):
+        if frame.size != frames[0].size:
+            (wide, tall), (width, height) = frames[0].size, frame.size
+            raise InputError(
+                f"frame {number} of the video is {width} x {height} pixels, but frame 0 is "
+                f"{wide} x {tall}: all frames of a video have one size"
+            )
+    return replace(video, frames=tuple(frames))
+
+
+def frame_groups(video: Video, number: int, together: int) -> list[tuple[Image.Image, Frames]]:
+    """Cut a video into the groups of frames that share image tokens.
+
+    Parameters
+    ----------
+    video : Video
+        As :func:`open_video` read it.
+    number : int
+        Its index among the videos of the prompt.
+    together : int
+        Frames per group; the last group may have fewer.
+
+    Returns
+    -------
+    list of (picture, Frames)
+        The first frame of each group, which stands for it, and which frames they are.
+    """
+    found = []
+    for first in range(0, len(video.frames), together):
+        last = min(first + together, len(video.frames)) - 1
+        seconds = None if video.seconds is None else (video.seconds[first], video.seconds[last])
+        picture = cast(Image.Image, video.frames[first])
+        found.append((picture, Frames(number, first, last, seconds)))
+    return found
+
+
+def is_video_file(source: object) -> bool:
+    """Tell a path to a video by its ending."""
+    return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in FILES
+
+
+def file_refused(source: object) -> InputError:
+    """Make the error for a file where frames are wanted."""
+    return InputError(
+        f"{str(source)!r} is a file, which is not decoded here: pass the video's frames, as "
+        "vlmflow.Video([picture, picture, ...], seconds=[...])"
+    )
+
+
+def _checked_seconds(seconds: Sequence[float], frames: int) -> tuple[float, ...]:
+    try:
+        times = tuple(float(time) for time in seconds)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the times of a video's frames are numbers of seconds, not {seconds!r}"
+        ) from error
+    if len(times) != frames:
+        raise InputError(f"the video has {frames} frame(s) but {len(times)} time(s): one for each")
+    if not all(math.isfinite(time) and time >= 0 for time in times):
+        raise InputError("the times of a video's frames are seconds from its start: at least 0")
+    for number, (time, later) in enumerate(pairwise(times)):
+        if later <= time:
+            raise InputError(
+                f"the times of a video's frames must increase, but frame {number} is at {time} s "
+                f"and frame {number + 1} at {later} s"
+            )
+    return times
+
+
+def _shown_seconds(seconds: float) -> str:
+    """Hundredths where there are any, else tenths."""
+    return f"{seconds:.2f}".removesuffix("0")
