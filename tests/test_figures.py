@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.videos import Frames
 from vlmflow.report.figure_style import drawable, short
 from vlmflow.report.figures import save_figures, segment_figure, strip_figure
 
@@ -247,3 +248,19 @@ def test_the_look_does_not_depend_on_the_callers_settings(tmp_path):
         other = save_figures(flow, tmp_path / "other", ("png",))
     for one, two in zip(plain, other, strict=True):
         assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("layers", [4, 12, 40])
+@pytest.mark.parametrize("size", [(320, 240), (120, 400)])
+def test_a_strip_of_a_video_names_its_frames(layers, size):
+    """Also with two videos, and times that are long to write."""
+    flow = synthetic_flow(layers=layers, sizes=(size,) * 3)
+    frames = tuple(Frames(video, 2, 3, (100.04, 100.08)) for video in range(2))
+    for shown in ((*frames, None), (frames[0], frames[0], None)):
+        layout = dataclasses.replace(flow.layout, frames=shown)
+        figure = strip_figure(dataclasses.replace(flow, layout=layout), "saliency", image=1)
+        title = f", {layout.frames_label(1)} · whole answer"
+        assert any(text.endswith(title) for text in texts(figure))
+        assert "first frame" in texts(figure)
+        assert_readable(figure)
+    assert "picture 2" in texts(strip_figure(flow, "saliency", image=2))

@@ -13,6 +13,7 @@ import pytest
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.grids import SharedGrid
+from vlmflow.lvlm.videos import Frames
 from vlmflow.report.explain_page import LIBRARIES, headline, percent, second_line, write_report
 from vlmflow.report.page_data import coded
 from vlmflow.report.visible import clipped, visible
@@ -254,6 +255,33 @@ def test_a_picture_that_tokens_share_is_read_by_patch(reader):
     assert float(largest.split("Largest value ")[1].rstrip(".")) == pytest.approx(
         values.max(), rel=1e-2
     )
+
+
+def test_frames_of_a_video_are_called_by_their_time(reader):
+    flow = synthetic_flow(sizes=((240, 240),) * 3, grid=(4, 4))
+    frames = (Frames(0, 0, 1, (0.0, 0.5)), Frames(0, 2, 2, (1.0, 1.0)), None)
+    flow = dataclasses.replace(flow, layout=dataclasses.replace(flow.layout, frames=frames))
+    opened = reader(flow)
+    opened.shown()
+    captions = opened.page.locator("#pictures figcaption").all_inner_texts()
+    assert captions == ["0.0–0.5 s", "1.0 s", "picture 3"]
+    names = [
+        canvas.get_attribute("aria-label")
+        for canvas in opened.page.locator("#pictures canvas").all()
+    ]
+    assert names[0].startswith("Picture 1 of 3 (0.0–0.5 s) with its map.")
+    assert opened.page.locator("#pictures img").first.get_attribute("alt") == "0.0–0.5 s"
+    assert "share image tokens" in opened.page.locator("#frames-note").inner_text()
+    assert "All layers, 0.0–0.5 s" in opened.page.locator("h3").all_inner_texts()
+    assert "from the images and frames" in headline(flow)
+
+
+def test_a_page_of_pictures_says_nothing_of_frames(reader):
+    opened = reader(synthetic_flow(sizes=((240, 240),) * 2, grid=(4, 4)))
+    opened.shown()
+    captions = opened.page.locator("#pictures figcaption").all_inner_texts()
+    assert captions == ["picture 1", "picture 2"]
+    assert opened.page.locator("#frames-note").count() == 0
 
 
 def test_the_canvas_is_brightest_where_the_map_is(reader):

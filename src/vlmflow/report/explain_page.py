@@ -83,6 +83,8 @@ def headline(flow: InformationFlow) -> str:
     first, last = int(attending[0]), int(attending[-1])
     image = share[:, SEGMENTS.index("image")]
     source = "image" if len(flow.pictures) == 1 else "images"
+    if flow.layout.frames:
+        source = "frames" if all(flow.layout.frames) else "images and frames"
     opening = f"At layer {first} the answer draws {percent(image[first])} of its attention from"
     if first == last:
         return f"{opening} the {source}."
@@ -142,11 +144,19 @@ def _rendered(flow: InformationFlow) -> str:
         "layers": flow.layers,
         "signals": len(flow.maps),
         "several": len(flow.pictures) > 1,
+        "first_picture": _first_picture(flow),
+        "grouped": any(one is not None and one.last > one.first for one in flow.layout.frames),
     }
     template = _environment().get_template("page.html.j2")
     empty = template.render(**texts, head=Markup("{}"), storage="")
     data = page_data(flow, MAX_BYTES - len(empty.encode("utf-8")))
     return template.render(**texts, head=_json(data.head), storage=_storage(data, flow))
+
+
+def _first_picture(flow: InformationFlow) -> str:
+    """Name the first picture where there are several."""
+    several = len(flow.pictures) > 1
+    return (flow.layout.frames_label(0) or "picture 1") if several else ""
 
 
 def _storage(data: Packed, flow: InformationFlow) -> str:

@@ -50,7 +50,7 @@ def strip_figure(
     target : int
         0 is the whole answer, t the t-th answer token counted from 1.
     image : int
-        Which picture.
+        Which picture; of a video, which group of frames that share image tokens.
     scale : {"layer", "shared"}
         Colours from 0 to each layer's own largest value (printed below it): where does a layer
         look? Or from 0 to the largest of all layers: how much, compared with the others?

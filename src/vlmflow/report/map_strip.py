@@ -87,7 +87,9 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
     unseen = False
     with figure_style():
         figure = Figure(figsize=(WIDTH, total))
-        header(figure, SIGNAL_NAMES.get(signal, signal), flow, target)
+        frames = flow.layout.frames_label(image)
+        title = SIGNAL_NAMES.get(signal, signal) + (f", {frames}" if frames else "")
+        header(figure, title, flow, target)
         # one canvas in inches, y downwards: much quicker than a set of axes per layer
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(total, 0), autoscale_on=False)
         axes.set_axis_off()
@@ -97,8 +99,9 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
             y = HEAD + row * row_height + _TITLE
             place = Place(x, y, x + panel, y + ratio * panel).shrunk_to(height / width)
             if index == 0:
-                words = f"picture {image}" if len(flow.pictures) > 1 else "picture"
-                _write(axes, place.middle, y - 0.03, words, 7, color=GREY, va="baseline")
+                _write(
+                    axes, place.middle, y - 0.03, _name(flow, image), 7, color=GREY, va="baseline"
+                )
                 _lay(axes, place, picture)
                 continue
             layer, flag, top = layers[index - 1], flags[index - 1], tops[index - 1]
@@ -127,6 +130,14 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
             words = "////  not seen by the model"
             _write(axes, 0.1, total - 0.26, words, 6.5, color=GREY, ha="left", va="center")
     return figure
+
+
+def _name(flow: InformationFlow, image: int) -> str:
+    """Say what is laid below the maps; which frames they are stands above all panels."""
+    frames = flow.layout.frames[image] if flow.layout.frames else None
+    if frames is not None:
+        return "first frame" if frames.last > frames.first else "frame"
+    return f"picture {image}" if len(flow.pictures) > 1 else "picture"
 
 
 def _shared(flow: InformationFlow) -> list[SharedGrid]:

@@ -109,8 +109,15 @@ def _pictures(flow: InformationFlow) -> list[dict[str, Any]]:
         if sum(map(len, contents)) <= PICTURES_BYTES:
             break
     return [
-        {"source": _data_address(content), "width": int(width), "height": int(height)}
-        for content, (width, height) in zip(contents, flow.layout.image_sizes, strict=True)
+        {
+            "source": _data_address(content),
+            "width": int(width),
+            "height": int(height),
+            "frames": flow.layout.frames_label(image),
+        }
+        for image, (content, (width, height)) in enumerate(
+            zip(contents, flow.layout.image_sizes, strict=True)
+        )
     ]
 
 

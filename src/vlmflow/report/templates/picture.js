@@ -73,8 +73,10 @@ function layPictures() {
   const place = find("pictures");
   head.pictures.forEach((picture, image) => {
     const several = head.pictures.length > 1;
-    const name = several ? `Picture ${image + 1} of ${head.pictures.length}` : "The picture";
-    const photo = make("img", { src: picture.source, alt: several ? `picture ${image + 1}` : "the picture asked about" });
+    const label = picture.frames || (several ? `picture ${image + 1}` : "");
+    const number = several ? `Picture ${image + 1} of ${head.pictures.length}` : "The picture";
+    const name = picture.frames ? `${number} (${picture.frames})` : number;
+    const photo = make("img", { src: picture.source, alt: label || "the picture asked about" });
     const canvas = make("canvas", { tabIndex: 0, role: "application", "aria-roledescription": "map of image tokens",
       "aria-label": `${name} with its map. Arrow keys walk over the image tokens.` });
     const message = make("p", { className: "message", hidden: true });
@@ -84,7 +86,7 @@ function layPictures() {
     frame.style.setProperty("--ratio", String(ratio));
     const stage = { frame, canvas, message, picture, image, tokens: tokensOf(image) };
     const figure = make("figure", { className: "stage" }, frame);
-    if (several) figure.append(make("figcaption", { textContent: `picture ${image + 1}` }));
+    if (label) figure.append(make("figcaption", { textContent: label }));
     place.append(figure);
     stages.push(stage);
     canvas.addEventListener("pointermove", (event) => point(stage, tokenAt(stage, event)));
