@@ -32,7 +32,7 @@ from vlmflow.scenes.conversations import (
 from vlmflow.scenes.generator import COLOURS, KINDS, draw_scene
 from vlmflow.scenes.lenses import lenses
 from vlmflow.scenes.lessons import Lesson
-from vlmflow.scenes.losses import hint_loss, lens_loss, side_ids, side_loss
+from vlmflow.scenes.losses import hint_loss, lens_loss, side_ids, side_loss, spot_loss
 from vlmflow.scenes.questions import (
     Question,
     bigger,
@@ -123,38 +123,19 @@ def test_a_killed_run_continues_where_it_stopped(
     for name, value in {
         "VISION_STEPS": 2,
         "VISION_BATCH": 2,
-        "BATCH": 2,
         "CHECKPOINT_EVERY": 2,
         "LOG_EVERY": 1,
-        # The run is killed where one lesson ends and the next begins.
+        # The run is killed inside a lesson, and goes on into one of other batches.
         "LESSONS": (
-            Lesson(2, 256, captions=0.4, descriptions=0.2, details=0.5, open=0.75, words=0.3),
+            Lesson(3, captions=0.4, details=0.5, open=0.75, words=0.3, batch=2),
             Lesson(
-                2,
-                256,
-                captions=0.3,
-                places=0.3,
-                doubts=0.2,
-                open=0.35,
-                comparisons=True,
-                words=0.1,
-                digits=True,
-                labels=0.1,
-                axes=0.1,
-                presences=0.1,
-                names=0.1,
-                counts=0.1,
-                reasoning=0.8,
-                sides=0.3,
-                slope=2.0,
-                logistic=True,
-                centres=0.2,
-                verdicts=0.5,
-                hints=0.5,
-                mentions=0.5,
+                1, captions=0.3, places=0.3, doubts=0.2, open=0.35, comparisons=True, words=0.1,
+                labels=0.1, axes=0.1, presences=0.1, names=0.1, counts=0.1, extremes=0.1,
+                reasoning=0.8, sides=0.3, centres=0.2, verdicts=0.5, hints=0.5, mentions=0.5,
+                spots=0.5, batch=3,
             ),
         ),
-    }.items():
+    }.items():  # fmt: skip
         monkeypatch.setattr(training, name, value)
     training.train(tmp_path / "whole", "cpu", steps=4)
 
@@ -198,16 +179,25 @@ def test_side_words_follow_the_place() -> None:
     patches[:, 0], patches[:, 5], patches[:, 6] = 1, 2, 11  # left edge, near the lower edge
     words = model.lm_head.weight.detach()
 
-    def loss(*said: int, logistic: bool) -> float:
+    def loss(*said: int) -> tuple[float, float]:
         token = words[list(said)].sum(0)[None, None] * 100
-        return float(side_loss(model, sides, token, patches, 1.0, logistic=logistic).detach())
+        spots = torch.tensor([[[0.1, 0.9]]])
+        losses = (
+            side_loss(model, sides, token, patches),
+            spot_loss(model, sides, token, spots),
+        )
+        return float(losses[0].detach()), float(losses[1].detach())
 
     left, right, above, below = sides.flatten().tolist()
-    for logistic in (False, True):
-        true = loss(left, below, logistic=logistic)
-        assert true < loss(right, below, logistic=logistic)
-        assert true < loss(left, above, logistic=logistic)
-        assert true < loss(right, above, logistic=logistic)
+    true = loss(left, below)
+    for other in (loss(right, below), loss(left, above), loss(right, above)):
+        assert true[0] < other[0]
+        assert true[1] < other[1]
+    nowhere = torch.full((1, 2, 2), -1.0)
+    nowhere[0, 0] = torch.tensor([0.1, 0.9])
+    both = words[[left, right]][None] * 100
+    once = spot_loss(model, sides, both[:, :1], nowhere[:, :1])
+    torch.testing.assert_close(spot_loss(model, sides, both, nowhere), once)
 
 
 def test_one_patch_holds_the_centre_of_each_object() -> None:
@@ -287,7 +277,23 @@ def test_words_of_the_middle_stand_where_they_are_true(
             ]  # fmt: skip
             assert int(tokenizer.decode(digit)) == len(group)
             seen += 1
+        for place, spot in found.spots.items():
+            colour, kind = (tokenizer.decode(token).strip() for token in tokens[place - 1 :][:2])
+            (thing,) = (one for one in scene.objects if one.category == (colour, kind))
+            assert spot == scene.place(thing)
+        if make is relation:
+            assert len(found.spots) == 2
     assert bool(seen) == (make in (count, compare))
+
+
+def test_places_are_shares_of_the_central_square() -> None:
+    scene = draw_scene(scene_seed("conversation", "train", 0))
+    for thing in scene.objects:
+        x, y = scene.place(thing)
+        assert 0 < x < 1
+        assert 0 < y < 1
+        assert x * scene.side + (scene.width - scene.side) / 2 == pytest.approx(thing.centre[0])
+        assert y * scene.side + (scene.height - scene.side) / 2 == pytest.approx(thing.centre[1])
 
 
 def test_words_of_the_middle_are_read_with_norm_and_head() -> None:

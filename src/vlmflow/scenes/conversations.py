@@ -25,9 +25,9 @@ from vlmflow.scenes.questions import (
     attribute,
     caption,
     count,
-    description,
     detail,
     existence,
+    extreme,
     named,
     place,
     presence,
@@ -37,6 +37,7 @@ from vlmflow.scenes.questions import (
 from vlmflow.scenes.tasks import scene_seed
 
 IGNORE = -100
+LENGTH = 352  # positions of every sequence: a fixed shape, with no padding to speak of
 GRID = IMAGE_SIZE // PATCH_SIZE
 
 CLOSED = ("bigger", "presence", "named")
@@ -55,7 +56,6 @@ QUESTION_KINDS = (
         "reading",
         "attribute",
         "caption",
-        "description",
         "detail",
         "place",
         "side",
@@ -87,6 +87,7 @@ class Written(TypedDict):
     lengths: torch.Tensor  # (length,): tokens of the answer that a label belongs to, else 0
     verdicts: torch.Tensor  # (length,): see vlmflow.scenes.lenses
     mentions: torch.Tensor  # (length,)
+    spots: torch.Tensor  # (length, 2): -1 where there is nothing to say
     hints: torch.Tensor  # (length, WORDS)
 
 
@@ -132,7 +133,7 @@ def _write(
     image = IMAGE_TOKEN * GRID**2
 
     def empty(fill: int, *more: int) -> torch.Tensor:
-        return torch.full((lesson.length, *more), fill)
+        return torch.full((LENGTH, *more), fill)
 
     written = Written(
         input_ids=empty(tokenizer.pad_token_id),
@@ -142,6 +143,7 @@ def _write(
         lengths=empty(0),
         verdicts=empty(IGNORE),
         mentions=empty(IGNORE),
+        spots=empty(-1, 2).float(),
         hints=empty(IGNORE, WORDS),
     )
     lead = f"{tokenizer.bos_token}USER: {image}\n"
@@ -155,7 +157,7 @@ def _write(
         ask = tokenizer.encode(f"{lead} {question.text} ASSISTANT:", add_special_tokens=False)
         reply = tokenizer.encode(f" {question.answer}{eos}", add_special_tokens=False)
         answer, end = start + len(ask), start + len(ask) + len(reply)
-        if end > lesson.length:
+        if end > LENGTH:
             return written
         lead = "USER:"
         written["input_ids"][start:end] = torch.tensor(ask + reply)
@@ -169,6 +171,8 @@ def _write(
             written["verdicts"][start + at] = token
         for at, token in found.mentions.items():
             written["mentions"][start + at] = token
+        for at, spot in found.spots.items():
+            written["spots"][start + at] = torch.tensor(spot)
         for at, tokens in found.hints.items():
             written["hints"][start + at, : len(tokens)] = torch.tensor(tokens)
         start, turn = end, turn + 1
@@ -181,8 +185,6 @@ def _next_question(
         draw = rng.random()
         if draw < lesson.captions:
             return caption(scene)
-        if draw < lesson.captions + lesson.descriptions:
-            return description(scene)
     reasoning = [(make, lesson.reasoning / len(REASONING)) for make in REASONING]
     looking = [(make, (1 - lesson.reasoning) * share) for make, share in _LOOKING]
     makers, shares = zip(*reasoning, *looking, strict=True)
@@ -194,6 +196,7 @@ def _next_question(
         (presence, lesson.presences),
         (named, lesson.names),
         (count, lesson.counts),
+        (extreme, lesson.extremes),
     )
     while True:
         make: Maker = makers[int(rng.choice(len(makers), p=shares))]
@@ -216,11 +219,9 @@ def _next_question(
 
 def centre_labels(scene: Scene) -> torch.Tensor:
     """Mark the patch in which each object's centre lies: int64 of shape ``(image tokens,)``."""
-    left, top = (scene.width - scene.side) / 2, (scene.height - scene.side) / 2
     labels = np.zeros((GRID, GRID), dtype=np.int64)
     for thing in scene.objects:
-        row = int((thing.centre[1] - top) / scene.side * GRID)
-        column = int((thing.centre[0] - left) / scene.side * GRID)
+        column, row = (int(place * GRID) for place in scene.place(thing))
         labels[row, column] = 1
     return torch.from_numpy(labels.reshape(-1))
 
@@ -245,10 +246,7 @@ def patch_labels(scene: Scene) -> torch.Tensor:
             SIZES.index(thing.size) + 1,
             0 if number is None else number // 10 + 1,
             0 if number is None else number % 10 + 1,
-            *(
-                int((centre - edge) / scene.side * GRID) + 1
-                for centre, edge in zip(thing.centre, (left, top), strict=True)
-            ),
+            *(int(place * GRID) + 1 for place in scene.place(thing)),
         )
         for box in filter(None, (thing.box, thing.number_box)):
             inside = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])

@@ -119,6 +119,11 @@ class Scene:
         """Side of the central square in pixels."""
         return min(self.width, self.height)
 
+    def place(self, thing: SceneObject) -> tuple[float, float]:
+        """Where an object's centre stands in the central square, of 1: from left, from top."""
+        left, top = (self.width - self.side) / 2, (self.height - self.side) / 2
+        return (thing.centre[0] - left) / self.side, (thing.centre[1] - top) / self.side
+
 
 def draw_categories(rng: np.random.Generator) -> list[tuple[str, str]]:
     """Draw the ``(colour, kind)`` of every object of a scene."""

@@ -1,18 +1,19 @@
 """Words that middle layers of the decoder are to hold, and where: what later tokens can build on.
 
-What holds for an option is asked for at the option's end, the number of a group where the group is
-named, and the right option's words where they or their letter are to follow.
+What holds for an option is asked for at the option's end, the number of a group and the place of an
+object where they are named, and the right option's words where they or their letter are to follow.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
 from vlmflow.scenes.generator import Scene
-from vlmflow.scenes.questions import Question, plural
+from vlmflow.scenes.questions import Question, plural, unique_objects
 
 WORDS = 2
 """Words of an option at most."""
@@ -32,12 +33,15 @@ class Lenses:
         Token of what holds for an option, at the option's end.
     mentions
         Token of the digit that counts a group, where it is named.
+    spots
+        How far to the right and how far down an object stands, of 1, where it is named.
     hints
         Tokens of the right option's words, in front of the answer.
     """
 
     verdicts: dict[int, int]
     mentions: dict[int, int]
+    spots: dict[int, tuple[float, float]]
     hints: dict[int, list[int]]
 
 
@@ -48,6 +52,7 @@ def lenses(
     return Lenses(
         verdicts=_verdicts(question, tokens, tokenizer),
         mentions=_mentions(question, tokens, scene, tokenizer),
+        spots=_spots(tokens, scene, tokenizer),
         hints=_hints(question, tokens, tokenizer),
     )
 
@@ -82,13 +87,26 @@ def _mentions(
         return {}
     numbers = Counter(plural(thing.kind) for thing in scene.objects)
     numbers.update(f"{thing.colour} objects" for thing in scene.objects)
-    words = [str(tokenizer.decode(token)).strip() for token in tokens]
+    words = _words(tokens, tokenizer)
     found = {}
     for place, word in enumerate(words):
         group = f"{words[place - 1]} {word}" if word == "objects" else word
         if group in numbers:
             (found[place],) = tokenizer.encode(str(numbers[group]), add_special_tokens=False)
     return found
+
+
+def _spots(
+    tokens: list[int], scene: Scene, tokenizer: PreTrainedTokenizerFast
+) -> dict[int, tuple[float, float]]:
+    words = _words(tokens, tokenizer)
+    known = {thing.category: scene.place(thing) for thing in unique_objects(scene)}
+    pairs = enumerate(itertools.pairwise(words), start=1)
+    return {place: known[pair] for place, pair in pairs if pair in known}
+
+
+def _words(tokens: list[int], tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    return [str(tokenizer.decode(token)).strip() for token in tokens]
 
 
 def _hints(

@@ -10,6 +10,7 @@ from vlmflow.scenes.conversations import GRID, IGNORE, PATCH_LABELS
 from vlmflow.scenes.generator import COLOURS, KINDS, SIZES
 
 BACKGROUND_WEIGHT = 0.05
+STEEPNESS = 8.0  # of the words for a place
 PLACE_CHANNELS = [list(PATCH_LABELS).index(name) for name in ("column", "row")]
 
 
@@ -83,26 +84,40 @@ def side_loss(
     sides: torch.Tensor,
     embedded: torch.Tensor,
     patches: torch.Tensor,
-    slope: float,
-    *,
-    logistic: bool,
 ) -> torch.Tensor:
-    """Cross-entropy of reading how far to the left and above an object is, as shares of two words.
-
-    An object a quarter of the way from the left is to say "left" with 0.75 and "right" with 0.25;
-    a steeper ``slope`` moves these away from a half. Along a ``logistic`` curve of that slope at
-    the middle, the difference of the two logits is linear in the place right up to the borders.
-    """
+    """Cross-entropy of reading how far to the left and above an object is off its image tokens."""
     tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
     something = patches[:, 0] > 0
-    chances = model.lm_head(tokens[something]).float().log_softmax(-1)
+    columns, rows = ((patches[:, channel][something] - 0.5) / GRID for channel in PLACE_CHANNELS)
+    places = torch.stack([columns, rows], dim=-1)
+    return _shares_loss(model.lm_head(tokens[something]), sides, places)
+
+
+def spot_loss(
+    model: LlavaForConditionalGeneration,
+    sides: torch.Tensor,
+    states: torch.Tensor,
+    spots: torch.Tensor,
+) -> torch.Tensor:
+    """Cross-entropy of reading an object's place off the word that names it, in a middle layer.
+
+    With both places at hand, where one object is seen from another takes no look at the picture.
+    """
+    named = spots[..., 0] >= 0
+    scores = model.lm_head(model.model.language_model.norm(states[named]))
+    return _shares_loss(scores, sides, spots[named])
+
+
+def _shares_loss(scores: torch.Tensor, sides: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of two words per axis that share a place between them.
+
+    The share of "right" follows the place along a logistic curve, 0.12 at a quarter of the way from
+    the left: the difference of the two logits is linear in the place.
+    """
+    chances = scores.float().log_softmax(-1)
     losses = []
-    for channel, (low, high) in zip(PLACE_CHANNELS, sides, strict=True):
-        place = (patches[:, channel][something] - 0.5) / GRID
-        if logistic:
-            share = torch.sigmoid(4 * slope * (place - 0.5))
-        else:
-            share = (0.5 + slope * (place - 0.5)).clamp(0.02, 0.98)
+    for place, (low, high) in zip(places.unbind(-1), sides, strict=True):
+        share = torch.sigmoid(STEEPNESS * (place - 0.5))
         losses.append(-(1 - share) * chances[:, low] - share * chances[:, high])
     return torch.stack(losses).mean()
 

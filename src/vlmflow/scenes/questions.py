@@ -295,14 +295,6 @@ def place(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("place", f"Where is the {name(thing)}?", answer, box=thing.box)
 
 
-def description(scene: Scene) -> Question:
-    """Name every object from top to bottom with its size and its number (only for training)."""
-    ordered = sorted(scene.objects, key=lambda thing: thing.centre[1])
-    phrases = [_everything_about(thing) for thing in ordered]
-    text = ", ".join(phrases[:-1]) + " and " + phrases[-1] + "."
-    return Question("description", "Describe every object in the picture.", text)
-
-
 def side(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Ask on which side of another an object lies, along one axis (only for training)."""
     axis = int(rng.integers(2))

@@ -39,6 +39,7 @@ from vlmflow.scenes.losses import (
     patch_loss,
     side_ids,
     side_loss,
+    spot_loss,
     turn_loss,
     word_ids,
     word_loss,
@@ -46,7 +47,6 @@ from vlmflow.scenes.losses import (
 
 SEED = 20240606
 VISION_STEPS, VISION_BATCH, VISION_RATE = 2000, 64, 2e-3
-BATCH = 32
 VISION_SHARE = 0.3  # of the learning rate, for the vision tower in the second stage
 PATCH_SHARE = 0.3  # weight of the patch labels, read off the tower, in the second stage
 # What these layers are given is read as words: numbers of groups; verdicts on options, and answers.
@@ -67,6 +67,7 @@ class Log:
         "verdict",
         "hint",
         "mention",
+        "spot",
         *PATCH_LABELS,
     )
 
@@ -134,13 +135,17 @@ def _lesson_batches(
     processor: LlavaProcessor, start: int, steps: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of steps ``start + 1`` to ``steps``, lesson after lesson."""
-    end = 0
+    end, first = 0, VISION_STEPS * VISION_BATCH
     for lesson in LESSONS:
-        begin, end = max(end, start), min(end + lesson.steps, steps)
-        if begin < end:
-            first = VISION_STEPS * VISION_BATCH + begin * BATCH
-            count = (end - begin) * BATCH
-            yield from _batches(Conversations(processor, lesson, count, first), BATCH, device)
+        skipped = min(max(start - end, 0), lesson.steps)
+        count = min(max(steps - end, 0), lesson.steps) - skipped
+        if count > 0:
+            data = Conversations(
+                processor, lesson, count * lesson.batch, first + skipped * lesson.batch
+            )
+            yield from _batches(data, lesson.batch, device)
+        end += lesson.steps
+        first += lesson.steps * lesson.batch
 
 
 def _lesson_at(step: int) -> Lesson:
@@ -231,13 +236,10 @@ def train_conversations(
             found, patches = patch_loss(heads, seen, batch["patches"])
             helping = PATCH_SHARE * found
             if lesson.words:
-                asked = words if lesson.digits else words[:3]
-                found = word_loss(model, asked, embedded, batch["patches"])
+                found = word_loss(model, words, embedded, batch["patches"])
                 helping = helping + lesson.words * found
             if lesson.sides:
-                found = side_loss(
-                    model, sides, embedded, batch["patches"], lesson.slope, logistic=lesson.logistic
-                )
+                found = side_loss(model, sides, embedded, batch["patches"])
                 helping = helping + lesson.sides * found
             if lesson.centres:
                 found = centre_loss(centre_head, embedded, batch["patches"], batch["centres"])
@@ -254,6 +256,10 @@ def train_conversations(
                 found, right = lens_loss(model, middle[MENTION_LAYER], batch["mentions"])
                 helping = helping + lesson.mentions * found
                 hits["mention"].append(right)
+            if lesson.spots:
+                found = spot_loss(model, sides, middle[MENTION_LAYER], batch["spots"])
+                helping = helping + lesson.spots * found
+                hits["spot"].append(found.item())
             middle.clear()
             if lesson.labels:
                 tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
