@@ -115,7 +115,7 @@ LESSONS = (
         verdicts=0.2, hints=0.5, mentions=0.5, spots=0.2, batch=24,
     ),
     Lesson(
-        500, captions=0.7, details=0.03, places=0.01, doubts=0.04, counts=0.1, extremes=0.15,
+        750, captions=0.7, details=0.03, places=0.01, doubts=0.04, counts=0.1, extremes=0.15,
         reasoning=0.75, open=0.2, comparisons=True, words=0.1, labels=0.1, sides=0.1, centres=0.1,
         verdicts=0.2, hints=0.5, mentions=0.5, spots=0.2, batch=24,
     ),
@@ -124,5 +124,5 @@ STEPS = sum(lesson.steps for lesson in LESSONS)
 # Learning rate of the second stage at some steps; straight lines between them.
 RATES = {
     0: 0.0, 100: 1.5e-3, 1000: 1.1e-3, 1800: 8e-4, 3600: 7e-4, 4200: 6e-4, 5200: 5.4545e-5,
-    5250: 3e-4, STEPS: 0.0,
+    5250: 4e-4, STEPS: 0.0,
 }  # fmt: skip
