@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.layout import TokenLayout
 
 
 def read_only(value: Any, name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> Any:
@@ -71,3 +72,40 @@ def valid_index(name: str, value: int, count: int, has: str) -> int:
     if isinstance(value, bool) or not 0 <= index < count:
         raise InputError(f"{name}={value!r}, but {has} (0..{count - 1})")
     return index
+
+
+def check_grids(layout: TokenLayout) -> None:
+    """Raise InputError if a grid is of no picture, or not of image tokens."""
+    images = range(len(layout.image_sizes))
+    for index, grid in enumerate(layout.grids):
+        inside = np.isin(grid.positions, layout.image_positions).all()
+        if grid.image not in images or not inside or not grid.positions.size:
+            raise InputError(f"grid {index} of the layout does not lie on its image tokens")
+
+
+def display_copies(
+    pictures: Sequence[npt.ArrayLike], layout: TokenLayout
+) -> tuple[npt.NDArray[np.uint8], ...]:
+    """Return one read-only (height, width, 3) uint8 copy per picture of the layout.
+
+    Raises
+    ------
+    InputError
+        If there are more or fewer, or one is no such array.
+    """
+    sizes = layout.image_sizes
+    if len(pictures) != len(sizes):
+        raise InputError(
+            f"pictures must hold one copy per picture of the layout: it has {len(sizes)}, "
+            f"but {len(pictures)} were given"
+        )
+    copies = []
+    for index, picture in enumerate(pictures):
+        array = np.asarray(picture)
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+            raise InputError(
+                f"pictures[{index}] must be (height, width, 3) uint8, "
+                f"not {array.shape} {array.dtype}"
+            )
+        copies.append(read_only(array, f"pictures[{index}]", np.uint8, array.shape))
+    return tuple(copies)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vlmflow.errors import InputError
 from vlmflow.flow import parts, storage
 from vlmflow.flow.axes import DESTINATIONS, FLAGS, SUMMED_OVER_LAYERS, WHOLE_ANSWER
-from vlmflow.flow.checks import plural, read_only, valid_index
+from vlmflow.flow.checks import check_grids, display_copies, plural, read_only, valid_index
 from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 
@@ -90,8 +90,8 @@ class InformationFlow:
 
     def __post_init__(self) -> None:
         self._check_texts()
-        self._check_layout()
-        self._check_pictures()
+        check_grids(self.layout)
+        object.__setattr__(self, "pictures", display_copies(self.pictures, self.layout))
         shape = np.shape(self.attention_share)
         if len(shape) != 3 or shape[0] == 0:
             raise InputError(
@@ -147,31 +147,6 @@ class InformationFlow:
             raise InputError(
                 f"targets must be {WHOLE_ANSWER!r}, alone or followed by the answer tokens"
             )
-
-    def _check_layout(self) -> None:
-        images = range(len(self.layout.image_sizes))
-        for index, grid in enumerate(self.layout.grids):
-            inside = np.isin(grid.positions, self.layout.image_positions).all()
-            if grid.image not in images or not inside or not grid.positions.size:
-                raise InputError(f"grid {index} of the layout does not lie on its image tokens")
-
-    def _check_pictures(self) -> None:
-        sizes = self.layout.image_sizes
-        if len(self.pictures) != len(sizes):
-            raise InputError(
-                f"pictures must hold one copy per picture of the layout: it has {len(sizes)}, "
-                f"but {len(self.pictures)} were given"
-            )
-        pictures = []
-        for index, picture in enumerate(self.pictures):
-            array = np.asarray(picture)
-            if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
-                raise InputError(
-                    f"pictures[{index}] must be (height, width, 3) uint8, "
-                    f"not {array.shape} {array.dtype}"
-                )
-            pictures.append(read_only(array, f"pictures[{index}]", np.uint8, array.shape))
-        object.__setattr__(self, "pictures", tuple(pictures))
 
     @property
     def layers(self) -> int:
