@@ -32,7 +32,7 @@ from random_llava import build, clocked, prompt
 
 from vlmflow import LVLM
 from vlmflow.lvlm.layout import Segment, TokenLayout
-from vlmflow.lvlm.prepared import Prepared
+from vlmflow.lvlm.prompt import Prepared
 from vlmflow.removal.curve import removal_curves
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.flops import DecoderShape

@@ -37,7 +37,7 @@ from random_llava import build, clocked, prompt
 import vlmflow
 from vlmflow import LVLM, Truncation
 from vlmflow.lvlm.layout import Segment, TokenLayout
-from vlmflow.lvlm.prepared import Prepared
+from vlmflow.lvlm.prompt import Prepared
 from vlmflow.scenes.tasks import TASKS
 from vlmflow.tasks.registry import task
 from vlmflow.truncation.shared_answers import shared_answers

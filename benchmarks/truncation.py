@@ -37,7 +37,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from vlmflow.lvlm.anatomy import decoder_layers
+from vlmflow.lvlm.model_parts import decoder_layers
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.flops import DecoderShape, prefill_cost
 from vlmflow.truncation.names import ORACLE_RANKINGS, RANKINGS

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmflow.lvlm.anatomy import decoder_layers
-from vlmflow.scenes.evaluate import MODEL
+from training.evaluate import MODEL
+from vlmflow.lvlm.model_parts import decoder_layers
 from vlmflow.scenes.scoring import is_right, score_captions, wilson_interval
 from vlmflow.scenes.tasks import TASKS, Sample, samples
 from vlmflow.truncation import Truncation

@@ -14,13 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlmflow.flow.result import InformationFlow as InformationFlow
     from vlmflow.lvlm.loading import load as load
     from vlmflow.lvlm.model import LVLM as LVLM
     from vlmflow.lvlm.videos import Video as Video
     from vlmflow.removal.cliff import Cliff as Cliff
     from vlmflow.removal.cliff import cliff as cliff
     from vlmflow.removal.curve import RemovalCurve as RemovalCurve
+    from vlmflow.result.information_flow import InformationFlow as InformationFlow
     from vlmflow.truncation.policy import Truncation as Truncation
     from vlmflow.truncation.presets import preset as preset
 
@@ -42,7 +42,7 @@ _HOMES = {
     "Cliff": "vlmflow.removal.cliff",
     "RemovalCurve": "vlmflow.removal.curve",
     "cliff": "vlmflow.removal.cliff",
-    "InformationFlow": "vlmflow.flow.result",
+    "InformationFlow": "vlmflow.result.information_flow",
     "LVLM": "vlmflow.lvlm.model",
     "Truncation": "vlmflow.truncation.policy",
     "Video": "vlmflow.lvlm.videos",

@@ -20,7 +20,7 @@ from vlmflow.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from vlmflow.study.cliff_study import CliffStudy
+    from vlmflow.studies.cliff_layer.study import CliffStudy
 
 
 @app.command()
@@ -60,8 +60,8 @@ def cliff(
             show(f"Loading {model}")
             quiet_libraries()
             import vlmflow
-            from vlmflow.flow.storage import write_files
-            from vlmflow.study.cliff_study import cliff_study
+            from vlmflow.result.storage import write_files
+            from vlmflow.studies.cliff_layer.study import cliff_study
             from vlmflow.tasks.registry import task as find
 
             found = find(task)
@@ -84,9 +84,9 @@ def cliff(
 
 
 def _files(study: CliffStudy) -> dict[str, bytes]:
-    from vlmflow.report.cliff_figure import cliff_figure
-    from vlmflow.report.cliff_page import cliff_page
-    from vlmflow.report.figure_style import figure_style
+    from vlmflow.reports.cliff.figure import cliff_figure
+    from vlmflow.reports.cliff.page import cliff_page
+    from vlmflow.reports.figures.style import figure_style
 
     figure = cliff_figure(study)
     files = {
@@ -104,7 +104,7 @@ def _files(study: CliffStudy) -> dict[str, bytes]:
 
 
 def _print(study: CliffStudy) -> None:
-    from vlmflow.report.cliff_page import headline, second_line
+    from vlmflow.reports.cliff.page import headline, second_line
 
     typer.echo(printable(headline(study)))
     typer.echo(printable(second_line(study)) + "\n")

@@ -29,7 +29,7 @@ from vlmflow.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vlmflow.flow.result import InformationFlow
+    from vlmflow.result.information_flow import InformationFlow
 
 SIGNALS = "attention,saliency,flow,llava_cam"
 REPORT, NUMBERS, ARRAYS, FIGURES = "report.html", "flow.json", "flow.safetensors", "figures"
@@ -199,12 +199,12 @@ def _run(
 
 
 def _write(flow: InformationFlow, directory: Path, *, figures: bool) -> None:
-    from vlmflow.report.explain_page import write_report
+    from vlmflow.reports.explain.page import write_report
 
     flow.save(directory)
     write_report(flow, directory / REPORT)
     if figures:
-        from vlmflow.report.figures import save_figures
+        from vlmflow.reports.figures.all_figures import save_figures
 
         save_figures(flow, directory / FIGURES)
 

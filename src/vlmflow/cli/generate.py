@@ -25,7 +25,7 @@ from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prepared import Prepared
+    from vlmflow.lvlm.prompt import Prepared
     from vlmflow.truncation.policy import Truncation
 
 MIB = 2**20

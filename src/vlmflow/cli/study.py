@@ -15,8 +15,8 @@ from vlmflow.cli.terminal import errors_in_one_line, printable, progress, quiet_
 from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
-    from vlmflow.study.outcome import Line, Outcome
-    from vlmflow.study.run import Progress
+    from vlmflow.studies.truncations.results import Line, Outcome
+    from vlmflow.studies.truncations.run import Progress
 
 NO_MODEL = typer.Option(
     help="A bundled model, a directory, or a name on the Hugging Face hub.",
@@ -88,8 +88,8 @@ def study(
         with progress() as show:
             show("Checking the study")
             quiet_libraries()
-            from vlmflow.study.plan import Plan
-            from vlmflow.study.workers import run_with
+            from vlmflow.studies.truncations.plan import Plan
+            from vlmflow.studies.truncations.workers import run_with
 
             plan = Plan.from_mapping(plain)
 
@@ -127,7 +127,7 @@ def _settings(
     """Put the options over what the file says; truncations are added to the file's."""
     plain: dict[str, Any] = {}
     if config is not None:
-        from vlmflow.study.plan import read_plan
+        from vlmflow.studies.truncations.plan import read_plan
 
         plain = read_plan(config)
     plain |= {name: value for name, value in given.items() if value is not None}
@@ -139,11 +139,11 @@ def _settings(
 
 
 def _write(directory: Path) -> tuple[Outcome, Path]:
-    from vlmflow.flow.storage import write_files
-    from vlmflow.report.figure_style import figure_style
-    from vlmflow.report.study_figure import study_figure
-    from vlmflow.report.study_page import study_page
-    from vlmflow.study.outcome import read_outcome
+    from vlmflow.reports.figures.style import figure_style
+    from vlmflow.reports.study.figure import study_figure
+    from vlmflow.reports.study.page import study_page
+    from vlmflow.result.storage import write_files
+    from vlmflow.studies.truncations.results import read_outcome
 
     outcome = read_outcome(directory)
     results = outcome.result_frame()
@@ -165,7 +165,7 @@ def _write(directory: Path) -> tuple[Outcome, Path]:
 
 
 def _print(outcome: Outcome, page: Path) -> None:
-    from vlmflow.report.study_words import headline
+    from vlmflow.reports.study.sentences import headline
 
     typer.echo(printable(headline(outcome)) + "\n")
     rows: list[tuple[str, ...]] = [

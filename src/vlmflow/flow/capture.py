@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
-from vlmflow.flow.attention_watch import watch_attention
 from vlmflow.flow.features import watch_features
 from vlmflow.flow.recompute import recomputed_layers
+from vlmflow.flow.watch_attention import watch_attention
 
 
 class Observer(Protocol):

@@ -11,7 +11,7 @@ import torch
 from vlmflow.errors import InputError
 from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.layout import TokenLayout
-from vlmflow.lvlm.prepared import Prepared
+from vlmflow.lvlm.prompt import Prepared
 from vlmflow.lvlm.tokens import end_ids
 
 if TYPE_CHECKING:

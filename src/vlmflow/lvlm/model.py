@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.anatomy import decoder_layers, image_token_id, image_token_ids
+from vlmflow.lvlm.build_layout import lay_out
 from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
 from vlmflow.lvlm.encoding import check_videos, encode, in_prompt_order
 from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.families import Family, family_of
-from vlmflow.lvlm.laying_out import lay_out
 from vlmflow.lvlm.layout import Segment
-from vlmflow.lvlm.prepared import Prepared, extended
+from vlmflow.lvlm.model_parts import decoder_layers, image_token_id, image_token_ids
+from vlmflow.lvlm.prompt import Prepared, extended
 from vlmflow.lvlm.tokens import (
     answer_ids_of,
     answer_text,
@@ -32,8 +32,8 @@ from vlmflow.lvlm.videos import Frames, Video, frame_groups
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlmflow.flow.result import InformationFlow
     from vlmflow.removal.curve import RemovalCurve
+    from vlmflow.result.information_flow import InformationFlow
 
 
 class Truncating(Protocol):
@@ -297,8 +297,8 @@ class LVLM:
         answer: str | Sequence[int] | None = None,
         **options: Any,
     ) -> InformationFlow:
-        """Measure which tokens an answer draws on: :func:`vlmflow.flow.explain.explain`."""
-        from vlmflow.flow.explain import explain
+        """Measure which tokens an answer draws on: :func:`vlmflow.explanation.explain.explain`."""
+        from vlmflow.explanation.explain import explain
 
         return explain(self, images, question, answer, **options)
 

@@ -22,11 +22,11 @@ from transformers.cache_utils import Cache
 
 from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
-from vlmflow.flow.attention_watch import watch_attention
+from vlmflow.flow.watch_attention import watch_attention
 from vlmflow.lvlm.families import family_of
-from vlmflow.truncation.call import Call, Cut
-from vlmflow.truncation.gather import cut_mask, take
+from vlmflow.truncation.forward_call import Call, Cut
 from vlmflow.truncation.layer_inputs import LayerInputs, cut_argument
+from vlmflow.truncation.masks import cut_mask, take
 from vlmflow.truncation.names import ATTENTION_RANKINGS
 from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.selection import choose

@@ -21,7 +21,7 @@ from vlmflow.truncation.names import ATTENTION_RANKINGS, ORACLE_RANKINGS, RANKIN
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prepared import Prepared
+    from vlmflow.lvlm.prompt import Prepared
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]

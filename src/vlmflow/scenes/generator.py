@@ -121,8 +121,19 @@ class Scene:
 
     def place(self, thing: SceneObject) -> tuple[float, float]:
         """Where an object's centre stands in the central square, of 1: from left, from top."""
+        x, y = thing.centre
+        return self.in_square((x, y, x, y))[:2]
+
+    def in_square(self, box: Box) -> Box:
+        """Give a box of the picture's pixels as shares of the central square."""
         left, top = (self.width - self.side) / 2, (self.height - self.side) / 2
-        return (thing.centre[0] - left) / self.side, (thing.centre[1] - top) / self.side
+        x0, y0, x1, y1 = box
+        return (
+            (x0 - left) / self.side,
+            (y0 - top) / self.side,
+            (x1 - left) / self.side,
+            (y1 - top) / self.side,
+        )
 
 
 def draw_categories(rng: np.random.Generator) -> list[tuple[str, str]]:

@@ -335,4 +335,18 @@ def named(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
+def grounding(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Ask for an object's box in hundredths of the central square: ``"[12,30,25,44]"``.
+
+    In a square picture these are hundredths of the picture.
+    """
+    things = unique_objects(scene)
+    if not things:
+        return None
+    thing = things[int(rng.integers(len(things)))]
+    answer = "[" + ",".join(str(round(100 * edge)) for edge in scene.in_square(thing.box)) + "]"
+    text = f"Where is the {name(thing)}? Answer with its box [x0,y0,x1,y1] from 0 to 100."
+    return Question("grounding", text, answer, box=thing.box)
+
+
 REASONING: tuple[Maker, ...] = (relation, count, compare, extreme, bigger)

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.attention_rows import AttentionCall
-from vlmflow.flow.attention_watch import watch_attention
-from vlmflow.lvlm.anatomy import decoder_layers, image_token_ids
+from vlmflow.flow.watch_attention import watch_attention
 from vlmflow.lvlm.families import family_of
-from vlmflow.truncation.call import Call, Cut
-from vlmflow.truncation.gather import take
-from vlmflow.truncation.inner_runs import InnerRuns, bound
+from vlmflow.lvlm.model_parts import decoder_layers, image_token_ids
+from vlmflow.truncation.forward_call import Call, Cut
+from vlmflow.truncation.language_model_calls import InnerRuns, bound
 from vlmflow.truncation.layer_inputs import LayerInputs
+from vlmflow.truncation.masks import take
 from vlmflow.truncation.names import ATTENTION_RANKINGS
 from vlmflow.truncation.oracle import first_token_scores
 from vlmflow.truncation.policy import Truncation

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vlmflow.errors import ModelError
 from vlmflow.truncation.cache import TruncatedLayer, is_truncated, truncated_layer
-from vlmflow.truncation.call import Call, Cut
-from vlmflow.truncation.gather import cut_mask, cut_positions, take
+from vlmflow.truncation.forward_call import Call, Cut
+from vlmflow.truncation.masks import cut_mask, cut_positions, take
 
 RECURRENT = ("linear_attention", "conv")
 """Kinds of layers (``config.layer_types``) that transformers masks as recurrent ones."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.lvlm.families import family_of
-from vlmflow.truncation.call import Call, Cut
-from vlmflow.truncation.gather import take
+from vlmflow.truncation.forward_call import Call, Cut
+from vlmflow.truncation.masks import take
 from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.rankings import RANKINGS, Candidates
 

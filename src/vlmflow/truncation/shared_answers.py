@@ -16,12 +16,12 @@ from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.tokens import end_ids
 from vlmflow.truncation.cache import TruncatedLayer
 from vlmflow.truncation.engine import Engine
-from vlmflow.truncation.fork import Fork
 from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.shared_prefill import Fork
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prepared import Prepared
+    from vlmflow.lvlm.prompt import Prepared
 
 
 def shared_answers(
@@ -34,10 +34,10 @@ def shared_answers(
     """Answer one prompt untouched and under every truncation.
 
     The answers are those of :meth:`vlmflow.lvlm.model.LVLM.generate_ids`, one call per truncation.
-    Picture and prompt are run once (:mod:`vlmflow.truncation.fork`). The untouched answer is then
-    put to each truncated model as a whole: where every one of its tokens is the truncated model's
-    own choice, one pass has decoded it; from the first other choice on, decoding goes token by
-    token (as speculative decoding does, Leviathan et al. 2023; exact for greedy decoding).
+    Picture and prompt are run once (:mod:`vlmflow.truncation.shared_prefill`). The untouched answer
+    is then put to each truncated model as a whole: where every one of its tokens is the truncated
+    model's own choice, one pass has decoded it; from the first other choice on, decoding goes token
+    by token (as speculative decoding does, Leviathan et al. 2023; exact for greedy decoding).
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from vlmflow.lvlm.model import LVLM
-from vlmflow.lvlm.prepared import Prepared
+from vlmflow.lvlm.prompt import Prepared
 from vlmflow.lvlm.tokens import answer_text
 from vlmflow.truncation.policy import Truncation
 

@@ -48,7 +48,7 @@ def llava_cam(features: Tensor, gradients: Tensor) -> Tensor:
     """LLaVA-CAM (paper eq. 1-3): :func:`heat_map` with :func:`channel_weights`.
 
     Nothing is normalised, so layers can be compared. The smoothed map (eq. 4-5) is the mean of this
-    one over noisy pictures, see :mod:`vlmflow.flow.smoothing`.
+    one over noisy pictures, see :mod:`vlmflow.explanation.smoothing`.
 
     Parameters
     ----------

@@ -1,0 +1,1 @@
+"""Explaining one answer: options, passes and the result put together."""

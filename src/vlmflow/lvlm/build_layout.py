@@ -1,0 +1,133 @@
+"""From a processor's output to the layout of its positions, before a model runs and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vlmflow.errors import ModelError
+from vlmflow.lvlm.families import PreparedPictures
+from vlmflow.lvlm.geometry import MapUnavailableError
+from vlmflow.lvlm.grids import Grid, IntArray
+from vlmflow.lvlm.layout import Segment, TokenLayout
+from vlmflow.lvlm.tokens import shown_tokens
+from vlmflow.lvlm.videos import Frames
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prompt import Prepared
+
+
+def lay_out(
+    vlm: LVLM,
+    inputs: Mapping[str, torch.Tensor],
+    sizes: tuple[tuple[int, int], ...],
+    frames: tuple[Frames | None, ...] = (),
+) -> TokenLayout:
+    """Lay out a prompt without an answer.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model that the prompt is for.
+    inputs : mapping
+        The processor's output, batch of one.
+    sizes : tuple of (width, height)
+        Of the original pictures in pixels, in the order of the prompt.
+    frames : tuple of (Frames or None)
+        See :class:`TokenLayout`.
+
+    Raises
+    ------
+    ModelError
+        If there are no image tokens.
+    """
+    ids = inputs["input_ids"][0].cpu().numpy()
+    is_image = np.isin(ids, vlm.image_token_ids)
+    if not is_image.any():
+        raise ModelError(
+            f"the processor of {vlm.name} put no image tokens into the prompt: processor and "
+            "model do not belong together"
+        )
+    segments = np.full(ids.shape, Segment.USER, dtype=np.int8)
+    segments[: int(is_image.argmax())] = Segment.SYSTEM
+    segments[is_image] = Segment.IMAGE
+    grids: tuple[Grid, ...] = ()
+    missing = ""
+    try:
+        grids = _grids(vlm, inputs, np.flatnonzero(is_image), sizes, frames)
+    except MapUnavailableError as unavailable:
+        missing = str(unavailable)
+    tokens = shown_tokens(vlm.processor.tokenizer, ids.tolist())
+    return TokenLayout(segments, tokens, sizes, grids, missing, frames)
+
+
+def _grids(
+    vlm: LVLM,
+    inputs: Mapping[str, torch.Tensor],
+    positions: IntArray,
+    sizes: tuple[tuple[int, int], ...],
+    frames: tuple[Frames | None, ...],
+) -> tuple[Grid, ...]:
+    """Ask the family about pictures and about videos, each apart from the others' tokens."""
+    if not frames:
+        return vlm.family.grids(_pictures(vlm, inputs, positions, sizes))
+    of_video = np.array([one is not None for one in frames])
+    if of_video.all():  # some models mark videos with the id of pictures
+        tokens_of_video = np.ones(positions.shape, bool)
+    else:
+        ids = inputs["input_ids"][0].cpu().numpy()[positions]
+        tokens_of_video = ids != vlm.image_token_id
+    found: list[Grid] = []
+    for kind, grids in ((False, vlm.family.grids), (True, vlm.family.video_grids)):
+        numbers = np.flatnonzero(of_video == kind).tolist()
+        if not numbers:
+            continue
+        own = positions[tokens_of_video == kind]
+        prepared = _pictures(vlm, inputs, own, tuple(sizes[number] for number in numbers))
+        found += [replace(grid, image=numbers[grid.image]) for grid in grids(prepared)]
+    return tuple(sorted(found, key=lambda grid: grid.image))
+
+
+@contextmanager
+def watching(vlm: LVLM, prepared: Prepared) -> Iterator[Callable[[], TokenLayout]]:
+    """Watch a model run for the pixels behind image tokens that only running tells.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    prepared : Prepared
+        The prompt that it is going to run on inside the block.
+
+    Yields
+    ------
+    function
+        To be called after a forward pass: the layout with all grids that are known then.
+    """
+    layout = prepared.layout
+    pictures = _pictures(vlm, prepared.inputs, layout.image_positions, layout.image_sizes)
+    with vlm.family.watching(vlm.model, pictures) as looked:
+
+        def seen() -> TokenLayout:
+            try:
+                grids = looked()
+            except MapUnavailableError as unavailable:
+                return replace(layout, grids_missing=str(unavailable))
+            return replace(layout, grids=grids, grids_missing="") if grids else layout
+
+        yield seen
+
+
+def _pictures(
+    vlm: LVLM,
+    inputs: Mapping[str, torch.Tensor],
+    positions: IntArray,
+    sizes: tuple[tuple[int, int], ...],
+) -> PreparedPictures:
+    return PreparedPictures(positions, sizes, inputs, vlm.model.config, vlm.processor)

@@ -1,0 +1,123 @@
+"""The picture of a cliff study: what removal costs, each sample's cliff layer, and the signals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from vlmflow.reports.figures.style import GREY, WIDTH, drawable, figure_style
+from vlmflow.studies.cliff_layer.measurements import SIGNALS
+from vlmflow.studies.cliff_layer.prediction import true_cliffs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from vlmflow.removal.cliff import Cliff
+    from vlmflow.studies.cliff_layer.study import CliffStudy
+
+_HEIGHT = 5.0
+_LOSS, _CLIFF = "#D55E00", "#0072B2"
+# Okabe & Ito (2008); dashes and marks say the same without colour.
+_LINES: dict[str, dict[str, Any]] = {
+    "attention share": {"color": "#000000", "linestyle": (0, (1, 1.2)), "marker": "s"},
+    "saliency flow": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
+    "convergence": {"color": "#009E73", "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
+}
+
+
+def cliff_figure(study: CliffStudy) -> Figure:
+    """Draw a study: changed answers, mean KL, the samples' cliff layers, and the cheap signals.
+
+    Parameters
+    ----------
+    study : CliffStudy
+        What :func:`vlmflow.studies.cliff_layer.study.cliff_study` found.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not registered with pyplot; nothing to close.
+    """
+    frame = study.layer_frame()
+    with figure_style():
+        figure = Figure(figsize=(WIDTH, _HEIGHT))
+        grid = figure.subplots(2, 2)
+        figure.subplots_adjust(0.085, 0.095, 0.98, 0.86, 0.24, 0.42)
+        _curve(grid[0, 0], frame, "changed", study.changed, "answers changed")
+        grid[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        _curve(grid[0, 1], frame, "kl", study.kl, "mean KL, nats")
+        _samples(grid[1, 0], study)
+        _signals(grid[1, 1], frame)
+        figure.text(0.014, 0.965, drawable(f"{study.task} on {study.model['name']}"),
+                    fontsize=9, fontweight="bold", va="center")  # fmt: skip
+        words = (
+            f"{len(study.curves)} samples; bands and shaded layers are 95 % intervals; dotted: "
+            "tolerance"
+        )
+        figure.text(0.014, 0.93, words, fontsize=7, color=GREY, va="center")
+    return figure
+
+
+def _curve(axes: Axes, frame: pd.DataFrame, name: str, cliff: Cliff, label: str) -> None:
+    layers = frame["layer"].to_numpy()
+    axes.fill_between(
+        layers, frame[f"{name} low"], frame[f"{name} high"], color=_LOSS, alpha=0.18, linewidth=0
+    )
+    axes.plot(layers, frame[name], color=_LOSS, marker="o", markersize=3.5, linewidth=1.5)
+    axes.axhline(cliff.tolerance, color=GREY, linestyle=(0, (1, 1.5)), linewidth=0.8)
+    end = int(layers[-1]) + 1
+    low = end if cliff.low is None else cliff.low
+    high = end if cliff.high is None else cliff.high
+    axes.axvspan(low - 0.25, min(high, end - 0.5) + 0.25, color=_CLIFF, alpha=0.12, linewidth=0)
+    if cliff.layer is not None:
+        axes.axvline(cliff.layer, color=_CLIFF, linewidth=1.2)
+    told = "no cliff layer" if cliff.layer is None else f"cliff layer {cliff.layer}"
+    axes.set_title(told, loc="right", fontsize=8, color=_CLIFF)
+    axes.set_title(label, loc="left", fontsize=8)
+    axes.set_ylim(bottom=0)
+    _layers(axes, layers, "tokens removed from layer")
+
+
+def _samples(axes: Axes, study: CliffStudy) -> None:
+    cliffs = true_cliffs(study.observed, study.kl.tolerance)
+    end = study.layers[-1] + 1
+    counts = np.bincount(cliffs, minlength=end + 1) / len(cliffs)
+    axes.bar(range(end), counts[:end], color=_CLIFF, width=0.8)
+    axes.bar([end], counts[end:], color=GREY, width=0.8, hatch="////")
+    axes.set_title("samples, by their own cliff layer", loc="left", fontsize=8)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    _layers(axes, np.arange(end + 1), "cliff layer by KL")
+    shown = [tick for tick in axes.get_xticks() if 0 <= tick < end and tick == int(tick)]
+    axes.set_xticks([*shown, end], [*(str(int(tick)) for tick in shown), "none"])
+
+
+def _signals(axes: Axes, frame: pd.DataFrame) -> None:
+    layers = frame["layer"].to_numpy()
+    for signal in SIGNALS:
+        peak = max(float(frame[signal].max()), np.finfo(float).tiny)
+        low, high = frame[f"{signal} low"] / peak, frame[f"{signal} high"] / peak
+        color = _LINES[signal]["color"]
+        axes.fill_between(layers, low, high, color=color, alpha=0.13, linewidth=0)
+        axes.plot(
+            layers, frame[signal] / peak, label=signal.split()[0], linewidth=1.2, markersize=3.2,
+            **_LINES[signal],
+        )  # fmt: skip
+    axes.set_ylim(0, 1.32)
+    axes.set_yticks([0, 0.5, 1])
+    axes.set_title("signals of image tokens, their largest = 1", loc="left", fontsize=8)
+    axes.legend(
+        frameon=False, fontsize=7, handlelength=2.6, ncols=3, loc="upper left", borderaxespad=0,
+        columnspacing=1.2,
+    )  # fmt: skip
+    _layers(axes, layers, "decoder layer")
+
+
+def _layers(axes: Axes, layers: np.ndarray, label: str) -> None:
+    axes.set_xlim(layers[0] - 0.6, layers[-1] + 0.6)
+    axes.set_xlabel(f"{label}, counted from 0", loc="left", fontsize=7.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=13, integer=True))
+    axes.tick_params(labelsize=7.5)

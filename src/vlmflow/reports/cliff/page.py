@@ -1,0 +1,103 @@
+"""The page of a cliff study: one HTML file that opens offline and asks for nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlmflow.reports.cliff.figure import cliff_figure
+from vlmflow.reports.escape_invisible import shown
+from vlmflow.reports.plain_page import embedded, plain_page
+
+if TYPE_CHECKING:
+    from vlmflow.removal.cliff import Cliff
+    from vlmflow.studies.cliff_layer.prediction import Prediction
+    from vlmflow.studies.cliff_layer.study import CliffStudy
+
+SAMPLES_SHOWN, TEXT_SHOWN, NAME_SHOWN = 200, 600, 120
+
+
+def cliff_page(study: CliffStudy) -> str:
+    """Write a study as one page of HTML.
+
+    Parameters
+    ----------
+    study : CliffStudy
+        What :func:`vlmflow.studies.cliff_layer.study.cliff_study` found.
+
+    Returns
+    -------
+    str
+        The page. Texts of samples and model are escaped; it has no scripts.
+    """
+    frame = study.sample_frame()
+    end = study.layers[-1] + 1
+    samples = [
+        {
+            "question": shown(str(row["question"]), TEXT_SHOWN),
+            "answer": shown(str(row["answer"]), TEXT_SHOWN),
+            "reference": shown(str(row["reference"]), TEXT_SHOWN),
+            "score": f"{row['score']:.2f}",
+            "cliff": "none" if row["cliff"] == end else "no answer"
+            if row["cliff"] != row["cliff"] else int(row["cliff"]),
+        }
+        for row in frame.head(SAMPLES_SHOWN).to_dict("records")
+    ]  # fmt: skip
+    return plain_page("cliff.html.j2").render(
+        task=shown(study.task, NAME_SHOWN),
+        model=shown(str(study.model["name"]), NAME_SHOWN),
+        headline=headline(study),
+        second=second_line(study),
+        figure=embedded(cliff_figure(study)),
+        layers=study.layer_frame().to_dict("records"),
+        predictions=[_told(one) for one in study.predictions],
+        samples=samples,
+        hidden=max(0, len(frame) - SAMPLES_SHOWN),
+        settings={**study.settings, **study.model},
+        interval=interval,
+        kl=study.kl,
+        changed=study.changed,
+    )
+
+
+def headline(study: CliffStudy) -> str:
+    """Say the finding in one sentence."""
+    cliff, task = study.changed, shown(study.task, NAME_SHOWN)
+    most = f"{100 * cliff.tolerance:g} % of the answers"
+    if cliff.layer is None:
+        return f"{task}: removing all image tokens changes more than {most} at every layer"
+    if cliff.layer == 0:
+        return f"{task}: without the picture, at most {most} change"
+    return (
+        f"{task}: from layer {cliff.layer} of {len(study.layers)} on, all image tokens can go; "
+        f"at most {most} change"
+    )
+
+
+def second_line(study: CliffStudy) -> str:
+    """Say how sure that is, and where mean KL puts the cliff."""
+    by_kl = "nowhere" if study.kl.layer is None else f"at layer {study.kl.layer}"
+    return (
+        f"{len(study.curves)} samples, {study.metric} {100 * study.score:.1f} %. 95 % interval of "
+        f"the cliff layer: {interval(study.changed)}. By mean KL (at most {study.kl.tolerance:g} "
+        f"nats) the cliff is {by_kl}, interval {interval(study.kl)}. Layers are counted from 0."
+    )
+
+
+def interval(cliff: Cliff) -> str:
+    """Return ``"5 to 7"``, ``"6"``, ``"11 to none"`` or ``"none"``."""
+    low, high = ("none" if end is None else str(end) for end in (cliff.low, cliff.high))
+    return low if low == high else f"{low} to {high}"
+
+
+def _told(one: Prediction) -> dict[str, Any]:
+    rank = "undefined"
+    if one.rank is not None:
+        rank = f"{one.rank:.2f}"
+        if one.rank_low is not None and one.rank_high is not None:
+            rank += f" ({one.rank_low:.2f} to {one.rank_high:.2f})"
+    return {
+        "signal": one.signal,
+        "error": f"{one.error:.2f} ({one.error_low:.2f} to {one.error_high:.2f})",
+        "rank": rank,
+        "threshold": "" if one.threshold is None else f"{one.threshold:.2f}",
+    }

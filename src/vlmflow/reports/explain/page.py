@@ -1,0 +1,269 @@
+"""The page of one explained sample: a single HTML file that opens offline and asks for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+from contextlib import suppress
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from vlmflow.errors import InputError
+from vlmflow.lvlm.layout import SEGMENTS
+from vlmflow.reports.escape_invisible import shown
+from vlmflow.reports.explain.page_data import Packed, page_data
+
+if TYPE_CHECKING:
+    from vlmflow.result.information_flow import InformationFlow
+
+MAX_BYTES = 2_900_000
+PROMPT_CHARACTERS = 20_000
+QUESTION_CHARACTERS = 2_000
+SETTING_CHARACTERS = 1_000
+SETTINGS_SHOWN = 100
+
+LIBRARIES = ("d3.min.js", "plot.umd.min.js")
+SCRIPTS = (
+    "page.js",
+    "words.js",
+    "numbers.js",
+    "choice.js",
+    "controls.js",
+    "picture.js",
+    "strip.js",
+    "chart.js",
+    "curves.js",
+    "arcs.js",
+    "table.js",
+    "start.js",
+)
+
+
+def write_report(flow: InformationFlow, path: str | os.PathLike[str]) -> Path:
+    """Write one result as one self-contained page.
+
+    The file holds everything it shows (under 3 MB), loads nothing, and its own content policy
+    forbids it to. Where the maps of all answer tokens do not fit, those of the whole answer and of
+    the first tokens are kept, and the page says so.
+
+    Parameters
+    ----------
+    flow : InformationFlow
+    path : path
+        File to write; parents are created, a file already there is replaced as a whole.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    InputError
+        If the path cannot be written; nothing half-written is left behind.
+    """
+    return _written(Path(path), _rendered(flow).encode("utf-8"))
+
+
+def headline(flow: InformationFlow) -> str:
+    """Say what attention flow measured for this answer, in one sentence."""
+    share = flow.attention_share[:, 0]
+    attending = np.flatnonzero(share.any(axis=1))
+    if attending.size == 0:
+        return "No layer of this model has attention that could be measured."
+    first, last = int(attending[0]), int(attending[-1])
+    image = share[:, SEGMENTS.index("image")]
+    source = "image" if len(flow.pictures) == 1 else "images"
+    if flow.layout.frames:
+        source = "frames" if all(flow.layout.frames) else "images and frames"
+    opening = f"At layer {first} the answer draws {percent(image[first])} of its attention from"
+    if first == last:
+        return f"{opening} the {source}."
+    return f"{opening} the {source}, at layer {last} it draws {percent(image[last])}."
+
+
+def second_line(flow: InformationFlow) -> str:
+    """Name the layer with the largest image share, and how concentrated the flow map is."""
+    image = flow.attention_share[:, 0, SEGMENTS.index("image")]
+    peak = int(image.argmax())
+    sentences = []
+    if flow.layers > 1 and image[peak] > 0:
+        sentences.append(f"The image share is largest at layer {peak} ({percent(image[peak])}).")
+    if "flow" in flow.maps and flow.flags["flow"][0, 0] == 0:
+        from vlmflow.result.convergence import top_mass
+
+        mass = top_mass(flow.maps["flow"][0, 0])
+        if mass is not None:
+            sentences.append(
+                f"The strongest 10\u00a0% of the image tokens hold {percent(mass)} of the flow map."
+            )
+    return " ".join(sentences)
+
+
+def percent(share: float) -> str:
+    """Write a share as text: whole per cent, one decimal below 10 %."""
+    value = 100 * float(share)
+    if value == 0:
+        return "0\u00a0%"
+    if value < 0.05:
+        return "less than 0.1\u00a0%"
+    # 9.96 rounds to 10.0, which reads better as 10
+    return f"{value:.1f}\u00a0%" if value < 9.95 else f"{value:.0f}\u00a0%"
+
+
+def _rendered(flow: InformationFlow) -> str:
+    libraries = [_source("vendor", name) for name in LIBRARIES]
+    parts = "\n".join(_source("templates", name) for name in SCRIPTS)
+    # one closure: the files share their names with each other and with nothing else
+    script = f'(() => {{\n"use strict";\n{parts}\n}})();'
+    style = _source("templates", "page.css")
+    notices = [_source("vendor", f"{name}.LICENSE").strip() for name in ("d3", "plot")]
+    texts = {
+        "policy": _policy([*libraries, script], style),
+        "style": Markup(style),
+        "libraries": [Markup(library) for library in libraries],
+        "script": Markup(script),
+        "notices": notices,
+        "headline": headline(flow),
+        "second_line": second_line(flow),
+        "model": shown(flow.model, SETTING_CHARACTERS),
+        "question": shown(flow.question, QUESTION_CHARACTERS),
+        "prompt": shown(flow.prompt, PROMPT_CHARACTERS),
+        "command": shown(flow.settings.get("command") or "", QUESTION_CHARACTERS),
+        "settings": _rows(_settings(flow)),
+        "versions": _rows(flow.versions),
+        "layers": flow.layers,
+        "signals": len(flow.maps),
+        "several": len(flow.pictures) > 1,
+        "first_picture": _first_picture(flow),
+        "grouped": any(one is not None and one.last > one.first for one in flow.layout.frames),
+    }
+    template = _environment().get_template("page.html.j2")
+    empty = template.render(**texts, head=Markup("{}"), storage="")
+    data = page_data(flow, MAX_BYTES - len(empty.encode("utf-8")))
+    return template.render(**texts, head=_json(data.head), storage=_storage(data, flow))
+
+
+def _first_picture(flow: InformationFlow) -> str:
+    """Name the first picture where there are several."""
+    several = len(flow.pictures) > 1
+    return (flow.layout.frames_label(0) or "picture 1") if several else ""
+
+
+def _storage(data: Packed, flow: InformationFlow) -> str:
+    """Say what the page holds of the result, and what it does not."""
+    targets = len(flow.targets)
+    exact = "The exact values are in flow.safetensors."
+    kept = [
+        f"Map values are stored in {data.bits} bits, curves and tables in 16, on a square-root "
+        f"scale against the largest of their row; pictures are display copies. {exact}"
+    ]
+    if data.mapped < targets:
+        kept.append(
+            f"To stay under 3 MB this page holds maps for {data.mapped} of {targets} targets (the "
+            f"whole answer first, then its tokens in order)"
+            + (f" and curves for {data.charted}." if data.charted < targets else ".")
+        )
+    return " ".join(kept)
+
+
+def _settings(flow: InformationFlow) -> dict[str, Any]:
+    """List the settings without the command, those inside a setting spread out."""
+    flat: dict[str, Any] = {}
+    for name, value in flow.settings.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}: {inner}": setting for inner, setting in value.items()}
+        elif name != "command":
+            flat[name] = value
+    return flat
+
+
+def _rows(values: Any) -> list[tuple[str, str]]:
+    """Name and value of every entry as bounded, visible text."""
+    rows = [
+        (
+            shown(name, SETTING_CHARACTERS),
+            shown(
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+                SETTING_CHARACTERS,
+            ),
+        )
+        for name, value in list(values.items())[:SETTINGS_SHOWN]
+    ]
+    if len(values) > SETTINGS_SHOWN:
+        rows.append(("…", f"{len(values) - SETTINGS_SHOWN} more in flow.json"))
+    return rows
+
+
+def _json(value: Any) -> Markup:
+    """JSON that cannot end or open anything inside a script element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _policy(scripts: list[str], style: str) -> str:
+    """Content policy: the scripts and the style in this file by their hash, data pictures only."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        f"style-src {digest(style)}; script-src {' '.join(map(digest, scripts))}"
+    )
+
+
+@cache
+def _source(folder: str, name: str) -> str:
+    text = resources.files("vlmflow.reports").joinpath(folder, name).read_text("utf-8")
+    # browsers hash what they parse, with line ends as \n
+    return text.replace("\r\n", "\n")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: _source("templates", name)),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _written(target: Path, content: bytes) -> Path:
+    """All of the file or none of it: written beside its place, then moved there."""
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+    created: list[Path] = []
+    try:
+        created = [folder for folder in target.parents if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(0, "it is a directory")
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    except BaseException as error:
+        with suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
+        for folder in created:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, (OSError, ValueError)):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"cannot write the report to {str(target)!r} ({reason}); "
+                "choose a path you can write to"
+            ) from error
+        raise
+    return target

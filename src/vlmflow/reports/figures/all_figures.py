@@ -1,0 +1,163 @@
+"""Figures for papers and talks: the maps of all layers, and where an answer draws from."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vlmflow.errors import InputError
+from vlmflow.flow.axes import SUMMED_OVER_LAYERS
+from vlmflow.result.checks import plural, valid_index
+from vlmflow.result.storage import write_files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vlmflow.result.information_flow import InformationFlow
+
+Scale = Literal["layer", "shared"]
+
+SCALES: tuple[Scale, ...] = ("layer", "shared")
+"""Colours from 0 to the largest value of each layer, or of all layers."""
+
+FORMATS: tuple[str, ...] = ("png", "pdf")
+
+_DPI = 300
+
+
+def strip_figure(
+    flow: InformationFlow,
+    signal: str,
+    target: int = 0,
+    *,
+    image: int = 0,
+    scale: Scale = "layer",
+) -> Figure:
+    """Draw the maps of all layers over the picture, as Figure 4 of the paper.
+
+    The picture in grey, each token's box in the colour of its value. Regions that no token sees
+    are hatched; so are layers whose map is undefined or empty, with the word for it. Layers are
+    counted from 0 (the paper counts from 1).
+
+    Parameters
+    ----------
+    flow : InformationFlow
+    signal : str
+        One of ``flow.signals``.
+    target : int
+        0 is the whole answer, t the t-th answer token counted from 1.
+    image : int
+        Which picture; of a video, which group of frames that share image tokens.
+    scale : {"layer", "shared"}
+        Colours from 0 to each layer's own largest value (printed below it): where does a layer
+        look? Or from 0 to the largest of all layers: how much, compared with the others?
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not registered with pyplot; nothing to close.
+
+    Raises
+    ------
+    InputError
+        If there is no such signal, target, picture or scale.
+    """
+    from vlmflow.reports.figures.map_strip import draw_strip
+
+    if scale not in SCALES:
+        raise InputError(f"scale={scale!r}, but a strip has {' or '.join(map(repr, SCALES))}")
+    return draw_strip(flow, signal, target, image, shared=scale == "shared")
+
+
+def segment_figure(flow: InformationFlow, target: int = 0) -> Figure:
+    """Draw how an answer's attention is shared between segments, as Figure 2 of the paper.
+
+    One curve per segment over the decoder layers, counted from 0. For the whole answer the bands
+    span its tokens. Layers without attention are hatched.
+
+    Parameters
+    ----------
+    flow : InformationFlow
+    target : int
+        0 is the whole answer (the mean of its tokens), t the t-th answer token counted from 1.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not registered with pyplot; nothing to close.
+
+    Raises
+    ------
+    InputError
+        If there is no such target.
+    """
+    from vlmflow.reports.figures.segment_curves import draw_segments
+
+    count = len(flow.targets)
+    target = valid_index("target", target, count, f"this result has {plural(count, 'target')}")
+    return draw_segments(flow, target)
+
+
+def save_figures(
+    flow: InformationFlow,
+    directory: str | os.PathLike[str],
+    formats: Sequence[str] = FORMATS,
+    *,
+    target: int = 0,
+) -> list[Path]:
+    """Write every figure of a result: ``segments`` and one strip per signal, picture and scale.
+
+    Names are ``segments.png``, ``maps_saliency.png`` (a scale per layer),
+    ``maps_saliency_shared.png``; further pictures add ``_picture1`` and so on.
+
+    Parameters
+    ----------
+    flow : InformationFlow
+    directory : path
+        Created where missing; all figures are written or none.
+    formats : sequence of str
+        ``"png"`` (300 dpi) and ``"pdf"`` (text and lines as vectors, fonts inside).
+    target : int
+        See :func:`strip_figure`.
+
+    Returns
+    -------
+    list of Path
+
+    Raises
+    ------
+    InputError
+        If a format is unknown, there is no such target, or the directory cannot be written.
+    """
+    from vlmflow.reports.figures.style import figure_style
+
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise InputError(f"formats={list(formats)!r}, but figures are {' or '.join(FORMATS)}")
+    figures = {"segments": segment_figure(flow, target)}
+    for signal in flow.signals:
+        for image in sorted({grid.image for grid in flow.layout.grids}):
+            name = f"maps_{signal}" + (f"_picture{image}" if image else "")
+            figures[name] = strip_figure(flow, signal, target, image=image)
+            if signal not in SUMMED_OVER_LAYERS:
+                shared = strip_figure(flow, signal, target, image=image, scale="shared")
+                figures[f"{name}_shared"] = shared
+    contents: dict[str, bytes] = {}
+    # inside the style: fonts are embedded when a figure is written, not when it is drawn
+    with figure_style():
+        for name, figure in figures.items():
+            for format_name in formats:
+                buffer = io.BytesIO()
+                # without a date the same result gives the same file
+                figure.savefig(
+                    buffer,
+                    format=format_name,
+                    dpi=_DPI,
+                    metadata={"CreationDate": None} if format_name == "pdf" else None,
+                )
+                contents[f"{name}.{format_name}"] = buffer.getvalue()
+    folder = write_files(directory, contents)
+    return [folder / name for name in contents]

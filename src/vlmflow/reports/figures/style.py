@@ -1,0 +1,169 @@
+"""How every figure looks: fonts, colours and texts that a model cannot break."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib import font_manager
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextToPath
+
+from vlmflow.reports.escape_invisible import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vlmflow.result.information_flow import InformationFlow
+
+WIDTH = 7.16
+"""Inches: the text width of a two-column page."""
+
+HEAD = 0.6
+"""Inches at the top of a figure that :func:`header` fills."""
+
+GREY = "#5c5c5c"
+
+# more characters than a line can hold, few enough to measure quickly
+_CHARACTERS = 300
+_MEASURE = TextToPath()
+
+# Okabe & Ito (2008): told apart without colour vision; marks and dashes carry the same news.
+SEGMENT_LINES: dict[str, dict[str, Any]] = {
+    "system": {"color": "#000000", "linestyle": (0, (1, 1.2)), "marker": "s"},
+    "image": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
+    "user": {"color": "#0072B2", "linestyle": (0, (5, 1.5)), "marker": "^"},
+    "answer": {"color": "#009E73", "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
+}
+
+SEGMENT_NAMES: dict[str, str] = {"answer": "earlier answer"}
+
+SIGNAL_NAMES: dict[str, str] = {
+    "flow": "flow map",
+    "llava_cam": "LLaVA-CAM",
+    "llava_cam_smooth": "LLaVA-CAM, smoothed",
+    "llava_cam_code": "LLaVA-CAM, paper's code",
+}
+
+_FONTS: tuple[Any, ...] = ("font.family", "font.sans-serif", "font.serif", "font.monospace")
+
+_STYLE: dict[Any, Any] = {
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.dpi": 100,
+    "font.size": 8,
+    "hatch.color": "#8a8a8a",
+    "hatch.linewidth": 0.5,
+    # TrueType, whole and editable: what journals ask for
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    # a model's "$" and "_" are text
+    "text.parse_math": False,
+    "text.usetex": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Draw in the house style, whatever the caller's settings, and leave those as they were.
+
+    The caller's choice of font stays: someone whose prompts need other letters than matplotlib's
+    own font has sets ``font.sans-serif`` as usual.
+    """
+    fonts = {name: matplotlib.rcParams[name] for name in _FONTS}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**fonts, **_STYLE})
+        yield
+
+
+@lru_cache(maxsize=8)
+def _letters(families: tuple[str, ...]) -> frozenset[int]:
+    """Code points that the first fonts of these names can draw."""
+    letters: set[int] = set()
+    for family in families:
+        try:
+            path = font_manager.findfont(family, fallback_to_default=False)
+        except ValueError:
+            continue
+        letters.update(font_manager.get_font(path).get_charmap())
+    return frozenset(letters)
+
+
+def drawable(text: str) -> str:
+    """One line of text in which every character shows.
+
+    Line breaks become spaces; what is invisible or missing from the fonts is spelled out as
+    ``⟦U+7EA2⟧``.
+    """
+    chosen = matplotlib.rcParams["font.family"]
+    families: list[str] = []
+    for family in [chosen] if isinstance(chosen, str) else chosen:
+        generic: Any = f"font.{family}"
+        families += matplotlib.rcParams[generic] if generic in _FONTS else [family]
+    letters = _letters(tuple(families))
+    return "".join(
+        character if ord(character) in letters else f"⟦U+{ord(character):04X}⟧"
+        for character in " ".join(visible(text).split())
+    )
+
+
+def fit(words: str, width: float, fonts: FontProperties) -> str:
+    """Return the words, shortened with an ellipsis where they are wider than ``width`` inches."""
+
+    def fits(shown: str) -> bool:
+        points, _, _ = _MEASURE.get_text_width_height_descent(shown, fonts, ismath=False)
+        # hinting makes letters on a screen up to a few percent wider
+        return bool(points * 1.05 <= width * 72)
+
+    if fits(words):
+        return words
+    low, high = 0, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(words[:middle] + "…") else (low, middle - 1)
+    return words[:low].rstrip() + "…"
+
+
+def header(figure: Figure, title: str, flow: InformationFlow, target: int) -> None:
+    """Write what a figure shows, of which question and answer, into its uppermost inches."""
+    about = "whole answer"
+    if target:
+        about = f"answer token {target} “{flow.targets[target][:_CHARACTERS].strip()}”"
+    bold, plain = FontProperties(size=9, weight="bold"), FontProperties(size=8)
+    _line(figure, 0.13, f"{title[:1].upper()}{title[1:]} · {about}", bold, 4.9)
+    _line(figure, 0.13, flow.model, plain, 1.9, right=True)
+    _line(figure, 0.32, f"Q: {flow.question}", plain, WIDTH - 0.2)
+    _line(figure, 0.46, f"A: {flow.answer}", plain, WIDTH - 0.2)
+
+
+def _line(
+    figure: Figure, y: float, words: str, fonts: FontProperties, width: float, right: bool = False
+) -> None:
+    """Write one line, ``y`` inches below the upper edge."""
+    _, height = figure.get_size_inches()
+    figure.text(
+        1 - 0.1 / WIDTH if right else 0.1 / WIDTH,
+        1 - y / height,
+        fit(drawable(words[:_CHARACTERS]), width, fonts),
+        fontproperties=fonts,
+        color=GREY if right else "black",
+        ha="right" if right else "left",
+        va="center",
+    )
+
+
+def short(value: float) -> str:
+    """Write a number in two significant digits, without zeros that say nothing: 0.31, 3.1e-4."""
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 1000:
+        return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"

@@ -1,0 +1,214 @@
+"""Score against the layer of a truncation: one curve per number of tokens kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from vlmflow.reports.figures.style import GREY, WIDTH, drawable, figure_style, fit
+from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from vlmflow.studies.truncations.results import Line, Outcome
+    from vlmflow.truncation.policy import Truncation
+
+Curves = dict[str, list["Line"]]
+"""Lines of every curve, by their layer; named by what they keep."""
+
+_ROW, _HEAD, _FOOT = 2.35, 0.9, 0.42
+# Okabe & Ito (2008); marks say the same without colour.
+_LOOKS = (
+    {"color": "#D55E00", "marker": "o"},
+    {"color": "#0072B2", "marker": "^"},
+    {"color": "#009E73", "marker": "D"},
+    {"color": "#CC79A7", "marker": "v"},
+    {"color": "#8a6d00", "marker": "P"},
+    {"color": "#56B4E9", "marker": "<"},
+)
+
+
+def study_curves(outcome: Outcome) -> Figure | None:
+    """Draw the test score against the layer, for truncations that differ in their layer only.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        What :func:`vlmflow.studies.truncations.results.read_outcome` read.
+
+    Returns
+    -------
+    matplotlib.figure.Figure or None
+        One picture per ranking; not registered with pyplot. None where no two truncations differ
+        in their layer only.
+    """
+    found = curves_of(outcome)
+    if not found:
+        return None
+    columns = min(2, len(found))
+    rows = math.ceil(len(found) / columns)
+    height = _HEAD + rows * _ROW
+    with figure_style():
+        figure = Figure(figsize=(WIDTH, height))
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        figure.subplots_adjust(0.085, _FOOT / height, 0.985, 1 - _HEAD / height, 0.06, 0.3)
+        looks = _looks(found)
+        for axes, (title, curves) in zip(grid, found.items(), strict=False):
+            _panel(axes, outcome, title, curves, looks)
+        for axes in grid[len(found) :]:
+            axes.set_visible(False)
+        for axes in grid[max(0, len(found) - columns) : len(found)]:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("truncated at layer, counted from 0", loc="left", fontsize=7.5)
+        _head(figure, height, outcome, looks)
+    return figure
+
+
+def curves_of(outcome: Outcome) -> dict[str, Curves]:
+    """Group the test lines of one-stage truncations by ranking, and those by what they keep.
+
+    Keeping none takes no ranking: that curve stands beside those of every ranking. Curves of a
+    single layer are left out.
+    """
+    panels: dict[str, Curves] = {}
+    none: dict[str, list[Line]] = {}
+    for line in outcome.lines:
+        policy = line.setting.truncation
+        if line.split != "test" or line.setting.kind != "truncation" or policy is None:
+            continue
+        if len(policy.stages) > 1:
+            continue
+        ((_, keep),) = policy.stages
+        if policy.ranks:
+            curves = panels.setdefault(_ranking(policy), {})
+            curves.setdefault(_kept(keep), []).append(line)
+        else:
+            none.setdefault(f"keep 0{_rest(policy)}", []).append(line)
+    none = {name: lines for name, lines in none.items() if len(lines) > 1}
+    found = {}
+    for title, curves in panels.items():
+        kept = {name: _stage(lines[0])[1] for name, lines in curves.items()}.__getitem__
+        several = {name: curves[name] for name in sorted(curves, key=kept) if len(curves[name]) > 1}
+        if several:
+            found[title] = none | several
+    if none and not found:
+        found["no image token kept"] = none
+    return {
+        title: {name: sorted(lines, key=_layer) for name, lines in curves.items()}
+        for title, curves in found.items()
+    }
+
+
+def _looks(panels: dict[str, Curves]) -> dict[str, dict[str, Any]]:
+    """Give every curve a colour and a mark, the same in all panels; keeping none is black."""
+    numbers = count()
+    looks: dict[str, dict[str, Any]] = {}
+    for curves in panels.values():
+        for name, lines in curves.items():
+            policy = lines[0].setting.truncation
+            if name not in looks and policy is not None and policy.ranks:
+                looks[name] = _LOOKS[next(numbers) % len(_LOOKS)]
+            looks.setdefault(name, {"color": "#000000", "marker": "s"})
+    return looks
+
+
+def _panel(
+    axes: Axes, outcome: Outcome, title: str, curves: Curves, looks: dict[str, dict[str, Any]]
+) -> None:
+    tests = [line for line in outcome.lines if line.split == "test"]
+    for line in tests:
+        if line.setting.kind == UNTOUCHED:
+            axes.axhspan(line.score.low, line.score.high, color=GREY, alpha=0.15, linewidth=0)
+            axes.axhline(line.score.value, color=GREY, linewidth=1)
+        if line.setting.kind == NO_IMAGE:
+            axes.axhline(line.score.value, color=GREY, linewidth=1, linestyle=(0, (5, 2)))
+    for name, lines in curves.items():
+        _curve(axes, name, lines, looks[name])
+        at_random = _at_random(outcome, lines, tests)
+        if len(at_random) > 1:
+            layers = [_layer(own) for own, _ in at_random]
+            scores = [control.score.value for _, control in at_random]
+            color = looks[name]["color"]
+            axes.plot(layers, scores, color=color, linewidth=1.1, linestyle=(0, (1, 1.3)))
+    axes.set_title(fit(drawable(title), 3.2, FontProperties(size=8)), loc="left", fontsize=8)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+    axes.tick_params(labelsize=7.5)
+
+
+def _curve(axes: Axes, name: str, lines: Sequence[Line], look: dict[str, Any]) -> None:
+    layers = [_layer(line) for line in lines]
+    lows, highs = [line.score.low for line in lines], [line.score.high for line in lines]
+    axes.fill_between(layers, lows, highs, color=look["color"], alpha=0.13, linewidth=0)
+    scores = [line.score.value for line in lines]
+    axes.plot(layers, scores, label=name, linewidth=1.4, markersize=3.8, **look)
+
+
+def _at_random(
+    outcome: Outcome, lines: Sequence[Line], tests: Sequence[Line]
+) -> list[tuple[Line, Line]]:
+    """Pair the lines of a curve with those of their random controls."""
+    by_name = {line.setting.name: line for line in tests}
+    return [
+        (line, by_name[control.name])
+        for line in lines
+        for control in outcome.controls(line.setting)
+        if not control.is_down_sampled and control.name in by_name
+    ]
+
+
+def _head(
+    figure: Figure, height: float, outcome: Outcome, looks: dict[str, dict[str, Any]]
+) -> None:
+    bold, plain = FontProperties(size=9, weight="bold"), FontProperties(size=7)
+    title = drawable(f"Score by the layer of truncation: {outcome.task.name[:200]}")
+    figure.text(
+        0.014, 1 - 0.16 / height, fit(title, WIDTH - 0.2, bold), fontproperties=bold, va="center"
+    )
+    words = (
+        f"{drawable(outcome.task.metric)[:60]} on the test samples; bands: 95 % intervals; grey: "
+        "untouched; dashed: no image; dotted: as many tokens at random"
+    )
+    figure.text(
+        0.014, 1 - 0.34 / height, fit(words, WIDTH - 0.2, plain), fontproperties=plain,
+        color=GREY, va="center",
+    )  # fmt: skip
+    handles = [
+        Line2D([], [], label=name, linewidth=1.4, markersize=3.8, **look)
+        for name, look in looks.items()
+    ]
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0.006, 1 - 0.42 / height), ncols=7,
+        frameon=False, fontsize=7, handlelength=1.8, columnspacing=1.4, borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def _layer(line: Line) -> int:
+    return _stage(line)[0]
+
+
+def _stage(line: Line) -> tuple[int, int | float]:
+    assert line.setting.truncation is not None
+    return line.setting.truncation.stages[0]
+
+
+def _kept(keep: int | float) -> str:
+    return f"keep {100 * keep:.3g} %" if isinstance(keep, float) else f"keep {keep} tokens"
+
+
+def _ranking(policy: Truncation) -> str:
+    seed = f", seed {policy.seed}" if policy.rank_by == "random" and policy.seed else ""
+    return f"kept by {policy.rank_by}{_rest(policy)}{seed}"
+
+
+def _rest(policy: Truncation) -> str:
+    drop = "" if policy.remainder == "drop" else f", {policy.remainder}"
+    return drop if policy.positions == "keep" else f"{drop}, {policy.positions}"

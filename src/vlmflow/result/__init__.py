@@ -1,0 +1,1 @@
+"""What was measured on one answer: its arrays, tables, maps on pixels and files."""

@@ -1,0 +1,386 @@
+"""InformationFlow: everything measured on one answer, to look at, tabulate, save and load."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmflow.errors import InputError
+from vlmflow.flow.axes import DESTINATIONS, FLAGS, SUMMED_OVER_LAYERS, WHOLE_ANSWER
+from vlmflow.lvlm.grids import Grid, ImageGrid
+from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
+from vlmflow.result import parts, storage
+from vlmflow.result.checks import check_grids, display_copies, plural, read_only, valid_index
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Float32Array = npt.NDArray[np.float32]
+
+_TEXTS = ("model", "question", "prompt", "answer")
+
+
+@dataclass(frozen=True, eq=False)
+class InformationFlow:
+    """What one answer draws on, measured in every decoder layer.
+
+    Axes: ``L`` decoder layers counted from 0, ``T`` answer tokens, ``G`` targets (the whole answer,
+    then, where each token was explained too, the T tokens: 1 or 1 + T), ``P`` image tokens of all
+    pictures in the order of ``layout.image_positions``, ``S = 4`` segments in the order of
+    ``SEGMENTS``.
+
+    Parameters
+    ----------
+    model, question, prompt, answer : str
+        Name of the model, the question asked, the text given to the processor, the answer.
+    answer_tokens : tuple of T str
+        The answer's tokens as text.
+    targets : tuple of G str
+        ``"answer"``, then the answer tokens' texts where each one was explained.
+    layout : TokenLayout
+        Segment of every position, and the pixels of every image token.
+    pictures : tuple of (h, w, 3) uint8
+        Copies for display, at most 1024 pixels on the longer side; ``layout.image_sizes`` has the
+        true sizes.
+    attention_share : (L, G, S) float32
+        Attention flow; target 0 is the mean over the answer's rows. All segments of a layer at 0
+        mean that the layer has no attention.
+    saliency_mean, saliency_sum : (L, G, 2, S) float32
+        Saliency flow from a source segment (last axis) into the rows of a destination
+        (:data:`~vlmflow.flow.axes.DESTINATIONS`), over pairs with the source before the
+        destination; 0 without pairs.
+    maps : dict of str to (L, G, P) float32
+        One map over the image tokens per signal, layer and target; ``"flow"`` is summed over
+        layers and has shape (1, G, P).
+    flags : dict of str to (L, G) int8
+        For every map what it is worth: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for
+        ``"flow"``.
+    settings : dict
+        Everything that shaped the result, in JSON's own types.
+    versions : dict of str to str
+        Versions of the software that measured.
+
+    Raises
+    ------
+    InputError
+        If an array does not fit the layout, holds NaN or infinity, or a name is missing.
+    """
+
+    model: str
+    question: str
+    prompt: str
+    answer: str
+    answer_tokens: tuple[str, ...]
+    targets: tuple[str, ...]
+    layout: TokenLayout
+    pictures: tuple[npt.NDArray[np.uint8], ...]
+    attention_share: Float32Array
+    saliency_mean: Float32Array
+    saliency_sum: Float32Array
+    maps: Mapping[str, Float32Array]
+    flags: Mapping[str, npt.NDArray[np.int8]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_texts()
+        check_grids(self.layout)
+        object.__setattr__(self, "pictures", display_copies(self.pictures, self.layout))
+        shape = np.shape(self.attention_share)
+        if len(shape) != 3 or shape[0] == 0:
+            raise InputError(
+                f"attention_share must have shape (layers, targets, segments), not {shape}"
+            )
+        layers, targets, segments = shape[0], len(self.targets), len(SEGMENTS)
+        share = (layers, targets, segments)
+        pairs = (layers, targets, len(DESTINATIONS), segments)
+        self._freeze("attention_share", share)
+        self._freeze("saliency_mean", pairs)
+        self._freeze("saliency_sum", pairs)
+        if set(self.maps) != set(self.flags):
+            raise InputError(
+                f"every map needs flags, but maps are {sorted(self.maps)} "
+                f"and flags {sorted(self.flags)}"
+            )
+        tokens = self.layout.image_positions.size
+        maps, flags = {}, {}
+        for signal in self.maps:
+            rows = 1 if signal in SUMMED_OVER_LAYERS else layers
+            name = f"maps[{signal!r}]"
+            shape = (rows, targets, tokens)
+            maps[signal] = read_only(self.maps[signal], name, np.float32, shape)
+            name = f"flags[{signal!r}]"
+            flags[signal] = read_only(self.flags[signal], name, np.int8, (rows, targets))
+            if not np.isin(flags[signal], range(len(FLAGS))).all():
+                raise InputError(f"{name} must hold 0..{len(FLAGS) - 1} (see FLAGS)")
+        object.__setattr__(self, "maps", maps)
+        object.__setattr__(self, "flags", flags)
+        object.__setattr__(self, "settings", storage.as_json(self.settings, "settings"))
+        object.__setattr__(self, "versions", storage.as_json(self.versions, "versions"))
+
+    def _freeze(self, name: str, shape: Sequence[int]) -> None:
+        array = read_only(getattr(self, name), name, np.float32, shape)
+        object.__setattr__(self, name, array)
+
+    def _check_texts(self) -> None:
+        for name in _TEXTS:
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} must be a text, not {getattr(self, name)!r}")
+        for name in ("answer_tokens", "targets"):
+            texts = tuple(getattr(self, name))
+            if not all(isinstance(text, str) for text in texts):
+                raise InputError(f"{name} must hold texts only")
+            object.__setattr__(self, name, texts)
+        count = self.layout.answer_positions.size
+        if count == 0 or len(self.answer_tokens) != count:
+            raise InputError(
+                f"answer_tokens must name each answer token of the layout: it has {count}, "
+                f"but {len(self.answer_tokens)} were given"
+            )
+        if self.targets[:1] != (WHOLE_ANSWER,) or self.targets[1:] not in ((), self.answer_tokens):
+            raise InputError(
+                f"targets must be {WHOLE_ANSWER!r}, alone or followed by the answer tokens"
+            )
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers L."""
+        return int(self.attention_share.shape[0])
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the maps, in the order they were measured."""
+        return tuple(self.maps)
+
+    def map(self, signal: str, layer: int | None = None, target: int = 0) -> Float32Array:
+        """Return one map over all image tokens.
+
+        Parameters
+        ----------
+        signal : str
+            One of :attr:`signals`.
+        layer : int, optional
+            Decoder layer, counted from 0; leave it out for a signal summed over layers.
+        target : int
+            0 is the whole answer, t the t-th answer token counted from 1.
+
+        Returns
+        -------
+        (P,) float32, read-only
+
+        Raises
+        ------
+        InputError
+            If there is no such signal, layer or target; it names those there are.
+        """
+        row, column = self._place(signal, layer, target)
+        values: Float32Array = self.maps[signal][row, column]
+        return values
+
+    def flag(self, signal: str, layer: int | None = None, target: int = 0) -> str:
+        """Say what :meth:`map` gives is worth: one of :data:`~vlmflow.flow.axes.FLAGS`."""
+        row, column = self._place(signal, layer, target)
+        return FLAGS[int(self.flags[signal][row, column])]
+
+    def grid(
+        self,
+        signal: str,
+        layer: int | None = None,
+        target: int = 0,
+        image: int = 0,
+        *,
+        kind: str | None = None,
+    ) -> Float32Array:
+        """Return one map as the picture's grid, ``(rows, cols)``: a value per token or patch.
+
+        Parameters are those of :meth:`map`, the picture's index, and the kind of grid where a
+        picture is seen twice (``"tiles"``, ``"thumbnail"``).
+
+        Raises
+        ------
+        InputError
+            Also if the picture has no grid, or several (name one, or use :meth:`pixel_map`).
+        """
+        values = self.map(signal, layer, target)
+        grids = self._grids(image, kind)
+        if len(grids) > 1:
+            kinds = ", ".join(repr(grid.kind) for grid in grids)
+            raise InputError(
+                f"image={image} is cut into {len(grids)} grids of tokens; name one with kind= "
+                f"({kinds}), or use pixel_map"
+            )
+        painted = grids[0].values(values.astype(np.float64), self.layout.image_positions)
+        return painted.astype(np.float32)
+
+    def pixel_map(
+        self,
+        signal: str,
+        layer: int | None = None,
+        target: int = 0,
+        image: int = 0,
+        *,
+        kind: str | None = None,
+    ) -> Float32Array:
+        """Paint one map over the original picture's pixels, ``(height, width)``.
+
+        Each token's value fills its box, the mean by area where boxes overlap, or is spread over
+        the patches that it looks at; NaN where no token looks (cropped away). Parameters are those
+        of :meth:`map`, the picture's index, and the kind of grid to paint alone where a picture is
+        seen twice (``"tiles"``, ``"thumbnail"``); all together where left out.
+
+        Raises
+        ------
+        InputError
+            Also if the picture's pixels behind the tokens are not known.
+        """
+        from vlmflow.lvlm.geometry import paint
+
+        values = self.map(signal, layer, target)
+        return paint(self._grids(image, kind), values, self.layout, image)
+
+    def token_boxes(self, image: int = 0) -> npt.NDArray[np.float64]:
+        """Return the box of every image token in one picture's original pixels.
+
+        Returns
+        -------
+        (P, 4) float64
+            ``x0, y0, x1, y1``; NaN for tokens that have no place of their own in this picture.
+
+        Raises
+        ------
+        InputError
+            If there is no such picture or the pixels behind its tokens are not known.
+        """
+        positions = self.layout.image_positions
+        boxes = np.full((positions.size, 4), np.nan)
+        for grid in self._grids(image):
+            if not isinstance(grid, ImageGrid):
+                continue  # its tokens share the picture
+            boxes[np.searchsorted(positions, grid.positions.ravel())] = grid.boxes.reshape(-1, 4)
+        return boxes
+
+    def _place(self, signal: str, layer: int | None, target: int) -> tuple[int, int]:
+        """Row and column of a map in its array."""
+        if signal not in self.maps:
+            raise InputError(
+                f"signal={signal!r}, but this result has {', '.join(self.signals) or 'no maps'}"
+            )
+        count = len(self.targets)
+        column = valid_index("target", target, count, f"this result has {plural(count, 'target')}")
+        if signal in SUMMED_OVER_LAYERS:
+            if layer is not None:
+                raise InputError(
+                    f"layer={layer!r}, but signal={signal!r} is summed over layers: leave layer out"
+                )
+            return 0, column
+        if layer is None:
+            raise InputError(
+                f"signal={signal!r} has one map per layer: name a layer (0..{self.layers - 1})"
+            )
+        has = f"this model has {plural(self.layers, 'decoder layer')}"
+        return valid_index("layer", layer, self.layers, has), column
+
+    def _grids(self, image: int, kind: str | None = None) -> tuple[Grid, ...]:
+        count = len(self.layout.image_sizes)
+        if count == 0:
+            raise InputError(f"image={image!r}, but this result has no pictures")
+        index = valid_index("image", image, count, f"this result has {plural(count, 'picture')}")
+        grids = tuple(grid for grid in self.layout.grids if grid.image == index)
+        if not grids:
+            why = self.layout.grids_missing or "this picture has no grid of tokens"
+            raise InputError(f"image={index} cannot be painted: {why}")
+        chosen = tuple(grid for grid in grids if kind in (None, grid.kind))
+        if not chosen:
+            kinds = ", ".join(repr(grid.kind) for grid in grids)
+            raise InputError(f"kind={kind!r}, but image={index} has {kinds}")
+        return chosen
+
+    def segment_frame(self) -> pd.DataFrame:
+        """Give attention flow as a tidy table, one row per layer, target and segment.
+
+        Returns
+        -------
+        DataFrame
+            ``layer, target, token, segment, attention_share``; the share is missing (NaN) where
+            the layer has no attention.
+        """
+        from vlmflow.result import tables
+
+        return tables.segment_frame(self)
+
+    def saliency_frame(self) -> pd.DataFrame:
+        """Give saliency flow as a tidy table, one row per layer, target, source and destination.
+
+        Returns
+        -------
+        DataFrame
+            ``layer, target, token, source, destination, mean, sum``; both figures are missing
+            (NaN) where the layer has no attention.
+        """
+        from vlmflow.result import tables
+
+        return tables.saliency_frame(self)
+
+    def convergence_frame(
+        self, box: Sequence[float] | None = None, *, image: int = 0
+    ) -> pd.DataFrame:
+        """Tell how concentrated every map is, one row per signal, layer and target.
+
+        Parameters
+        ----------
+        box : sequence of 4 floats, optional
+            ``x0, y0, x1, y1`` of an object in the original picture's pixels; adds ``inside_mass``.
+        image : int
+            The picture that ``box`` lies in.
+
+        Returns
+        -------
+        DataFrame
+            ``signal, layer, target, token, entropy, top10_mass[, inside_mass], flag``. ``layer`` is
+            missing for a signal summed over layers. Figures are missing (NaN) exactly where
+            ``flag`` is not ``"ok"``. See :mod:`vlmflow.result.convergence` for the definitions.
+
+        Raises
+        ------
+        InputError
+            If ``box`` is no box, or ``image`` no picture whose tokens have known pixels.
+        """
+        from vlmflow.result import tables
+
+        return tables.convergence_frame(self, box, image)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write ``flow.json`` and ``flow.safetensors`` into a directory, both or neither.
+
+        Returns
+        -------
+        Path
+            The directory.
+
+        Raises
+        ------
+        InputError
+            If it cannot be written.
+        """
+        return storage.write_pair(directory, *parts.take_apart(self))
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> InformationFlow:
+        """Read what :meth:`save` wrote, bit for bit.
+
+        Raises
+        ------
+        InputError
+            If a file is missing, damaged, of an unknown version or no result.
+        """
+        body, arrays = storage.read_pair(directory)
+        try:
+            return cls(**parts.put_together(body, arrays))
+        except InputError as error:
+            raise InputError(f"{os.fspath(directory)!r} holds no result: {error}") from error

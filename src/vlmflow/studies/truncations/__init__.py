@@ -1,0 +1,1 @@
+"""Truncations and their controls, compared over a task."""

@@ -1,0 +1,114 @@
+"""Hashes of everything that can change a result, so that nothing else has to be run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+import vlmflow
+from vlmflow.lvlm.images import open_image
+from vlmflow.studies.truncations.arms import Setting
+from vlmflow.studies.truncations.store import StoredSample
+from vlmflow.tasks.base import TaskSample
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+
+_PROBED = 64
+"""Values read of every weight."""
+
+
+def model_identity(vlm: LVLM) -> str:
+    """Hash a model: configuration, some values of every weight, processor, versions, device kind.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    """
+    found = hashlib.sha256()
+    summary = vlm.config_summary() | {
+        "config": vlm.model.config.to_json_string(use_diff=False),
+        "generation": str(vlm.model.generation_config),
+        "template": str(getattr(vlm.processor, "chat_template", None)),
+        "images": str(vlm.processor.image_processor),
+        "words": len(vlm.processor.tokenizer),
+        "device": vlm.device.type,
+        "versions": [vlmflow.__version__, torch.__version__, transformers.__version__],
+    }
+    summary.pop("name")  # the same model from another directory
+    found.update(_text(summary).replace(str(vlm.model.config.name_or_path), "").encode())
+    for name, weight in vlm.model.named_parameters():
+        flat = weight.detach().flatten()
+        step = max(1, flat.numel() // _PROBED)
+        values = flat[::step][:_PROBED].float().cpu().numpy().tobytes()
+        found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + values)
+    return found.hexdigest()
+
+
+def stored_sample(task: str, split: str, sample: TaskSample) -> StoredSample:
+    """Hash a sample, its pictures included, and take along what scoring needs.
+
+    A picture that cannot be read is hashed by its name.
+    """
+    texts = [task, split, sample.key, sample.question, sample.references, sample.choices]
+    found = hashlib.sha256(_text(texts).encode())
+    for picture in sample.pictures:
+        try:
+            image = open_image(picture)
+            found.update(f"{image.size}".encode() + image.tobytes())
+        except Exception:  # whatever is wrong with it will be told when it is asked about
+            found.update(f"unreadable {picture}".encode())
+    return StoredSample(
+        id=found.hexdigest(),
+        split=split,
+        key=sample.key,
+        question=sample.question,
+        refs=json.dumps(list(sample.references)),
+        choices=json.dumps(list(sample.choices)),
+        part=sample.group,
+        cluster=sample.cluster,
+    )
+
+
+def task_sample(stored: StoredSample) -> TaskSample:
+    """Make a stored sample what a task can score; without pictures."""
+    return TaskSample(
+        key=stored.key,
+        pictures=(),
+        question=stored.question,
+        references=tuple(json.loads(stored.refs)),
+        choices=tuple(json.loads(stored.choices)),
+        group=stored.part,
+        cluster=stored.cluster,
+    )
+
+
+def result_id(model: str, sample: str, setting: Setting, max_new_tokens: int) -> str:
+    """Hash what a result depends on.
+
+    Parameters
+    ----------
+    model, sample : str
+        :func:`model_identity` and the id of :func:`stored_sample`.
+    setting : Setting
+        How it is answered; its name does not matter.
+    max_new_tokens : int
+        Longest answer.
+    """
+    plain: Mapping[str, Any] = {
+        "model": model,
+        "sample": sample,
+        "setting": setting.to_json(),
+        "max_new_tokens": max_new_tokens,
+    }
+    return hashlib.sha256(_text(plain).encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

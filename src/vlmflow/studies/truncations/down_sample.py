@@ -1,0 +1,132 @@
+"""The control that throws away detail: a smaller picture with fewer image tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from vlmflow.errors import InputError
+from vlmflow.truncation.policy import Truncation
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.grids import Grid
+    from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prompt import Prepared
+
+
+def grows(vlm: LVLM, whole: Prepared, question: str) -> bool:
+    """Whether a much smaller picture has fewer image tokens.
+
+    Much: large pictures may be scaled down to the same size by the processor.
+
+    Parameters
+    ----------
+    vlm, whole, question
+        As for :func:`down_sampled`.
+    """
+    _refuse_videos(whole)
+    small = vlm.prepare([_resized(one, 1 / 8) for one in whole.images], question)
+    return small.layout.image_positions.size < whole.layout.image_positions.size
+
+
+def down_sampled(
+    vlm: LVLM, whole: Prepared, question: str, share: float, *, growing: bool
+) -> tuple[Prepared, Truncation | None]:
+    """Prepare a prompt whose pictures have fewer image tokens because they are smaller.
+
+    A model whose image tokens grow with the picture is simply given a smaller one. A model that
+    always makes a picture into the same grid gets it shrunk into the top left corner of an even
+    ground, and only the image tokens of that corner go into the decoder.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    whole : Prepared
+        The prompt with the pictures as they are.
+    question : str
+        What it asks.
+    share : float
+        Image tokens wanted, as a share of the whole picture's.
+    growing : bool
+        What :func:`grows` says.
+
+    Returns
+    -------
+    prepared : Prepared
+        The prompt.
+    truncation : Truncation or None
+        What takes the even ground away.
+
+    Raises
+    ------
+    InputError
+        If the boxes of image tokens are not known, or the prompt shows a video.
+    """
+    _refuse_videos(whole)
+    if growing:
+        wanted = share * whole.layout.image_positions.size
+        return _nearest(vlm, whole.images, question, wanted), None
+    grids = whole.layout.grids
+    if not grids or len({grid.shape for grid in grids}) > 1:
+        reason = whole.layout.grids_missing or "its pictures have grids of different shapes"
+        raise InputError(f"a picture cannot be down-sampled for {vlm.name}: {reason}")
+    rows, columns = _corner(grids[0], share)
+    shrunk = [_into_corner(whole.images[grid.image], grid, rows, columns) for grid in grids]
+    kept = rows * columns * len(grids)
+    return vlm.prepare(shrunk, question), Truncation(0, kept, rank_by="top_left")
+
+
+def _refuse_videos(whole: Prepared) -> None:
+    if whole.layout.frames:
+        raise InputError("a video is not down-sampled: this control is one of pictures")
+
+
+def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float) -> Prepared:
+    """Find the size that comes nearest to the tokens wanted, in a few steps."""
+    found: list[tuple[float, float, Prepared]] = []
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        scale = (low + high) / 2
+        prepared = vlm.prepare([_resized(one, scale) for one in whole], question)
+        tokens = prepared.layout.image_positions.size
+        # Of pictures with as many tokens, the largest shows most.
+        found.append((abs(tokens - wanted), -scale, prepared))
+        low, high = (scale, high) if tokens <= wanted else (low, scale)
+    return min(found, key=lambda one: one[:2])[2]
+
+
+def _resized(picture: Image.Image, scale: float) -> Image.Image:
+    width, height = (max(2, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _corner(grid: Grid, share: float) -> tuple[int, int]:
+    """Choose rows and columns of a corner in proportion, next to the share wanted."""
+    rows, columns = grid.shape
+    sides = sorted({(number + 1) / side for side in (rows, columns) for number in range(side)})
+    corners = [(int(side * rows + 1e-9), int(side * columns + 1e-9)) for side in sides]
+    found = [(r, c) for r, c in corners if r and c]
+    return min(found, key=lambda corner: abs(corner[0] * corner[1] / (rows * columns) - share))
+
+
+def _into_corner(picture: Image.Image, grid: Grid, rows: int, columns: int) -> Image.Image:
+    """Shrink what a grid shows into its first rows and columns."""
+
+    def inside(x: float, y: float) -> tuple[int, int]:
+        """Return whole pixels of the picture."""
+        return round(min(max(x, 0), picture.width)), round(min(max(y, 0), picture.height))
+
+    left, top = inside(*grid.boxes[0, 0, :2])
+    right, bottom = inside(*grid.boxes[-1, -1, 2:])
+    end_x, end_y = inside(*grid.boxes[rows - 1, columns - 1, 2:])
+    pixels = np.asarray(picture).reshape(-1, 3)
+    red, green, blue = (int(value) for value in pixels.mean(0).round())
+    canvas = Image.new("RGB", picture.size, (red, green, blue))
+    size = (max(1, end_x - left), max(1, end_y - top))
+    small = picture.crop((left, top, right, bottom)).resize(size, Image.Resampling.BICUBIC)
+    canvas.paste(small, (left, top))
+    return canvas

@@ -1,0 +1,224 @@
+"""What a study is to do: read from YAML or given in code, and checked before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlmflow.errors import InputError
+from vlmflow.studies.truncations.arms import Setting, settings_of
+from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.presets import check_preset, preset
+
+_SWEEPABLE = ("layer", "keep", "rank_by", "remainder", "positions")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study: model x task x truncations.
+
+    Parameters
+    ----------
+    task : str
+        As :func:`vlmflow.tasks.registry.task` takes it.
+    model : str
+        As :func:`vlmflow.load` takes it.
+    truncations : tuple
+        Each a text (``"layer=6,keep=0"``), a mapping of the settings of
+        :class:`vlmflow.truncation.policy.Truncation` with an optional ``name``, or
+        ``{"preset": NAME}``.
+    sweep : mapping, optional
+        Lists of layers, keeps and rankings: every combination is one more truncation.
+    samples, calibration : int
+        Samples of the test split, and of the calibration split, on which a truncation is chosen.
+    max_loss : float
+        Largest loss of the task's score that a recommendation may cost.
+    timed : int
+        Calibration samples whose prefill is timed under every setting; 0: none.
+    seed : int
+        Of random choices and bootstraps.
+    max_new_tokens : int, optional
+        Longest answer; the task's own where left out.
+    revision, device, dtype, device_map : str, optional
+        As for :func:`vlmflow.load`.
+
+    Raises
+    ------
+    InputError
+        For settings that are unknown or impossible.
+    """
+
+    task: str
+    model: str = "scenes-llava"
+    truncations: tuple[Any, ...] = ()
+    sweep: Mapping[str, Any] | None = None
+    samples: int = 200
+    calibration: int = 200
+    max_loss: float = 0.03
+    timed: int = 4
+    seed: int = 0
+    max_new_tokens: int | None = None
+    revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    device_map: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if not self.truncations and not self.sweep:
+            raise InputError(
+                "a study compares truncations, and there is none; give truncations, a sweep or "
+                "presets"
+            )
+        named = [*self._named(None)]
+        for name, _ in named:
+            if name and [one for one, _ in named].count(name) > 1:
+                raise InputError(f"two truncations are called {name!r}; names must differ")
+
+    def settings(self, layers: int) -> tuple[Setting, ...]:
+        """Return truncations and controls for a model of so many decoder layers.
+
+        Raises
+        ------
+        InputError
+            If a truncation does not fit the model.
+        """
+        named = self._named(layers)
+        for _, policy in named:
+            policy.check_layers(layers, self.model)
+        return settings_of(named, layers, seed=self.seed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON can hold it."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain["truncations"] = [_plain(one) for one in self.truncations]
+        plain["sweep"] = None if self.sweep is None else dict(self.sweep)
+        return plain
+
+    @classmethod
+    def from_mapping(cls, plain: Mapping[str, Any]) -> Plan:
+        """Make a plan of what a YAML file says.
+
+        Raises
+        ------
+        InputError
+            For unknown or missing keys, and whatever the plan itself refuses.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in plain:
+            if key not in known:
+                raise InputError(f"a study has no setting {key!r}; there are {', '.join(known)}")
+        if not plain.get("task"):
+            raise InputError("a study needs a task; 'vlmflow tasks' lists them")
+        given = dict(plain)
+        if isinstance(given.get("truncations"), list):
+            given["truncations"] = tuple(given["truncations"])
+        return cls(**given)
+
+    def _named(self, layers: int | None) -> list[tuple[str, Truncation]]:
+        """Return names and policies; without layers, presets are checked by name only."""
+        found = [_truncation(one, layers) for one in self.truncations]
+        for policy in _swept(self.sweep or {}):
+            found.append(("", policy))
+        return [one for one in found if one is not None]
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Read a study's YAML file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or is not a mapping.
+    """
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"study file {str(path)!r} cannot be read ({reason})") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = "" if where is None else f" in line {where.line + 1}"
+        raise InputError(f"study file {str(path)!r} is no YAML{line}") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise InputError(f"study file {str(path)!r} is not a list of 'setting: value' lines")
+    return found
+
+
+def _truncation(given: Any, layers: int | None) -> tuple[str, Truncation] | None:
+    if isinstance(given, Truncation):
+        return "", given
+    if isinstance(given, str):
+        return "", Truncation.parse(given)
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"truncation {given!r} is neither a text such as 'layer=6,keep=0' nor a mapping"
+        )
+    plain = dict(given)
+    name = plain.pop("name", "")
+    if not isinstance(name, str):
+        raise InputError(f"name {name!r} of a truncation is no text")
+    if "preset" not in plain:
+        return name, Truncation.from_json(plain)
+    chosen = plain.pop("preset")
+    if plain:
+        raise InputError(f"preset {chosen!r} takes no further setting {next(iter(plain))!r}")
+    if not isinstance(chosen, str):
+        raise InputError(f"preset {chosen!r} is no name")
+    check_preset(chosen)
+    return None if layers is None else (name or chosen, preset(chosen, layers))
+
+
+def _swept(sweep: Mapping[str, Any]) -> list[Truncation]:
+    for key, values in sweep.items():
+        if key not in _SWEEPABLE:
+            raise InputError(f"sweep has no {key!r}; there are {', '.join(_SWEEPABLE)}")
+        if not isinstance(values, list) or not values:
+            raise InputError(f"sweep: {key} takes a list of values, not {values!r}")
+    if not sweep:
+        return []
+    for key in ("layer", "keep"):
+        if key not in sweep:
+            raise InputError(f"sweep needs a list of {key} values")
+    found: list[Truncation] = []
+    for values in itertools.product(*sweep.values()):
+        plain = dict(zip(sweep, values, strict=True))
+        if plain["keep"] == 0:
+            plain.pop("rank_by", None)  # keeping none takes no choice
+        policy = Truncation.from_json(plain)
+        if repr(policy) not in map(repr, found):  # keep=1 is one token and keep=1.0 all of them
+            found.append(policy)
+    return found
+
+
+def _plain(given: Any) -> Any:
+    if isinstance(given, Truncation):
+        return given.to_json()
+    return dict(given) if isinstance(given, Mapping) else given
+
+
+def _check_types(plan: Plan) -> None:
+    for name in ("samples", "calibration", "timed", "seed"):
+        value = getattr(plan, name)
+        least = 1 if name in ("samples", "calibration") else 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name}={value!r}; give an integer of at least {least}")
+    value = plan.max_new_tokens
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"max_new_tokens={value!r}; give an integer of at least 1")
+    if isinstance(plan.max_loss, bool) or not isinstance(plan.max_loss, int | float) \
+            or not 0 <= plan.max_loss <= 1:  # fmt: skip
+        raise InputError(f"max_loss={plan.max_loss!r}; give a share between 0 and 1")
+    for name in ("task", "model", "revision", "device", "dtype", "device_map"):
+        value = getattr(plan, name)
+        if not isinstance(value, str) and (value is not None or name in ("task", "model")):
+            raise InputError(f"{name}={value!r} is no text")
+    if not isinstance(plan.truncations, tuple):
+        raise InputError(f"truncations={plan.truncations!r} is no list")
+    if plan.sweep is not None and not isinstance(plan.sweep, Mapping):
+        raise InputError(f"sweep={plan.sweep!r} is no mapping of lists")

@@ -1,0 +1,219 @@
+"""The same study on Ray: one model per worker, one writer, and dead workers replaced."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmflow.errors import InputError, VlmflowError
+from vlmflow.studies.truncations.answering import answer_sample
+from vlmflow.studies.truncations.plan import Plan
+from vlmflow.studies.truncations.prefill_time import time_prefills
+from vlmflow.studies.truncations.run import About, Piece, Progress, collect, load_model
+from vlmflow.studies.truncations.store import StoredResult, writing
+from vlmflow.tasks.registry import task as find_task
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+
+IN_FLIGHT = 2
+"""Pieces that wait at every worker, so that none is idle."""
+
+TRIES = 3
+"""How often a piece may take its worker with it before it counts as failed."""
+
+
+class Worker:
+    """A model in a process of its own.
+
+    Parameters
+    ----------
+    plan : Plan
+        Says which model, and how samples are answered.
+    threads : int
+        For work on the CPU.
+    """
+
+    def __init__(self, plan: Plan, threads: int) -> None:
+        self.plan, self.threads = plan, threads
+        self.loaded: LVLM | None = None
+
+    @property
+    def vlm(self) -> LVLM:
+        """The model, opened when it is first needed."""
+        if self.loaded is None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+            self.loaded = load_model(self.plan)
+        return self.loaded
+
+    def about(self) -> About:
+        """Describe the model."""
+        return About.of(self.vlm)
+
+    def answer(self, piece: Piece, length: int) -> list[StoredResult]:
+        """Answer one piece; see :func:`vlmflow.studies.truncations.answering.answer_sample`."""
+        return answer_sample(self.vlm, piece.sample, piece.asked, length)
+
+    def time(self, model: str, known: set[str]) -> list[tuple[str, float]]:
+        """Time prefills; see :func:`vlmflow.studies.truncations.prefill_time.time_prefills`."""
+        task = find_task(self.plan.task)
+        settings = self.plan.settings(self.vlm.num_layers)
+        return list(time_prefills(self.vlm, task, settings, self.plan.timed, model, known))
+
+
+def run_on_ray(
+    plan: Plan,
+    directory: Path,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Run a study, or what is missing of it, on Ray.
+
+    Connects to the cluster that ``RAY_ADDRESS`` names, or starts one on this machine. Pieces are
+    single samples; a worker that dies is replaced and its pieces are run again. What is written is
+    what one process would have written.
+
+    Parameters
+    ----------
+    plan, directory, progress
+        As for :func:`vlmflow.studies.truncations.run.run_study`.
+    workers : int, optional
+        How many; one per GPU, or two without any, where left out. GPUs are shared out evenly.
+
+    Raises
+    ------
+    InputError, ModelError
+        If Ray is not installed, and as :func:`vlmflow.studies.truncations.run.run_study`.
+    """
+    try:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
+        import ray
+    except ImportError as error:
+        raise InputError('--workers ray needs Ray: pip install "vlmflow[ray]"') from error
+    task = find_task(plan.task)
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False)
+    try:
+        pool = _Pool(ray, plan, workers)
+        about = pool.ask("about")
+        length = plan.max_new_tokens or task.max_new_tokens
+
+        def timing(known: set[str]) -> Iterator[tuple[str, float]]:
+            yield from pool.ask("time", about.identity, known)
+
+        with writing(directory) as store:
+            answering = pool.answering(length)
+            collect(plan, task, about, store, answering, timing, progress)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+@dataclass(eq=False)
+class _Job:
+    """A piece on its way, at one worker."""
+
+    piece: Piece
+    worker: int
+    tries: int = 1
+
+
+class _Pool:
+    """Workers, and the pieces they have."""
+
+    def __init__(self, ray: Any, plan: Plan, count: int | None) -> None:
+        self.ray, self.plan = ray, plan
+        resources = ray.cluster_resources()
+        gpus, cpus = float(resources.get("GPU", 0)), float(resources.get("CPU", 1))
+        wanted = count or int(gpus) or 2
+        self.threads = max(1, int(cpus // wanted))
+        # A worker asks for a share that surely is there: more workers than CPUs must not wait.
+        gpu = gpus / wanted
+        share = {
+            "num_cpus": min(1.0, cpus / wanted),
+            "num_gpus": gpu if gpu < 1 else float(int(gpu)),  # Ray gives out whole ones above 1
+        }
+        self.kind = ray.remote(Worker).options(max_restarts=0, **share)
+        self.workers = [self._new() for _ in range(wanted)]
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of one worker, and of a new one if that dies."""
+        for _ in range(TRIES):
+            try:
+                return self._get(getattr(self.workers[0], method).remote(*arguments))
+            except self.ray.exceptions.RayActorError:
+                self.workers[0] = self._new()
+        raise InputError(f"{TRIES} Ray workers died one after the other; is there enough memory?")
+
+    def answering(
+        self, length: int
+    ) -> Callable[[Iterator[Piece]], Iterator[tuple[Piece, list[StoredResult]]]]:
+        """Make what answers pieces, in the order in which they are done."""
+
+        def answer(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, list[StoredResult]]]:
+            jobs: dict[Any, _Job] = {}
+            again: deque[_Job] = deque()
+
+            def send(job: _Job) -> None:
+                jobs[self.workers[job.worker].answer.remote(job.piece, length)] = job
+
+            while True:
+                while len(jobs) < IN_FLIGHT * len(self.workers):
+                    worker = self._idlest(jobs)
+                    if again:
+                        job = again.popleft()
+                        job.worker = worker
+                    elif (piece := next(pieces, None)) is not None:
+                        job = _Job(piece, worker)
+                    else:
+                        break
+                    send(job)
+                if not jobs:
+                    return
+                (ready, *_), _ = self.ray.wait(list(jobs), num_returns=1)
+                job = jobs.pop(ready)
+                try:
+                    yield job.piece, self._get(ready)
+                except self.ray.exceptions.RayActorError:
+                    lost = [job, *self._taken_from(jobs, job.worker)]
+                    self.workers[job.worker] = self._new()
+                    # The first of a worker's pieces is the one it was at.
+                    if lost[0].tries >= TRIES:
+                        yield lost[0].piece, _killed(lost.pop(0).piece)
+                    else:
+                        lost[0].tries += 1
+                    again.extend(lost)
+
+        return answer
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, VlmflowError):
+                raise error.cause from None
+            raise
+
+    def _new(self) -> Any:
+        return self.kind.remote(self.plan, self.threads)
+
+    def _idlest(self, jobs: dict[Any, _Job]) -> int:
+        busy = [job.worker for job in jobs.values()]
+        return min(range(len(self.workers)), key=busy.count)
+
+    def _taken_from(self, jobs: dict[Any, _Job], worker: int) -> list[_Job]:
+        """Take back what a dead worker still had, in the order it was sent."""
+        gone = [reference for reference, job in jobs.items() if job.worker == worker]
+        return [jobs.pop(reference) for reference in gone]
+
+
+def _killed(piece: Piece) -> list[StoredResult]:
+    reason = f"its worker died {TRIES} times; is there enough memory?"
+    return [StoredResult(id=one.id, answer=None, failure=reason) for one in piece.asked]

@@ -1,0 +1,234 @@
+"""Running a study in one process: every sample under every setting, once, and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+import vlmflow
+from vlmflow.errors import InputError
+from vlmflow.lvlm.loading import load
+from vlmflow.studies.truncations.answering import Asked, answer_sample
+from vlmflow.studies.truncations.cache_keys import model_identity, result_id, stored_sample
+from vlmflow.studies.truncations.plan import Plan
+from vlmflow.studies.truncations.prefill_time import describe_machine, time_prefills, timing_id
+from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample, writing
+from vlmflow.tasks.base import SPLITS, Task, TaskSample
+from vlmflow.tasks.registry import task as find_task
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Parameters
+    ----------
+    done, total : int
+        Samples.
+    score : float or None
+        Mean score of the untouched model so far; None where samples cannot be scored one by one.
+    """
+
+    done: int
+    total: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One sample and what is still to be answered of it."""
+
+    sample: TaskSample
+    stored: StoredSample
+    asked: tuple[Asked, ...]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a study's tables need to know about the model that answers.
+
+    Parameters
+    ----------
+    identity : str
+        :func:`vlmflow.studies.truncations.cache_keys.model_identity`.
+    layers : int
+        Its decoder layers.
+    summary : dict
+        :meth:`vlmflow.lvlm.model.LVLM.config_summary`.
+    machine : str
+        What it runs on.
+    """
+
+    identity: str
+    layers: int
+    summary: dict[str, Any]
+    machine: str
+
+    @classmethod
+    def of(cls, vlm: LVLM) -> About:
+        """Read it off a model."""
+        return cls(model_identity(vlm), vlm.num_layers, vlm.config_summary(), describe_machine(vlm))
+
+
+Answering = Callable[[Iterator[Piece]], Iterator[tuple[Piece, list[StoredResult]]]]
+"""Gives every piece's results, in any order."""
+
+Timing = Callable[[set[str]], Iterator[tuple[str, float]]]
+"""Gives the prefill times that are not known yet."""
+
+
+def run_study(
+    plan: Plan,
+    directory: Path,
+    *,
+    vlm: LVLM | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Run a study, or what is missing of it, in this process.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to do.
+    directory : Path
+        Where results are kept; what is there already is not computed again.
+    vlm : LVLM, optional
+        The model, if it is loaded already.
+    progress : callable, optional
+        Called after every sample.
+
+    Raises
+    ------
+    InputError, ModelError
+        If the plan does not fit the model or the task, or another process writes there.
+    """
+    task = find_task(plan.task)
+    model = load_model(plan) if vlm is None else vlm
+    about = About.of(model)
+    settings = plan.settings(about.layers)
+    length = plan.max_new_tokens or task.max_new_tokens
+
+    def answering(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, list[StoredResult]]]:
+        for piece in pieces:
+            yield piece, answer_sample(model, piece.sample, piece.asked, length)
+
+    def timing(known: set[str]) -> Iterator[tuple[str, float]]:
+        return time_prefills(model, task, settings, plan.timed, about.identity, known)
+
+    with writing(directory) as store:
+        collect(plan, task, about, store, answering, timing, progress)
+
+
+def load_model(plan: Plan) -> LVLM:
+    """Open the model of a plan."""
+    return load(
+        plan.model,
+        device=plan.device,
+        dtype=plan.dtype,
+        revision=plan.revision,
+        device_map=plan.device_map,
+    )
+
+
+def collect(
+    plan: Plan,
+    task: Task,
+    about: About,
+    store: Store,
+    answering: Answering,
+    timing: Timing,
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Have everything answered that the store does not hold yet.
+
+    Parameters
+    ----------
+    plan, task, about
+        What to do.
+    store : Store
+        Opened for writing; nobody else writes.
+    answering, timing : callable
+        This process or several.
+    progress : callable, optional
+        Called after every sample.
+
+    Raises
+    ------
+    InputError
+        If no sample could be answered at all.
+    """
+    settings = plan.settings(about.layers)
+    length = plan.max_new_tokens or task.max_new_tokens
+    table: dict[str, list[str]] = {split: [] for split in SPLITS}
+    seen: list[tuple[Piece, str | None]] = []
+    total, right = plan.calibration + plan.samples, 0.0
+
+    def ids_of(sample: str) -> list[str]:
+        return [result_id(about.identity, sample, setting, length) for setting in settings]
+
+    def note(piece: Piece) -> None:
+        nonlocal right
+        (own,) = store.results(ids_of(piece.stored.id)[:1]).values()
+        seen.append((piece, own.answer))
+        score = None
+        if task.by_itself:
+            right += 0.0 if own.answer is None else task.score(piece.sample, own.answer)
+            answered = sum(answer is not None for _, answer in seen)
+            score = right / answered if answered else None
+        if progress is not None:
+            progress(Progress(len(seen), total, score))
+
+    def pieces() -> Iterator[Piece]:
+        for split in SPLITS:
+            count = plan.samples if split == "test" else plan.calibration
+            for sample in task.samples(split, count):
+                stored = stored_sample(task.name, split, sample)
+                table[split].append(stored.id)
+                ids = ids_of(stored.id)
+                there = store.results(ids)
+                missing = [
+                    Asked(setting, one)
+                    for setting, one in zip(settings, ids, strict=True)
+                    if one not in there
+                ]
+                piece = Piece(sample, stored, tuple(missing))
+                if missing:
+                    yield piece
+                else:
+                    note(piece)
+
+    store.write("study", None)
+    for piece, results in answering(pieces()):
+        store.add(piece.stored, results)
+        note(piece)
+    if not any(answer is not None for _, answer in seen):
+        reasons = [one.failure for one in store.results(ids_of(table["test"][0])).values()]
+        raise InputError(f"no sample of {task.name} could be answered; the first: {reasons[0]}")
+    timed = table["calibration"][: plan.timed]
+    names = [timing_id(about.identity, one, setting) for one in timed for setting in settings]
+    for name, seconds in timing(set(store.seconds(names))):
+        store.add_seconds(name, seconds)
+    store.write(
+        "study",
+        {
+            "plan": plan.to_json(),
+            "table": table,
+            "identity": about.identity,
+            "layers": about.layers,
+            "model": about.summary,
+            "machine": about.machine,
+            "versions": {
+                "vlmflow": vlmflow.__version__,
+                "torch": str(torch.__version__),
+                "transformers": transformers.__version__,
+            },
+        },
+    )

@@ -1,1 +1,0 @@
-"""Measurements over many samples of a task."""

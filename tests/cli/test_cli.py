@@ -1,0 +1,427 @@
+"""The command line: the main job, one clear line for bad input, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import vlmflow
+from tests.support.tiny import tiny_llava
+from vlmflow import cli
+from vlmflow.errors import InputError, ModelError
+from vlmflow.result.information_flow import InformationFlow
+
+FILES = ["flow.json", "flow.safetensors", "report.html"]
+SHORT = ("--max-new-tokens", "2")
+QUESTION = "Which number is printed on the green triangle?"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Directory of a tiny model with random weights."""
+    directory = tmp_path_factory.mktemp("model")
+    for part in tiny_llava():
+        part.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.effect_noise((90, 60), 80).convert("RGB").save(path)
+    return str(path)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def refused(result, *words):
+    """Exit code 2 and one line on stderr that holds the words; nothing else."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("vlmflow: ")
+    for word in words:
+        assert word in line
+    return True
+
+
+def whole_command(picture, model):
+    start = [sys.executable, "-m", "vlmflow", "explain"]
+    return [*start, picture, QUESTION, "--model", model, *SHORT]
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Any attempt to load a model fails the test."""
+
+    def load(*_, **__):
+        pytest.fail("a model was loaded before the input was checked")
+
+    monkeypatch.setattr(vlmflow, "load", load, raising=False)
+
+
+def test_explain_writes_the_report_and_the_numbers(model, picture, out):
+    result = run(
+        "explain", picture, QUESTION, "--model", model, "--out", out, "--max-new-tokens", 3
+    )
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    (line,) = result.stdout.splitlines()
+    assert line.endswith(f"-> {out / 'report.html'}")
+    assert result.stderr == ""
+    flow = InformationFlow.load(out)
+    assert flow.question == QUESTION
+    assert set(flow.signals) == set(cli.explain.SIGNALS.split(","))
+    assert len(flow.targets) == 1 + len(flow.answer_tokens)
+
+
+def test_json_is_one_object(model, picture, out):
+    result = run("explain", picture, QUESTION, "--model", model, "--out", out, "--json", *SHORT)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["question"] == QUESTION
+    assert told["layers"] == 4
+    assert told["image_tokens"] == 16
+    assert told["answer"] == InformationFlow.load(out).answer
+    for kind in ("report", "numbers", "arrays"):
+        assert Path(told[kind]).is_file()
+    assert told["figures"] is None
+
+
+def test_every_option_reaches_the_measurement(model, picture, out):
+    options = {
+        "--answer": "red",
+        "--signals": "flow, saliency,llava_cam",
+        "--target": "margin",
+        "--smooth": 2,
+        "--noise": 0.5,
+        "--seed": 7,
+        "--flow-layers": 2,
+        "--dtype": "bfloat16",
+        "--device": "cpu",
+        "--image": picture,
+    }
+    flags = ["--whole", "--low-memory", "--figures"]
+    pairs = [text for pair in options.items() for text in pair]
+    result = run("explain", picture, QUESTION, "--model", model, "--out", out, *pairs, *flags)
+    assert result.exit_code == 0, result.output
+    flow = InformationFlow.load(out)
+    assert flow.answer == "red"
+    assert flow.targets == ("answer",)
+    assert set(flow.signals) == {"flow", "saliency", "llava_cam", "llava_cam_smooth"}
+    assert len(flow.layout.image_sizes) == 2
+    stated = json.dumps({**flow.settings, **flow.versions})
+    for value in ("margin", "bfloat16", "0.5", "7"):
+        assert value in stated
+    assert {path.suffix for path in (out / "figures").iterdir()} == {".png", ".pdf"}
+
+
+def test_target_names_are_those_that_can_be_measured():
+    from vlmflow.flow.targets import TARGETS
+
+    assert [target.value for target in cli.explain.Target] == list(TARGETS)
+
+
+def test_a_second_run_replaces_the_first(model, picture, out):
+    for answer in ("red", "blue"):
+        result = run(
+            "explain", picture, QUESTION, "--model", model, "--out", out, "--answer", answer
+        )
+        assert result.exit_code == 0, result.output
+    assert InformationFlow.load(out).answer == "blue"
+    assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+def test_demo(out):
+    result = run("demo", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert result.stdout.strip().endswith(str(out / "report.html"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.png", QUESTION], ["missing.png", "does not exist"]),
+        ([".", QUESTION], ["is a directory"]),
+        (["PICTURE", " \n"], ["question is empty"]),
+        (["PICTURE", "<image>\nWhat?"], ["question", "'<image>'"]),
+        (["PICTURE", QUESTION, "--answer", ""], ["--answer is empty"]),
+        (["PICTURE", QUESTION, "--image", "missing.png"], ["missing.png"]),
+        (["PICTURE", QUESTION, "--signals", "atention"], ["atention", "attention"]),
+        (["PICTURE", QUESTION, "--signals", " ,"], ["no signal"]),
+        (["PICTURE", QUESTION, "--smooth", "-1"], ["--smooth -1"]),
+        (["PICTURE", QUESTION, "--noise", "nan"], ["--noise nan"]),
+        (["PICTURE", QUESTION, "--seed", "-1"], ["--seed -1"]),
+        (["PICTURE", QUESTION, "--flow-layers", "0"], ["--flow-layers 0"]),
+        (["PICTURE", QUESTION, "--max-new-tokens", "0"], ["--max-new-tokens 0"]),
+        (["PICTURE", QUESTION, "--out", "PICTURE"], ["not a directory"]),
+        (["PICTURE", QUESTION, "--out", "PICTURE/out"], ["cannot be written"]),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(
+    arguments, words, picture, out, no_model, tmp_path
+):
+    arguments = [argument.replace("PICTURE", picture) for argument in arguments]
+    if "--out" not in arguments:
+        arguments += ["--out", str(out)]
+    assert refused(run("explain", *arguments), *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--model", "no-such-model", ["no-such-model"]),
+        ("--model", "DIRECTORY", ["no model"]),
+        ("--device", "warp", ["warp"]),
+        ("--flow-layers", "99", ["99", "4"]),
+        ("--answer", "</s>", ["</s>"]),
+        ("--revision", "main", ["revision"]),
+    ],
+)
+def test_what_only_the_model_can_tell_is_refused_too(
+    option, value, words, model, picture, out, tmp_path
+):
+    value = value.replace("DIRECTORY", str(tmp_path))
+    assert refused(
+        run("explain", picture, QUESTION, "--model", model, "--out", out, option, value), *words
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["explain"], ["explain", "a.png"], ["--nonsense"], ["explian", "a.png", "b"]]
+)
+def test_usage_errors_exit_with_2(arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_version():
+    assert run("--version").stdout == f"vlmflow {vlmflow.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [
+        (KeyboardInterrupt, 130, "interrupted"),
+        (MemoryError, 1, "--low-memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 7 GiB"), 1, "--low-memory"),
+        (ModelError("two\nlines \x1b[31m"), 2, "two lines \\x1b[31m"),
+    ],
+)
+def test_whatever_stops_the_model_leaves_nothing(
+    monkeypatch, picture, out, tmp_path, error, code, word
+):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(vlmflow, "load", load, raising=False)
+    result = run("explain", picture, QUESTION, "--out", out / "deep")
+    assert result.exit_code == code
+    (line,) = result.stderr.splitlines()
+    assert word in line
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_a_failed_report_leaves_the_earlier_one(monkeypatch, model, picture, out):
+    arguments = ["explain", picture, QUESTION, "--model", model, "--out", out]
+    assert run(*arguments, "--answer", "red").exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def write_report(flow, path):
+        path.write_text("half")
+        raise InputError("the disk is full; make room")
+
+    monkeypatch.setattr("vlmflow.reports.explain.page.write_report", write_report)
+    assert refused(run(*arguments, "--answer", "blue"), "disk is full")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_names_and_answers_cannot_steer_the_terminal(model, picture, tmp_path):
+    out = tmp_path / "a\x1b]0;title\x07[bold]b"
+    answer = "red\x1b[2J\u202e[link=x]"
+    result = run("explain", picture, QUESTION, "--model", model, "--out", out, "--answer", answer)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.rstrip("\n").isprintable()
+    assert "[bold]b" in result.stdout
+    assert "[link=x]" in result.stdout
+    assert refused(run("explain", "x\x1b[2Jy.png", QUESTION, "--out", out), "x\\x1b[2Jy.png")
+
+
+SLOW = textwrap.dedent(
+    """
+    import signal, sys, time
+    import vlmflow
+    from vlmflow import cli
+
+    def load(*_, **__):
+        print("loading", flush=True)
+        time.sleep(60)
+
+    vlmflow.load = load
+    # A job in the background of a script starts with this signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli.main()
+    """
+)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_a_run_leaves_nothing(picture, out, tmp_path, sent, code):
+    command = [sys.executable, "-c", SLOW, "explain", picture, QUESTION, "--out", str(out / "a")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "loading\n"
+        time.sleep(0.1)
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_a_whole_run_prints_one_line_and_nothing_of_other_libraries(model, picture, tmp_path):
+    command = whole_command(picture, model)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert line.endswith(str(Path("vlmflow-report", "report.html")))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_progress_is_shown_on_a_terminal(model, picture, out):
+    ours, theirs = pty.openpty()
+    command = whole_command(picture, model)
+    with subprocess.Popen(
+        [*command, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 4096):
+                shown += part
+        except OSError:  # the other end is closed
+            pass
+        stdout, _ = process.communicate(timeout=120)
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"Loading" in shown
+    assert b"Measuring" in shown
+    assert stdout.count(b"\n") == 1
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_its_escape(model, picture, out):
+    command = whole_command(picture, model)
+    done = subprocess.run(
+        [*command, "--out", str(out), "--answer", "caf\u00e9 \u8d64"],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"caf\xe9 \\u8d64" in done.stdout
+
+
+def test_generate_answers_and_tells_the_cost(model, picture):
+    result = run("generate", picture, QUESTION, "--model", model, "--max-new-tokens", "4")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        "answer", "tokens", "time", "cache",
+    ]  # fmt: skip
+
+
+def test_generate_compares_with_the_untouched_model(model, picture):
+    arguments = ("generate", picture, QUESTION, "--model", model, "--max-new-tokens", "4")
+    settings = ("--truncate", "layer=2,keep=4,rank_by=diversity", "--compare")
+    result = run(*arguments, *settings)
+    assert result.exit_code == 0, result.output
+    assert " in layers 0-1, " in result.stdout
+    assert "FastV's formula" in result.stdout
+    assert "compared" in result.stdout
+    told = json.loads(run(*arguments, *settings, "--json").stdout)
+    assert told["truncation"]["keep"] == 4
+    assert told["cached_tokens"] == told["tokens_per_layer"]
+    assert told["tokens_per_layer"][1] - told["tokens_per_layer"][2] == told["image_tokens"] - 4
+    assert told["untouched"]["truncation"] is None
+    assert 0 < told["flops"]["measured_share"] < 1
+    assert told["flops"]["measured_share"] == pytest.approx(told["flops"]["prefill_share"])
+    ratios = told["compared"]["ratios"]
+    assert ratios["cache_bytes"] == told["cache_bytes"] / told["untouched"]["cache_bytes"] < 1
+
+
+def test_generate_keeping_all_gives_the_same_answer(model, picture):
+    told = json.loads(
+        run(
+            "generate", picture, QUESTION, "--model", model, "--truncate", "layer=1,keep=1.0",
+            "--compare", "--json", "--max-new-tokens", "5",
+        ).stdout
+    )  # fmt: skip
+    assert told["compared"]["same_answer"]
+    assert told["answer"] == told["untouched"]["answer"]
+
+
+def test_generate_takes_a_preset(model, picture):
+    told = json.loads(
+        run(
+            "generate", picture, QUESTION, "--model", model, "--preset", "no-image", "--json",
+            "--max-new-tokens", "2",
+        ).stdout
+    )  # fmt: skip
+    assert told["truncation"]["layer"] == 0
+    assert told["truncation"]["keep"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--truncate", "layer=2"), ("needs keep",)),
+        (("--truncate", "layer=2,keep=0,rank_by=best"), ("rank_by='best'", "last_attention")),
+        (("--truncate", "layer=2,keep=0", "--preset", "vtw"), ("give one",)),
+        (("--compare",), ("nothing to compare",)),
+        (("--preset", "vtv"), ("unknown preset 'vtv'", "vtw")),
+        (("--max-new-tokens", "0", "--preset", "vtw"), ("--max-new-tokens 0",)),
+    ],
+)
+def test_generate_refuses_bad_settings_before_loading(no_model, picture, arguments, words):
+    refused(run("generate", picture, QUESTION, *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("layer=9,keep=0", ("layer=9", "4 decoder layers (0..3)")),
+        ("layer=2,keep=999", ("keep=999", "image tokens")),
+    ],
+)
+def test_generate_refuses_what_the_model_does_not_have(model, picture, settings, words):
+    refused(run("generate", picture, QUESTION, "--model", model, "--truncate", settings), *words)

@@ -1,0 +1,129 @@
+"""`vlmflow study`, `vlmflow report` and the lists, as a person types them."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from tests.studies.test_study import write_questions
+from tests.support.tiny import tiny_llava
+from vlmflow import cli
+from vlmflow.tasks.registry import known_tasks
+from vlmflow.truncation.names import RANKINGS
+from vlmflow.truncation.presets import PRESETS
+
+FILES = {"study.html", "study.png", "study.pdf", "settings.csv", "results.csv", "results.parquet"}
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    for part in tiny_llava(7, layers=4):
+        part.save_pretrained(folder)
+    return folder
+
+
+def test_a_study_from_a_file_and_options(model, tmp_path):
+    config = tmp_path / "study.yaml"
+    plain = {"task": str(write_questions(tmp_path)), "samples": 4, "calibration": 4, "timed": 1}
+    config.write_text(json.dumps({**plain, "truncations": [{"layer": 1, "keep": 0}]}))  # is YAML
+    options = ["--model", model, "--truncate", "layer=2,keep=0.5", "--preset", "fastv"]
+    out = tmp_path / "out"
+    told = run("study", config, *options, "--samples", 3, "--device", "cpu", "--out", out)
+    assert told.exit_code == 0, told.output
+    assert "no truncation is safe" in told.output
+    assert str(out / "study.html") in told.output
+    assert {one.name for one in out.iterdir()} >= FILES
+    results = pd.read_parquet(out / "results.parquet")
+    table = pd.read_csv(out / "results.csv", dtype=str, keep_default_na=False)
+    for column in ("split", "key", "setting", "question", "answer"):
+        assert table[column].tolist() == results[column].tolist()
+    assert len(results[results["split"] == "test"]["key"].unique()) == 3
+    names = set(pd.read_csv(out / "settings.csv")["setting"])
+    assert names >= {
+        *("untouched", "no image", "layer 1, keep 0", "fastv"),
+        *("layer 2, keep 50 % by last_attention", "random: layer 2, keep 50 % by random"),
+        "down-sampled as layer 1, keep 0",
+    }
+    before = {name: (out / name).read_bytes() for name in FILES}
+    for name in FILES:
+        (out / name).unlink()
+    again = run("report", out)
+    assert again.exit_code == 0
+    assert again.output == told.output
+    assert {name: (out / name).read_bytes() for name in FILES} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("task: scenes-reading\nlayers: 3", [], "no setting 'layers'"),
+        ("task: scenes-readng\ntruncations: ['layer=1,keep=0']", [], "unknown task"),
+        ("task: scenes-reading", [], "there is none"),
+        ("task: scenes-reading", ["--preset", "fastw"], "unknown preset"),
+        ("task: scenes-reading", ["--truncate", "layer=99,keep=0"], "layer=99"),
+        ("task: scenes-reading", ["--truncate", "layer=9,keep=0", "--samples", "0"], "samples=0"),
+        ("task: scenes-reading", ["--preset", "vtw", "--workers", "slurm"], "workers='slurm'"),
+        ("task: [", ["--preset", "vtw"], "no YAML"),
+    ],
+)
+def test_a_wrong_study_is_one_line_and_leaves_nothing(tmp_path, text, options, words):
+    config = tmp_path / "study.yaml"
+    config.write_text(text)
+    told = run("study", config, *options, "--out", tmp_path / "out")
+    assert told.exit_code == 2
+    assert words in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_needs_a_directory_and_a_report_a_study(tmp_path):
+    told = run("study", "--task", "scenes-reading", "--preset", "vtw")
+    assert told.exit_code == 2
+    assert "--out" in told.stderr
+    told = run("report", tmp_path)
+    assert told.exit_code == 2
+    assert "holds no study" in told.stderr
+
+
+def test_the_lists_name_everything():
+    for command, names in (
+        ("tasks", [one.name for one in known_tasks()]),
+        ("rankings", list(RANKINGS)),
+        ("presets", list(PRESETS)),
+    ):
+        told = run(command)
+        assert told.exit_code == 0
+        rows = told.output.splitlines()
+        assert [row.split()[0] for row in rows[: len(names)]] == names
+        assert all(len(row.split()) > 3 for row in rows[: len(names)])
+
+
+def test_an_interrupt_keeps_what_is_there_and_says_so(model, tmp_path, monkeypatch):
+    from vlmflow.studies.truncations import run as running
+
+    answer, seen = running.answer_sample, []
+
+    def interrupted(*arguments):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return answer(*arguments)
+
+    monkeypatch.setattr(running, "answer_sample", interrupted)
+    task, out = write_questions(tmp_path), tmp_path / "out"
+    options = ["--samples", 3, "--calibration", 3, "--timed", 0, "--device", "cpu"]
+    command = ["study", "--task", task, "--model", model, "--preset", "fastv", "--out", out]
+    told = run(*command, *options)
+    assert told.exit_code == 130
+    assert "the same command goes on from here" in told.stderr
+    monkeypatch.setattr(running, "answer_sample", lambda *given: seen.append(1) or answer(*given))
+    assert run(*command, *options).exit_code == 0
+    assert len(seen) == 6

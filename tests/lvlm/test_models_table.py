@@ -1,0 +1,78 @@
+"""The table of model types says what the tests of the families show."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.support.families import FAMILIES, SIZES, picture
+from vlmflow import cli
+from vlmflow.lvlm.families import FAMILIES as REGISTERED
+from vlmflow.lvlm.families.table import SUPPORTED, markdown
+from vlmflow.truncation import Truncation
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "families.md"
+WORKED = ROOT / "docs" / "adding-a-family.md"
+ROWS = {one.model_type: one for one in SUPPORTED}
+
+
+def test_every_claimed_type_has_one_row():
+    claimed = [model_type for family in REGISTERED for model_type in family.model_types]
+    assert sorted(claimed) == sorted(ROWS)
+    assert len(SUPPORTED) == len(ROWS)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_row_says_what_its_model_does(family):
+    row, vlm = ROWS[family.model_type], family.lvlm()
+    prepared = vlm.prepare([picture(1, SIZES[0])], "What colour is the circle?")
+    flow = vlm.explain([picture(1, SIZES[0])], "What colour is the circle?", "red")
+    assert flow.layout.grids
+    assert bool(prepared.layout.grids) == (not family.queries)
+    kinds = {grid.kind for grid in prepared.layout.grids}
+    if "tiles" in row.grids and len(kinds) > 1:
+        assert kinds == {"tiles", "thumbnail"}
+    vlm.generate_ids(prepared, max_new_tokens=2, truncation=Truncation(1, 0))
+
+
+def test_docs_and_command_show_the_table():
+    assert markdown() in DOCS.read_text("utf-8")
+    told = CliRunner().invoke(cli.app, ["models"])
+    assert told.exit_code == 0
+    for one in SUPPORTED:
+        assert f"{one.model_type} " in told.output
+        assert one.example in told.output
+
+
+def test_the_worked_example_is_what_stands_in_the_repository():
+    """Every block of docs/adding-a-family.md is in the file named above it; families are whole."""
+    page = WORKED.read_text("utf-8")
+    blocks = re.findall(
+        r"^`([^`\n]+)`\n\n```(?:python|text|markdown)\n(.*?\n)```$", page, re.M | re.S
+    )
+    for path, block in blocks:
+        text = (ROOT / path).read_text("utf-8")
+        assert f"\n{block}" in f"\n{text}", (
+            f"{path} no longer reads as docs/adding-a-family.md says"
+        )
+    families = "src/vlmflow/lvlm/families"
+    for name in ("deepseek_vl", "paligemma"):
+        path = f"{families}/{name}.py"
+        assert (path, (ROOT / path).read_text("utf-8")) in blocks
+    assert {path for path, _ in blocks} == {
+        f"{families}/deepseek_vl.py",
+        f"{families}/paligemma.py",
+        f"{families}/__init__.py",
+        f"{families}/table.py",
+        "docs/families.md",
+        "tests/support/tiny_square.py",
+        "tests/support/families.py",
+    }
+    # Nothing but what is run in a shell stands outside of a checked block.
+    assert len(re.findall(r"^```", page, re.M)) == 2 * (len(blocks) + page.count("\n```console\n"))
+    for path in re.findall(r"`((?:src|tests|docs)/[\w./-]+)`", page):
+        assert (ROOT / path).is_file(), path

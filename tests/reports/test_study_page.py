@@ -1,0 +1,350 @@
+"""The page of a study says what the study found, names its doubts, and runs nothing."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.support.browser import OpenPage, running_browser
+from tests.support.synthetic_study import HOSTILE, WordTask, synthetic_outcome
+from vlmflow.reports.figures.label_places import Label, place_labels
+from vlmflow.reports.study.curves import curves_of, study_curves
+from vlmflow.reports.study.figure import pareto_front, study_figure
+from vlmflow.reports.study.page import study_page
+from vlmflow.reports.study.sentences import cautions, headline, points, second_line, signed
+from vlmflow.studies.truncations.plan import Plan
+
+SWEEP = {"layer": [3, 6, 9], "keep": [0, 0.25]}
+SCORES = {
+    "untouched": 0.9,
+    "no image": 0.3,
+    "layer 3, keep 0": 0.5,
+    "layer 6, keep 0": 0.9,
+    "layer 9, keep 0": 0.9,
+    "layer 3, keep 25 % by last_attention": 0.7,
+    "layer 6, keep 25 % by last_attention": 0.9,
+    "layer 9, keep 25 % by last_attention": 0.9,
+}
+
+
+def plan(**given):
+    sizes = {"samples": 200, "calibration": 200, "max_loss": 0.02}
+    return Plan(**{"task": "t", "sweep": SWEEP, **sizes, **given})
+
+
+def known(setting, split):
+    """Safe from layer 6 on; controls are bad."""
+    return SCORES.get(setting.name, 0.4)
+
+
+def fails_on_test(setting, split):
+    return 0.8 if setting.name == "layer 6, keep 0" and split == "test" else known(setting, split)
+
+
+def never_safe(setting, split):
+    return known(setting, split) - 0.1 * (setting.kind != "untouched")
+
+
+def best_at_random(setting, split):
+    return 0.97 if setting.kind in ("random", "down-sampled") else known(setting, split)
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return synthetic_outcome(plan(), known)
+
+
+def words_of(page):
+    """What a reader sees of a page, without its head and its pictures."""
+    body = re.sub(r"base64,[^\"]*", "", page.partition("<body")[2] or page)
+    return " ".join(re.sub(r"<[^>]*>", " ", body).replace("\u00a0", " ").split())
+
+
+def row_of(page, name):
+    """The first row of that name."""
+    return words_of(
+        re.search(rf"<tr[^>]*><th[^>]*>{re.escape(name)}(?![.\d]).*?</tr>", page, re.S)[0]
+    )
+
+
+@pytest.fixture(scope="module")
+def page(outcome):
+    return study_page(outcome)
+
+
+def test_a_recommendation_that_holds(outcome):
+    # Layer 6 of 12, keep 0: half of 70 % of the operations are gone.
+    assert headline(outcome) == (
+        "scenes-reasoning: layer 6, keep 0 saves 35 % of the prefill's operations; the score "
+        "changes by 0.0 points (−1.4 to +1.4) on the test samples"
+    )
+    second = second_line(outcome)
+    assert "6 truncations tried on 200 calibration samples" in second
+    assert "the 200 test samples had no part in it" in second
+    assert "at most 2 points" in second
+    assert "accuracy there is 90.0 % (85.1 to 93.4)" in second
+    assert "on 4 calibration samples" in second
+    assert cautions(outcome) == []
+
+
+def test_a_recommendation_that_does_not_hold_on_test():
+    broken = synthetic_outcome(plan(), fails_on_test)
+    assert headline(broken) == (
+        "scenes-reasoning: no truncation is shown to be safe: layer 6, keep 0, chosen on the "
+        "calibration samples, does not hold on the test samples, where the score changes by "
+        "−10.0 points (−14.2 to −5.6)"
+    )
+    (doubt,) = [one for one in cautions(broken) if "Do not use it" in one]
+    assert "changed the score by 0.0 points" in doubt
+    page = study_page(broken)
+    assert row_of(page, "layer 6, keep 0").startswith("layer 6, keep 0 ✕ chosen, does not hold")
+    assert "recommended" not in words_of(page)
+    labels = [line.get_label() for line in study_figure(broken).axes[0].lines]
+    assert "chosen, does not hold" in labels
+
+
+def test_no_recommendation():
+    none = synthetic_outcome(plan(max_loss=0.05), never_safe)
+    assert headline(none) == (
+        "scenes-reasoning: no truncation is safe: none keeps the loss below 5 points with 95 % "
+        "confidence"
+    )
+    assert cautions(none) == []
+    page = study_page(none)
+    assert "★" not in page
+    assert "came nearest to a recommendation" in page
+
+
+def test_too_few_samples_are_named():
+    """136 samples without any difference leave room for 2.01 points, 137 for 1.99."""
+    (doubt,) = cautions(synthetic_outcome(plan(samples=20, calibration=136), known))
+    assert "136 calibration samples cannot show that little" in doubt
+    assert "at least 137" in doubt
+    enough = synthetic_outcome(plan(samples=20, calibration=137), known)
+    assert enough.recommendation is not None
+    assert any("20 test samples cannot show" in one for one in cautions(enough))
+    (doubt,) = cautions(synthetic_outcome(plan(max_loss=0.0), known))
+    assert "no number is enough" in doubt
+
+
+def test_controls_that_are_not_beaten_are_named(outcome, page):
+    assert "✓ beats random choice: " in row_of(page, "layer 6, keep 25 % by last_attention")
+    assert "✓ beats down-sampled picture: " in row_of(page, "layer 6, keep 0")
+    equal = synthetic_outcome(plan(), best_at_random)
+    (doubt,) = cautions(equal)
+    assert "layer 6, keep 0 is not shown to score higher than down-sampled picture" in doubt
+    row = row_of(study_page(equal), "layer 3, keep 25 % by last_attention")
+    assert "✕ is beaten by random choice: −2" in row
+    assert "✕ is beaten by down-sampled picture: −2" in row
+
+
+def test_shared_controls_count_for_every_truncation():
+    """Two rankings at one layer have one random choice and one down-sampled picture."""
+    sweep = {"layer": [6], "keep": [0.25], "rank_by": ["last_attention", "diversity"]}
+    shared = synthetic_outcome(plan(sweep=sweep, samples=5, calibration=5), known)
+    first, second = (one for one in shared.settings if one.kind == "truncation")
+    assert [one.of for one in shared.controls(second)] == [first.name, first.name]
+    assert shared.controls(first) == shared.controls(second)
+    # One token and all tokens are equal as numbers, and nothing else.
+    both = ("layer=6,keep=1", "layer=6,keep=1.0")
+    apart = synthetic_outcome(plan(sweep=None, truncations=both, samples=5, calibration=5), known)
+    one, everything = (one for one in apart.settings if one.kind == "truncation")
+    assert not {x.name for x in apart.controls(one)} & {x.name for x in apart.controls(everything)}
+
+
+def test_against_is_paired_over_common_samples(outcome):
+    by_name = {one.name: one for one in outcome.settings}
+    good, bad = by_name["layer 6, keep 0"], by_name["layer 3, keep 0"]
+    # Samples are right in the same order under both: all differences have one sign.
+    found = outcome.against(good, bad, "test")
+    assert found.value == pytest.approx(0.4)
+    failed = {(f"test-{i}", "layer 3, keep 0"): "broken" for i in range(200)}
+    assert synthetic_outcome(plan(), known, failed=failed).against(good, bad, "test") is None
+
+
+def test_failures_are_counted_and_explained():
+    failed = {
+        ("test-3", "*"): "OSError: no picture",
+        ("test-4", "layer 6, keep 0"): "out of memory",
+        ("calibration-0", "layer 6, keep 0"): "out of memory",
+    }
+    one = synthetic_outcome(plan(), known, failed=failed)
+    page = study_page(one)
+    words = words_of(page)
+    assert "3 of 400 samples failed under some setting" in words
+    assert "layer 6, keep 0 1 2" in words
+    assert "untouched 0 1" in words
+    assert f"test-3 test all {len(one.settings)} OSError: no picture" in words
+    assert "left out of that setting's figures" in words
+    assert row_of(page, "layer 6, keep 0").endswith("198 2")
+
+
+def test_a_setting_without_any_answer_keeps_its_row():
+    failed = {(f"test-{i}", "layer 3, keep 0"): "broken" for i in range(200)}
+    page = study_page(synthetic_outcome(plan(), known, failed=failed))
+    assert row_of(page, "layer 3, keep 0").endswith("– – – – – – – – 0 200")
+
+
+@pytest.mark.parametrize("split", ["calibration", "test"])
+def test_a_split_without_any_answer_is_said(split):
+    failed = {(f"{split}-{i}", "*"): "broken" for i in range(200)}
+    empty = synthetic_outcome(plan(), known, failed=failed)
+    assert headline(empty).endswith(f"no {split} sample was answered")
+    assert "all" in words_of(study_page(empty))
+
+
+def test_nothing_timed_leaves_one_picture():
+    untimed = synthetic_outcome(plan(timed=0), known)
+    figure = study_figure(untimed)
+    assert len(figure.axes) == 1
+    assert any("not timed" in text.get_text() for text in figure.texts)
+    words = words_of(study_page(untimed))
+    assert "Prefills were not timed" in words
+    assert re.search(r"\b(nan|None|inf)\b", words) is None
+
+
+def test_every_figure_of_the_task_is_shown():
+    """Sums are shown as they are, shares as percent; a lone score is not shown twice."""
+    summed = study_page(synthetic_outcome(plan(), known, task=WordTask(points=True)))
+    assert '<th scope="col">chair &lt;b&gt;</th>' in summed
+    assert "untouched 90.0 % 360.00 10.0 %" in words_of(summed)
+    assert "own figures" not in words_of(study_page(synthetic_outcome(plan(), known)))
+
+
+def test_the_pareto_picture_shows_every_setting(outcome):
+    figure = study_figure(outcome)
+    lines = [line for line in outcome.lines if line.split == "test"]
+    for axes, cost in zip(figure.axes, ("cost_share", "prefill_share"), strict=True):
+        drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
+        for kind, label in {
+            "truncation": "truncation",
+            "random": "random choice",
+            "down-sampled": "down-sampled picture",
+            "no image": "no image",
+        }.items():
+            expected = [
+                (getattr(one, cost), one.score.value) for one in lines if one.setting.kind == kind
+            ]
+            np.testing.assert_allclose(drawn[label], expected)
+        chosen = outcome.recommendation.test
+        expected = [(getattr(chosen, cost), chosen.score.value)]
+        np.testing.assert_allclose(drawn["recommended"], expected)
+    front = [line.setting.name for line in pareto_front(lines, "cost_share")]
+    assert front == ["layer 3, keep 0", "layer 3, keep 25 % by last_attention", "layer 6, keep 0"]
+    xs, ys = zip(*drawn["Pareto front of the truncations"], strict=True)
+    assert list(xs) == sorted(xs)
+    assert list(ys) == sorted(ys)
+
+
+def test_oracles_are_no_part_of_the_front():
+    oracle = synthetic_outcome(
+        plan(truncations=("layer=2,keep=0.1,rank_by=saliency",)),
+        lambda setting, split: 0.95 if "saliency" in setting.name else known(setting, split),
+    )
+    lines = [line for line in oracle.lines if line.split == "test"]
+    assert all("saliency" not in one.setting.name for one in pareto_front(lines, "cost_share"))
+    assert "never recommended" in row_of(study_page(oracle), "layer 2, keep 10 % by saliency")
+
+
+def test_curves_hold_truncations_that_differ_in_their_layer_only(outcome):
+    ((title, curves),) = curves_of(outcome).items()
+    assert title == "kept by last_attention"
+    assert {name: [line.score.value for line in lines] for name, lines in curves.items()} == {
+        "keep 0": [0.5, 0.9, 0.9],
+        "keep 25 %": [0.7, 0.9, 0.9],
+    }
+    (axes,) = study_curves(outcome).axes
+    drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_allclose(drawn["keep 0"], [(3, 0.5), (6, 0.9), (9, 0.9)])
+    single = plan(sweep=None, truncations=("layer=6,keep=0", "layer=3:6,keep=0.5:0.25"))
+    assert study_curves(synthetic_outcome(single, known)) is None
+
+
+def test_labels_cover_no_mark_and_each_other():
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 3))
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    places = np.random.default_rng(0).uniform(0.1, 0.9, (12, 2))
+    labels = [Label(x, y, f"setting {i}", bold=i == 0) for i, (x, y) in enumerate(places)]
+    place_labels(axes, labels, places, np.zeros((0, 2)), width=1.5)
+    figure.draw_without_rendering()
+    texts = [one for one in axes.texts if one.get_text()]
+    boxes = [one.get_window_extent() for one in texts]
+    assert len(boxes) >= 6
+    marks = axes.transData.transform(places)
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
+        assert not any(box.contains(*mark) for mark in marks)
+        assert axes.get_window_extent().padded(1).containsx(box.x0)
+    # Where there is no room at all, only the bold one is written.
+    crowd = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60)), -1).reshape(-1, 2)
+    before = len(axes.texts)
+    place_labels(axes, labels[:3], crowd, np.zeros((0, 2)), width=1.5)
+    assert {one.get_text() for one in axes.texts[before:]} - {""} == {"setting 0"}
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(-0.005, "−0.5"), (0.019, "+1.9"), (0, "0.0"), (-0.0001, "0.0")]
+)
+def test_signs(share, words):
+    assert signed(share) == words
+
+
+def test_points():
+    assert [points(one) for one in (0.01, 0.02, 0.07, 0.005)] == [
+        "1 point", "2 points", "7 points", "0.5 points"
+    ]  # fmt: skip
+
+
+def test_the_page_opens_and_runs_nothing(outcome, page, tmp_path):
+    path = tmp_path / "study.html"
+    path.write_text(page, "utf-8")
+    assert re.search(r"\b(nan|None|inf)\b", words_of(page)) is None
+    with running_browser() as browser:
+        opened = OpenPage(browser, path)
+        seen = opened.page
+        assert seen.inner_text("h1").replace("\u00a0", " ") == headline(outcome)
+        (chosen,) = seen.locator("section tr.chosen:visible").all_inner_texts()
+        assert chosen.startswith("layer 6, keep 0 ★ recommended")
+        for number in range(2):
+            natural = f"document.querySelectorAll('img')[{number}].naturalWidth"
+            assert seen.evaluate(natural) > 1000
+        assert opened.complaints == []
+        assert opened.outside_requests() == []
+        phone = OpenPage(browser, path, viewport={"width": 360, "height": 740})
+        assert phone.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        # Whatever scrolls sideways can be reached with the keyboard.
+        for box in phone.page.locator("section > .scroll, figure > div").all():
+            assert box.get_attribute("tabindex") == "0"
+            assert box.get_attribute("aria-label")
+
+
+def test_hostile_texts_stay_texts(tmp_path):
+    """Task, model, settings, questions, answers and reasons come from elsewhere."""
+    named = tuple({"layer": 5 + i, "keep": 0, "name": f"{i} {HOSTILE}"} for i in range(2))
+    hostile = synthetic_outcome(
+        plan(truncations=named, samples=60, calibration=30),
+        known,
+        task=WordTask(HOSTILE, points=True),
+        failed={(f"test-{i}", "*"): HOSTILE for i in range(1, 4)},
+        text=HOSTILE * 20,
+    )
+    page = study_page(hostile)
+    assert "\u202e" not in page
+    assert "\x00" not in page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert len(page.encode()) < 3_000_000
+    path = tmp_path / "hostile.html"
+    path.write_text(page, "utf-8")
+    with running_browser() as browser:
+        opened = OpenPage(browser, path, viewport={"width": 360, "height": 740})
+        assert opened.page.evaluate("window.ranPayload") == 0
+        assert opened.page.locator("script, img[onerror]").count() == 0
+        assert opened.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert opened.complaints == []
+        assert opened.outside_requests() == []

@@ -1,0 +1,129 @@
+"""Intervals cover what they claim to cover, by simulation and by worked examples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vlmflow.statistics.intervals import mean_estimate, paired_difference
+
+TRIALS = 1500
+
+
+def coverage(truth, draw):
+    """Share of simulated studies whose interval holds the truth."""
+    rng = np.random.default_rng(0)
+    found = [draw(rng) for _ in range(TRIALS)]
+    return np.mean([one.low <= truth <= one.high for one in found])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
+@pytest.mark.parametrize("count", [20, 100])
+def test_intervals_of_shares_cover(share, count):
+    def draw(rng):
+        return mean_estimate(rng.random(count) < share, draws=1, seed=0)
+
+    # Wilson's coverage swings about 95 % with n and the share; TRIALS leave 0.6 points of noise.
+    assert 0.92 < coverage(share, draw) <= 1
+
+
+def test_a_share_has_wilsons_interval():
+    found = mean_estimate([1.0] * 81 + [0.0] * 182, draws=1, seed=0)
+    # Newcombe 1998 (Statistics in Medicine 17:857), table I: 81 of 263.
+    assert found.value == pytest.approx(81 / 263)
+    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
+def test_intervals_of_graded_scores_cover():
+    def draw(rng):
+        return mean_estimate(rng.beta(8, 2, 80), draws=300, seed=int(rng.integers(1 << 30)))
+
+    assert 0.92 < coverage(0.8, draw) < 0.97
+
+
+def clustered(rng, pictures, each, spread):
+    """Right and wrong answers whose chance of being right depends on the picture."""
+    chance = rng.beta(0.8 * spread, 0.2 * spread, pictures)
+    right = rng.random((pictures, each)) < chance[:, None]
+    names = [f"picture {number}" for number in range(pictures) for _ in range(each)]
+    return right.ravel().astype(float), names
+
+
+def test_samples_of_one_picture_are_not_taken_as_independent():
+    def together(rng):
+        scores, names = clustered(rng, 60, 6, 1.0)
+        return mean_estimate(scores, names, draws=300, seed=int(rng.integers(1 << 30)))
+
+    def apart(rng):
+        scores, _ = clustered(rng, 60, 6, 1.0)
+        return mean_estimate(scores, draws=1, seed=0)
+
+    assert 0.91 < coverage(0.8, together) < 0.98
+    assert coverage(0.8, apart) < 0.8  # what the clusters are for
+
+
+@pytest.mark.parametrize("count", [20, 50, 200])
+@pytest.mark.parametrize(("lost", "won"), [(0.0, 0.0), (0.02, 0.02), (0.1, 0.02), (0.3, 0.2)])
+def test_intervals_of_paired_differences_cover(count, lost, won):
+    def draw(rng):
+        chance = rng.random(count)
+        base = np.where(chance < lost, 1.0, np.where(chance < lost + won, 0.0, 1.0))
+        cut = np.where(chance < lost, 0.0, np.where(chance < lost + won, 1.0, 1.0))
+        return paired_difference(cut, base)
+
+    assert 0.93 < coverage(won - lost, draw) <= 1
+
+
+def test_intervals_of_graded_paired_differences_cover():
+    def draw(rng):
+        base = rng.beta(8, 2, 60)
+        return paired_difference(np.clip(base - 0.1 * rng.random(60), 0, 1), base)
+
+    assert 0.93 < coverage(-0.05, draw) <= 1
+
+
+def test_paired_differences_of_clusters_cover():
+    def draw(rng):
+        pictures, each = 60, 5
+        hurt = rng.random(pictures) < 0.2  # removal hurts all questions about some pictures
+        lost = (rng.random((pictures, each)) < np.where(hurt, 0.8, 0.0)[:, None]).ravel()
+        names = [f"p{number}" for number in range(pictures) for _ in range(each)]
+        return paired_difference(1.0 - lost, np.ones(pictures * each), names)
+
+    assert 0.92 < coverage(-0.16, draw) < 0.98
+
+
+def test_a_paired_difference_is_bonett_and_prices():
+    """By hand: n = 50, 8 lost, 2 won -> (1 + 2) and (1 + 8) of 52."""
+    base = [1.0] * 8 + [0.0] * 2 + [1.0] * 40
+    cut = [0.0] * 8 + [1.0] * 2 + [1.0] * 40
+    won, lost = 3 / 52, 9 / 52
+    spread = 1.959964 * np.sqrt((won + lost - (won - lost) ** 2) / 52)
+    found = paired_difference(cut, base)
+    assert found.value == pytest.approx(-6 / 50)
+    assert found.low == pytest.approx(won - lost - spread, abs=1e-9)
+    assert found.high == pytest.approx(won - lost + spread, abs=1e-9)
+
+
+def test_no_difference_in_few_samples_is_no_certainty():
+    few, many = (paired_difference([1.0] * n, [1.0] * n) for n in (10, 1000))
+    assert few.value == many.value == 0
+    assert few.low < -0.1
+    assert -0.01 < many.low < 0
+
+
+def test_clusters_of_one_change_nothing():
+    rng = np.random.default_rng(1)
+    scores, base = rng.random(30), rng.random(30)
+    alone = paired_difference(scores, base)
+    named = paired_difference(scores, base, [str(number) for number in range(30)])
+    assert (alone.low, alone.high) == pytest.approx((named.low, named.high))
+    empty = paired_difference(scores, base, [""] * 30)
+    assert (alone.low, alone.high) == pytest.approx((empty.low, empty.high))
+
+
+def test_all_right_about_few_pictures_is_no_certainty():
+    names = [f"picture {number // 6}" for number in range(60)]
+    found = mean_estimate([1.0] * 60, names, draws=50, seed=0)
+    assert (found.value, found.high) == pytest.approx((1.0, 1.0))
+    assert found.low == pytest.approx(mean_estimate([1.0] * 10, draws=1, seed=0).low)

@@ -1,0 +1,264 @@
+"""A cliff study measures what it says, foretells fairly, and shows it on a page."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.support.browser import OpenPage, running_browser
+from tests.support.tiny import tiny_llava
+from vlmflow import LVLM, cli
+from vlmflow.errors import InputError
+from vlmflow.lvlm.batch import generate_batch
+from vlmflow.removal.curve import RemovalCurve, removal_curve
+from vlmflow.reports.cliff.page import cliff_page, headline
+from vlmflow.statistics.intervals import bootstrap_interval
+from vlmflow.studies.cliff_layer.measurements import SIGNALS, Observed, observe
+from vlmflow.studies.cliff_layer.prediction import foretold, predictions, spearman, true_cliffs
+from vlmflow.studies.cliff_layer.study import cliff_study
+from vlmflow.tasks.base import TaskSample
+from vlmflow.tasks.folder import FolderTask
+
+HOSTILE = "<script>ranPayload++</script><img src=x onerror=ranPayload++>\u202e"
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    model, processor = tiny_llava(7, layers=4)
+    # A model that always says the same would have its cliff everywhere at 0.
+    model.generation_config.max_new_tokens = 4
+    return LVLM(model, processor, name="tiny " + HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """Twelve questions about noise, six of them for calibration."""
+    folder = tmp_path_factory.mktemp("questions")
+    lines = []
+    for number in range(12):
+        Image.effect_noise((60 + number, 50), 90).convert("RGB").save(folder / f"{number}.png")
+        text = "What colour is the circle?" if number % 2 else f"Is there a star? {HOSTILE}"
+        line = {"image": f"{number}.png", "question": text, "answer": "red", "group": "noise"}
+        lines.append({**line, "split": "calibration"} if number < 6 else line)
+    path = folder / "noise.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(vlm, questions):
+    task = FolderTask(questions)
+    task.max_new_tokens = 4
+    return cliff_study(vlm, task, count=6, calibration=6, batch=4, draws=50)
+
+
+def test_batches_are_answered_like_single_prompts(vlm, questions):
+    samples = list(FolderTask(questions).samples("test"))
+    prompts = [vlm.prepare(one.pictures, one.question) for one in samples]
+    together = generate_batch(vlm, prompts, max_new_tokens=4)
+    assert together == [vlm.generate_ids(one, max_new_tokens=4) for one in prompts]
+
+
+def test_what_is_observed_is_what_single_calls_measure(vlm, study):
+    for one in study.observed:
+        (picture,) = one.sample.pictures
+        curve = removal_curve(vlm, picture, one.sample.question, max_new_tokens=4)
+        np.testing.assert_allclose(one.curve.kl, curve.kl, rtol=1e-3, atol=1e-5)
+        flow = vlm.explain(picture, one.sample.question, max_new_tokens=4, signals=["saliency"])
+        segment = ("system", "image", "user", "answer").index("image")
+        share = flow.attention_share[:, 0, segment]
+        np.testing.assert_allclose(one.signals["attention share"], share, rtol=1e-3)
+        poured = flow.saliency_sum[:, 0, :, segment].sum(1)
+        np.testing.assert_allclose(
+            one.signals["saliency flow"], poured / poured.sum(), rtol=1e-2, atol=1e-4
+        )
+        strongest = np.sort(flow.maps["saliency"][:, 0], axis=1)[:, -2:].sum(1)
+        expected = strongest / flow.maps["saliency"][:, 0].sum(1)
+        np.testing.assert_allclose(one.signals["convergence"], expected, rtol=1e-2)
+
+
+def test_progress_counts_samples(vlm, questions):
+    done = []
+    found = list(observe(vlm, FolderTask(questions), "test", 5, batch=2, progress=done.append))
+    assert len(found) == 5
+    assert done == [2, 4, 5]
+
+
+def test_the_tables_hold_every_layer_and_sample(study):
+    layers, samples = study.layer_frame(), study.sample_frame()
+    assert layers["layer"].tolist() == [0, 1, 2, 3]
+    kl = np.stack([curve.mean_kl for curve in study.curves])
+    np.testing.assert_allclose(layers["kl"], kl.mean(0), rtol=1e-6)
+    changed = np.mean([~curve.same_answer for curve in study.curves], axis=0)
+    np.testing.assert_allclose(layers["changed"], changed)
+    # Wilson's interval has a width even where all or no answers change.
+    assert (layers["changed high"] - layers["changed low"] > 0.3).all()
+    assert (layers["kl low"] <= layers["kl"]).all()
+    assert (layers["kl"] <= layers["kl high"]).all()
+    assert samples["cliff"].tolist() == true_cliffs(study.observed, 0.1).tolist()
+    assert samples["group"].tolist() == ["noise"] * 6
+    plain = json.loads(json.dumps(study.to_json(), allow_nan=False))
+    assert [row["layer"] for row in plain["layers"]] == [0, 1, 2, 3]
+    assert {one["signal"] for one in plain["predictions"]} == {"constant", *SIGNALS}
+
+
+def known(cliff, layers=6, **signals):
+    """A sample whose curve has its cliff at a layer."""
+    kl = np.array([[1.0 if layer < cliff else 0.0] for layer in range(layers)], dtype=np.float32)
+    curve = RemovalCurve(
+        tuple(range(layers)), 0, "last_attention", ("yes",), kl, kl == 0,
+        np.ones(layers, dtype=bool), -kl, np.zeros(1, dtype=np.float32),
+    )  # fmt: skip
+    sample = TaskSample("1", (), "?", ("yes",))
+    flat = {name: np.ones(layers) for name in SIGNALS}
+    return Observed(sample, "yes", 1.0, curve, {**flat, **signals})
+
+
+def with_signal(cliff, layers=6):
+    """Saliency that ends exactly at the cliff; attention that says nothing."""
+    flow = np.array([1.0 if layer < cliff else 0.0 for layer in range(layers)])
+    peak = np.zeros(layers)
+    peak[cliff - 1] = 1.0
+    return known(cliff, layers, **{"saliency flow": flow, "convergence": peak})
+
+
+def test_a_signal_that_knows_is_told_from_one_that_does_not():
+    draw = random.Random(1)
+    calibration = [with_signal(draw.choice([2, 3, 5])) for _ in range(30)]
+    test = [with_signal(draw.choice([2, 3, 5])) for _ in range(60)]
+    found = {one.signal: one for one in predictions(calibration, test, 0.1, draws=100)}
+    assert found["saliency flow"].error == 0
+    assert found["saliency flow"].rank == pytest.approx(1)
+    assert found["convergence"].error == 0
+    assert found["constant"].rank is None
+    assert found["attention share"].rank is None
+    assert found["attention share"].error >= found["saliency flow"].error_high
+    constant = found["constant"]
+    assert constant.error_low <= constant.error <= constant.error_high
+    assert constant.samples == 60
+
+
+@pytest.mark.parametrize(
+    ("signal", "values", "threshold", "layer"),
+    [
+        ("saliency flow", [5, 3, 1, 1], 0.25, 2),
+        ("saliency flow", [5, 3, 1, 1], 0.2, 2),
+        ("saliency flow", [5, 3, 1, 1], 0.0, 4),
+        ("attention share", [5, 3, 1, 1], 1.0, 0),
+        ("convergence", [0.1, 0.7, 0.2, 0.3], 0.0, 2),
+    ],
+)
+def test_what_a_signal_foretells(signal, values, threshold, layer):
+    assert foretold(signal, np.array(values, dtype=np.float64), threshold) == layer
+
+
+def test_rank_correlation_by_counting():
+    """Against ranks counted pair by pair, ties included."""
+    draw = random.Random(3)
+    for _ in range(50):
+        a = [draw.choice([1, 2, 3, 4]) for _ in range(9)]
+        b = [draw.choice([1, 2, 3]) for _ in range(9)]
+        ranks = [
+            [sum(y < x for y in values) + (sum(y == x for y in values) + 1) / 2 for x in values]
+            for values in (a, b)
+        ]
+        if len(set(a)) == 1 or len(set(b)) == 1:
+            assert spearman(a, b) is None
+            continue
+        mean = 5.0
+        top = sum((x - mean) * (y - mean) for x, y in zip(*ranks, strict=True))
+        below = [sum((x - mean) ** 2 for x in values) for values in ranks]
+        assert spearman(a, b) == pytest.approx(top / (below[0] * below[1]) ** 0.5)
+
+
+def test_bootstrap_intervals_cover_the_mean():
+    rng = np.random.default_rng(0)
+    covered = []
+    for trial in range(200):
+        values = rng.exponential(1.0, size=(60, 1))
+        low, high = bootstrap_interval(values, 200, trial)
+        covered.append(bool(low[0] <= 1.0 <= high[0]))
+    # A percentile bootstrap of 60 skewed values covers a little less than 95 %.
+    assert 0.88 <= np.mean(covered) <= 0.99
+
+
+def test_no_answer_at_all_is_said(vlm):
+    silent = [Observed(TaskSample("1", (), "?", ("yes",)), "", 0.0, None, {})]
+    with pytest.raises(InputError, match="no answer to any sample"):
+        predictions(silent, silent, 0.1)
+
+
+@pytest.mark.parametrize("name", ["count", "calibration", "batch"])
+def test_settings_that_measure_nothing_are_refused(vlm, questions, name):
+    with pytest.raises(InputError, match=f"{name}=0"):
+        cliff_study(vlm, FolderTask(questions), **{name: 0})
+
+
+def test_the_page_shows_the_study_and_runs_nothing(study, tmp_path):
+    path = tmp_path / "cliff.html"
+    path.write_text(cliff_page(study), "utf-8")
+    with running_browser() as browser:
+        opened = OpenPage(browser, path)
+        page = opened.page
+        assert page.inner_text("h1") == headline(study)
+        assert page.locator("tr", has_text="layer 3").count() == 1
+        assert page.locator("tr", has_text="What colour is the circle?").count() == 3
+        assert page.evaluate("document.querySelector('img').naturalWidth") > 1000
+        assert page.evaluate("window.ranPayload") == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert opened.complaints == []
+        assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
+
+
+def test_the_command_writes_everything(questions, tmp_path):
+    for part in tiny_llava(7, layers=4):
+        part.save_pretrained(tmp_path / "model")
+    arguments = ["cliff", questions, "--model", tmp_path / "model", "--out", tmp_path / "out"]
+    arguments += ["--samples", 4, "--calibration", 3]
+    result = CliRunner().invoke(cli.app, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.output
+    assert "removed from   answers changed" in result.stdout
+    assert "layer 3" in result.stdout
+    assert "saliency flow" in result.stdout
+    names = ["cliff.html", "cliff.json", "cliff.pdf", "cliff.png", "layers.csv", "samples.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert json.loads((tmp_path / "out" / "cliff.json").read_text())["samples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["scenes-juggling"], "unknown task 'scenes-juggling'"),
+        (["scenes-reading", "--samples", "0"], "--samples 0 is out of range"),
+        (["scenes-reading", "--changed", "-1"], "--changed -1"),
+        (["missing.csv"], "task file 'missing.csv' cannot be read"),
+    ],
+)
+def test_the_command_refuses_bad_input_and_writes_nothing(tmp_path, arguments, words):
+    out = tmp_path / "out"
+    result = CliRunner().invoke(cli.app, ["cliff", *arguments, "--out", str(out)])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not out.exists()
+
+
+def test_answers_that_are_scored_together_are(vlm, questions):
+    """As CIDEr: the score of one answer depends on all of them, and alone it has none."""
+
+    class Together(FolderTask):
+        by_itself = False
+        max_new_tokens = 4
+
+        def score(self, sample, answer):
+            raise AssertionError("alone it has no score")
+
+        def scores(self, samples, answers):
+            return [1 / len(answers)] * len(answers)
+
+    found = cliff_study(vlm, Together(questions), count=6, calibration=3, batch=4, draws=20)
+    assert [one.score for one in found.observed] == [1 / 6] * 6

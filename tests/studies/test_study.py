@@ -1,0 +1,401 @@
+"""A study computes everything once, survives whatever happens to it, and chooses fairly."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.support.families import FAMILIES
+from tests.support.tiny import tiny_llava
+from vlmflow import LVLM, Truncation
+from vlmflow.errors import InputError
+from vlmflow.studies.truncations.arms import mean_share, settings_of
+from vlmflow.studies.truncations.cache_keys import model_identity
+from vlmflow.studies.truncations.down_sample import down_sampled, grows
+from vlmflow.studies.truncations.plan import Plan, read_plan
+from vlmflow.studies.truncations.results import read_outcome
+from vlmflow.studies.truncations.run import run_study
+from vlmflow.studies.truncations.store import FILE, Store, StoredResult, StoredSample, writing
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return LVLM(*tiny_llava(7, layers=4), name="tiny")
+
+
+@pytest.fixture
+def questions(tmp_path):
+    return write_questions(tmp_path)
+
+
+def write_questions(folder, count=8):
+    lines = []
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 256, (50, 60 + number, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+        split = "calibration" if number < count // 2 else "test"
+        line = {"image": f"{number}.png", "question": f"What is {number}?", "answer": "red"}
+        lines.append({**line, "split": split})
+    path = folder / "noise.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def plan_of(questions, **options):
+    given = {
+        "truncations": ("layer=1,keep=0", {"name": "half", "layer": 2, "keep": 0.5}),
+        "samples": 4,
+        "calibration": 4,
+        "timed": 1,
+        "max_new_tokens": 4,
+    }
+    return Plan(task=str(questions), **{**given, **options})
+
+
+def table_of(directory):
+    return read_outcome(directory).result_frame()
+
+
+# --- what is to be done ---
+
+
+@pytest.mark.parametrize(
+    ("plain", "words"),
+    [
+        ({"task": "x", "sampels": 3}, "no setting 'sampels'"),
+        ({"model": "x"}, "needs a task"),
+        ({"task": "x"}, "there is none"),
+        ({"task": "x", "truncations": ["layer=1,keep=0"], "samples": 0}, "samples=0"),
+        ({"task": "x", "truncations": ["layer=1,keep=0"], "samples": True}, "samples=True"),
+        ({"task": "x", "truncations": ["layer=1,keep=0"], "max_loss": "2 %"}, "max_loss='2 %'"),
+        ({"task": "x", "truncations": ["layer=1,keep=0"], "max_new_tokens": 0}, "max_new_tokens"),
+        ({"task": 3, "truncations": ["layer=1,keep=0"]}, "task=3"),
+        ({"task": "x", "truncations": "layer=1,keep=0"}, "is no list"),
+        ({"task": "x", "truncations": [3]}, "truncation 3"),
+        ({"task": "x", "truncations": ["layer=1"]}, "needs keep"),
+        ({"task": "x", "truncations": [{"layer": 1, "keep": 0, "kepe": 1}]}, "'kepe'"),
+        ({"task": "x", "truncations": [{"preset": "fastw"}]}, "unknown preset 'fastw'"),
+        ({"task": "x", "truncations": [{"preset": "fastv", "layer": 2}]}, "'layer'"),
+        ({"task": "x", "truncations": [{"name": 3, "layer": 2, "keep": 0}]}, "name 3"),
+        ({"task": "x", "sweep": {"layer": [1]}}, "keep values"),
+        ({"task": "x", "sweep": {"layer": [1], "keep": 0}}, "takes a list"),
+        ({"task": "x", "sweep": {"layer": [1], "keep": [0], "seed": [1]}}, "no 'seed'"),
+        ({"task": "x", "sweep": [1]}, "no mapping"),
+        (
+            {"task": "x", "truncations": [{"name": "a", "layer": n, "keep": 0} for n in (1, 2)]},
+            "two truncations are called 'a'",
+        ),
+    ],
+)
+def test_a_wrong_plan_is_refused_before_anything_runs(plain, words):
+    with pytest.raises(InputError, match=words):
+        Plan.from_mapping(plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("task: [", "no YAML in line"), ("- a", "not a list of"), ("3: x", "not a list of")],
+)
+def test_a_file_that_is_no_plan_is_refused(tmp_path, text, words):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_plan(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_plan(tmp_path / "missing.yaml")
+
+
+def test_a_plan_survives_json_and_sweeps_every_combination():
+    plan = Plan.from_mapping(
+        {
+            "task": "x",
+            "truncations": [{"preset": "fastv"}],
+            "sweep": {"layer": [1, 3], "keep": [0, 0.5], "rank_by": ["random", "uniform"]},
+        }
+    )
+    settings = plan.settings(8)
+    assert Plan.from_mapping(json.loads(json.dumps(plan.to_json()))).settings(8) == settings
+    policies = [one.truncation for one in settings if one.kind == "truncation"]
+    assert policies[0] == Truncation(1, 0.5)  # layer 2 of 32, and no earlier than 1
+    assert len(policies) == 1 + 2 * 2 + 2  # keep 0 takes no ranking
+    with pytest.raises(InputError, match="layer=3"):
+        plan.settings(3)
+
+
+def test_every_truncation_gets_its_controls_and_shared_ones_appear_once():
+    policies = [Truncation(2, 0), Truncation(2, 0.5), Truncation(2, 0.5, "uniform")]
+    settings = settings_of([("", one) for one in policies], 4, seed=3)
+    kinds = [one.kind for one in settings]
+    assert kinds[:2] == ["untouched", "no image"]
+    assert settings[1].truncation == Truncation(0, 0)
+    (control,) = [one for one in settings if one.kind == "random"]
+    assert control.truncation == Truncation(2, 0.5, "random", seed=3)
+    # Keeping half from layer 2 of 4 on leaves 3/4 to an average layer, whatever ranks.
+    smaller = [one for one in settings if one.kind == "down-sampled"]
+    assert [mean_share(one.truncation, 4, 16) for one in smaller] == [0.5, 0.75]
+    assert len({one.name for one in settings}) == len(settings)
+
+
+# --- the control that shrinks pictures ---
+
+
+def smaller(vlm, picture, share):
+    whole = vlm.prepare([picture], "What?")
+    assert not grows(vlm, whole, "What?")  # LLaVA makes every picture into the same grid
+    return down_sampled(vlm, whole, "What?", share, growing=False)
+
+
+def test_a_shrunken_picture_lies_where_its_tokens_are(vlm):
+    """Pixels outside the corner must be even ground, and those inside the whole picture."""
+    picture = Image.new("RGB", (80, 80), "red")
+    picture.paste((0, 0, 255), (40, 0, 80, 80))  # the right half
+    prepared, policy = smaller(vlm, picture, 0.25)
+    assert policy == Truncation(0, 4, "top_left")  # 2 x 2 of 4 x 4
+    seen = np.asarray(prepared.images[0]).astype(int)
+    assert (abs(seen[5, 5] - [255, 0, 0]) < 9).all()
+    assert (abs(seen[5, 35] - [0, 0, 255]) < 9).all()
+    assert (seen[60, 60] == seen[10, 70]).all()
+    assert (abs(seen[60, 60] - [128, 0, 128]) < 3).all()
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.05, 1), (0.3, 4), (0.6, 9), (0.95, 16)])
+def test_the_corner_has_about_as_many_tokens_as_wanted(vlm, share, kept):
+    _, policy = smaller(vlm, Image.new("RGB", (90, 60)), share)
+    assert policy.keep == kept
+
+
+def growing_model():
+    """A model whose image tokens grow with the picture, and whose FLOPs nobody can compute."""
+    (family,) = [family for family in FAMILIES if family.name == "qwen2_vl"]
+    return family.lvlm()
+
+
+def test_a_model_of_any_shape_gets_a_smaller_picture():
+    vlm = growing_model()
+    whole = vlm.prepare([Image.effect_noise((168, 140), 90).convert("RGB")], "What?")
+    assert grows(vlm, whole, "What?")
+    prepared, rest = down_sampled(vlm, whole, "What?", 0.5, growing=True)
+    assert whole.layout.image_positions.size == 12  # its processor takes no more
+    assert prepared.layout.image_positions.size == 6
+    assert rest is None
+    assert prepared.images[0].width > 20  # 10 pixels would do, and show less
+    ratios = [one.images[0].width / one.images[0].height for one in (whole, prepared)]
+    assert ratios[1] == pytest.approx(ratios[0], rel=0.1)
+
+
+def test_costs_that_cannot_be_computed_are_told_by_the_formula(questions, tmp_path):
+    for path in questions.parent.glob("*.png"):
+        Image.effect_noise((168, 140), 90).convert("RGB").save(path)
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=growing_model())
+    lines = read_outcome(tmp_path / "out").lines
+    assert {line.flops_share for line in lines} == {None}
+    costs = {line.setting.kind: line.cost_share for line in lines if line.setting.of != "half"}
+    assert costs["untouched"] == 1
+    assert 0 < costs["no image"] < costs["truncation"] < 1
+    assert costs["no image"] < costs["down-sampled"] < 1
+
+
+# --- running ---
+
+
+def test_answers_are_those_of_the_model_one_by_one(vlm, questions, tmp_path):
+    plan = plan_of(questions)
+    told = []
+    run_study(plan, tmp_path / "out", vlm=vlm, progress=told.append)
+    outcome = read_outcome(tmp_path / "out")
+    assert [one.done for one in told] == list(range(1, 9))
+    assert told[-1].total == 8
+    for split in ("calibration", "test"):
+        for stored, sample in zip(
+            outcome.samples[split], outcome.task.samples(split, 4), strict=True
+        ):
+            for setting in outcome.settings:
+                if setting.is_down_sampled:
+                    continue
+                said = vlm.generate(
+                    sample.pictures,
+                    sample.question,
+                    max_new_tokens=4,
+                    truncation=setting.truncation,
+                )
+                assert outcome.answers[stored.id, setting.name].answer == said
+    assert all(line.prefill and line.prefill_share for line in outcome.lines)
+    untouched = outcome.lines[0]
+    assert untouched.setting.kind == "untouched"
+    assert untouched.flops_share == untouched.loyalty.value == 1
+    assert outcome.setting_frame()["n"].eq(4).all()
+
+
+def test_nothing_is_computed_twice(vlm, questions, tmp_path, monkeypatch):
+    plan = plan_of(questions, timed=0)
+    run_study(plan, tmp_path / "out", vlm=vlm)
+    first = table_of(tmp_path / "out")
+
+    def refuse(*_args, **_options):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("vlmflow.studies.truncations.run.answer_sample", refuse)
+    told = []
+    run_study(plan, tmp_path / "out", vlm=vlm, progress=told.append)
+    assert told[-1].done == 8
+    pd.testing.assert_frame_equal(first, table_of(tmp_path / "out"))
+
+
+def test_a_further_truncation_computes_only_itself(vlm, questions, tmp_path, monkeypatch):
+    from vlmflow.studies.truncations import run
+
+    plan = plan_of(questions, timed=0)
+    run_study(plan, tmp_path / "out", vlm=vlm)
+    asked = []
+    answer = run.answer_sample
+
+    def noting(model, sample, settings, length):
+        asked.extend(one.setting.name for one in settings)
+        return answer(model, sample, settings, length)
+
+    monkeypatch.setattr(run, "answer_sample", noting)
+    more = replace(plan, truncations=(*plan.truncations, "layer=3,keep=0"))
+    run_study(more, tmp_path / "out", vlm=vlm)
+    assert set(asked) == {"layer 3, keep 0"}  # its down-sampled control is half's
+
+
+def test_whatever_changes_results_changes_their_hash(vlm, questions, tmp_path):
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)
+    other = LVLM(*tiny_llava(8, layers=4), name="tiny")
+    assert model_identity(other) != model_identity(vlm)
+    assert model_identity(LVLM(*tiny_llava(7, layers=4), name="other")) == model_identity(vlm)
+    run_study(plan_of(questions, timed=0), tmp_path / "both", vlm=vlm)
+    run_study(plan_of(questions, timed=0), tmp_path / "both", vlm=other)
+    assert not table_of(tmp_path / "both").equals(table_of(tmp_path / "out"))
+    run_study(plan_of(questions, timed=0), tmp_path / "both", vlm=vlm)
+    pd.testing.assert_frame_equal(table_of(tmp_path / "both"), table_of(tmp_path / "out"))
+    # Another picture under the same name is another sample.
+    before = {one.id for one in read_outcome(tmp_path / "out").samples["test"]}
+    Image.new("RGB", (50, 50), "red").save(questions.parent / "7.png")
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)
+    assert len(before & {one.id for one in read_outcome(tmp_path / "out").samples["test"]}) == 3
+
+
+def test_failed_samples_are_told_and_left_out(vlm, questions, tmp_path):
+    (questions.parent / "5.png").write_bytes(b"no picture")
+    plan = plan_of(questions, truncations=("layer=1,keep=0", "layer=2,keep=40"), timed=1)
+    run_study(plan, tmp_path / "out", vlm=vlm)
+    outcome = read_outcome(tmp_path / "out")
+    broken = [one for one in outcome.failures if one.split == "test" and len(one.settings) > 4]
+    assert [one.key for one in broken] == ["6"]
+    assert "5.png" in broken[0].reason
+    # More tokens than there are: that setting fails everywhere, and no other one.
+    lines = {line.setting.name: line for line in outcome.lines if line.split == "test"}
+    assert "layer 2, keep 40 by last_attention" not in lines
+    assert lines["layer 1, keep 0"].count == 3
+    assert lines["layer 1, keep 0"].failed == 1
+    frame = outcome.result_frame()
+    told = frame[frame["setting"] == "layer 2, keep 40 by last_attention"]["failure"]
+    assert told.str.contains("keep").sum() == 7
+    assert frame[frame["failure"].notna()]["score"].isna().all()
+
+
+def test_a_model_that_gives_nan_is_told(questions, tmp_path):
+    import torch
+
+    model, processor = tiny_llava(9)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"no sample .* could be answered.*not finite"):
+        run_study(plan_of(questions), tmp_path / "out", vlm=LVLM(model, processor))
+
+
+def test_an_unfinished_study_has_no_report(tmp_path):
+    with writing(tmp_path) as store:
+        store.write("study", None)
+    with pytest.raises(InputError, match="not finished"):
+        read_outcome(tmp_path)
+    with pytest.raises(InputError, match="holds no study"):
+        read_outcome(tmp_path / "elsewhere")
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
+    code = (
+        "import sys, time, pathlib; from vlmflow.studies.truncations.store import writing\n"
+        f"with writing(pathlib.Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(InputError, match="another process"), writing(tmp_path):
+            pass
+        other.kill()
+    with writing(tmp_path) as store:
+        store.write("study", None)
+
+
+def test_a_directory_that_cannot_hold_a_study_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot hold a study"), writing(tmp_path / "file"):
+        pass
+    (tmp_path / FILE).write_text("no database, but long enough to look like one " * 100)
+    with pytest.raises(InputError, match="cannot hold a study"):
+        Store(tmp_path)
+
+
+def test_a_commit_is_there_after_a_kill(tmp_path):
+    code = (
+        "import os, pathlib, signal\n"
+        "from vlmflow.studies.truncations.store import StoredResult, StoredSample, writing\n"
+        f"with writing(pathlib.Path({str(tmp_path)!r})) as store:\n"
+        "    store.add(StoredSample('s', 'test', 'k', 'q', '[]', '[]', '', ''),"
+        " [StoredResult('r', 'red')])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    store = Store(tmp_path)
+    assert store.results(["r", "x"]) == {"r": StoredResult("r", "red")}
+    assert store.samples(["s"])["s"] == StoredSample("s", "test", "k", "q", "[]", "[]", "", "")
+    store.close()
+
+
+RUN = """
+import sys
+from pathlib import Path
+from tests.studies.test_study import plan_of
+from tests.support.tiny import tiny_llava
+from vlmflow import LVLM
+from vlmflow.studies.truncations.run import run_study
+run_study(
+    plan_of(sys.argv[1], timed=0), Path(sys.argv[2]), vlm=LVLM(*tiny_llava(7, layers=4)),
+    progress=lambda now: print(now.done, flush=True),
+)
+"""
+
+
+def test_a_killed_study_goes_on_and_ends_with_the_same_table(vlm, questions, tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", RUN, str(questions), str(tmp_path / "killed")]
+    for stop in (2, 5):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, env=environment, text=True, cwd=root
+        ) as process:
+            while int(process.stdout.readline()) < stop:
+                pass
+            time.sleep(random.Random(stop).random() * 0.05)  # anywhere within the next sample
+            process.kill()
+    base = sqlite3.connect(tmp_path / "killed" / FILE)
+    (there,) = base.execute("SELECT count(*) FROM sample").fetchone()
+    base.close()
+    assert 5 <= there < 8
+    run_study(plan_of(questions, timed=0), tmp_path / "killed", vlm=vlm)
+    run_study(plan_of(questions, timed=0), tmp_path / "whole", vlm=vlm)
+    pd.testing.assert_frame_equal(table_of(tmp_path / "killed"), table_of(tmp_path / "whole"))

@@ -1,0 +1,134 @@
+"""Training examples: one picture, and as many turns after it as fit into a fixed length.
+
+Most examples hold turns that do not see each other: each attends to what stands before it up to
+the picture, and to itself, and its positions go on from there. So every turn is answered from the
+picture, as in a first turn, and shares the cost of its image tokens. The other examples are
+conversations, in which a turn sees those before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from training.turns import KINDS, draw_turn, shares_at
+from vlmflow.scenes.generator import draw_scene, render
+from vlmflow.scenes.tasks import scene_seed
+
+IGNORE = -100
+SEED_OFFSET = 1_000_000  # examples of this stage share no scene with those of the vision tower
+
+
+class Example(TypedDict):
+    """One training example; ``N`` positions."""
+
+    pixel_values: Tensor  # (3, height, width)
+    input_ids: Tensor  # (N,)
+    position_ids: Tensor  # (N,)
+    blocks: Tensor  # (N,): 0 is seen by all later positions, others by their own block only
+    labels: Tensor  # (N,): the next token where it belongs to an answer, else IGNORE
+    turns: Tensor  # (N,): number of the turn that a label belongs to, else -1
+    kinds: Tensor  # (N,): index into KINDS where a label is, else -1
+
+
+@dataclass(frozen=True)
+class Examples(Dataset[Example]):
+    """Examples of steps ``start + 1`` to ``steps``; every example is always the same one.
+
+    Parameters
+    ----------
+    processor : ProcessorMixin
+        Of the model that is trained.
+    image_text : str
+        What the processor writes for one picture of a training example.
+    length : int
+        ``N``.
+    batch, start, steps : int
+        Examples per step, and the steps.
+    conversations : float
+        Share of examples whose turns see those before them.
+    seed : int
+        Of everything that is drawn.
+    """
+
+    processor: Any
+    image_text: str
+    length: int
+    batch: int
+    start: int
+    steps: int
+    conversations: float
+    seed: int
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.batch
+
+    def __getitem__(self, index: int) -> Example:
+        number = self.start * self.batch + index
+        scene_number = SEED_OFFSET * (1 + self.seed) + number
+        seed = scene_seed("conversation", "train", scene_number)
+        scene = draw_scene(seed)
+        rng = np.random.default_rng(np.random.SeedSequence((*seed, 2)))
+        shares = shares_at(number // self.batch + 1)
+        pixels = self.processor.image_processor(render(scene), return_tensors="pt")
+        encode = self.processor.tokenizer.encode
+        lead, tail = self._around_question()
+        ids = encode(lead, add_special_tokens=False)
+        example = Example(
+            pixel_values=pixels["pixel_values"][0],
+            input_ids=torch.full((self.length,), self.processor.tokenizer.pad_token_id),
+            position_ids=torch.zeros(self.length, dtype=torch.long),
+            blocks=torch.full((self.length,), -1),
+            labels=torch.full((self.length,), IGNORE),
+            turns=torch.full((self.length,), -1),
+            kinds=torch.full((self.length,), -1),
+        )
+        prefix = end = len(ids)
+        example["input_ids"][:prefix] = torch.tensor(ids)
+        example["position_ids"][:prefix] = torch.arange(prefix)
+        example["blocks"][:prefix] = 0
+        conversation = bool(rng.random() < self.conversations)
+        seen: set[str] = set()
+        turn = 0
+        while True:
+            kind, question = draw_turn(scene, rng, shares)
+            if question.text in seen:
+                continue
+            seen.add(question.text)
+            opening = "\n<|im_start|>user\n" if conversation and turn else "\n"
+            ask = encode(opening + question.text + tail, add_special_tokens=False)
+            answer = encode(question.answer + "<|im_end|>", add_special_tokens=False)
+            start, end = end, end + len(ask) + len(answer)
+            if end > self.length:
+                return example
+            first = start if conversation else prefix
+            labelled = slice(start + len(ask) - 1, end - 1)
+            example["input_ids"][start:end] = torch.tensor(ask + answer)
+            example["position_ids"][start:end] = torch.arange(first, first + end - start)
+            example["blocks"][start:end] = 0 if conversation else turn + 1
+            example["labels"][labelled] = torch.tensor(answer)
+            example["turns"][labelled] = turn
+            example["kinds"][labelled] = KINDS.index(kind)
+            turn += 1
+
+    def _around_question(self) -> tuple[str, str]:
+        """Return what the chat template writes before and after a first question."""
+        content = [{"type": "image"}, {"type": "text", "text": "QUESTION"}]
+        prompt: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        lead, tail = prompt.split("\nQUESTION")
+        return lead.replace(self.processor.image_token, self.image_text), tail
+
+
+def may_look(blocks: Tensor) -> Tensor:
+    """Which positions each position attends to: (B, N) blocks -> (B, 1, N, N) bool."""
+    length = blocks.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=blocks.device).tril()
+    seen = blocks[:, None, :]
+    return (earlier & ((seen == 0) | (seen == blocks[:, :, None])))[:, None]

@@ -1,0 +1,273 @@
+"""Train a bundled model with a pretrained decoder: ``python -m training.pretrained_decoder NAME``.
+
+The standard LLaVA recipe on SmolLM2-135M-Instruct: a frozen vision tower (that of scenes-llava,
+taught patch labels before), a projector, and low-rank adapters on every matrix of the frozen
+decoder. The only loss is the cross-entropy of the answers' tokens. A killed run continues from its
+last checkpoint; ``training_log.csv`` says how far and how long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AttentionInterface
+
+from training.adapters import adapt, adapter_weights
+from training.checkpoints import latest_step, restore_checkpoint, save_checkpoint
+from training.packing import IGNORE, Examples, may_look
+from training.smollm2_models import BUILDERS, Unfinished
+from training.turns import KINDS
+
+CHECKPOINT_EVERY, LOG_EVERY = 100, 25
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What differs between models, and when training ends.
+
+    Parameters
+    ----------
+    rank : int
+        Of the adapters.
+    length, batch : int
+        Positions of an example, and examples of a step.
+    steps, decay : int
+        All steps, and how many of them at the end take the learning rates down to 0.
+    projector_rate, adapter_rate : float
+        Learning rates (AdamW) between warm-up and decay.
+    conversations : float
+        Share of examples whose turns see those before them.
+    seed : int
+        Of initial weights and examples.
+    """
+
+    rank: int
+    length: int = 480
+    batch: int = 8
+    steps: int = 6000
+    decay: int = 1500
+    warm_up: int = 60
+    projector_rate: float = 1e-3
+    adapter_rate: float = 6e-4
+    conversations: float = 0.2
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Give the learning rates' factor at a step: warm-up, plateau, straight down to 0."""
+        return min(1.0, step / self.warm_up, (self.steps - step) / self.decay + 1e-3)
+
+
+RECIPES = {"scenes-smollm2": Recipe(rank=32)}
+
+
+def _plain_attention(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    **_options: object,
+) -> tuple[Tensor, None]:
+    """Attention as plain matrix products, cheaper on a CPU than SDPA at these lengths.
+
+    Query heads of one key head are stacked as further rows, so that keys are not repeated. Shapes
+    are those of ``transformers.AttentionInterface``; the mask is additive, (B, 1, N, N).
+    """
+    batch, heads, length, width = query.shape
+    groups = heads // key.shape[1]
+    stacked = (query * scaling).reshape(batch, key.shape[1], groups * length, width)
+    scores = torch.matmul(stacked, key.transpose(-1, -2))
+    scores = scores.view(batch, heads, length, length) + attention_mask
+    weights = scores.softmax(-1).view(batch, key.shape[1], groups * length, length)
+    mixed = torch.matmul(weights, value).reshape(batch, heads, length, width)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("training-plain", _plain_attention)
+
+
+class Log:
+    """Rows of ``training_log.csv``; what was logged after the last checkpoint is logged again."""
+
+    fields = ("step", "seconds", "loss", "rate", *KINDS)
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        rows: list[dict[str, str]] = []
+        if start and path.exists():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.fields)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
+
+    def row(self, seconds: float, **values: float) -> None:
+        """Append one row; kinds that were not asked stay empty."""
+        self.seconds += seconds
+        values = {**values, "seconds": round(self.seconds)}
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.fields).writerow(values)
+        print("  ".join(f"{key} {value}" for key, value in values.items()), flush=True)
+
+
+def _states(unfinished: Unfinished, batch: dict[str, Tensor]) -> Tensor:
+    """Run the whole model up to the decoder's last norm: (B, N, width)."""
+    language = unfinished.language_model
+    with torch.no_grad():
+        features = unfinished.features(batch["pixel_values"])
+    pictures = unfinished.projector(features)
+    hidden = language.embed_tokens(batch["input_ids"]).to(torch.bfloat16)
+    is_image = batch["input_ids"] == unfinished.image_token_id
+    hidden = hidden.masked_scatter(is_image[..., None], pictures.to(hidden.dtype))
+    mask = torch.zeros(1, dtype=hidden.dtype).expand(len(hidden), 1, *[hidden.shape[1]] * 2)
+    mask = mask.masked_fill(~may_look(batch["blocks"]), torch.finfo(hidden.dtype).min)
+    places = language.rotary_emb(hidden, batch["position_ids"])
+    for layer in language.layers:
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=places)
+    return language.norm(hidden)
+
+
+def _turn_loss(logits: Tensor, labels: Tensor, turn: Tensor) -> Tensor:
+    """Cross-entropy in which a turn counts as the square root of its length."""
+    each = nn.functional.cross_entropy(logits, labels, reduction="none")
+    _, inverse, counts = torch.unique(turn, return_inverse=True, return_counts=True)
+    weights = counts[inverse].rsqrt()
+    return (each * weights).sum() / weights.sum()
+
+
+def _exact_turns(right: Tensor, turn: Tensor, kind: Tensor) -> Iterator[tuple[str, float]]:
+    """Whether every token of each turn's answer was predicted (no picture is seen twice)."""
+    _, inverse = torch.unique(turn, return_inverse=True)
+    count = int(inverse.max()) + 1
+    exact = torch.ones(count).scatter_reduce(0, inverse, right.float(), reduce="amin")
+    kinds = torch.zeros(count, dtype=torch.long)
+    kinds[inverse] = kind
+    for index, value in zip(kinds.tolist(), exact.tolist(), strict=True):
+        yield KINDS[index], value
+
+
+def train(name: str, out: Path, until: int | None = None) -> None:
+    """Train from the base, or from the checkpoint in ``out``.
+
+    ``tuned.safetensors`` beside each checkpoint holds what was trained, in bf16.
+    """
+    recipe = RECIPES[name]
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    unfinished: Unfinished = BUILDERS[name]()
+    language = unfinished.language_model
+    language.requires_grad_(False)
+    adapt(language.layers, recipe.rank)
+    for part in (language.embed_tokens, language.norm, *language.layers):
+        for parameter in part.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    language.set_attn_implementation("training-plain")
+    for layer in language.layers:
+        layer.compile(dynamic=False)
+    adapters = dict(adapter_weights(language.layers))
+    projector = dict(unfinished.projector.named_parameters())
+    trained = nn.ParameterDict(
+        {
+            **{f"projector.{key}".replace(".", "/"): value for key, value in projector.items()},
+            **{f"adapters.{key}".replace(".", "/"): value for key, value in adapters.items()},
+        }
+    )
+    groups = [
+        {"params": list(projector.values()), "rate": recipe.projector_rate},
+        {"params": list(adapters.values()), "rate": recipe.adapter_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    start = latest_step(out)
+    if start:
+        restore_checkpoint(trained, optimizer, out)
+    log = Log(out / "training_log.csv", start)
+    examples = Examples(
+        unfinished.processor,
+        unfinished.image_text,
+        recipe.length,
+        recipe.batch,
+        start,
+        until or recipe.steps,
+        recipe.conversations,
+        recipe.seed,
+    )
+    loader: Any = DataLoader(examples, recipe.batch, num_workers=1, prefetch_factor=4)
+    hits: dict[str, list[float]] = defaultdict(list)
+    losses: list[float] = []
+    began = time.monotonic()
+    for step, batch in enumerate(loader, start=start + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * recipe.rate(step)
+        wanted = batch["labels"] != IGNORE
+        with torch.autocast("cpu", torch.bfloat16):
+            states = _states(unfinished, batch)[wanted]
+            logits = nn.functional.linear(states, language.embed_tokens.weight).float()
+        labels = batch["labels"][wanted]
+        turn = wanted.nonzero()[:, 0] * 1000 + batch["turns"][wanted]
+        loss = _turn_loss(logits, labels, turn)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        right = logits.argmax(-1) == labels
+        for kind, exact in _exact_turns(right, turn, batch["kinds"][wanted]):
+            hits[kind].append(exact)
+        if step % LOG_EVERY == 0 or step <= 6:
+            shares = {kind: round(sum(seen) / len(seen), 3) for kind, seen in sorted(hits.items())}
+            mean = round(sum(losses) / len(losses), 4)
+            now = time.monotonic()
+            log.row(now - began, step=step, loss=mean, rate=round(recipe.rate(step), 4), **shares)
+            began = now
+            hits.clear()
+            losses.clear()
+        if step % CHECKPOINT_EVERY == 0:
+            save_checkpoint(trained, optimizer, out, step)
+            _save_tuned(out, projector, adapters, name, step)
+
+
+def _save_tuned(
+    out: Path,
+    projector: dict[str, nn.Parameter],
+    adapters: dict[str, nn.Parameter],
+    name: str,
+    step: int,
+) -> None:
+    named = itertools.chain(
+        ((f"projector.{key}", value) for key, value in projector.items()),
+        ((f"adapters.{key}", value) for key, value in adapters.items()),
+    )
+    tensors = {key: value.detach().to(torch.bfloat16).contiguous() for key, value in named}
+    partial = out / "tuned.partial"
+    save_file(tensors, partial, metadata={"model": name, "step": str(step)})
+    partial.replace(out / "tuned.safetensors")
+
+
+def main() -> None:
+    """Command line of ``python -m training.pretrained_decoder``."""
+    parser = argparse.ArgumentParser(prog="python -m training.pretrained_decoder")
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--out", type=Path, required=True, help="directory of checkpoints and log")
+    parser.add_argument("--until", type=int, help="stop earlier (for a trial)")
+    arguments = parser.parse_args()
+    train(arguments.name, arguments.out, arguments.until)
+
+
+if __name__ == "__main__":
+    main()

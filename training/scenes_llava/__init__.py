@@ -1,0 +1,1 @@
+"""Training of scenes-llava, from nothing."""

@@ -1,0 +1,367 @@
+"""Train the bundled model: ``python -m training.scenes_llava.train --out DIR``.
+
+Two stages with one fixed seed, in bf16 autocast. First the vision tower learns to say what lies
+under each patch; then the whole model learns conversations. ``training_log.csv`` says how far and
+how long. A killed run continues from its last checkpoint when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import AttentionInterface, LlavaForConditionalGeneration, LlavaProcessor
+
+from training.checkpoints import latest_step, restore_checkpoint, save_checkpoint
+from training.scenes_llava.architecture import build_model, build_processor, build_tokenizer
+from training.scenes_llava.conversations import (
+    IGNORE,
+    PATCH_LABELS,
+    QUESTION_KINDS,
+    Conversation,
+    Conversations,
+)
+from training.scenes_llava.curriculum import LESSONS, RATES, STEPS, Lesson
+from training.scenes_llava.losses import (
+    centre_loss,
+    hint_loss,
+    lens_loss,
+    patch_heads,
+    patch_loss,
+    side_ids,
+    side_loss,
+    spot_loss,
+    turn_loss,
+    word_ids,
+    word_loss,
+)
+
+SEED = 20240606
+VISION_STEPS, VISION_BATCH, VISION_RATE = 2000, 64, 2e-3
+VISION_SHARE = 0.3  # of the learning rate, for the vision tower in the second stage
+PATCH_SHARE = 0.3  # weight of the patch labels, read off the tower, in the second stage
+# What these layers are given is read as words: numbers of groups; verdicts on options, and answers.
+MENTION_LAYER, VERDICT_LAYER = 6, 9
+CHECKPOINT_EVERY, LOG_EVERY = 200, 50
+
+
+class Log:
+    """Rows of the training log, on the terminal and in ``training_log.csv``."""
+
+    fields = (
+        "stage",
+        "step",
+        "seconds",
+        "loss",
+        "rate",
+        *QUESTION_KINDS,
+        "verdict",
+        "hint",
+        "mention",
+        "spot",
+        *PATCH_LABELS,
+    )
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        rows: list[dict[str, str]] = []
+        if start and path.exists():
+            with path.open(newline="") as file:
+                # What was logged after the checkpoint will be logged again.
+                rows = [
+                    row
+                    for row in csv.DictReader(file)
+                    if row["stage"] == "vision" or int(row["step"]) <= start
+                ]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.fields)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.started = time.monotonic() - (float(rows[-1]["seconds"]) if rows else 0)
+
+    def row(self, **values: float | str) -> None:
+        """Append one row; columns that are not given stay empty."""
+        values["seconds"] = round(time.monotonic() - self.started)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.fields).writerow(values)
+        print("  ".join(f"{key} {value}" for key, value in values.items()), flush=True)
+
+
+def _plain_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_options: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention as plain matrix products in the autocast dtype, without dropout or padding.
+
+    At these short sequences cheaper on a CPU than SDPA and its backward. Shapes are those of
+    ``transformers.AttentionInterface``.
+    """
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2))
+    if module.is_causal:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(ahead, float("-inf"))
+    weights = scores.softmax(-1, dtype=scores.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("vlmflow-training", _plain_attention)
+
+
+def _batches(
+    data: Conversations, batch: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    loader: DataLoader[Conversation] = DataLoader(
+        data, batch_size=batch, num_workers=1, prefetch_factor=4
+    )
+    for tensors in loader:
+        yield {key: value.to(device, non_blocking=True) for key, value in tensors.items()}
+
+
+def _lesson_batches(
+    processor: LlavaProcessor, start: int, steps: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of steps ``start + 1`` to ``steps``, lesson after lesson."""
+    end, first = 0, VISION_STEPS * VISION_BATCH
+    for lesson in LESSONS:
+        skipped = min(max(start - end, 0), lesson.steps)
+        count = min(max(steps - end, 0), lesson.steps) - skipped
+        if count > 0:
+            data = Conversations(
+                processor, lesson, count * lesson.batch, first + skipped * lesson.batch
+            )
+            yield from _batches(data, lesson.batch, device)
+        end += lesson.steps
+        first += lesson.steps * lesson.batch
+
+
+def _lesson_at(step: int) -> Lesson:
+    ends = itertools.accumulate(lesson.steps for lesson in LESSONS)
+    return next(lesson for lesson, end in zip(LESSONS, ends, strict=True) if step <= end)
+
+
+def pretrain_vision(
+    model: LlavaForConditionalGeneration, heads: nn.ModuleDict, data: Conversations, log: Log
+) -> None:
+    """Dense classification of every patch: kind, colour, size, digits and place."""
+    tower = model.model.vision_tower
+    parameters = [*tower.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=VISION_RATE, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, VISION_RATE, total_steps=VISION_STEPS, pct_start=0.1
+    )
+    for step, batch in enumerate(_batches(data, VISION_BATCH, model.device), start=1):
+        with torch.autocast(model.device.type, torch.bfloat16):
+            features = tower(batch["pixel_values"]).last_hidden_state[:, 1:]
+            loss, right = patch_loss(heads, features, batch["patches"])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % LOG_EVERY == 0:
+            shares = {name: round(share, 4) for name, share in right.items()}
+            log.row(stage="vision", step=step, loss=round(loss.item(), 4), **shares)
+
+
+def train_conversations(
+    model: LlavaForConditionalGeneration,
+    heads: nn.ModuleDict,
+    token_heads: nn.ModuleDict,
+    processor: LlavaProcessor,
+    log: Log,
+    out: Path,
+    start: int,
+    steps: int,
+) -> None:
+    """Cross-entropy on the answers of every turn, linear decay, gradients clipped at 1.
+
+    The patch labels go on beside it: questions alone name too few of a picture's patches.
+    """
+    vision = list(model.model.vision_tower.parameters())
+    chosen = {id(parameter) for parameter in vision}
+    rest = [p for p in model.parameters() if id(p) not in chosen] + list(heads.parameters())
+    optimizer = torch.optim.AdamW(
+        [{"params": rest}, {"params": vision}, {"params": list(token_heads.parameters())}],
+        betas=(0.9, 0.98),
+        weight_decay=0.02,
+        fused=True,
+    )
+    trained = nn.ModuleDict({"model": model, "heads": heads, "token_heads": token_heads})
+    if start:
+        restore_checkpoint(trained, optimizer, out)
+    words = word_ids(processor, model.device)
+    sides = side_ids(processor, model.device)
+    centre_head = token_heads["centre"]
+    # Before and after the projector.
+    features: list[tuple[torch.Tensor, torch.Tensor]] = []
+    model.model.multi_modal_projector.register_forward_hook(
+        lambda _module, args, output: features.append((args[0], output))
+    )
+    middle: dict[int, torch.Tensor] = {}
+    for layer in (MENTION_LAYER, VERDICT_LAYER):
+        model.model.language_model.layers[layer].register_forward_pre_hook(
+            lambda _module, args, layer=layer: middle.update({layer: args[0]})
+        )
+    hits: dict[str, list[float]] = defaultdict(list)
+    losses: list[float] = []
+    for step, batch in enumerate(
+        _lesson_batches(processor, start, steps, model.device), start=start + 1
+    ):
+        rate = float(np.interp(step, list(RATES), list(RATES.values())))
+        lesson = _lesson_at(step)
+        for group, share in zip(optimizer.param_groups, (1.0, VISION_SHARE, 1.0), strict=True):
+            group["lr"] = rate * share
+        wanted = batch["labels"] != IGNORE
+        with torch.autocast(model.device.type, torch.bfloat16):
+            # No attention mask: padding comes last, and no earlier position looks ahead.
+            hidden = model.model(
+                input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False
+            ).last_hidden_state
+            logits = model.lm_head(hidden[wanted])
+            seen, embedded = features.pop()
+            found, patches = patch_loss(heads, seen, batch["patches"])
+            helping = PATCH_SHARE * found
+            if lesson.words:
+                found = word_loss(model, words, embedded, batch["patches"])
+                helping = helping + lesson.words * found
+            if lesson.sides:
+                found = side_loss(model, sides, embedded, batch["patches"])
+                helping = helping + lesson.sides * found
+            if lesson.centres:
+                found = centre_loss(centre_head, embedded, batch["patches"], batch["centres"])
+                helping = helping + lesson.centres * found
+            if lesson.verdicts:
+                found, right = lens_loss(model, middle[VERDICT_LAYER], batch["verdicts"])
+                helping = helping + lesson.verdicts * found
+                hits["verdict"].append(right)
+            if lesson.hints:
+                found = hint_loss(model, middle[VERDICT_LAYER], batch["hints"])
+                helping = helping + lesson.hints * found
+                hits["hint"].append(found.item())
+            if lesson.mentions:
+                found, right = lens_loss(model, middle[MENTION_LAYER], batch["mentions"])
+                helping = helping + lesson.mentions * found
+                hits["mention"].append(right)
+            if lesson.spots:
+                found = spot_loss(model, sides, middle[MENTION_LAYER], batch["spots"])
+                helping = helping + lesson.spots * found
+                hits["spot"].append(found.item())
+            middle.clear()
+            if lesson.labels:
+                tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
+                found, _ = patch_loss(token_heads, tokens, batch["patches"])
+                helping = helping + lesson.labels * found
+        loss = turn_loss(logits.float(), batch["labels"][wanted], batch["lengths"][wanted])
+        optimizer.zero_grad(set_to_none=True)
+        (loss + helping).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        for name, share in patches.items():
+            hits[name].append(share)
+        exact_tokens = logits.argmax(-1) == batch["labels"][wanted]
+        for kind, exact in _exact_turns(exact_tokens, wanted, batch["turns"], batch["kinds"]):
+            hits[kind].append(exact)
+        if step % LOG_EVERY == 0:
+            shares = {name: round(sum(seen) / len(seen), 4) for name, seen in hits.items()}
+            mean = round(sum(losses) / len(losses), 4)
+            log.row(stage="conversation", step=step, loss=mean, rate=round(rate, 6), **shares)
+            hits.clear()
+            losses.clear()
+        if step % CHECKPOINT_EVERY == 0:
+            save_checkpoint(trained, optimizer, out, step)
+
+
+def _exact_turns(
+    right: torch.Tensor, wanted: torch.Tensor, turns: torch.Tensor, kinds: torch.Tensor
+) -> Iterator[tuple[str, float]]:
+    """Whether every token of each turn's answer was predicted (pictures are never seen twice)."""
+    row = wanted.nonzero()[:, 0]
+    key = row * 1000 + turns[wanted]
+    _, group = torch.unique(key, return_inverse=True)
+    count = int(group.max()) + 1
+    exact = torch.ones(count, device=right.device).scatter_reduce(
+        0, group, right.float(), reduce="amin"
+    )
+    kind = torch.zeros(count, dtype=torch.long, device=right.device)
+    kind[group] = kinds[wanted]
+    for index, value in zip(kind.tolist(), exact.tolist(), strict=True):
+        yield QUESTION_KINDS[index], value
+
+
+def _speed_up(model: LlavaForConditionalGeneration, compiled: bool) -> None:
+    if model.device.type == "cpu":
+        model.set_attn_implementation("vlmflow-training")
+    if compiled:
+        layers = (model.model.language_model.layers, model.model.vision_tower.encoder.layers)
+        for layer in itertools.chain(*layers):
+            layer.compile(dynamic=False)
+
+
+def train(out: Path, device: str, steps: int = STEPS, *, compiled: bool = False) -> None:
+    """Train from scratch, or from the checkpoint in ``out``, and save the model there.
+
+    Parameters
+    ----------
+    out
+        Directory for the model, its processor and ``training_log.csv``.
+    device
+        A torch device.
+    steps
+        Where to stop in the schedule of the second stage.
+    compiled
+        Compile every layer with ``torch.compile``, which needs a C++ compiler.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    processor = build_processor(tokenizer)
+    model = build_model(tokenizer, SEED).train()
+    nn.Module.to(model, torch.device(device))
+    _speed_up(model, compiled)
+    heads, token_heads = patch_heads(model), patch_heads(model)
+    width = model.config.text_config.hidden_size
+    token_heads["centre"] = nn.Linear(width, 1, device=model.device)
+    start = latest_step(out)
+    log = Log(out / "training_log.csv", start)
+    if not start:
+        pictures = Conversations(processor, LESSONS[0], VISION_STEPS * VISION_BATCH)
+        pretrain_vision(model, heads, pictures, log)
+    train_conversations(model, heads, token_heads, processor, log, out, start, steps)
+    nn.Module.to(model.eval(), "cpu", torch.bfloat16)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    for checkpoint in out.glob("checkpoint-*.safetensors"):
+        checkpoint.unlink()
+
+
+def main() -> None:
+    """Command line of ``python -m training.scenes_llava.train``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.scenes_llava.train", description=__doc__
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory for the trained model")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=STEPS, help="stop earlier (for a trial)")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers (faster; needs a C++ compiler)"
+    )
+    arguments = parser.parse_args()
+    train(arguments.out, arguments.device, arguments.steps, compiled=arguments.compile)
+
+
+if __name__ == "__main__":
+    main()
