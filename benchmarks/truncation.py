@@ -40,7 +40,7 @@ from transformers.cache_utils import DynamicCache
 from vlmflow.lvlm.model_parts import decoder_layers
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.flops import DecoderShape, prefill_cost
-from vlmflow.truncation.names import ORACLE_RANKINGS, RANKINGS
+from vlmflow.truncation.rankings.registry import RANKINGS, as_ranking
 
 SIDE = 336  # pixels: 576 image tokens
 SYSTEM, USER = 35, 29
@@ -122,7 +122,7 @@ def main() -> None:
     )  # fmt: skip
     inputs = prompt(model, SYSTEM, arguments.pictures, USER)
     image = arguments.pictures * model.config.image_seq_length
-    rankings = [name for name in RANKINGS if name not in ORACLE_RANKINGS]
+    rankings = [name for name in RANKINGS.names() if not as_ranking(name).is_oracle]
     chosen: dict[str, Truncation | None] = {
         "untouched": None,
         **{

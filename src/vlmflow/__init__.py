@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlmflow.flow.options import ExplainOptions as ExplainOptions
+    from vlmflow.flow.signals.signal import Signal as Signal
     from vlmflow.lvlm.loading import load as load
     from vlmflow.lvlm.model import LVLM as LVLM
     from vlmflow.lvlm.videos import Video as Video
@@ -23,13 +25,17 @@ if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow as InformationFlow
     from vlmflow.truncation.policy import Truncation as Truncation
     from vlmflow.truncation.presets import preset as preset
+    from vlmflow.truncation.rankings.ranking import Ranking as Ranking
 
 __version__ = "0.1.0"
 __all__ = [
     "LVLM",
     "Cliff",
+    "ExplainOptions",
     "InformationFlow",
+    "Ranking",
     "RemovalCurve",
+    "Signal",
     "Truncation",
     "Video",
     "__version__",
@@ -44,6 +50,9 @@ _HOMES = {
     "cliff": "vlmflow.removal.cliff",
     "InformationFlow": "vlmflow.result.information_flow",
     "LVLM": "vlmflow.lvlm.model",
+    "ExplainOptions": "vlmflow.flow.options",
+    "Ranking": "vlmflow.truncation.rankings.ranking",
+    "Signal": "vlmflow.flow.signals.signal",
     "Truncation": "vlmflow.truncation.policy",
     "Video": "vlmflow.lvlm.videos",
     "load": "vlmflow.lvlm.loading",

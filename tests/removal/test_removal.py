@@ -15,7 +15,8 @@ from vlmflow.errors import InputError, ModelError
 from vlmflow.removal.cliff import LOSSES, cliff, cliff_layer, losses
 from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
 from vlmflow.truncation import Truncation
-from vlmflow.truncation.names import ATTENTION_RANKINGS, ORACLE_RANKINGS, RANKINGS
+from vlmflow.truncation.amounts import Count
+from vlmflow.truncation.rankings.registry import RANKINGS, as_ranking
 
 QUESTIONS = (
     "What colour is the circle?",
@@ -23,7 +24,7 @@ QUESTIONS = (
     "Which number is printed on the green triangle? 1 2 3",
 )
 ANSWERS = ("red", "a small red circle above", "4 5 6")
-CHOOSING = tuple(name for name in RANKINGS if name not in ORACLE_RANKINGS)
+CHOOSING = tuple(name for name in RANKINGS.names() if not as_ranking(name).is_oracle)
 
 
 def picture(seed: int) -> Image.Image:
@@ -118,7 +119,7 @@ def test_a_curve_is_one_truncation_per_layer(
     batch = prompts(vlm, pictures)
     curves = removal_curves(vlm, batch, keep=keep, rank_by=ranking if keep else None)
     for prepared, curve in zip(batch, curves, strict=True):
-        begins = 1 if keep and ranking in ATTENTION_RANKINGS else 0
+        begins = 1 if keep and as_ranking(ranking).needs_layer_before else 0
         assert curve.layers == tuple(range(begins, 3))
         expect_same(vlm, prepared, curve, keep, ranking)
 
@@ -211,8 +212,8 @@ def test_a_layer_that_ignores_the_cache_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"keep": 1, "rank_by": "saliency"}, "cannot choose for a removal curve; there are last"),
-        ({"keep": 1, "rank_by": "loudest"}, "'loudest' cannot choose"),
+        ({"keep": 1, "rank_by": "saliency"}, "looks at the answer, so it cannot choose"),
+        ({"keep": 1, "rank_by": "loudest"}, "ranking 'loudest' is unknown; there are"),
         ({"rank_by": "random"}, "keep=0 chooses nothing"),
         ({"keep": 99}, "keep=99, but the prompt has 16 image tokens"),
         ({"keep": 1.5}, "keep=1.5"),
@@ -237,8 +238,8 @@ def curve_of(kl, layers=None, agrees=None):
     agrees = kl == 0 if agrees is None else np.array(agrees)[:, None]
     return RemovalCurve(
         layers=tuple(range(len(kl))) if layers is None else layers,
-        keep=0,
-        rank_by="last_attention",
+        keep=Count(0),
+        ranking=None,
         answer_tokens=("yes",),
         kl=kl,
         agrees=agrees,

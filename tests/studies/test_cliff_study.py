@@ -23,6 +23,7 @@ from vlmflow.studies.cliff_layer.prediction import foretold, predictions, spearm
 from vlmflow.studies.cliff_layer.study import cliff_study
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.folder import FolderTask
+from vlmflow.truncation.amounts import Count
 
 HOSTILE = "<script>ranPayload++</script><img src=x onerror=ranPayload++>\u202e"
 
@@ -111,7 +112,7 @@ def known(cliff, layers=6, **signals):
     """A sample whose curve has its cliff at a layer."""
     kl = np.array([[1.0 if layer < cliff else 0.0] for layer in range(layers)], dtype=np.float32)
     curve = RemovalCurve(
-        tuple(range(layers)), 0, "last_attention", ("yes",), kl, kl == 0,
+        tuple(range(layers)), Count(0), None, ("yes",), kl, kl == 0,
         np.ones(layers, dtype=bool), -kl, np.zeros(1, dtype=np.float32),
     )  # fmt: skip
     sample = TaskSample("1", (), "?", ("yes",))

@@ -29,6 +29,8 @@ from vlmflow.studies.truncations.plan import Plan, read_plan
 from vlmflow.studies.truncations.results import read_outcome
 from vlmflow.studies.truncations.run import run_study
 from vlmflow.studies.truncations.store import FILE, Store, StoredResult, StoredSample, writing
+from vlmflow.truncation.amounts import amount
+from vlmflow.truncation.rankings.random import Random
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_every_truncation_gets_its_controls_and_shared_ones_appear_once():
     assert kinds[:2] == ["untouched", "no image"]
     assert settings[1].truncation == Truncation(0, 0)
     (control,) = [one for one in settings if one.kind == "random"]
-    assert control.truncation == Truncation(2, 0.5, "random", seed=3)
+    assert control.truncation == Truncation(2, 0.5, Random(3))
     # Keeping half from layer 2 of 4 on leaves 3/4 to an average layer, whatever ranks.
     smaller = [one for one in settings if one.kind == "down-sampled"]
     assert [mean_share(one.truncation, 4, 16) for one in smaller] == [0.5, 0.75]
@@ -174,7 +176,7 @@ def test_a_shrunken_picture_lies_where_its_tokens_are(vlm):
 @pytest.mark.parametrize(("share", "kept"), [(0.05, 1), (0.3, 4), (0.6, 9), (0.95, 16)])
 def test_the_corner_has_about_as_many_tokens_as_wanted(vlm, share, kept):
     _, policy = smaller(vlm, Image.new("RGB", (90, 60)), share)
-    assert policy.keep == kept
+    assert policy.keep == amount(kept)
 
 
 def growing_model():

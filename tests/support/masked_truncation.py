@@ -28,14 +28,14 @@ def masked_logits(model, layers, prepared, policy, image_token):
     def cut(index):
         def hook(_module, args, kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]
-            for stage, (layer, _) in enumerate(policy.stages):
-                if layer == index:
+            for stage in policy.stages:
+                if stage.layer == index:
                     left = [p for p in images if p not in gone]
-                    keep = policy.kept(stage, len(images))
+                    keep = stage.keep.of(len(images))
                     matrix = matrices.get(index - 1)
                     kept = choose(
-                        policy.rank_by, left, keep, hidden[0], matrix, None, None, prompt, ids,
-                        image_token,
+                        policy.ranking.known_as(), left, keep, hidden[0], matrix, None, None,
+                        prompt, ids, image_token,
                     )  # fmt: skip
                     gone.extend(p for p in left if p not in kept)
             seen.append([p for p in range(length) if p not in gone])

@@ -62,7 +62,7 @@ def test_tokens_per_layer(policy, counts):
         Truncation(1, 0.75, "duplication"),
         Truncation(0, 0.5, "question_similarity"),
     ],
-    ids=lambda policy: "untouched" if policy is None else policy.rank_by,
+    ids=lambda policy: "untouched" if policy is None else policy.ranking.known_as(),
 )
 def test_the_exact_count_is_what_a_counter_counts(policy, pictures, kv_heads, attention):
     """Every matrix product of the prefill, ranking included: to the last operation."""

@@ -11,10 +11,10 @@ from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError, ModelError
 from vlmflow.tasks.registry import task
-from vlmflow.truncation.names import RANKINGS
+from vlmflow.truncation.rankings.registry import RANKINGS
 from vlmflow.truncation.shared_answers import shared_answers
 
-BY_RANKING = [Truncation(2, 5, name) for name in RANKINGS]
+BY_RANKING = [Truncation(2, 5, name) for name in RANKINGS.names()]
 SCHEDULES = [
     Truncation(0, 0),
     Truncation(1, 0),

@@ -299,8 +299,10 @@ class LVLM:
     ) -> InformationFlow:
         """Measure which tokens an answer draws on: :func:`vlmflow.explanation.explain.explain`."""
         from vlmflow.explanation.explain import explain
+        from vlmflow.flow.options import ExplainOptions
 
-        return explain(self, images, question, answer, **options)
+        progress = options.pop("progress", None)
+        return explain(self, images, question, answer, ExplainOptions(**options), progress=progress)
 
     def removal_curve(
         self,

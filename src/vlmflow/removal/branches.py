@@ -24,11 +24,12 @@ from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.watch_attention import watch_attention
 from vlmflow.lvlm.families import family_of
+from vlmflow.truncation.amounts import Amount
 from vlmflow.truncation.forward_call import Call, Cut
 from vlmflow.truncation.layer_inputs import LayerInputs, cut_argument
 from vlmflow.truncation.masks import cut_mask, take
-from vlmflow.truncation.names import ATTENTION_RANKINGS
 from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.selection import choose
 
 
@@ -65,17 +66,17 @@ class Branches:
         A transformers LVLM and its decoder layers.
     first : int
         Layer of the first branch.
-    keep : int or float
-        Image tokens that stay, as in :class:`vlmflow.truncation.policy.Truncation`.
-    rank_by : str
+    keep : Count or Share
+        Image tokens that stay.
+    ranking : Ranking
         Which ones.
     """
 
     model: Any
     layers: nn.ModuleList
     first: int
-    keep: int | float
-    rank_by: str
+    keep: Amount
+    ranking: Ranking
 
     def logits(
         self,
@@ -111,7 +112,7 @@ class Branches:
                 "nothing that predicts the answer"
             )
         with ExitStack() as stack:
-            if self.keep != 0 and self.rank_by in ATTENTION_RANKINGS:
+            if self.keep and self.ranking.needs_layer_before:
                 before = set(range(self.first - 1, len(self.layers) - 1))
                 stack.enter_context(watch_attention(self.layers, state.on_attention, only=before))
             for index, layer in enumerate(self.layers):
@@ -156,7 +157,8 @@ class _Pass:
             images=is_image.sum(1).tolist(),
         )
         self.there = there
-        self.late = family_of(self.model.config.model_type).late_features(self.model.config)
+        self.family = family_of(self.model.config.model_type)
+        self.late = self.family.late_features(self.model.config)
         self.before_late: Tensor | None = None
         self.prefix: Tensor | None = None
         self.behind = there
@@ -219,10 +221,10 @@ class _Pass:
     def _begin(self, layer: int, main: Tensor) -> None:
         """Start the branch of a layer with the tokens that stay there."""
         settings = self.settings
-        if settings.keep == 0 and self.calls:
+        if not settings.keep and self.calls:
             call = self.calls[0]
         else:
-            policy = Truncation(layer=layer, keep=settings.keep, rank_by=settings.rank_by)
+            policy = Truncation(layer=layer, keep=settings.keep, rank_by=settings.ranking)
             call = Call(
                 arguments=self.prompt.arguments,
                 ids=self.prompt.ids,
@@ -232,7 +234,7 @@ class _Pass:
                 images=self.prompt.images,
                 attention=self.prompt.attention,
             )
-            cut = choose(policy, call, layer, main, self.model.config)
+            cut = choose(policy, call, layer, main, self.family, self.model.config)
             call.cuts.append(_behind(cut, self.behind))
         self.calls.append(call)
         new = take(main, call.cuts[0].slots, -2)

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.flow.axes import DESTINATIONS, FLAGS, SUMMED_OVER_LAYERS, WHOLE_ANSWER
+from vlmflow.flow.axes import DESTINATIONS, FLAGS, WHOLE_ANSWER
 from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result import parts, storage
 from vlmflow.result.checks import check_grids, display_copies, plural, read_only, valid_index
+from vlmflow.result.map_info import MapInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,11 +57,13 @@ class InformationFlow:
         (:data:`~vlmflow.flow.axes.DESTINATIONS`), over pairs with the source before the
         destination; 0 without pairs.
     maps : dict of str to (L, G, P) float32
-        One map over the image tokens per signal, layer and target; ``"flow"`` is summed over
-        layers and has shape (1, G, P).
+        One map over the image tokens per signal, layer and target; (1, G, P) where a signal sums
+        over layers.
     flags : dict of str to (L, G) int8
-        For every map what it is worth: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for
-        ``"flow"``.
+        For every map what it is worth: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for a
+        sum over layers.
+    about : dict of str to MapInfo
+        What each signal is called, shows and comes from; its name alone where left out.
     settings : dict
         Everything that shaped the result, in JSON's own types.
     versions : dict of str to str
@@ -85,6 +88,7 @@ class InformationFlow:
     saliency_sum: Float32Array
     maps: Mapping[str, Float32Array]
     flags: Mapping[str, npt.NDArray[np.int8]]
+    about: Mapping[str, MapInfo] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -109,9 +113,10 @@ class InformationFlow:
                 f"and flags {sorted(self.flags)}"
             )
         tokens = self.layout.image_positions.size
+        about = {signal: self._described(signal, layers) for signal in self.maps}
         maps, flags = {}, {}
         for signal in self.maps:
-            rows = 1 if signal in SUMMED_OVER_LAYERS else layers
+            rows = layers if about[signal].summed is None else 1
             name = f"maps[{signal!r}]"
             shape = (rows, targets, tokens)
             maps[signal] = read_only(self.maps[signal], name, np.float32, shape)
@@ -119,10 +124,18 @@ class InformationFlow:
             flags[signal] = read_only(self.flags[signal], name, np.int8, (rows, targets))
             if not np.isin(flags[signal], range(len(FLAGS))).all():
                 raise InputError(f"{name} must hold 0..{len(FLAGS) - 1} (see FLAGS)")
+        object.__setattr__(self, "about", about)
         object.__setattr__(self, "maps", maps)
         object.__setattr__(self, "flags", flags)
         object.__setattr__(self, "settings", storage.as_json(self.settings, "settings"))
         object.__setattr__(self, "versions", storage.as_json(self.versions, "versions"))
+
+    def _described(self, signal: str, layers: int) -> MapInfo:
+        """Return what was said about a signal; its name and what its shape shows otherwise."""
+        if signal in self.about:
+            return self.about[signal]
+        one = layers > 1 and len(self.maps[signal]) == 1
+        return MapInfo(signal, summed=(0, layers - 1) if one else None)
 
     def _freeze(self, name: str, shape: Sequence[int]) -> None:
         array = read_only(getattr(self, name), name, np.float32, shape)
@@ -265,15 +278,26 @@ class InformationFlow:
             boxes[np.searchsorted(positions, grid.positions.ravel())] = grid.boxes.reshape(-1, 4)
         return boxes
 
-    def _place(self, signal: str, layer: int | None, target: int) -> tuple[int, int]:
-        """Row and column of a map in its array."""
-        if signal not in self.maps:
+    def map_info(self, signal: str) -> MapInfo:
+        """Return what a signal is called, shows and comes from.
+
+        Raises
+        ------
+        InputError
+            If there is no such signal; it names those there are.
+        """
+        if signal not in self.about:
             raise InputError(
                 f"signal={signal!r}, but this result has {', '.join(self.signals) or 'no maps'}"
             )
+        return self.about[signal]
+
+    def _place(self, signal: str, layer: int | None, target: int) -> tuple[int, int]:
+        """Row and column of a map in its array."""
+        summed = self.map_info(signal).summed is not None
         count = len(self.targets)
         column = valid_index("target", target, count, f"this result has {plural(count, 'target')}")
-        if signal in SUMMED_OVER_LAYERS:
+        if summed:
             if layer is not None:
                 raise InputError(
                     f"layer={layer!r}, but signal={signal!r} is summed over layers: leave layer out"

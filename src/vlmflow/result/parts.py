@@ -11,6 +11,7 @@ import numpy.typing as npt
 from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
+from vlmflow.result.map_info import MapInfo
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -29,7 +30,7 @@ def take_apart(flow: InformationFlow) -> tuple[dict[str, Any], Arrays]:
         **{name: getattr(flow, name) for name in _TEXTS},
         "answer_tokens": list(flow.answer_tokens),
         "targets": list(flow.targets),
-        "signals": list(flow.signals),
+        "signals": [{"name": signal, **about.to_json()} for signal, about in flow.about.items()],
         # the names along the axes, for readers in other languages
         "axes": _AXES,
         "settings": dict(flow.settings),
@@ -61,7 +62,7 @@ def _put_together(
     layout = TokenLayout.from_dict(
         body["layout"], {name: left.pop(f"layout.{name}") for name in inside}
     )
-    signals = [str(signal) for signal in body["signals"]]
+    about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
     fields = {
         **{name: body[name] for name in _TEXTS},
         "answer_tokens": tuple(body["answer_tokens"]),
@@ -71,8 +72,9 @@ def _put_together(
             taken(f"pictures.{index}", np.uint8) for index in range(len(layout.image_sizes))
         ),
         **{name: taken(name, np.float32) for name in _SHARES},
-        "maps": {signal: taken(f"maps.{signal}", np.float32) for signal in signals},
-        "flags": {signal: taken(f"flags.{signal}", np.int8) for signal in signals},
+        "maps": {signal: taken(f"maps.{signal}", np.float32) for signal in about},
+        "flags": {signal: taken(f"flags.{signal}", np.int8) for signal in about},
+        "about": about,
         "settings": dict(body["settings"]),
         "versions": dict(body["versions"]),
     }

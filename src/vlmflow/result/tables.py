@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vlmflow.flow.axes import DESTINATIONS, FLAGS, SUMMED_OVER_LAYERS
+from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.result import convergence
@@ -76,7 +76,7 @@ def convergence_frame(
             values = maps[layer, target]
             row: dict[str, Any] = {
                 "signal": signal,
-                "layer": pd.NA if signal in SUMMED_OVER_LAYERS else layer,
+                "layer": pd.NA if flow.about[signal].summed is not None else layer,
                 "target": target,
                 "token": tokens[target],
                 "flag": FLAGS[flag],

@@ -29,8 +29,7 @@ from vlmflow.truncation.forward_call import Call, Cut
 from vlmflow.truncation.language_model_calls import InnerRuns, bound
 from vlmflow.truncation.layer_inputs import LayerInputs
 from vlmflow.truncation.masks import take
-from vlmflow.truncation.names import ATTENTION_RANKINGS
-from vlmflow.truncation.oracle import first_token_scores
+from vlmflow.truncation.oracle import first_token_maps
 from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.remainder import fold
 from vlmflow.truncation.selection import choose
@@ -52,10 +51,11 @@ def truncated(model: Any, policy: Truncation) -> Iterator[Any]:
     engine = Engine(model, layers, tokens, policy)
     with ExitStack() as stack:
         stack.enter_context(engine.attached())
-        if policy.ranks and policy.rank_by in ATTENTION_RANKINGS:
-            before = {layer - 1 for layer, keep in policy.stages if keep != 0}
+        if policy.watched_layers:
             stack.enter_context(
-                watch_attention(layers, engine.on_attention, only=before, cached=True)
+                watch_attention(
+                    layers, engine.on_attention, only=policy.watched_layers, cached=True
+                )
             )
         yield model
 
@@ -69,11 +69,11 @@ class Engine:
         self.model = model
         self.layers = layers
         self.policy = policy
-        self.stages = [layer for layer, _ in policy.stages]
+        self.stages = [stage.layer for stage in policy.stages]
         self.tokens = image_tokens
-        family = family_of(model.config.model_type)
-        self.late = family.late_features(model.config)
-        self.inner = InnerRuns(model, self.begin) if family.generates_past_forward else None
+        self.family = family_of(model.config.model_type)
+        self.late = self.family.late_features(model.config)
+        self.inner = InnerRuns(model, self.begin) if self.family.generates_past_forward else None
         self.signature = inspect.signature(model.forward)
         self.call: Call | None = None
         self.measuring = False
@@ -143,8 +143,8 @@ class Engine:
         else:  # a picture is never one token alone, and decoding must not wait for the device
             is_image, images = torch.zeros_like(ids, dtype=torch.bool), [0] * len(ids)
         for count in filter(None, images):
-            for stage in range(len(self.stages)):
-                self.policy.kept(stage, count)  # refuses to keep more than there are
+            for stage in self.policy.stages:
+                stage.keep.of(count)  # refuses to keep more than there are
         call = Call(
             arguments=arguments,
             ids=ids,
@@ -160,20 +160,19 @@ class Engine:
     def _measure(self, call: Call) -> None:
         if "inputs_embeds" in call.arguments:
             raise InputError(
-                f"rank_by={self.policy.rank_by!r} runs the whole model first, which "
+                f"rank_by={self.policy.ranking.known_as()!r} runs the whole model first, which "
                 f"{type(self.model).__name__} does not do when it generates; choose another ranking"
             )
         real = call.valid if call.valid is not None else torch.ones_like(call.is_image)
         self.measuring = True
         try:
-            call.oracle = first_token_scores(
+            call.maps = first_token_maps(
                 self.model,
                 self.layers,
                 call.arguments,
                 real,
                 call.is_image,
-                self.policy.rank_by,
-                self.stages,
+                self.policy.ranking.signal,
             )
         finally:
             self.measuring = False
@@ -218,7 +217,7 @@ class Engine:
         # A layer that is recomputed for its gradient gets what it got the first time.
         cut = next((cut for cut in call.cuts if cut.layer == layer), None)
         if cut is None:
-            cut = choose(self.policy, call, layer, hidden.detach(), self.model.config)
+            cut = choose(self.policy, call, layer, hidden.detach(), self.family, self.model.config)
             call.cuts.append(cut)
         if self.policy.remainder != "drop":
             sizes = before.sizes if before is not None else None

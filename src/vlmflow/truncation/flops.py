@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmflow.errors import ModelError
-from vlmflow.truncation.names import ATTENTION_RANKINGS
 from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.rankings.ranking import RankingSize
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ def tokens_per_layer(
     """Count the tokens that each layer sees of a prompt of ``text + image`` tokens."""
     counts = []
     left = image
-    stages = {} if policy is None else {layer: s for s, (layer, _) in enumerate(policy.stages)}
+    stages = {} if policy is None else {stage.layer: stage.keep for stage in policy.stages}
     for layer in range(shape.layers):
         if policy is not None and layer in stages:
-            kept = min(policy.kept(stages[layer], image), left)
+            kept = min(stages[layer].of(image), left)
             left = min(left, kept + int(policy.remainder == "average" and kept < left))
         counts.append(text + left)
     return counts
@@ -153,22 +153,19 @@ def scoring_flops(
     if policy is None or not policy.ranks or policy.is_oracle:
         return 0
     counts = [image, *(n - text for n in tokens_per_layer(policy, shape, text, image))]
-    total = 0
-    for layer, keep in policy.stages:
-        if keep == 0:
-            continue
-        there = counts[layer]
-        inner = shape.heads * shape.head_dim
-        rows = {"last_attention": 1, "text_attention": user, "mean_attention": there + user}
-        if policy.rank_by in ATTENTION_RANKINGS and policy.rank_by in rows:
-            total += 2 * rows[policy.rank_by] * (there + text) * inner
-        elif policy.rank_by == "diversity":
-            total += 2 * there**2 * shape.width
-        elif policy.rank_by == "duplication":
-            total += 2 * there * 8 * shape.width
-        elif policy.rank_by == "question_similarity":
-            total += 2 * there * user * shape.width
-    return total
+    return sum(
+        policy.ranking.flops(
+            RankingSize(
+                image=counts[stage.layer],
+                text=text,
+                user=user,
+                width=shape.width,
+                inner=shape.heads * shape.head_dim,
+            )
+        )
+        for stage in policy.stages
+        if stage.keep
+    )
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,12 @@ class Call:
         Image tokens.
     images : list of B int
         How many each row has.
+    cuts : list of Cut
+        What stages have left so far.
+    attention : dict of int to AttentionCall
+        Of the layers that a ranking reads, until it has read them.
+    maps : list of B (layers, N), optional
+        For oracles: the signal's map of every layer, 0 where there is no image token.
     """
 
     arguments: Mapping[str, Any]
@@ -70,7 +76,7 @@ class Call:
     images: list[int]
     cuts: list[Cut] = field(default_factory=list)
     attention: dict[int, AttentionCall] = field(default_factory=dict)
-    oracle: dict[int, Tensor] = field(default_factory=dict)
+    maps: list[Tensor] | None = None
     _known: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
 
     @property

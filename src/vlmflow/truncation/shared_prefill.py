@@ -23,7 +23,6 @@ from vlmflow.flow.watch_attention import watch_attention
 from vlmflow.lvlm.families import family_of
 from vlmflow.lvlm.model_parts import decoder_layers, image_token_ids
 from vlmflow.truncation.engine import Engine
-from vlmflow.truncation.names import ATTENTION_RANKINGS
 from vlmflow.truncation.policy import Truncation
 
 
@@ -47,18 +46,6 @@ class Branch:
     engine: Engine
     cache: Any
     hidden: Tensor | None = None
-
-    @property
-    def first(self) -> int:
-        """Layer of the first stage."""
-        return self.policy.stages[0][0]
-
-    @property
-    def looked_at(self) -> set[int]:
-        """Layers whose attention the ranking reads."""
-        if not self.policy.ranks or self.policy.rank_by not in ATTENTION_RANKINGS:
-            return set()
-        return {layer - 1 for layer, keep in self.policy.stages if keep != 0}
 
 
 @dataclass(eq=False)
@@ -109,7 +96,7 @@ class Fork:
         self._layers = len(layers)
         self._late = family_of(self.model.config.model_type).late_features(self.model.config)
         self.branches = [self._branch(policy, layers, ids, inputs) for policy in self.policies]
-        looked_at = set().union(*(branch.looked_at for branch in self.branches))
+        looked_at = set().union(*(branch.policy.watched_layers for branch in self.branches))
         with ExitStack() as stack:
             if looked_at:
                 stack.enter_context(
@@ -122,7 +109,8 @@ class Fork:
             output = self.runner(**given)
         whole = inputs["past_key_values"].layers
         for branch in self.branches:
-            branch.cache.layers[: branch.first] = [_shared(one) for one in whole[: branch.first]]
+            before = branch.policy.first_layer
+            branch.cache.layers[:before] = [_shared(layer) for layer in whole[:before]]
             branch.engine.forget()
             branch.hidden = None
         return output
@@ -139,11 +127,11 @@ class Fork:
     def _on_attention(self, layer: int, attention: AttentionCall, output: Tensor) -> None:
         """Hand attention on to whoever ranks by it."""
         if self._running is not None:
-            if layer in self._running.looked_at:
+            if layer in self._running.policy.watched_layers:
                 self._running.engine.on_attention(layer, attention, output)
             return
         for branch in self.branches:
-            if layer in branch.looked_at and layer == branch.first - 1:
+            if layer in branch.policy.watched_layers and layer == branch.policy.first_layer - 1:
                 branch.engine.on_attention(layer, attention, output)
 
     def _after(self, index: int, *, last: bool) -> Any:
@@ -153,7 +141,7 @@ class Fork:
             main = args[0] if args else kwargs["hidden_states"]
             hidden = output[0] if isinstance(output, tuple) else output
             for branch in self.branches:
-                if index >= branch.first:
+                if index >= branch.policy.first_layer:
                     self._run(branch, index, module, main, args[1:], kwargs)
             self._before_late = hidden if index < self._late else None
             if not last:
@@ -173,8 +161,9 @@ class Fork:
                 f"layer {index} of {type(self.model).__name__} is not given a cache by name, so "
                 "truncations cannot share a prefill"
             )
-        hidden = main if index == branch.first else branch.hidden
-        if index > branch.first and self._before_late is not None and hidden is not None:
+        begins = index == branch.policy.first_layer
+        hidden = main if begins else branch.hidden
+        if not begins and self._before_late is not None and hidden is not None:
             # What the model added to image tokens behind the layer before; their places are kept.
             hidden = hidden + (main - self._before_late.to(main.device)).to(hidden.device)
         given = {

@@ -21,6 +21,7 @@ from vlmflow.errors import InputError
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.explain.page_data import Packed, page_data
+from vlmflow.result.convergence import top_mass
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -98,13 +99,13 @@ def second_line(flow: InformationFlow) -> str:
     sentences = []
     if flow.layers > 1 and image[peak] > 0:
         sentences.append(f"The image share is largest at layer {peak} ({percent(image[peak])}).")
-    if "flow" in flow.maps and flow.flags["flow"][0, 0] == 0:
-        from vlmflow.result.convergence import top_mass
-
-        mass = top_mass(flow.maps["flow"][0, 0])
+    summed = [signal for signal, about in flow.about.items() if about.summed is not None]
+    for signal in summed[:1]:
+        mass = top_mass(flow.maps[signal][0, 0])
         if mass is not None:
             sentences.append(
-                f"The strongest 10\u00a0% of the image tokens hold {percent(mass)} of the flow map."
+                f"The strongest 10\u00a0% of the image tokens hold {percent(mass)} of the "
+                f"{shown(flow.about[signal].label, 200)}."
             )
     return " ".join(sentences)
 

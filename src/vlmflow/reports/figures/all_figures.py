@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlmflow.errors import InputError
-from vlmflow.flow.axes import SUMMED_OVER_LAYERS
 from vlmflow.result.checks import plural, valid_index
 from vlmflow.result.storage import write_files
 
@@ -142,7 +141,7 @@ def save_figures(
         for image in sorted({grid.image for grid in flow.layout.grids}):
             name = f"maps_{signal}" + (f"_picture{image}" if image else "")
             figures[name] = strip_figure(flow, signal, target, image=image)
-            if signal not in SUMMED_OVER_LAYERS:
+            if flow.about[signal].summed is None:
                 shared = strip_figure(flow, signal, target, image=image, scale="shared")
                 figures[f"{name}_shared"] = shared
     contents: dict[str, bytes] = {}

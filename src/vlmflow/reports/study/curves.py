@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vlmflow.reports.figures.style import GREY, WIDTH, drawable, figure_style, fit
 from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED
+from vlmflow.truncation.amounts import Amount, Share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +87,7 @@ def curves_of(outcome: Outcome) -> dict[str, Curves]:
             continue
         if len(policy.stages) > 1:
             continue
-        ((_, keep),) = policy.stages
+        keep = policy.stages[0].keep
         if policy.ranks:
             curves = panels.setdefault(_ranking(policy), {})
             curves.setdefault(_kept(keep), []).append(line)
@@ -95,7 +96,7 @@ def curves_of(outcome: Outcome) -> dict[str, Curves]:
     none = {name: lines for name, lines in none.items() if len(lines) > 1}
     found = {}
     for title, curves in panels.items():
-        kept = {name: _stage(lines[0])[1] for name, lines in curves.items()}.__getitem__
+        kept = {name: _amount(lines[0]).plain for name, lines in curves.items()}.__getitem__
         several = {name: curves[name] for name in sorted(curves, key=kept) if len(curves[name]) > 1}
         if several:
             found[title] = none | several
@@ -192,21 +193,21 @@ def _head(
 
 
 def _layer(line: Line) -> int:
-    return _stage(line)[0]
-
-
-def _stage(line: Line) -> tuple[int, int | float]:
     assert line.setting.truncation is not None
-    return line.setting.truncation.stages[0]
+    return line.setting.truncation.first_layer
 
 
-def _kept(keep: int | float) -> str:
-    return f"keep {100 * keep:.3g} %" if isinstance(keep, float) else f"keep {keep} tokens"
+def _amount(line: Line) -> Amount:
+    assert line.setting.truncation is not None
+    return line.setting.truncation.stages[0].keep
+
+
+def _kept(keep: Amount) -> str:
+    return f"keep {keep}" if isinstance(keep, Share) else f"keep {keep} tokens"
 
 
 def _ranking(policy: Truncation) -> str:
-    seed = f", seed {policy.seed}" if policy.rank_by == "random" and policy.seed else ""
-    return f"kept by {policy.rank_by}{_rest(policy)}{seed}"
+    return f"kept by {policy.ranking.title}{_rest(policy)}"
 
 
 def _rest(policy: Truncation) -> str:

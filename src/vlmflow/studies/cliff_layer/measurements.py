@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.flow.measure import Measurement, measure
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.saliency import Saliency
 from vlmflow.lvlm.batch import collate, generate_batch, pad_id
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.removal.curve import RemovalCurve, removal_curves
@@ -94,9 +96,8 @@ def _observe(vlm: LVLM, task: Task, chunk: Sequence[TaskSample]) -> Iterator[Obs
     if known:
         curves = removal_curves(vlm, known)
         inputs, layouts = collate(known, pad_id(vlm.processor.tokenizer))
-        measured = measure(
-            vlm.model, vlm.decoder_layers, inputs, layouts, signals=("saliency",), per_token=False
-        )
+        options = ExplainOptions(signals=[Saliency()], per_token=False)
+        measured = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)
     for number, sample in enumerate(chunk):
         if number not in told:
             yield Observed(sample, "", _score(task, sample, ""), None, {})
@@ -113,7 +114,7 @@ def _score(task: Task, sample: TaskSample, answer: str) -> float:
 
 def _signals(measured: Measurement) -> dict[str, FloatArray]:
     image = SEGMENTS.index("image")
-    maps = measured.maps["saliency"][:, 0]
+    maps = measured.maps[Saliency.known_as()][:, 0]
     flow = measured.saliency_sum[:, 0, :, image].sum(1, dtype=np.float64)
     return {
         "attention share": measured.attention_share[:, 0, image].astype(np.float64),

@@ -191,7 +191,7 @@ def _swept(sweep: Mapping[str, Any]) -> list[Truncation]:
         if plain["keep"] == 0:
             plain.pop("rank_by", None)  # keeping none takes no choice
         policy = Truncation.from_json(plain)
-        if repr(policy) not in map(repr, found):  # keep=1 is one token and keep=1.0 all of them
+        if policy not in found:
             found.append(policy)
     return found
 

@@ -20,6 +20,8 @@ from vlmflow.studies.truncations.prefill_time import timing_id
 from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample
 from vlmflow.tasks.base import SPLITS, Task
 from vlmflow.tasks.registry import task as find_task
+from vlmflow.truncation.amounts import Count
+from vlmflow.truncation.rankings.random import Random
 
 DRAWS = 2000
 
@@ -356,14 +358,14 @@ def _controls(one: Setting, setting: Setting, layers: int, seed: int) -> bool:
     policy, other = setting.truncation, one.truncation
     if setting.kind != "truncation" or policy is None or other is None or one is setting:
         return False
-    # repr, unlike equality, tells keep=1 (one token) from keep=1.0 (all of them).
     if one.is_down_sampled:
-        keeps = [keep for both in (policy, other) for _, keep in both.stages]
-        counted = any(isinstance(keep, int) and keep for keep in keeps)
+        amounts = [stage.keep for both in (policy, other) for stage in both.stages]
+        counted = any(isinstance(keep, Count) and keep for keep in amounts)
         shares = {round(mean_share(both, layers, 1000), 3) for both in (policy, other)}
-        return repr(other) == repr(policy) or (not counted and len(shares) == 1)
-    alike = repr(other) == repr(replace(policy, rank_by="random", seed=seed))
-    return policy.ranks and policy.rank_by != "random" and alike
+        return other == policy or (not counted and len(shares) == 1)
+    if not policy.ranks or isinstance(policy.ranking, Random):
+        return False
+    return other == replace(policy, rank_by=Random(seed))
 
 
 def _within(line: Line, max_loss: float) -> bool:
