@@ -29,14 +29,14 @@ def test_every_claimed_type_has_one_row():
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_row_says_what_its_model_does(family):
     row, vlm = ROWS[family.model_type], family.lvlm()
-    prepared = vlm.prepare([picture(1, SIZES[0])], "What colour is the circle?")
+    prompt = vlm.prepare([picture(1, SIZES[0])], "What colour is the circle?")
     flow = vlm.explain([picture(1, SIZES[0])], "What colour is the circle?", "red")
     assert flow.layout.grids
-    assert bool(prepared.layout.grids) == (not family.queries)
-    kinds = {grid.kind for grid in prepared.layout.grids}
+    assert bool(prompt.layout.grids) == (not family.queries)
+    kinds = {grid.kind for grid in prompt.layout.grids}
     if "tiles" in row.grids and len(kinds) > 1:
         assert kinds == {"tiles", "thumbnail"}
-    vlm.generate_ids(prepared, max_new_tokens=2, truncation=Truncation(1, 0))
+    vlm.generate_ids(prompt, max_new_tokens=2, truncation=Truncation(1, 0))
 
 
 def test_docs_and_command_show_the_table():

@@ -27,13 +27,13 @@ from vlmflow.flow.measure import EMPTY, OK, Measurement, count_passes, measure
 from vlmflow.flow.signals import DEFAULT_SIGNALS, check_signals
 from vlmflow.flow.signals.flow_map import check_flow_layers, flow_map
 from vlmflow.flow.targets import check_target
-from vlmflow.lvlm.build_layout import watching
+from vlmflow.lvlm.build_layout import recorded_layout
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.result.information_flow import InformationFlow
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+    from vlmflow.lvlm.prompt import Prompt
 
 DISPLAY_SIDE = 1024
 """Longest side in pixels of the picture copies in a result."""
@@ -117,20 +117,20 @@ def explain(
     if smooth and SMOOTH not in names:
         names = (*names, SMOOTH)
 
-    prepared = vlm.prepare(images, question)
+    prompt = vlm.prepare(images, question)
     generated = answer is None
     if answer is None:
-        answer = vlm.generate_ids(prepared, max_new_tokens=max_new_tokens)
+        answer = vlm.generate_ids(prompt, max_new_tokens=max_new_tokens)
         if not answer:
             raise InputError(
                 f"{vlm.name} ends its answer before the first token, so there is nothing to "
                 f"explain: pass answer=..."
             )
-    prepared = vlm.with_answer(prepared, answer)
+    prompt = vlm.with_answer(prompt, answer)
 
     at_once = 1 if low_memory else COPIES_AT_ONCE
-    passes = count_passes([prepared.layout], per_token) + count_smooth_passes(
-        prepared.layout, smooth, per_token, at_once
+    passes = count_passes([prompt.layout], per_token) + count_smooth_passes(
+        prompt.layout, smooth, per_token, at_once
     )
     done = 0
 
@@ -142,12 +142,12 @@ def explain(
 
     wanted = tuple(name for name in names if name not in (SMOOTH, "flow"))
     extra = ("saliency",) if "flow" in names and "saliency" not in wanted else ()
-    with watching(vlm, prepared) as seen:
+    with recorded_layout(vlm, prompt) as layout_after_run:
         measured = measure(
             vlm.model,
             vlm.decoder_layers,
-            prepared.inputs,
-            [prepared.layout],
+            prompt.inputs,
+            [prompt.layout],
             signals=wanted + extra,
             target=target,
             per_token=per_token,
@@ -155,7 +155,7 @@ def explain(
             low_memory=low_memory,
             on_pass=on_pass,
         )[0]
-    prepared = replace(prepared, layout=seen())
+    prompt = replace(prompt, layout=layout_after_run())
     maps, flags = dict(measured.maps), dict(measured.flags)
     if "flow" in names:
         maps["flow"] = flow_map(maps["saliency"], flow_layers)[None]
@@ -164,8 +164,8 @@ def explain(
         maps[SMOOTH], flags[SMOOTH] = smoothed_cam(
             vlm.model,
             vlm.decoder_layers,
-            prepared.inputs,
-            prepared.layout,
+            prompt.inputs,
+            prompt.layout,
             copies=smooth,
             noise=noise,
             seed=seed,
@@ -192,13 +192,13 @@ def explain(
         "device": str(vlm.device),
         "model": vlm.config_summary(),
     }
-    return _result(vlm, question, prepared, measured, names, maps, flags, per_token, settings)
+    return _result(vlm, question, prompt, measured, names, maps, flags, per_token, settings)
 
 
 def _result(
     vlm: LVLM,
     question: str | Sequence[Mapping[str, Any]],
-    prepared: Prepared,
+    prompt: Prompt,
     measured: Measurement,
     names: tuple[str, ...],
     maps: dict[str, npt.NDArray[np.float32]],
@@ -206,17 +206,17 @@ def _result(
     per_token: bool,
     settings: dict[str, Any],
 ) -> InformationFlow:
-    layout = prepared.layout
+    layout = prompt.layout
     tokens = tuple(layout.tokens[position] for position in layout.answer_positions)
     return InformationFlow(
         model=vlm.name,
         question=question if isinstance(question, str) else _last_text(question),
-        prompt=prepared.prompt,
-        answer=prepared.answer or "",
+        prompt=prompt.text,
+        answer=prompt.answer or "",
         answer_tokens=tokens,
         targets=(WHOLE_ANSWER, *tokens) if per_token else (WHOLE_ANSWER,),
         layout=layout,
-        pictures=tuple(_display_copy(image) for image in prepared.images),
+        pictures=tuple(_display_copy(image) for image in prompt.images),
         attention_share=measured.attention_share,
         saliency_mean=measured.saliency_mean,
         saliency_sum=measured.saliency_sum,

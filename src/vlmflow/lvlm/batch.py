@@ -11,7 +11,7 @@ import torch
 from vlmflow.errors import InputError
 from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.layout import TokenLayout
-from vlmflow.lvlm.prompt import Prepared
+from vlmflow.lvlm.prompt import Prompt
 from vlmflow.lvlm.tokens import end_ids
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def collate(
-    prepared: Sequence[Prepared], pad_token_id: int
+    prompts: Sequence[Prompt], pad_token_id: int
 ) -> tuple[dict[str, torch.Tensor], list[TokenLayout]]:
     """Make one left-padded batch of several prompts.
 
     Parameters
     ----------
-    prepared : sequence of B Prepared
+    prompts : sequence of B Prompt
         Prompts of one model.
     pad_token_id : int
         What ``input_ids`` are filled up with; the attention mask hides it.
@@ -44,13 +44,13 @@ def collate(
     InputError
         If there is nothing to collate, or videos that a model wants to be alike are not.
     """
-    if not prepared:
+    if not prompts:
         raise InputError("there are no prompts to put into a batch")
-    total = max(len(one.layout) for one in prepared)
+    total = max(len(prompt.layout) for prompt in prompts)
     inputs = {}
     # A prompt without a picture, or without a video, holds nothing of theirs.
-    for name in dict.fromkeys(name for one in prepared for name in one.inputs):
-        holders = [one.inputs for one in prepared if name in one.inputs]
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt.inputs):
+        holders = [prompt.inputs for prompt in prompts if name in prompt.inputs]
         tensors = [holder[name] for holder in holders]
         if tensors[0].shape == holders[0]["input_ids"].shape:
             fill = pad_token_id if name == "input_ids" else 0
@@ -64,7 +64,7 @@ def collate(
                 "stack: ask one by one"
             )
         inputs[name] = torch.cat(_same_size(tensors))
-    layouts = [one.layout.shifted(total - len(one.layout), total) for one in prepared]
+    layouts = [prompt.layout.shifted(total - len(prompt.layout), total) for prompt in prompts]
     return inputs, layouts
 
 
@@ -86,7 +86,7 @@ def _same_size(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 def generate_batch(
     vlm: LVLM,
-    prepared: Sequence[Prepared],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 64,
     truncation: Truncating | None = None,
@@ -97,7 +97,7 @@ def generate_batch(
     ----------
     vlm : LVLM
         The model.
-    prepared : sequence of Prepared
+    prompts : sequence of Prompt
         Prompts without answers.
     max_new_tokens, truncation
         As for :meth:`vlmflow.lvlm.model.LVLM.generate_ids`.
@@ -108,7 +108,7 @@ def generate_batch(
         Each answer without its end token; empty where the model ends at once.
     """
     tokenizer = vlm.processor.tokenizer
-    inputs, _ = collate(prepared, pad_id(tokenizer))
+    inputs, _ = collate(prompts, pad_id(tokenizer))
     ends = end_ids(vlm.model, tokenizer)
     block = nullcontext() if truncation is None else truncation(vlm.model)
     with evaluating(vlm.model), torch.no_grad(), block:

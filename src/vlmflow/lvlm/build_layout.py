@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vlmflow.errors import ModelError
-from vlmflow.lvlm.families import PreparedPictures
+from vlmflow.lvlm.families import PromptPictures
 from vlmflow.lvlm.geometry import MapUnavailableError
 from vlmflow.lvlm.grids import Grid, IntArray
 from vlmflow.lvlm.layout import Segment, TokenLayout
@@ -20,10 +20,10 @@ from vlmflow.lvlm.videos import Frames
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+    from vlmflow.lvlm.prompt import Prompt
 
 
-def lay_out(
+def build_layout(
     vlm: LVLM,
     inputs: Mapping[str, torch.Tensor],
     sizes: tuple[tuple[int, int], ...],
@@ -89,20 +89,20 @@ def _grids(
         if not numbers:
             continue
         own = positions[tokens_of_video == kind]
-        prepared = _pictures(vlm, inputs, own, tuple(sizes[number] for number in numbers))
-        found += [replace(grid, image=numbers[grid.image]) for grid in grids(prepared)]
+        prompt = _pictures(vlm, inputs, own, tuple(sizes[number] for number in numbers))
+        found += [replace(grid, image=numbers[grid.image]) for grid in grids(prompt)]
     return tuple(sorted(found, key=lambda grid: grid.image))
 
 
 @contextmanager
-def watching(vlm: LVLM, prepared: Prepared) -> Iterator[Callable[[], TokenLayout]]:
-    """Watch a model run for the pixels behind image tokens that only running tells.
+def recorded_layout(vlm: LVLM, prompt: Prompt) -> Iterator[Callable[[], TokenLayout]]:
+    """Record while a model runs which pixels its image tokens show, where only a run says it.
 
     Parameters
     ----------
     vlm : LVLM
         The model.
-    prepared : Prepared
+    prompt : Prompt
         The prompt that it is going to run on inside the block.
 
     Yields
@@ -110,18 +110,18 @@ def watching(vlm: LVLM, prepared: Prepared) -> Iterator[Callable[[], TokenLayout
     function
         To be called after a forward pass: the layout with all grids that are known then.
     """
-    layout = prepared.layout
-    pictures = _pictures(vlm, prepared.inputs, layout.image_positions, layout.image_sizes)
-    with vlm.family.watching(vlm.model, pictures) as looked:
+    layout = prompt.layout
+    pictures = _pictures(vlm, prompt.inputs, layout.image_positions, layout.image_sizes)
+    with vlm.family.recorded_grids(vlm.model, pictures) as grids_after_run:
 
-        def seen() -> TokenLayout:
+        def layout_after_run() -> TokenLayout:
             try:
-                grids = looked()
+                grids = grids_after_run()
             except MapUnavailableError as unavailable:
                 return replace(layout, grids_missing=str(unavailable))
             return replace(layout, grids=grids, grids_missing="") if grids else layout
 
-        yield seen
+        yield layout_after_run
 
 
 def _pictures(
@@ -129,5 +129,5 @@ def _pictures(
     inputs: Mapping[str, torch.Tensor],
     positions: IntArray,
     sizes: tuple[tuple[int, int], ...],
-) -> PreparedPictures:
-    return PreparedPictures(positions, sizes, inputs, vlm.model.config, vlm.processor)
+) -> PromptPictures:
+    return PromptPictures(positions, sizes, inputs, vlm.model.config, vlm.processor)

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.build_layout import lay_out
+from vlmflow.lvlm.build_layout import build_layout
 from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
 from vlmflow.lvlm.encoding import check_videos, encode, in_prompt_order
 from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.families import Family, family_of
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.model_parts import decoder_layers, image_token_id, image_token_ids
-from vlmflow.lvlm.prompt import Prepared, extended
+from vlmflow.lvlm.prompt import Prompt, extended
 from vlmflow.lvlm.tokens import (
     answer_ids_of,
     answer_text,
@@ -131,7 +131,7 @@ class LVLM:
         images: VisualSource | Sequence[VisualSource] | None,
         question: str | Sequence[Mapping[str, Any]],
         answer: str | Sequence[int] | None = None,
-    ) -> Prepared:
+    ) -> Prompt:
         """Make model inputs and layout of a question about pictures, and optionally of its answer.
 
         Parameters
@@ -153,64 +153,62 @@ class LVLM:
             longer than the model takes.
         """
         messages, shown = conversation(images, question)
-        for text in texts(messages):
-            refuse_special_text(self.processor.tokenizer, text, "question", self.placeholders)
+        for written in texts(messages):
+            refuse_special_text(self.processor.tokenizer, written, "question", self.placeholders)
         check_videos(self, shown)
-        prompt, lead = render(
+        text, lead = render(
             self.processor, messages, self.placeholders, bare_lead=self.family.bare_lead
         )
-        shown = in_prompt_order(self, prompt, shown)
+        shown = in_prompt_order(self, text, shown)
         if not self.family.pictures_in_prompt:
-            prompt = self._without_placeholder(prompt, len(shown))
-        inputs = encode(self, prompt, shown)
+            text = self._without_placeholder(text, len(shown))
+        inputs = encode(self, text, shown)
         pictures, frames = self._pictures(shown)
-        layout = lay_out(self, inputs, tuple(picture.size for picture in pictures), frames)
-        prepared = Prepared(inputs, layout, pictures, prompt, lead=lead)
+        layout = build_layout(self, inputs, tuple(picture.size for picture in pictures), frames)
+        prompt = Prompt(inputs, layout, pictures, text, lead=lead)
         self._require_room(len(layout))
-        return prepared if answer is None else self.with_answer(prepared, answer)
+        return prompt if answer is None else self.with_answer(prompt, answer)
 
-    def with_answer(self, prepared: Prepared, answer: str | Sequence[int]) -> Prepared:
+    def with_answer(self, prompt: Prompt, answer: str | Sequence[int]) -> Prompt:
         """Put an answer behind a prompt; see :meth:`prepare`.
 
         End and padding tokens at the end of given ids are dropped: they answer nothing.
         """
         tokenizer = self.processor.tokenizer
-        if prepared.answer is not None:
+        if prompt.answer is not None:
             raise InputError("the prompt already carries an answer: start from one without")
         if isinstance(answer, str):
             refuse_special_text(tokenizer, answer, "answer", self.placeholders)
-            ids = answer_ids_of(tokenizer, prepared.prompt, prepared.lead, answer)
+            ids = answer_ids_of(tokenizer, prompt.text, prompt.lead, answer)
             text = answer.strip()
         else:
             ids = self._checked_ids(answer)
             text = answer_text(tokenizer, ids)
         inputs = {
-            name: extended(
-                name, tensor, ids, prepared.inputs["input_ids"], self.family.answer_inputs
-            )
-            for name, tensor in prepared.inputs.items()
+            name: extended(name, tensor, ids, prompt.inputs["input_ids"], self.family.answer_inputs)
+            for name, tensor in prompt.inputs.items()
         }
-        before = prepared.layout
+        before = prompt.layout
         layout = replace(
             before,
             segments=np.append(before.segments, [Segment.ANSWER] * len(ids)),
             tokens=before.tokens + shown_tokens(tokenizer, ids),
         )
         self._require_room(len(layout))
-        return replace(prepared, inputs=inputs, layout=layout, answer=text)
+        return replace(prompt, inputs=inputs, layout=layout, answer=text)
 
     def generate_ids(
         self,
-        prepared: Prepared,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 64,
         truncation: Truncating | None = None,
     ) -> tuple[int, ...]:
-        """Let the model answer a prepared prompt greedily, as token ids.
+        """Let the model answer a prompt greedily, as token ids.
 
         Parameters
         ----------
-        prepared : Prepared
+        prompt : Prompt
             A prompt without an answer.
         max_new_tokens : int
             Longest answer, in tokens; never more than the model has positions for.
@@ -222,12 +220,12 @@ class LVLM:
         tuple of int
             Without the end token. Empty if the model ends at once.
         """
-        ids, _ = self.generate_with(prepared, max_new_tokens=max_new_tokens, truncation=truncation)
+        ids, _ = self.generate_with(prompt, max_new_tokens=max_new_tokens, truncation=truncation)
         return ids
 
     def generate_with(
         self,
-        prepared: Prepared,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 64,
         truncation: Truncating | None = None,
@@ -242,13 +240,13 @@ class LVLM:
         output
             What ``model.generate`` returned with ``return_dict_in_generate=True``.
         """
-        length = len(prepared.layout)
-        max_new_tokens = self.room_for_answer(prepared, max_new_tokens)
+        length = len(prompt.layout)
+        max_new_tokens = self.room_for_answer(prompt, max_new_tokens)
         ends = end_ids(self.model, self.processor.tokenizer)
         block = nullcontext() if truncation is None else truncation(self.model)
         with evaluating(self.model), torch.no_grad(), block:
             output = self.model.generate(
-                **prepared.inputs,
+                **prompt.inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,
@@ -259,7 +257,7 @@ class LVLM:
         stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
         return tuple(ids[:stop]), output
 
-    def room_for_answer(self, prepared: Prepared, max_new_tokens: int) -> int:
+    def room_for_answer(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Return how many tokens an answer may have: never more than the model has positions for.
 
         Raises
@@ -269,12 +267,12 @@ class LVLM:
         """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens}, but an answer needs at least 1")
-        if prepared.answer is not None:
+        if prompt.answer is not None:
             raise InputError("the prompt already carries an answer: start from one without")
         limit = self._max_positions()
         if limit is None:
             return max_new_tokens
-        return max(1, min(max_new_tokens, limit - len(prepared.layout)))
+        return max(1, min(max_new_tokens, limit - len(prompt.layout)))
 
     def generate(
         self,
@@ -317,11 +315,11 @@ class LVLM:
 
         return removal_curve(self, images, question, answer, **options)
 
-    def _without_placeholder(self, prompt: str, pictures: int) -> str:
+    def _without_placeholder(self, text: str, pictures: int) -> str:
         """Take the placeholder out of a prompt before which the processor puts image tokens."""
         if pictures != 1:
             raise InputError(f"{self.name} takes one picture, but the question shows {pictures}")
-        return prompt.replace(self.image_token, "")
+        return text.replace(self.image_token, "")
 
     def _pictures(
         self, shown: Sequence[Visual]

@@ -21,12 +21,12 @@ from vlmflow.truncation.shared_prefill import Fork
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+    from vlmflow.lvlm.prompt import Prompt
 
 
 def shared_answers(
     vlm: LVLM,
-    prepared: Prepared,
+    prompt: Prompt,
     policies: Sequence[Truncation],
     *,
     max_new_tokens: int = 64,
@@ -43,7 +43,7 @@ def shared_answers(
     ----------
     vlm : LVLM
         The model; left exactly as found.
-    prepared : Prepared
+    prompt : Prompt
         A prompt without an answer.
     policies : sequence of P Truncation
         What to remove.
@@ -62,8 +62,8 @@ def shared_answers(
     ModelError
         If logits are not finite.
     """
-    room = vlm.room_for_answer(prepared, max_new_tokens)
-    model, length = vlm.model, len(prepared.layout)
+    room = vlm.room_for_answer(prompt, max_new_tokens)
+    model, length = vlm.model, len(prompt.layout)
     ends = end_ids(model, vlm.processor.tokenizer)
 
     def decode(
@@ -107,7 +107,7 @@ def shared_answers(
 
     with evaluating(model), torch.no_grad():
         sequences = model.generate(
-            **prepared.inputs,
+            **prompt.inputs,
             max_new_tokens=room,
             do_sample=False,
             num_beams=1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmflow.lvlm.families.aya_vision import AyaVision
-from vlmflow.lvlm.families.base import Family, PreparedPictures, UnknownFamily
+from vlmflow.lvlm.families.base import Family, PromptPictures, UnknownFamily
 from vlmflow.lvlm.families.blip2 import Blip2
 from vlmflow.lvlm.families.cohere2_vision import Cohere2Vision
 from vlmflow.lvlm.families.deepseek_vl import DeepseekVL
@@ -62,7 +62,7 @@ def family_of(model_type: str) -> Family:
 __all__ = [
     "FAMILIES",
     "Family",
-    "PreparedPictures",
+    "PromptPictures",
     "UnknownFamily",
     "family_of",
 ]

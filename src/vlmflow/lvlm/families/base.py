@@ -21,7 +21,7 @@ from vlmflow.lvlm.grids import FloatArray, Grid, ImageGrid, IntArray
 
 
 @dataclass(frozen=True)
-class PreparedPictures:
+class PromptPictures:
     """What a family is given: one prompt as the processor expanded it.
 
     Parameters
@@ -126,7 +126,7 @@ class Family(ABC):
     """Whether :meth:`video_grids` knows the pixels behind a video's image tokens."""
 
     @abstractmethod
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Say which image tokens show which picture, and the box of each in its pixels.
 
         Returns
@@ -169,31 +169,31 @@ class Family(ABC):
         """
         del frames, pictures  # most take everything
 
-    def video_grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def video_grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Say the same as :meth:`grids` of the videos of a prompt.
 
         Parameters
         ----------
-        prepared : PreparedPictures
+        prompt : PromptPictures
             The prompt, with the positions of the videos' tokens alone. Each group of frames that
             share tokens counts as a picture.
         """
         raise MapUnavailableError(
             f"no map over pixels: it is not known which frames of a video the image tokens of "
-            f"{prepared.config.model_type!r} come from"
+            f"{prompt.config.model_type!r} come from"
         )
 
     @contextmanager
-    def watching(
-        self, model: Any, prepared: PreparedPictures
+    def recorded_grids(
+        self, model: Any, prompt: PromptPictures
     ) -> Iterator[Callable[[], tuple[Grid, ...]]]:
-        """Watch the model run for grids that only running tells; most families know without.
+        """Record grids that only a run of the model says; most families do not need one.
 
         Parameters
         ----------
         model : object
             The model, left as it was found.
-        prepared : PreparedPictures
+        prompt : PromptPictures
             The prompt that it is going to run on.
 
         Yields
@@ -202,7 +202,7 @@ class Family(ABC):
             To be called after a forward pass: the grids, or nothing; raises
             :class:`MapUnavailableError` as :meth:`grids` does.
         """
-        del model, prepared
+        del model, prompt
         yield tuple
 
     def late_features(self, config: Any) -> int:
@@ -245,10 +245,10 @@ class Family(ABC):
 class UnknownFamily(Family):
     """Any LVLM with image tokens: every signal over tokens works, maps over pixels do not."""
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Raise: nothing is known about the pixels."""
         raise MapUnavailableError(
-            f"no map over pixels: models of type {prepared.config.model_type!r} have no family in "
+            f"no map over pixels: models of type {prompt.config.model_type!r} have no family in "
             "vlmflow.lvlm.families that says which pixels their image tokens come from; "
             "CONTRIBUTING.md says how to add one"
         )
