@@ -228,7 +228,7 @@ def test_frames_and_files_that_cannot_be_read_are_refused(tmp_path):
         vlm.prepare(str(tmp_path / "clip.MOV"), "What is it?")
     with pytest.raises(InputError, match="contains the video placeholder"):
         vlm.prepare(one(), "What is <|video_pad|>?")
-    with pytest.raises(InputError, match="no text token"):
+    with pytest.raises(InputError, match="not a text token"):
         vlm.prepare(one(), "What is it?", [vlm.model.config.video_token_id])
 
 

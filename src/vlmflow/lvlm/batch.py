@@ -34,7 +34,7 @@ def collate(
     -------
     inputs : dict of str to tensor
         Per-token inputs are ``(B, N)`` with ``N`` the longest prompt; others (``pixel_values``) are
-        put behind each other along their first axis, and filled up with zeros at the end of the
+        concatenated along their first axis, and filled up with zeros at the end of the
         others where pictures differ in size or in tiles, as processors do within one prompt.
     layouts : list of B TokenLayout
         Shifted to where each prompt stands in its row.
@@ -76,8 +76,8 @@ def _same_size(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             tensor,
             [
                 width
-                for side, most in zip(reversed(tensor.shape[1:]), reversed(largest), strict=True)
-                for width in (0, most - side)
+                for side, longest in zip(reversed(tensor.shape[1:]), reversed(largest), strict=True)
+                for width in (0, longest - side)
             ],
         )
         for tensor in tensors

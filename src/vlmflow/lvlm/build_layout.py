@@ -15,7 +15,7 @@ from vlmflow.lvlm.families import PromptPictures
 from vlmflow.lvlm.geometry import MapUnavailableError
 from vlmflow.lvlm.grids import Grid, IntArray
 from vlmflow.lvlm.layout import Segment, TokenLayout
-from vlmflow.lvlm.tokens import shown_tokens
+from vlmflow.lvlm.tokens import token_texts
 from vlmflow.lvlm.videos import Frames
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def build_layout(
         grids = _grids(vlm, inputs, np.flatnonzero(is_image), sizes, frames)
     except MapUnavailableError as unavailable:
         missing = str(unavailable)
-    tokens = shown_tokens(vlm.processor.tokenizer, ids.tolist())
+    tokens = token_texts(vlm.processor.tokenizer, ids.tolist())
     return TokenLayout(segments, tokens, sizes, grids, missing, frames)
 
 
@@ -77,21 +77,21 @@ def _grids(
     """Ask the family about pictures and about videos, each apart from the others' tokens."""
     if not frames:
         return vlm.family.grids(_pictures(vlm, inputs, positions, sizes))
-    of_video = np.array([one is not None for one in frames])
+    of_video = np.array([group is not None for group in frames])
     if of_video.all():  # some models mark videos with the id of pictures
         tokens_of_video = np.ones(positions.shape, bool)
     else:
         ids = inputs["input_ids"][0].cpu().numpy()[positions]
         tokens_of_video = ids != vlm.image_token_id
-    found: list[Grid] = []
+    all_grids: list[Grid] = []
     for kind, grids in ((False, vlm.family.grids), (True, vlm.family.video_grids)):
         numbers = np.flatnonzero(of_video == kind).tolist()
         if not numbers:
             continue
         own = positions[tokens_of_video == kind]
         prompt = _pictures(vlm, inputs, own, tuple(sizes[number] for number in numbers))
-        found += [replace(grid, image=numbers[grid.image]) for grid in grids(prompt)]
-    return tuple(sorted(found, key=lambda grid: grid.image))
+        all_grids += [replace(grid, image=numbers[grid.image]) for grid in grids(prompt)]
+    return tuple(sorted(all_grids, key=lambda grid: grid.image))
 
 
 @contextmanager

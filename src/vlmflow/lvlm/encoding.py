@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
 
 
-def check_videos(vlm: LVLM, shown: Sequence[Visual]) -> None:
+def check_videos(vlm: LVLM, visuals: Sequence[Visual]) -> None:
     """Refuse videos that a model, or transformers' code of it, does not take.
 
     Raises
@@ -27,12 +27,14 @@ def check_videos(vlm: LVLM, shown: Sequence[Visual]) -> None:
         If the model takes no videos, or not these; if its processor cannot process videos; or if it
         is told the time of frames, but a video has no times.
     """
-    videos = [one for one in shown if isinstance(one, Video)]
+    videos = [visual for visual in visuals if isinstance(visual, Video)]
     if not videos:
         return
     model_type, processor = vlm.model.config.model_type, vlm.processor
     if not vlm.family.takes_videos:
-        takers = sorted(name for one in FAMILIES if one.takes_videos for name in one.model_types)
+        takers = sorted(
+            name for family in FAMILIES if family.takes_videos for name in family.model_types
+        )
         raise InputError(
             f"models of type {model_type!r} take no videos here: ask about pictures, or one of "
             f"type {', '.join(takers)}"
@@ -47,10 +49,10 @@ def check_videos(vlm: LVLM, shown: Sequence[Visual]) -> None:
             f"models of type {model_type!r} are told the time of every frame: pass "
             "vlmflow.Video(frames, seconds=[...])"
         )
-    vlm.family.check_videos([len(video.frames) for video in videos], len(shown) - len(videos))
+    vlm.family.check_videos([len(video.frames) for video in videos], len(visuals) - len(videos))
 
 
-def in_prompt_order(vlm: LVLM, prompt: str, shown: Sequence[Visual]) -> tuple[Visual, ...]:
+def in_prompt_order(vlm: LVLM, prompt: str, visuals: Sequence[Visual]) -> tuple[Visual, ...]:
     """Sort pictures and videos as their placeholders stand in a prompt.
 
     A chat template may put all pictures of a turn before its videos.
@@ -62,21 +64,21 @@ def in_prompt_order(vlm: LVLM, prompt: str, shown: Sequence[Visual]) -> tuple[Vi
     """
     kinds = {token: kind for kind, token in vlm.placeholders.items()}
     longest_first = sorted(kinds, key=len, reverse=True)
-    found = [kinds[token] for token in re.findall("|".join(map(re.escape, longest_first)), prompt)]
+    order = [kinds[token] for token in re.findall("|".join(map(re.escape, longest_first)), prompt)]
     waiting: dict[str, list[Visual]] = {
-        "image": [one for one in shown if not isinstance(one, Video)],
-        "video": [one for one in shown if isinstance(one, Video)],
+        "image": [visual for visual in visuals if not isinstance(visual, Video)],
+        "video": [visual for visual in visuals if isinstance(visual, Video)],
     }
-    for kind, ones in waiting.items():
-        if found.count(kind) != len(ones):
+    for kind, group in waiting.items():
+        if order.count(kind) != len(group):
             raise ModelError(
-                f"the chat template of {vlm.name} places {found.count(kind)} {kind}(s) where the "
-                f"question shows {len(ones)}: it does not take pictures like this"
+                f"the chat template of {vlm.name} places {order.count(kind)} {kind}(s) where the "
+                f"question shows {len(group)}: it does not take pictures like this"
             )
-    return tuple(waiting[kind].pop(0) for kind in found)
+    return tuple(waiting[kind].pop(0) for kind in order)
 
 
-def encode(vlm: LVLM, prompt: str, shown: Sequence[Visual]) -> dict[str, torch.Tensor]:
+def encode(vlm: LVLM, prompt: str, visuals: Sequence[Visual]) -> dict[str, torch.Tensor]:
     """Return the processor's output on the model's device.
 
     Parameters
@@ -85,7 +87,7 @@ def encode(vlm: LVLM, prompt: str, shown: Sequence[Visual]) -> dict[str, torch.T
         The model.
     prompt : str
         The text, with placeholders.
-    shown : sequence of pictures and videos
+    visuals : sequence of pictures and videos
         In the order of the prompt.
 
     Raises
@@ -98,8 +100,8 @@ def encode(vlm: LVLM, prompt: str, shown: Sequence[Visual]) -> dict[str, torch.T
     options: dict[str, Any] = (
         {"add_special_tokens": False} if start and prompt.startswith(start) else {}
     )
-    pictures = [one for one in shown if isinstance(one, Image.Image)]
-    videos = [one for one in shown if isinstance(one, Video)]
+    pictures = [visual for visual in visuals if isinstance(visual, Image.Image)]
+    videos = [visual for visual in visuals if isinstance(visual, Video)]
     if pictures:
         options["images"] = [pictures]
     if videos:
@@ -133,14 +135,14 @@ def _video_options(processor: Any, videos: Sequence[Video]) -> dict[str, Any]:
 
 def _tells_time(processor: Any) -> bool:
     """Tell whether a processor asks for a video's metadata, to write times from it."""
-    told = getattr(processor, "videos_kwargs", None) or {}
-    return bool(told.get("return_metadata"))
+    settings = getattr(processor, "videos_kwargs", None) or {}
+    return bool(settings.get("return_metadata"))
 
 
 def _metadata(video: Video) -> dict[str, Any]:
     """Describe frames as transformers' ``VideoMetadata`` does: by their index at a constant rate.
 
-    At the mean rate, the index of a frame that is early or late is no whole number; what is read
+    At the mean rate, the index of a frame that is early or late is not a whole number; what is read
     off it, ``index / fps``, is the frame's time.
     """
     rate = video.rate

@@ -63,8 +63,8 @@ def load(
     Raises
     ------
     ModelError
-        If there is no such model or directory, it cannot be opened, or it is no image-text-to-text
-        model.
+        If there is no such model or directory, it cannot be opened, or it is not an
+        image-text-to-text model.
     InputError
         If the device, dtype or their combination cannot be used.
     """
@@ -120,7 +120,7 @@ def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
     if text and path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"{text} is a directory but no model: it has no config.json, which "
+                f"{text} is a directory but not a model: it has no config.json, which "
                 "save_pretrained writes"
             )
         return str(path), True
@@ -128,10 +128,10 @@ def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
         raise ModelError(f"{text} is a file: give the directory that save_pretrained wrote")
     if _HUB_ID.fullmatch(text) and not text.startswith("."):
         return text, False
-    known = ", ".join(bundled_models()) or "none here"
+    names = ", ".join(bundled_models()) or "none here"
     raise ModelError(
-        f"there is no model {text!r}: it is no bundled name ({known}), no directory and no hub id "
-        "of the form owner/model"
+        f"there is no model {text!r}: it is not a bundled name ({names}), a directory or "
+        "a hub id of the form owner/model"
     )
 
 
@@ -154,7 +154,8 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise InputError(
-            f"dtype={str(dtype)!r} is no floating point type: use auto, float32, bfloat16, float16"
+            f"dtype={str(dtype)!r} is not a floating point type: use auto, float32, "
+            "bfloat16, float16"
         )
     return chosen
 

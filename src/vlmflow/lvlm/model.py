@@ -25,7 +25,7 @@ from vlmflow.lvlm.tokens import (
     answer_text,
     end_ids,
     refuse_special_text,
-    shown_tokens,
+    token_texts,
 )
 from vlmflow.lvlm.videos import Frames, Video, frame_groups
 
@@ -152,25 +152,25 @@ class LVLM:
             a video that the model does not take, an answer that tokenises to nothing, or a prompt
             longer than the model takes.
         """
-        messages, shown = conversation(images, question)
+        messages, visuals = conversation(images, question)
         for written in texts(messages):
             refuse_special_text(self.processor.tokenizer, written, "question", self.placeholders)
-        check_videos(self, shown)
+        check_videos(self, visuals)
         text, lead = render(
             self.processor, messages, self.placeholders, bare_lead=self.family.bare_lead
         )
-        shown = in_prompt_order(self, text, shown)
+        visuals = in_prompt_order(self, text, visuals)
         if not self.family.pictures_in_prompt:
-            text = self._without_placeholder(text, len(shown))
-        inputs = encode(self, text, shown)
-        pictures, frames = self._pictures(shown)
+            text = self._without_placeholder(text, len(visuals))
+        inputs = encode(self, text, visuals)
+        pictures, frames = self._pictures(visuals)
         layout = build_layout(self, inputs, tuple(picture.size for picture in pictures), frames)
         prompt = Prompt(inputs, layout, pictures, text, lead=lead)
         self._require_room(len(layout))
         return prompt if answer is None else self.with_answer(prompt, answer)
 
     def with_answer(self, prompt: Prompt, answer: str | Sequence[int]) -> Prompt:
-        """Put an answer behind a prompt; see :meth:`prepare`.
+        """Append an answer to a prompt; see :meth:`prepare`.
 
         End and padding tokens at the end of given ids are dropped: they answer nothing.
         """
@@ -192,7 +192,7 @@ class LVLM:
         layout = replace(
             before,
             segments=np.append(before.segments, [Segment.ANSWER] * len(ids)),
-            tokens=before.tokens + shown_tokens(tokenizer, ids),
+            tokens=before.tokens + token_texts(tokenizer, ids),
         )
         self._require_room(len(layout))
         return replace(prompt, inputs=inputs, layout=layout, answer=text)
@@ -322,21 +322,21 @@ class LVLM:
         return text.replace(self.image_token, "")
 
     def _pictures(
-        self, shown: Sequence[Visual]
+        self, visuals: Sequence[Visual]
     ) -> tuple[tuple[Image.Image, ...], tuple[Frames | None, ...]]:
         """Return the pictures of a layout, and which of them stand for frames of a video."""
-        if not any(isinstance(one, Video) for one in shown):
-            return tuple(one for one in shown if not isinstance(one, Video)), ()
+        if not any(isinstance(visual, Video) for visual in visuals):
+            return tuple(visual for visual in visuals if not isinstance(visual, Video)), ()
         together = self.family.frames_together(self.processor)
-        found: list[tuple[Image.Image, Frames | None]] = []
+        pictures: list[tuple[Image.Image, Frames | None]] = []
         videos = 0
-        for one in shown:
-            if isinstance(one, Video):
-                found += frame_groups(one, videos, together)
+        for visual in visuals:
+            if isinstance(visual, Video):
+                pictures += frame_groups(visual, videos, together)
                 videos += 1
             else:
-                found.append((one, None))
-        return tuple(picture for picture, _ in found), tuple(frames for _, frames in found)
+                pictures.append((visual, None))
+        return tuple(picture for picture, _ in pictures), tuple(frames for _, frames in pictures)
 
     def _checked_ids(self, answer: Sequence[int]) -> list[int]:
         """Check answer ids given by the caller, and drop what ends them."""
@@ -350,7 +350,7 @@ class LVLM:
         for token in ids:
             if not 0 <= token < size or token in self.image_token_ids:
                 raise InputError(
-                    f"the answer holds id {token}, which is no text token (0..{size - 1})"
+                    f"the answer holds id {token}, which is not a text token (0..{size - 1})"
                 )
         return ids
 

@@ -54,7 +54,7 @@ def extended(
     input_ids: torch.Tensor,
     fill: Mapping[str, int],
 ) -> torch.Tensor:
-    """Put the answer's entries behind a per-token input; leave other inputs as they are.
+    """Append the answer's entries to a per-token input; leave other inputs as they are.
 
     Parameters
     ----------

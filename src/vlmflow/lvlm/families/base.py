@@ -76,16 +76,16 @@ def places_in(shapes: Iterable[Sequence[int]], first: int, tokens: int) -> Float
     first, tokens : int
         Tokens before the prompt's, and the prompt's.
     """
-    found: list[FloatArray] = []
+    grids: list[FloatArray] = []
     begin = 0
     for rows, cols in shapes:
         if first <= begin < first + tokens:
             places = np.indices((rows, cols), dtype=np.float64).reshape(2, -1).T
-            found.append(np.insert(places, 0, len(found), axis=1))
+            grids.append(np.insert(places, 0, len(grids), axis=1))
         begin += rows * cols
-    if not found or sum(map(len, found)) != tokens:
+    if not grids or sum(map(len, grids)) != tokens:
         return None
-    return np.concatenate(found)
+    return np.concatenate(grids)
 
 
 def setting(processor: Any, name: str) -> Any:
@@ -98,8 +98,8 @@ def setting(processor: Any, name: str) -> Any:
     name : str
         A setting of its image processor (``"do_resize"``).
     """
-    told: Mapping[str, Any] = getattr(processor, "images_kwargs", None) or {}
-    return told[name] if name in told else getattr(processor.image_processor, name, None)
+    overrides: Mapping[str, Any] = getattr(processor, "images_kwargs", None) or {}
+    return overrides[name] if name in overrides else getattr(processor.image_processor, name, None)
 
 
 class Family(ABC):
@@ -123,7 +123,7 @@ class Family(ABC):
     """Whether ``generate`` embeds the prompt and then runs ``model.language_model`` alone."""
 
     takes_videos: ClassVar[bool] = False
-    """Whether :meth:`video_grids` knows the pixels behind a video's image tokens."""
+    """Whether :meth:`video_grids` knows the pixels of a video's image tokens."""
 
     @abstractmethod
     def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
@@ -206,7 +206,7 @@ class Family(ABC):
         yield tuple
 
     def late_features(self, config: Any) -> int:
-        """Say behind how many of the first decoder layers image features are added once more.
+        """Say after how many of the first decoder layers image features are added once more.
 
         DeepStack does this: features of earlier layers of the vision tower go into the hidden
         states of the image tokens, outside of the decoder layers.

@@ -54,12 +54,12 @@ def _crop_grid(
 def _edges(length: int, crops: int, side: int) -> Any:
     """Return start and end of every token along one axis, (crops * side, 2)."""
     step = ceil(length / crops)
-    found = []
+    edges = []
     for crop in range(crops):
         start, stop = crop * step, min((crop + 1) * step, length)
         marks = np.linspace(start, stop, side + 1)
-        found.append(np.stack([marks[:-1], marks[1:]], axis=1))
-    return np.concatenate(found)
+        edges.append(np.stack([marks[:-1], marks[1:]], axis=1))
+    return np.concatenate(edges)
 
 
 def _crops(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
@@ -70,13 +70,13 @@ def _crops(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
 
     width, height = size
     # The rules are those of either back end; of the picture only the shape is read.
-    found = Gemma3ImageProcessorPil.pan_and_scan(
+    crops = Gemma3ImageProcessorPil.pan_and_scan(
         processor.image_processor,
         np.broadcast_to(np.uint8(0), (3, height, width)),
         setting(processor, "pan_and_scan_min_crop_size"),
         setting(processor, "pan_and_scan_max_num_crops"),
         setting(processor, "pan_and_scan_min_ratio_to_activate"),
     )
-    if not found:
+    if not crops:
         return 1, 1
-    return (len(found), 1) if width >= height else (1, len(found))
+    return (len(crops), 1) if width >= height else (1, len(crops))

@@ -57,8 +57,8 @@ def tile_side(prompt: PromptPictures) -> int:
     image_processor: Any = prompt.processor.image_processor
     side = int(prompt.config.vision_config.image_size)
     size, crop = image_processor.size, image_processor.crop_size
-    wanted = {*dict(size).values(), *dict(crop or {}).values()} - {None}
-    if wanted != {side} or prompt.inputs["pixel_values"].shape[-2:] != (side, side):
+    sides = {*dict(size).values(), *dict(crop or {}).values()} - {None}
+    if sides != {side} or prompt.inputs["pixel_values"].shape[-2:] != (side, side):
         raise MapUnavailableError(
             f"no map over pixels: the image processor makes tiles of size {dict(size)}, cropped to "
             f"{dict(crop or {})}, but the vision tower takes {side} x {side} pixels"
