@@ -14,8 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlmflow.lvlm.loading import load as load
-    from vlmflow.lvlm.model import LVLM as LVLM
+    from vlmflow.api import LVLM as LVLM
+    from vlmflow.api import load as load
     from vlmflow.lvlm.videos import Video as Video
     from vlmflow.removal.cliff import Cliff as Cliff
     from vlmflow.removal.cliff import cliff as cliff
@@ -43,10 +43,10 @@ _HOMES = {
     "RemovalCurve": "vlmflow.removal.curve",
     "cliff": "vlmflow.removal.cliff",
     "InformationFlow": "vlmflow.result.information_flow",
-    "LVLM": "vlmflow.lvlm.model",
+    "LVLM": "vlmflow.api",
     "Truncation": "vlmflow.truncation.policy",
     "Video": "vlmflow.lvlm.videos",
-    "load": "vlmflow.lvlm.loading",
+    "load": "vlmflow.api",
     "preset": "vlmflow.truncation.presets",
 }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers.utils import is_torchvision_available
 
+import vlmflow
 from tests.flow.test_signals import SIGNALS, assert_agrees
 from tests.support.families import FAMILIES, LAYERS, SIZES, picture
 from tests.support.masked_truncation import masked_logits
@@ -18,12 +19,11 @@ from tests.support.tiny_square import QUERIES
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.measure import measure
 from vlmflow.flow.signals import DEFAULT_SIGNALS
-from vlmflow.lvlm.batch import collate, generate_batch, pad_id
+from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
 from vlmflow.lvlm.families import family_of
 from vlmflow.lvlm.families.table import SUPPORTED
 from vlmflow.lvlm.layout import Segment
-from vlmflow.lvlm.loading import load
 from vlmflow.lvlm.tokens import end_ids
 from vlmflow.removal.curve import removal_curves
 from vlmflow.truncation import Truncation
@@ -76,9 +76,9 @@ def test_a_saved_model_opens_or_says_what_to_install(family, tmp_path, no_networ
     if needs_torchvision and not is_torchvision_available():
         words = "its processor needs torchvision: pip install torchvision$"
         with pytest.raises(ModelError, match=words):
-            load(tmp_path, device="cpu")
+            vlmflow.load(tmp_path, device="cpu")
         return
-    vlm = load(tmp_path, device="cpu")
+    vlm = vlmflow.load(tmp_path, device="cpu")
     assert len(vlm.prepare(picture(1, SIZES[0]), QUESTIONS[0]).layout) > QUERIES
 
 
@@ -198,7 +198,7 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
 def test_a_truncated_batch_is_its_rows(family, policy):
     vlm = family.lvlm()
     batch = prompts(vlm, (None, None))
-    together = generate_batch(vlm, batch, max_new_tokens=5, truncation=policy)
+    together = vlm.generate_batch(batch, max_new_tokens=5, truncation=policy)
     alone = [vlm.generate_ids(one, max_new_tokens=5, truncation=policy) for one in batch]
     assert together == alone
 

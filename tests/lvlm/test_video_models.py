@@ -21,7 +21,7 @@ from tests.support.tiny_family import TILE
 from tests.support.tiny_tiled import llava_onevision
 from tests.support.tiny_video import VIDEO_FAMILIES, video
 from vlmflow.flow.measure import measure
-from vlmflow.lvlm.batch import collate, generate_batch, pad_id
+from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.families.table import SUPPORTED
 from vlmflow.lvlm.tokens import end_ids
 from vlmflow.removal.curve import removal_curves
@@ -117,7 +117,7 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
 def test_a_truncated_batch_is_its_rows(family, policy):
     vlm = family.lvlm()
     batch = prompts(vlm, (None, None))
-    together = generate_batch(vlm, batch, max_new_tokens=4, truncation=policy)
+    together = vlm.generate_batch(batch, max_new_tokens=4, truncation=policy)
     alone = [vlm.generate_ids(one, max_new_tokens=4, truncation=policy) for one in batch]
     assert together == alone
 

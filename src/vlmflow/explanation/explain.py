@@ -142,7 +142,7 @@ def explain(
 
     wanted = tuple(name for name in names if name not in (SMOOTH, "flow"))
     extra = ("saliency",) if "flow" in names and "saliency" not in wanted else ()
-    with recorded_layout(vlm, prompt) as layout_after_run:
+    with recorded_layout(vlm.model, vlm.processor, vlm.family, prompt) as layout_after_run:
         measured = measure(
             vlm.model,
             vlm.decoder_layers,

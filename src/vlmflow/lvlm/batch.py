@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.layout import TokenLayout
 from vlmflow.lvlm.prompt import Prompt
-from vlmflow.lvlm.tokens import end_ids
-
-if TYPE_CHECKING:
-    from vlmflow.lvlm.model import LVLM, Truncating
 
 
 def collate(
@@ -82,44 +76,6 @@ def _same_size(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         )
         for tensor in tensors
     ]
-
-
-def generate_batch(
-    vlm: LVLM,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int = 64,
-    truncation: Truncating | None = None,
-) -> list[tuple[int, ...]]:
-    """Let a model answer several prompts greedily in one left-padded batch.
-
-    Parameters
-    ----------
-    vlm : LVLM
-        The model.
-    prompts : sequence of Prompt
-        Prompts without answers.
-    max_new_tokens, truncation
-        As for :meth:`vlmflow.lvlm.model.LVLM.generate_ids`.
-
-    Returns
-    -------
-    list of tuple of int
-        Each answer without its end token; empty where the model ends at once.
-    """
-    tokenizer = vlm.processor.tokenizer
-    inputs, _ = collate(prompts, pad_id(tokenizer))
-    ends = end_ids(vlm.model, tokenizer)
-    block = nullcontext() if truncation is None else truncation(vlm.model)
-    with evaluating(vlm.model), torch.no_grad(), block:
-        sequences = vlm.model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
-        )
-    answers = []
-    for row in sequences[:, inputs["input_ids"].shape[1] :].tolist():
-        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
-        answers.append(tuple(row[:stop]))
-    return answers
 
 
 def pad_id(tokenizer: Any) -> int:

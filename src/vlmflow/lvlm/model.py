@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.build_layout import build_layout
 from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
 from vlmflow.lvlm.encoding import check_videos, encode, in_prompt_order
@@ -26,14 +28,9 @@ from vlmflow.lvlm.tokens import (
     end_ids,
     refuse_special_text,
     token_texts,
+    until_end,
 )
 from vlmflow.lvlm.videos import Frames, Video, frame_groups
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from vlmflow.removal.curve import RemovalCurve
-    from vlmflow.result.information_flow import InformationFlow
 
 
 class Truncating(Protocol):
@@ -45,6 +42,8 @@ class Truncating(Protocol):
 
 class LVLM:
     """A large vision-language model: vision encoder, projector and decoder.
+
+    This class prepares prompts and answers them; :class:`vlmflow.LVLM` explains answers as well.
 
     Parameters
     ----------
@@ -155,16 +154,25 @@ class LVLM:
         messages, visuals = conversation(images, question)
         for written in texts(messages):
             refuse_special_text(self.processor.tokenizer, written, "question", self.placeholders)
-        check_videos(self, visuals)
+        check_videos(visuals, self.family, self.model.config.model_type, self.processor)
         text, lead = render(
             self.processor, messages, self.placeholders, bare_lead=self.family.bare_lead
         )
-        visuals = in_prompt_order(self, text, visuals)
+        visuals = in_prompt_order(text, visuals, self.placeholders, self.name)
         if not self.family.pictures_in_prompt:
             text = self._without_placeholder(text, len(visuals))
-        inputs = encode(self, text, visuals)
+        inputs = encode(text, visuals, self.processor, self.device, self.dtype, self.name)
         pictures, frames = self._pictures(visuals)
-        layout = build_layout(self, inputs, tuple(picture.size for picture in pictures), frames)
+        layout = build_layout(
+            inputs,
+            tuple(picture.size for picture in pictures),
+            frames,
+            image_token_ids=self.image_token_ids,
+            family=self.family,
+            config=self.model.config,
+            processor=self.processor,
+            name=self.name,
+        )
         prompt = Prompt(inputs, layout, pictures, text, lead=lead)
         self._require_room(len(layout))
         return prompt if answer is None else self.with_answer(prompt, answer)
@@ -253,9 +261,39 @@ class LVLM:
                 return_dict_in_generate=True,
                 **options,
             )
-        ids: list[int] = output.sequences[0, length:].tolist()
-        stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-        return tuple(ids[:stop]), output
+        return until_end(output.sequences[0, length:].tolist(), ends), output
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        truncation: Truncating | None = None,
+    ) -> list[tuple[int, ...]]:
+        """Let the model answer several prompts greedily in one left-padded batch.
+
+        Parameters
+        ----------
+        prompts : sequence of Prompt
+            Prompts without answers.
+        max_new_tokens, truncation
+            As for :meth:`generate_ids`.
+
+        Returns
+        -------
+        list of tuple of int
+            Each answer without its end token; empty where the model ends at once.
+        """
+        tokenizer = self.processor.tokenizer
+        inputs, _ = collate(prompts, pad_id(tokenizer))
+        ends = end_ids(self.model, tokenizer)
+        block = nullcontext() if truncation is None else truncation(self.model)
+        with evaluating(self.model), torch.no_grad(), block:
+            sequences = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+            )
+        answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        return [until_end(ids, ends) for ids in answers]
 
     def room_for_answer(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Return how many tokens an answer may have: never more than the model has positions for.
@@ -287,33 +325,6 @@ class LVLM:
             self.prepare(images, question), max_new_tokens=max_new_tokens, truncation=truncation
         )
         return answer_text(self.processor.tokenizer, ids)
-
-    def explain(
-        self,
-        images: VisualSource | Sequence[VisualSource] | None,
-        question: str | Sequence[Mapping[str, Any]],
-        answer: str | Sequence[int] | None = None,
-        **options: Any,
-    ) -> InformationFlow:
-        """Measure which tokens an answer draws on: :func:`vlmflow.explanation.explain.explain`."""
-        from vlmflow.explanation.explain import explain
-
-        return explain(self, images, question, answer, **options)
-
-    def removal_curve(
-        self,
-        images: VisualSource | Sequence[VisualSource] | None,
-        question: str | Sequence[Mapping[str, Any]],
-        answer: str | Sequence[int] | None = None,
-        **options: Any,
-    ) -> RemovalCurve:
-        """Measure what removing image tokens at each layer does to an answer.
-
-        See :func:`vlmflow.removal.curve.removal_curve`.
-        """
-        from vlmflow.removal.curve import removal_curve
-
-        return removal_curve(self, images, question, answer, **options)
 
     def _without_placeholder(self, text: str, pictures: int) -> str:
         """Take the placeholder out of a prompt before which the processor puts image tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from vlmflow.errors import InputError
@@ -60,6 +60,20 @@ def end_ids(model: Any, tokenizer: Any) -> set[int]:
         if value is not None:
             ends.update(value if isinstance(value, list | tuple) else [value])
     return ends
+
+
+def until_end(ids: Sequence[int], ends: Container[int]) -> tuple[int, ...]:
+    """Return the tokens before the first that ends an answer.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        What a model generated.
+    ends : container of int
+        See :func:`end_ids`.
+    """
+    stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    return tuple(ids[:stop])
 
 
 def answer_ids_of(tokenizer: Any, prompt: str, lead: str, answer: str) -> list[int]:

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmflow.errors import ModelError
 from vlmflow.lvlm.evaluating import evaluating
-from vlmflow.lvlm.tokens import end_ids
+from vlmflow.lvlm.tokens import end_ids, until_end
 from vlmflow.truncation.cache import TruncatedLayer
 from vlmflow.truncation.engine import Engine
 from vlmflow.truncation.policy import Truncation
@@ -113,12 +113,7 @@ def shared_answers(
             num_beams=1,
             custom_generate=decode,
         )
-    answers = []
-    for sequence in sequences:
-        ids = sequence[0, length:].tolist()
-        stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-        answers.append(tuple(ids[:stop]))
-    return answers
+    return [until_end(sequence[0, length:].tolist(), ends) for sequence in sequences]
 
 
 class _Decoder:
