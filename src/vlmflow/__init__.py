@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlmflow.api import LVLM as LVLM
     from vlmflow.api import load as load
+    from vlmflow.lvlm.families.base import Family as Family
+    from vlmflow.lvlm.families.registry import register_family as register_family
     from vlmflow.lvlm.videos import Video as Video
     from vlmflow.removal.cliff import Cliff as Cliff
     from vlmflow.removal.cliff import cliff as cliff
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LVLM",
     "Cliff",
+    "Family",
     "InformationFlow",
     "RemovalCurve",
     "Truncation",
@@ -36,10 +39,12 @@ __all__ = [
     "cliff",
     "load",
     "preset",
+    "register_family",
 ]
 
 _HOMES = {
     "Cliff": "vlmflow.removal.cliff",
+    "Family": "vlmflow.lvlm.families.base",
     "RemovalCurve": "vlmflow.removal.curve",
     "cliff": "vlmflow.removal.cliff",
     "InformationFlow": "vlmflow.result.information_flow",
@@ -48,6 +53,7 @@ _HOMES = {
     "Video": "vlmflow.lvlm.videos",
     "load": "vlmflow.api",
     "preset": "vlmflow.truncation.presets",
+    "register_family": "vlmflow.lvlm.families.registry",
 }
 
 

@@ -98,12 +98,14 @@ def test_every_picture_has_a_map(family):
 def test_an_unknown_type_lacks_nothing_but_the_map(family, monkeypatch):
     vlm = family.lvlm()
     known = [vlm.generate_ids(one, max_new_tokens=3) for one in prompts(vlm, (None, None))]
-    monkeypatch.setattr("vlmflow.lvlm.families.FAMILIES", ())
+    monkeypatch.setattr("vlmflow.lvlm.families.registry.FAMILIES", ())
     unknown = family.lvlm()
     batch = prompts(unknown)
     for prompt in batch:
         assert not prompt.layout.grids
-        assert re.search("no family .* CONTRIBUTING.md says how", prompt.layout.grids_missing)
+        assert re.search(
+            "no family .* vlmflow.register_family adds one", prompt.layout.grids_missing
+        )
     inputs, layouts = collate(batch, pad_id(unknown.processor.tokenizer))
     assert measure(
         unknown.model, unknown.decoder_layers, inputs, layouts, signals=("attention", "saliency")

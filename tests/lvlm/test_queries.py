@@ -166,7 +166,7 @@ def test_embeddings_from_elsewhere_and_unknown_types_are_refused(family, monkeyp
         Truncation(1, 0)(vlm.model),
     ):
         vlm.model.language_model(inputs_embeds=embeds)
-    monkeypatch.setattr("vlmflow.lvlm.families.FAMILIES", ())
+    monkeypatch.setattr("vlmflow.lvlm.families.registry.FAMILIES", ())
     unknown = family.lvlm()
     with pytest.raises(ModelError, match="runs its decoder past its own forward"):
         unknown.generate_ids(prompt, truncation=Truncation(1, 0))

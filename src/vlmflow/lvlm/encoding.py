@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlmflow.errors import InputError, ModelError
 from vlmflow.lvlm.chat import Visual
-from vlmflow.lvlm.families import FAMILIES, Family
+from vlmflow.lvlm.families import Family, families_by_type
 from vlmflow.lvlm.videos import Video
 
 
@@ -37,9 +37,7 @@ def check_videos(
     if not videos:
         return
     if not family.takes_videos:
-        takers = sorted(
-            name for other in FAMILIES if other.takes_videos for name in other.model_types
-        )
+        takers = sorted(name for name, other in families_by_type().items() if other.takes_videos)
         raise InputError(
             f"models of type {model_type!r} take no videos here: ask about pictures, or one of "
             f"type {', '.join(takers)}"

@@ -156,7 +156,8 @@ class _Pass:
             images=is_image.sum(1).tolist(),
         )
         self.there = there
-        self.late = family_of(self.model.config.model_type).late_features(self.model.config)
+        execution = family_of(self.model.config.model_type).execution(self.model.config)
+        self.late = execution.late_features
         self.before_late: Tensor | None = None
         self.prefix: Tensor | None = None
         self.behind = there

@@ -71,9 +71,9 @@ class Engine:
         self.policy = policy
         self.stages = [layer for layer, _ in policy.stages]
         self.tokens = image_tokens
-        family = family_of(model.config.model_type)
-        self.late = family.late_features(model.config)
-        self.inner = InnerRuns(model, self.begin) if family.generates_past_forward else None
+        execution = family_of(model.config.model_type).execution(model.config)
+        self.late = execution.late_features
+        self.inner = InnerRuns(model, self.begin) if execution.generates_past_forward else None
         self.signature = inspect.signature(model.forward)
         self.call: Call | None = None
         self.measuring = False

@@ -76,7 +76,8 @@ def shared_answers(
     ) -> list[Tensor]:
         del generation_config  # greedy
         past_forward = model is not vlm.model
-        if policies and past_forward and not vlm.family.generates_past_forward:
+        execution = vlm.family.execution(vlm.model.config)
+        if policies and past_forward and not execution.generates_past_forward:
             raise ModelError(
                 f"{type(vlm.model).__name__} runs its decoder past its own forward, so a "
                 "truncation cannot know where the image tokens are"

@@ -1,9 +1,9 @@
 """The seam between LVLM architectures: which pixels each image token came from.
 
-To add a family: write one file beside ``llava.py`` with a :class:`Family`, add it to ``FAMILIES``
-in ``__init__.py``, a tiny model of it to the tests' list of models, and its name to the docs.
-Everything else (segments, rows, signals, truncation) reads the :class:`TokenLayout` and needs no
-change.
+To add a family: subclass :class:`Family` in a notebook cell or a package of your own, and hand it
+to :func:`vlmflow.register_family`. Everything else (segments, rows, signals, truncation) reads the
+:class:`TokenLayout` and needs no change. docs/adding-a-family.md follows one, and says what goes
+where to ship one with vlmflow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vlmflow.lvlm.families.execution import Execution
 from vlmflow.lvlm.geometry import MapUnavailableError
 from vlmflow.lvlm.grids import FloatArray, Grid, ImageGrid, IntArray
 
@@ -103,10 +104,13 @@ def setting(processor: Any, name: str) -> Any:
 
 
 class Family(ABC):
-    """What differs between LVLM architectures."""
+    """What differs between LVLM architectures: where image tokens are, and which pixels they show.
+
+    Only :meth:`grids` has to be written.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    """``config.model_type`` of the models that belong to the family."""
+    """``config.model_type`` of the models that belong to a built-in family."""
 
     answer_inputs: ClassVar[Mapping[str, int]] = {}
     """What inputs with one entry per token hold at an answer's tokens, where it is not 0."""
@@ -118,9 +122,6 @@ class Family(ABC):
     bare_lead: ClassVar[str | None] = None
     """Where the processor has no chat template: None: the prompt is LLaVA-1.5's; else it is the
     question as it stands, with this white space before an answer."""
-
-    generates_past_forward: ClassVar[bool] = False
-    """Whether ``generate`` embeds the prompt and then runs ``model.language_model`` alone."""
 
     takes_videos: ClassVar[bool] = False
     """Whether :meth:`video_grids` knows the pixels of a video's image tokens."""
@@ -205,11 +206,8 @@ class Family(ABC):
         del model, prompt
         yield tuple
 
-    def late_features(self, config: Any) -> int:
-        """Say after how many of the first decoder layers image features are added once more.
-
-        DeepStack does this: features of earlier layers of the vision tower go into the hidden
-        states of the image tokens, outside of the decoder layers.
+    def execution(self, config: Any) -> Execution:
+        """Say how a model of the family runs.
 
         Parameters
         ----------
@@ -217,7 +215,8 @@ class Family(ABC):
             The model's configuration.
         """
         vision = getattr(config, "vision_config", None)
-        return len(getattr(vision, "deepstack_visual_indexes", None) or ())
+        deepstack = getattr(vision, "deepstack_visual_indexes", None) or ()
+        return Execution(late_features=len(deepstack))
 
     def places(
         self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
@@ -248,7 +247,7 @@ class UnknownFamily(Family):
     def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Raise: nothing is known about the pixels."""
         raise MapUnavailableError(
-            f"no map over pixels: models of type {prompt.config.model_type!r} have no family in "
-            "vlmflow.lvlm.families that says which pixels their image tokens come from; "
-            "CONTRIBUTING.md says how to add one"
+            f"no map over pixels: models of type {prompt.config.model_type!r} have no family "
+            "that says which pixels their image tokens come from; "
+            "vlmflow.register_family adds one (docs/adding-a-family.md)"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmflow.lvlm.families.base import Family, PromptPictures
+from vlmflow.lvlm.families.execution import Execution
 from vlmflow.lvlm.geometry import MapUnavailableError, preimage
 from vlmflow.lvlm.grids import FloatArray, Grid, ImageGrid, SharedGrid
 
@@ -30,7 +31,6 @@ class Blip2(Family):
     model_types: ClassVar[tuple[str, ...]] = ("blip-2", "instructblip")
     pictures_in_prompt: ClassVar[bool] = False
     bare_lead: ClassVar[str] = " "
-    generates_past_forward: ClassVar[bool] = True
 
     def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Raise: where queries look is known when they have looked."""
@@ -39,6 +39,11 @@ class Blip2(Family):
             f"{prompt.config.model_type!r} are queries of a Q-Former, which all look at the "
             "whole picture; explain records where"
         )
+
+    def execution(self, config: Any) -> Execution:
+        """``generate`` runs the language model alone; see :meth:`Family.execution`."""
+        del config
+        return Execution(generates_past_forward=True)
 
     @contextmanager
     def recorded_grids(

@@ -95,7 +95,7 @@ CROSS_ATTENTION = (
 
 UNKNOWN = (
     "any other type with an image_token_id: curves, saliency, truncation and removal curves work, "
-    "and the map over pixels is missing; CONTRIBUTING.md says how to add a family"
+    "and the map over pixels is missing; docs/adding-a-family.md says how to add a family"
 )
 
 
