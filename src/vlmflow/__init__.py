@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.version import __version__
+
 if TYPE_CHECKING:
     from vlmflow.api import LVLM as LVLM
     from vlmflow.api import load as load
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from vlmflow.truncation.policy import Truncation as Truncation
     from vlmflow.truncation.presets import preset as preset
 
-__version__ = "0.1.0"
 __all__ = [
     "LVLM",
     "Cliff",

@@ -13,7 +13,6 @@ import torch
 import transformers
 from PIL import Image
 
-import vlmflow
 from vlmflow.errors import InputError
 from vlmflow.explanation.smoothing import (
     COPIES_AT_ONCE,
@@ -30,6 +29,7 @@ from vlmflow.flow.targets import check_target
 from vlmflow.lvlm.build_layout import recorded_layout
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.result.information_flow import InformationFlow
+from vlmflow.version import __version__
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -224,7 +224,7 @@ def _result(
         flags={name: flags[name] for name in names},
         settings=settings,
         versions={
-            "vlmflow": vlmflow.__version__,
+            "vlmflow": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 
-import vlmflow
 from vlmflow.errors import InputError
 from vlmflow.lvlm.loading import open_model
 from vlmflow.lvlm.model import LVLM
@@ -21,6 +20,7 @@ from vlmflow.studies.truncations.prefill_time import describe_machine, time_pref
 from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample, writing
 from vlmflow.tasks.base import SPLITS, Task, TaskSample
 from vlmflow.tasks.registry import task as find_task
+from vlmflow.version import __version__
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def collect(
             "model": about.summary,
             "machine": about.machine,
             "versions": {
-                "vlmflow": vlmflow.__version__,
+                "vlmflow": __version__,
                 "torch": str(torch.__version__),
                 "transformers": transformers.__version__,
             },
