@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_llava import build, clocked, prompt
+from random_llava import build, clocked, prompt_inputs
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -120,7 +120,7 @@ def main() -> None:
         layers=arguments.layers, width=arguments.width, heads=arguments.heads,
         key_heads=arguments.key_heads, side=SIDE, dtype=arguments.dtype, device=arguments.device,
     )  # fmt: skip
-    inputs = prompt(model, SYSTEM, arguments.pictures, USER)
+    inputs = prompt_inputs(model, SYSTEM, arguments.pictures, USER)
     image = arguments.pictures * model.config.image_seq_length
     rankings = [name for name in RANKINGS.names() if not as_ranking(name).is_oracle]
     chosen: dict[str, Truncation | None] = {

@@ -13,11 +13,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.version import __version__
+
 if TYPE_CHECKING:
+    from vlmflow.api import LVLM as LVLM
+    from vlmflow.api import load as load
     from vlmflow.flow.options import ExplainOptions as ExplainOptions
     from vlmflow.flow.signals.signal import Signal as Signal
-    from vlmflow.lvlm.loading import load as load
-    from vlmflow.lvlm.model import LVLM as LVLM
+    from vlmflow.lvlm.families.base import Family as Family
+    from vlmflow.lvlm.families.registry import register_family as register_family
     from vlmflow.lvlm.videos import Video as Video
     from vlmflow.removal.cliff import Cliff as Cliff
     from vlmflow.removal.cliff import cliff as cliff
@@ -27,11 +31,11 @@ if TYPE_CHECKING:
     from vlmflow.truncation.presets import preset as preset
     from vlmflow.truncation.rankings.ranking import Ranking as Ranking
 
-__version__ = "0.1.0"
 __all__ = [
     "LVLM",
     "Cliff",
     "ExplainOptions",
+    "Family",
     "InformationFlow",
     "Ranking",
     "RemovalCurve",
@@ -42,21 +46,24 @@ __all__ = [
     "cliff",
     "load",
     "preset",
+    "register_family",
 ]
 
 _HOMES = {
     "Cliff": "vlmflow.removal.cliff",
+    "Family": "vlmflow.lvlm.families.base",
     "RemovalCurve": "vlmflow.removal.curve",
     "cliff": "vlmflow.removal.cliff",
     "InformationFlow": "vlmflow.result.information_flow",
-    "LVLM": "vlmflow.lvlm.model",
+    "LVLM": "vlmflow.api",
     "ExplainOptions": "vlmflow.flow.options",
     "Ranking": "vlmflow.truncation.rankings.ranking",
     "Signal": "vlmflow.flow.signals.signal",
     "Truncation": "vlmflow.truncation.policy",
     "Video": "vlmflow.lvlm.videos",
-    "load": "vlmflow.lvlm.loading",
+    "load": "vlmflow.api",
     "preset": "vlmflow.truncation.presets",
+    "register_family": "vlmflow.lvlm.families.registry",
 }
 
 

@@ -191,7 +191,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     ("option", "value", "words"),
     [
         ("--model", "no-such-model", ["no-such-model"]),
-        ("--model", "DIRECTORY", ["no model"]),
+        ("--model", "DIRECTORY", ["not a model"]),
         ("--device", "warp", ["warp"]),
         ("--flow-layers", "99", ["99", "4"]),
         ("--answer", "</s>", ["</s>"]),

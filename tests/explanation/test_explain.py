@@ -55,10 +55,10 @@ def test_result_holds_every_signal_for_every_layer_and_target(flow):
 
 
 def test_the_very_tokens_that_were_generated_are_explained(vlm, picture):
-    prepared = vlm.prepare(picture, QUESTION)
-    ids = vlm.generate_ids(prepared, max_new_tokens=5)
+    prompt = vlm.prepare(picture, QUESTION)
+    ids = vlm.generate_ids(prompt, max_new_tokens=5)
     flow = explain(vlm, picture, QUESTION, max_new_tokens=5)
-    expected = vlm.with_answer(prepared, ids).layout
+    expected = vlm.with_answer(prompt, ids).layout
     assert flow.layout.tokens == expected.tokens
     assert len(flow.answer_tokens) == len(ids) == 5
     again = explain(vlm, picture, QUESTION, ids)
@@ -74,10 +74,10 @@ def test_greedy_tokens_are_the_most_likely_ones(vlm, picture):
 
 
 def test_target_values_are_those_of_a_plain_forward(vlm, picture, flow):
-    prepared = vlm.prepare(picture, QUESTION, ANSWER)
+    prompt = vlm.prepare(picture, QUESTION, ANSWER)
     with torch.no_grad():
-        scores = vlm.model(**prepared.inputs).logits[0].log_softmax(-1)
-    positions, ids = prepared.layout.answer_positions, prepared.answer_ids
+        scores = vlm.model(**prompt.inputs).logits[0].log_softmax(-1)
+    positions, ids = prompt.layout.answer_positions, prompt.answer_ids
     expected = [float(scores[p - 1, token]) for p, token in zip(positions, ids, strict=True)]
     np.testing.assert_allclose(flow.settings["target_values"], expected, rtol=1e-4)
 
@@ -131,14 +131,14 @@ class TestSmoothing:
         flow = explain(
             vlm, picture, QUESTION, ANSWER, signals=("llava_cam",), smooth=5, noise=0.3, seed=7
         )
-        prepared = vlm.prepare(picture, QUESTION, ANSWER)
+        prompt = vlm.prepare(picture, QUESTION, ANSWER)
         generator = torch.Generator().manual_seed(7)
         heats = []
         for _ in range(5):
-            pixels = prepared.inputs["pixel_values"]
+            pixels = prompt.inputs["pixel_values"]
             noise = 0.3 * torch.randn(pixels.shape, generator=generator)
-            inputs = {**prepared.inputs, "pixel_values": pixels + noise}
-            layouts = [prepared.layout]
+            inputs = {**prompt.inputs, "pixel_values": pixels + noise}
+            layouts = [prompt.layout]
             signals = ("llava_cam",)
             one = measure(vlm.model, vlm.decoder_layers, inputs, layouts, signals=signals)[0]
             heats.append(one.maps["llava_cam"])

@@ -14,7 +14,6 @@ from tests.support.browser import OpenPage, running_browser
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, cli
 from vlmflow.errors import InputError
-from vlmflow.lvlm.batch import generate_batch
 from vlmflow.removal.curve import RemovalCurve, removal_curve
 from vlmflow.reports.cliff.page import cliff_page, headline
 from vlmflow.statistics.intervals import bootstrap_interval
@@ -61,7 +60,7 @@ def study(vlm, questions):
 def test_batches_are_answered_like_single_prompts(vlm, questions):
     samples = list(FolderTask(questions).samples("test"))
     prompts = [vlm.prepare(one.pictures, one.question) for one in samples]
-    together = generate_batch(vlm, prompts, max_new_tokens=4)
+    together = vlm.generate_batch(prompts, max_new_tokens=4)
     assert together == [vlm.generate_ids(one, max_new_tokens=4) for one in prompts]
 
 

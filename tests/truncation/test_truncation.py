@@ -469,13 +469,13 @@ def kept_positions(model, inputs, policy):
 def test_oracles_keep_what_explain_finds(signal):
     model, processor = tiny_llava(16, layers=5)
     vlm = LVLM(model, processor)
-    prepared = vlm.prepare(picture(3), QUESTIONS[0])
-    (kept,) = kept_positions(model, prepared.inputs, Truncation(3, 5, signal))
-    first = untouched(model, prepared.inputs)[0, -1].argmax().item()
+    prompt = vlm.prepare(picture(3), QUESTIONS[0])
+    (kept,) = kept_positions(model, prompt.inputs, Truncation(3, 5, signal))
+    first = untouched(model, prompt.inputs)[0, -1].argmax().item()
     flow = vlm.explain(picture(3), QUESTIONS[0], [first], signals=(signal,), per_token=False)
     maps = flow.maps[signal][:, 0]
     scores = maps[:3].sum(0) if signal == "saliency" else maps[2]
-    best = np.sort(prepared.layout.image_positions[np.argsort(-scores, kind="stable")[:5]])
+    best = np.sort(prompt.layout.image_positions[np.argsort(-scores, kind="stable")[:5]])
     assert kept == best.tolist()
 
 

@@ -13,19 +13,19 @@ import torch
 import transformers
 from PIL import Image
 
-import vlmflow
 from vlmflow.errors import InputError
 from vlmflow.explanation.smoothing import COPIES_AT_ONCE, count_smooth_passes, smoothed_map
 from vlmflow.flow.axes import WHOLE_ANSWER
 from vlmflow.flow.measure import Measurement, count_passes, measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
-from vlmflow.lvlm.build_layout import watching
+from vlmflow.lvlm.build_layout import recorded_layout
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.model import LVLM
-from vlmflow.lvlm.prompt import Prepared
+from vlmflow.lvlm.prompt import Prompt
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
+from vlmflow.version import __version__
 
 DISPLAY_SIDE = 1024
 """Longest side in pixels of the picture copies in a result."""
@@ -66,22 +66,22 @@ def explain(
     """
     options = options or ExplainOptions()
     options.check_model(vlm.decoder_layers)
-    prepared = vlm.prepare(images, question)
+    prompt = vlm.prepare(images, question)
     generated = answer is None
     if answer is None:
-        answer = vlm.generate_ids(prepared, max_new_tokens=options.max_new_tokens)
+        answer = vlm.generate_ids(prompt, max_new_tokens=options.max_new_tokens)
         if not answer:
             raise InputError(
                 f"{vlm.name} ends its answer before the first token, so there is nothing to "
                 f"explain: pass answer=..."
             )
-    prepared = vlm.with_answer(prepared, answer)
+    prompt = vlm.with_answer(prompt, answer)
 
     noisy = {name: signal for name, signal in options.named.items() if signal.noise is not None}
     direct = {name: signal for name, signal in options.named.items() if name not in noisy}
     at_once = 1 if options.low_memory else COPIES_AT_ONCE
-    passes = count_passes([prepared.layout], options.per_token) + sum(
-        count_smooth_passes(prepared.layout, signal.noise.copies, options.per_token, at_once)
+    passes = count_passes([prompt.layout], options.per_token) + sum(
+        count_smooth_passes(prompt.layout, signal.noise.copies, options.per_token, at_once)
         for signal in noisy.values()
         if signal.noise is not None
     )
@@ -93,24 +93,24 @@ def explain(
         if progress is not None:
             progress(done, passes)
 
-    with watching(vlm, prepared) as seen:
+    with recorded_layout(vlm.model, vlm.processor, vlm.family, prompt) as layout_after_run:
         measured = measure(
             vlm.model,
             vlm.decoder_layers,
-            prepared.inputs,
-            [prepared.layout],
+            prompt.inputs,
+            [prompt.layout],
             options,
             signals=direct,
             on_pass=on_pass,
         )[0]
-    prepared = replace(prepared, layout=seen())
+    prompt = replace(prompt, layout=layout_after_run())
     maps, flags = dict(measured.maps), dict(measured.flags)
     for name, signal in noisy.items():
         maps[name], flags[name] = smoothed_map(
             vlm.model,
             vlm.decoder_layers,
-            prepared.inputs,
-            prepared.layout,
+            prompt.inputs,
+            prompt.layout,
             signal,
             options,
             on_pass=on_pass,
@@ -124,7 +124,7 @@ def explain(
         "model": vlm.config_summary(),
     }
     about = {name: _info(name, signal, vlm.num_layers) for name, signal in options.named.items()}
-    return _result(vlm, _asked(question), prepared, measured, maps, flags, about, settings)
+    return _result(vlm, _asked(question), prompt, measured, maps, flags, about, settings)
 
 
 def _info(name: str, signal: Signal, layers: int) -> MapInfo:
@@ -142,25 +142,25 @@ def _info(name: str, signal: Signal, layers: int) -> MapInfo:
 def _result(
     vlm: LVLM,
     question: str,
-    prepared: Prepared,
+    prompt: Prompt,
     measured: Measurement,
     maps: Mapping[str, npt.NDArray[np.float32]],
     flags: Mapping[str, npt.NDArray[np.int8]],
     about: Mapping[str, MapInfo],
     settings: dict[str, Any],
 ) -> InformationFlow:
-    layout = prepared.layout
+    layout = prompt.layout
     tokens = tuple(layout.tokens[position] for position in layout.answer_positions)
     several = measured.attention_share.shape[1] > 1
     return InformationFlow(
         model=vlm.name,
         question=question,
-        prompt=prepared.prompt,
-        answer=prepared.answer or "",
+        prompt=prompt.text,
+        answer=prompt.answer or "",
         answer_tokens=tokens,
         targets=(WHOLE_ANSWER, *tokens) if several else (WHOLE_ANSWER,),
         layout=layout,
-        pictures=tuple(_display_copy(image) for image in prepared.images),
+        pictures=tuple(_display_copy(image) for image in prompt.images),
         attention_share=measured.attention_share,
         saliency_mean=measured.saliency_mean,
         saliency_sum=measured.saliency_sum,
@@ -169,7 +169,7 @@ def _result(
         about=about,
         settings=settings,
         versions={
-            "vlmflow": vlmflow.__version__,
+            "vlmflow": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),

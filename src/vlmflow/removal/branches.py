@@ -158,7 +158,7 @@ class _Pass:
         )
         self.there = there
         self.family = family_of(self.model.config.model_type)
-        self.late = self.family.late_features(self.model.config)
+        self.late = self.family.execution(self.model.config).late_features
         self.before_late: Tensor | None = None
         self.prefix: Tensor | None = None
         self.behind = there

@@ -23,7 +23,7 @@ from vlmflow.truncation.rankings.registry import DEFAULT, as_ranking
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+    from vlmflow.lvlm.prompt import Prompt
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -144,21 +144,21 @@ def removal_curve(
     InputError
         For settings that are impossible, or a model that gives no answer.
     """
-    prepared = vlm.prepare(images, question)
+    prompt = vlm.prepare(images, question)
     if answer is None:
-        answer = vlm.generate_ids(prepared, max_new_tokens=max_new_tokens)
+        answer = vlm.generate_ids(prompt, max_new_tokens=max_new_tokens)
         if not answer:
             raise InputError(
                 f"{vlm.name} ends its answer before the first token, so there is nothing to "
                 "measure: pass answer=..."
             )
-    prepared = vlm.with_answer(prepared, answer)
-    return removal_curves(vlm, [prepared], keep=keep, rank_by=rank_by)[0]
+    prompt = vlm.with_answer(prompt, answer)
+    return removal_curves(vlm, [prompt], keep=keep, rank_by=rank_by)[0]
 
 
 def removal_curves(
     vlm: LVLM,
-    prepared: Sequence[Prepared],
+    prompts: Sequence[Prompt],
     *,
     keep: int | float = 0,
     rank_by: str | Ranking | None = None,
@@ -172,7 +172,7 @@ def removal_curves(
     ----------
     vlm : LVLM
         The model; left exactly as found.
-    prepared : sequence of Prepared
+    prompts : sequence of Prompt
         Prompts with answers (:meth:`vlmflow.lvlm.model.LVLM.prepare`).
     keep, rank_by
         As for :func:`removal_curve`.
@@ -191,9 +191,9 @@ def removal_curves(
     """
     kept = amount(keep)
     ranking = _checked_ranking(kept, rank_by)
-    if any(one.answer is None for one in prepared):
+    if any(prompt.answer is None for prompt in prompts):
         raise InputError("a removal curve measures an answer: prepare every prompt with one")
-    inputs, layouts = collate(prepared, pad_id(vlm.processor.tokenizer))
+    inputs, layouts = collate(prompts, pad_id(vlm.processor.tokenizer))
     ids: Tensor = inputs["input_ids"]
     segments = torch.from_numpy(np.stack([layout.segments for layout in layouts])).to(ids.device)
     rows = [np.append(layout.answer_rows, layout.answer_positions[-1]) for layout in layouts]
@@ -211,13 +211,13 @@ def removal_curves(
     return [
         _curve(
             logits[number, :, : len(rows[number])],
-            torch.tensor(one.answer_ids, device=logits.device),
+            torch.tensor(prompt.answer_ids, device=logits.device),
             tuple(range(first, vlm.num_layers)),
             kept,
             ranking if kept else None,
-            tuple(one.layout.tokens[position] for position in one.layout.answer_positions),
+            tuple(prompt.layout.tokens[position] for position in prompt.layout.answer_positions),
         )
-        for number, one in enumerate(prepared)
+        for number, prompt in enumerate(prompts)
     ]
 
 

@@ -72,8 +72,9 @@ class Engine:
         self.stages = [stage.layer for stage in policy.stages]
         self.tokens = image_tokens
         self.family = family_of(model.config.model_type)
-        self.late = self.family.late_features(model.config)
-        self.inner = InnerRuns(model, self.begin) if self.family.generates_past_forward else None
+        execution = self.family.execution(model.config)
+        self.late = execution.late_features
+        self.inner = InnerRuns(model, self.begin) if execution.generates_past_forward else None
         self.signature = inspect.signature(model.forward)
         self.call: Call | None = None
         self.measuring = False

@@ -94,7 +94,8 @@ class Fork:
         """
         layers = decoder_layers(self.model)
         self._layers = len(layers)
-        self._late = family_of(self.model.config.model_type).late_features(self.model.config)
+        execution = family_of(self.model.config.model_type).execution(self.model.config)
+        self._late = execution.late_features
         self.branches = [self._branch(policy, layers, ids, inputs) for policy in self.policies]
         looked_at = set().union(*(branch.policy.watched_layers for branch in self.branches))
         with ExitStack() as stack:

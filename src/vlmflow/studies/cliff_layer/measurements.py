@@ -13,7 +13,7 @@ import numpy.typing as npt
 from vlmflow.flow.measure import Measurement, measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.saliency import Saliency
-from vlmflow.lvlm.batch import collate, generate_batch, pad_id
+from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.removal.curve import RemovalCurve, removal_curves
 from vlmflow.result.convergence import top_mass
@@ -89,7 +89,7 @@ def observe(
 
 def _observe(vlm: LVLM, task: Task, chunk: Sequence[TaskSample]) -> Iterator[Observed]:
     prompts = [vlm.prepare(one.pictures, one.question) for one in chunk]
-    answers = generate_batch(vlm, prompts, max_new_tokens=task.max_new_tokens)
+    answers = vlm.generate_batch(prompts, max_new_tokens=task.max_new_tokens)
     told = [number for number, ids in enumerate(answers) if ids]
     known = [vlm.with_answer(prompts[number], answers[number]) for number in told]
     curves, measured = [], []

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-import vlmflow
 from vlmflow.errors import InputError
 from vlmflow.removal.cliff import Cliff, cliff, losses
 from vlmflow.removal.curve import RemovalCurve
@@ -19,6 +18,7 @@ from vlmflow.statistics.intervals import bootstrap_interval
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, Observed, observe
 from vlmflow.studies.cliff_layer.prediction import Prediction, predictions, true_cliffs
 from vlmflow.tasks.base import Task
+from vlmflow.version import __version__
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -127,7 +127,7 @@ class CliffStudy:
             "layers": frame.astype(object).where(frame.notna(), None).to_dict("records"),
             "model": self.model,
             "settings": self.settings,
-            "vlmflow": vlmflow.__version__,
+            "vlmflow": __version__,
         }
 
     def _with_interval(self, name: str, values: FloatArray) -> dict[str, FloatArray]:

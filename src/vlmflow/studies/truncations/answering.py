@@ -18,7 +18,7 @@ from vlmflow.truncation.shared_answers import shared_answers
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+    from vlmflow.lvlm.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -54,41 +54,41 @@ def answer_sample(
         In the order of ``asked``.
     """
     try:
-        prepared = vlm.prepare(sample.pictures, sample.question)
+        prompt = vlm.prepare(sample.pictures, sample.question)
     except Exception as error:  # one broken sample must not end a study of thousands
         return [_failed(one, error) for one in asked]
     results: dict[str, StoredResult] = {}
     whole = [one for one in asked if not one.setting.is_down_sampled]
     if whole:
-        results |= _whole_pictures(vlm, prepared, whole, max_new_tokens)
+        results |= _whole_pictures(vlm, prompt, whole, max_new_tokens)
     smaller = [one for one in asked if one.setting.is_down_sampled]
     if smaller:
-        results |= _smaller_pictures(vlm, prepared, sample, smaller, max_new_tokens)
+        results |= _smaller_pictures(vlm, prompt, sample, smaller, max_new_tokens)
     return [results[one.id] for one in asked]
 
 
 def _whole_pictures(
-    vlm: LVLM, prepared: Prepared, asked: Sequence[Asked], max_new_tokens: int
+    vlm: LVLM, prompt: Prompt, asked: Sequence[Asked], max_new_tokens: int
 ) -> dict[str, StoredResult]:
     policies = [one.setting.truncation for one in asked]
     cut = [policy for policy in policies if policy is not None]
     try:
-        own, *others = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)
+        own, *others = shared_answers(vlm, prompt, cut, max_new_tokens=max_new_tokens)
     except Exception:  # whichever setting it was, the others are answered alone
         return {
-            one.id: _alone(vlm, prepared, one, one.setting.truncation, max_new_tokens, prepared)
+            one.id: _alone(vlm, prompt, one, one.setting.truncation, max_new_tokens, prompt)
             for one in asked
         }
     found, rest = {}, iter(others)
     for one, policy in zip(asked, policies, strict=True):
         ids = own if policy is None else next(rest)
-        found[one.id] = _told(vlm, prepared, one, policy, ids, prepared)
+        found[one.id] = _told(vlm, prompt, one, policy, ids, prompt)
     return found
 
 
 def _smaller_pictures(
     vlm: LVLM,
-    whole: Prepared,
+    whole: Prompt,
     sample: TaskSample,
     asked: Sequence[Asked],
     max_new_tokens: int,
@@ -103,40 +103,40 @@ def _smaller_pictures(
             if growing is None:
                 growing = grows(vlm, whole, sample.question)
             share = mean_share(policy, vlm.num_layers, tokens)
-            prepared, rest = down_sampled(vlm, whole, sample.question, share, growing=growing)
+            prompt, rest = down_sampled(vlm, whole, sample.question, share, growing=growing)
         except Exception as error:  # see answer_sample
             found[one.id] = _failed(one, error)
             continue
-        found[one.id] = _alone(vlm, prepared, one, rest, max_new_tokens, whole)
+        found[one.id] = _alone(vlm, prompt, one, rest, max_new_tokens, whole)
     return found
 
 
 def _alone(
     vlm: LVLM,
-    prepared: Prepared,
+    prompt: Prompt,
     one: Asked,
     policy: Truncation | None,
     max_new_tokens: int,
-    whole: Prepared,
+    whole: Prompt,
 ) -> StoredResult:
     try:
         cut = [] if policy is None else [policy]
-        ids = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)[-1]
-        return _told(vlm, prepared, one, policy, ids, whole)
+        ids = shared_answers(vlm, prompt, cut, max_new_tokens=max_new_tokens)[-1]
+        return _told(vlm, prompt, one, policy, ids, whole)
     except Exception as error:  # see answer_sample
         return _failed(one, error)
 
 
 def _told(
     vlm: LVLM,
-    prepared: Prepared,
+    prompt: Prompt,
     one: Asked,
     policy: Truncation | None,
     ids: tuple[int, ...],
-    whole: Prepared,
+    whole: Prompt,
 ) -> StoredResult:
-    cost, untouched = _cost(vlm, prepared, policy), _cost(vlm, whole, None)
-    text = len(prepared.layout) - int(prepared.layout.image_positions.size)
+    cost, untouched = _cost(vlm, prompt, policy), _cost(vlm, whole, None)
+    text = len(prompt.layout) - int(prompt.layout.image_positions.size)
     shape = DecoderShape.of(vlm.model, vlm.decoder_layers)
     return StoredResult(
         id=one.id,
@@ -148,9 +148,9 @@ def _told(
     )
 
 
-def _cost(vlm: LVLM, prepared: Prepared, policy: Truncation | None) -> PrefillCost:
+def _cost(vlm: LVLM, prompt: Prompt, policy: Truncation | None) -> PrefillCost:
     counts = [
-        int(prepared.layout.positions_of(segment).size)
+        int(prompt.layout.positions_of(segment).size)
         for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
     ]
     return prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)
