@@ -37,11 +37,10 @@ def prompt(vlm) -> Prompt:
     return vlm.prepare(Image.fromarray(values), "What is it?", ANSWER)
 
 
-def run(vlm: LVLM, prompt: Prompt, **options: Any):
-    chosen = {"signals": SIGNALS, **options}
-    layouts = [prompt.layout]
-    chosen = ExplainOptions(**chosen)
-    return measure(vlm.model, vlm.decoder_layers, prompt.inputs, layouts, chosen)[0]
+def run(vlm: LVLM, prompt: Prompt, *, on_pass=None, **options: Any):
+    chosen = ExplainOptions(**{"signals": SIGNALS, **options})
+    layouts, layers = [prompt.layout], vlm.decoder_layers
+    return measure(vlm.model, layers, prompt.inputs, layouts, chosen, on_pass=on_pass)[0]
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -339,5 +338,5 @@ def test_llava_cam_of_one_layer_by_autograd(vlm, prompt):
     score = sum(logits[position - 1, ids[position]] for position in layout.answer_positions)
     (gradient,) = torch.autograd.grad(score, seen)
     image = layout.image_positions
-    expected = llava_cam(seen[0][0, image], gradient[0, image]).detach().numpy()
+    expected = heat_map(seen[0][0, image], channel_weights(gradient[0, image])).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * expected.max())

@@ -17,8 +17,9 @@ from tests.support.reference import measure_slowly
 from tests.support.tiny_shaped import WithRowBreaks
 from tests.support.tiny_square import QUERIES
 from vlmflow.errors import InputError, ModelError
-from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.measure import measure
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.llava_cam_smooth import LlavaCamSmooth
 from vlmflow.flow.signals.registry import DEFAULT_SIGNALS
 from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
@@ -109,7 +110,11 @@ def test_an_unknown_type_lacks_nothing_but_the_map(family, monkeypatch):
         )
     inputs, layouts = collate(batch, pad_id(unknown.processor.tokenizer))
     assert measure(
-        unknown.model, unknown.decoder_layers, inputs, layouts, ExplainOptions(("attention", "saliency"))
+        unknown.model,
+        unknown.decoder_layers,
+        inputs,
+        layouts,
+        ExplainOptions(("attention", "saliency")),
     )
     assert removal_curves(unknown, batch)
     policy = Truncation(2, 1.0, "diversity")
@@ -140,14 +145,16 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
 def test_explaining_gives_every_map_of_the_own_answer(family):
     vlm = family.lvlm()
     shown = pictures_for(family)[1 : 2 if family.queries else 3]
-    flow = vlm.explain(shown, QUESTIONS[0], max_new_tokens=2, signals=WITH_NOISE)
+    flow = vlm.explain(
+        shown, QUESTIONS[0], max_new_tokens=2, signals=[*DEFAULT_SIGNALS, LlavaCamSmooth(copies=2)]
+    )
     assert set(flow.signals) == {*DEFAULT_SIGNALS, "llava_cam_smooth"}
     for layer in range(LAYERS):
         has_attention = hasattr(vlm.decoder_layers[layer], "self_attn")
         assert (flow.flag("attention", layer) == "ok") == has_attention
     for image, one in enumerate(shown):
-        assert np.isfinite(flow.pixel_map("flow", image=image)).any()
-        assert flow.pixel_map("flow", image=image).shape == one.size[::-1]
+        assert np.isfinite(flow.pixel_map("flow_map", image=image)).any()
+        assert flow.pixel_map("flow_map", image=image).shape == one.size[::-1]
 
 
 @each_family

@@ -98,7 +98,7 @@ def test_a_map_keeps_its_sum_and_its_mass(family, tmp_path):
     painted = flow.pixel_map("attention", 0)
     np.testing.assert_allclose(painted[::8, ::16], flow.grid("attention", 0), rtol=1e-5)
     again = InformationFlow.load(flow.save(tmp_path))
-    np.testing.assert_array_equal(again.pixel_map("flow"), flow.pixel_map("flow"))
+    np.testing.assert_array_equal(again.pixel_map("flow_map"), flow.pixel_map("flow_map"))
 
 
 @each_family

@@ -20,8 +20,10 @@ from tests.support.reference import measure_slowly
 from tests.support.tiny_family import TILE
 from tests.support.tiny_tiled import llava_onevision
 from tests.support.tiny_video import VIDEO_FAMILIES, video
-from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.measure import measure
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.llava_cam_smooth import LlavaCamSmooth
+from vlmflow.flow.signals.registry import DEFAULT_SIGNALS
 from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.families.table import SUPPORTED
 from vlmflow.lvlm.tokens import end_ids
@@ -66,10 +68,12 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
 def test_explaining_gives_a_map_per_group_of_frames(family):
     vlm = family.lvlm()
     shown = video(5, SIZES[1])
-    flow = vlm.explain(shown, QUESTIONS[0], max_new_tokens=2, signals=WITH_NOISE)
+    flow = vlm.explain(
+        shown, QUESTIONS[0], max_new_tokens=2, signals=[*DEFAULT_SIGNALS, LlavaCamSmooth(copies=2)]
+    )
     groups = -(-5 // vlm.family.frames_together(vlm.processor))
     assert len(flow.pictures) == len(flow.layout.frames) == groups
-    maps = [flow.pixel_map("flow", image=image) for image in range(groups)]
+    maps = [flow.pixel_map("flow_map", image=image) for image in range(groups)]
     assert all(one.shape == SIZES[1][::-1] and np.isfinite(one).all() for one in maps)
     assert len({one.tobytes() for one in maps}) == groups
     # Noise moves smoothed LLaVA-CAM: it reaches the frames.

@@ -137,7 +137,9 @@ def test_without_a_chat_template_videos_stand_like_pictures():
 
 
 def explained(frames: int = 3) -> InformationFlow:
-    return named("qwen2_vl").lvlm().explain(video(frames), QUESTIONS[0], "red", signals=["flow"])
+    return (
+        named("qwen2_vl").lvlm().explain(video(frames), QUESTIONS[0], "red", signals=["flow_map"])
+    )
 
 
 def test_a_result_keeps_its_frames(tmp_path):

@@ -236,7 +236,7 @@ def test_a_picture_that_tokens_share_is_read_by_patch(reader):
     opened.shown()
     note = opened.page.locator("#how-note").inner_text()
     assert note.endswith("image tokens have no places of their own: spread <b>as asked</b>.")
-    values = flow.grid("flow")
+    values = flow.grid("flow_map")
     legend = opened.page.locator("#legend").inner_text()
     assert "value per patch" in legend
     canvas = opened.page.locator(".frame canvas")
@@ -287,7 +287,7 @@ def test_the_canvas_is_brightest_where_the_map_is(reader):
     flow = synthetic_flow(sizes=((240, 240),))
     opened = reader(flow)
     opened.shown()
-    peak = int(flow.map("flow").argmax())
+    peak = int(flow.map("flow_map").argmax())
     brightest = opened.page.evaluate(
         """() => {
           const canvas = document.querySelector('.frame canvas');

@@ -160,9 +160,12 @@ class Truncation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the policy as a dictionary that JSON can hold."""
+        layers = [stage.layer for stage in self.stages]
+        keeps = [stage.keep.plain for stage in self.stages]
+        single = len(layers) == 1
         return {
-            "layer": [stage.layer for stage in self.stages],
-            "keep": [stage.keep.plain for stage in self.stages],
+            "layer": layers[0] if single else layers,
+            "keep": keeps[0] if single else keeps,
             "rank_by": self.ranking.to_json(),
             "remainder": self.remainder,
             "positions": self.positions,
