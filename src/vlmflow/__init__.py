@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from vlmflow.removal.cliff import cliff as cliff
     from vlmflow.removal.curve import RemovalCurve as RemovalCurve
     from vlmflow.result.information_flow import InformationFlow as InformationFlow
-    from vlmflow.truncation.policy import Truncation as Truncation
     from vlmflow.truncation.presets import preset as preset
     from vlmflow.truncation.rankings.ranking import Ranking as Ranking
+    from vlmflow.truncation.truncation import Truncation as Truncation
 
 __all__ = [
     "LVLM",
@@ -59,7 +59,7 @@ _HOMES = {
     "ExplainOptions": "vlmflow.flow.options",
     "Ranking": "vlmflow.truncation.rankings.ranking",
     "Signal": "vlmflow.flow.signals.signal",
-    "Truncation": "vlmflow.truncation.policy",
+    "Truncation": "vlmflow.truncation.truncation",
     "Video": "vlmflow.lvlm.videos",
     "load": "vlmflow.api",
     "preset": "vlmflow.truncation.presets",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -336,7 +337,7 @@ class InformationFlow:
         """
         from vlmflow.result import tables
 
-        return tables.segment_frame(self)
+        return tables.segment_frame(self.targets, self.attention_share)
 
     def saliency_frame(self) -> pd.DataFrame:
         """Give saliency flow as a tidy table, one row per layer, target, source and destination.
@@ -349,7 +350,9 @@ class InformationFlow:
         """
         from vlmflow.result import tables
 
-        return tables.saliency_frame(self)
+        return tables.saliency_frame(
+            self.targets, self.attention_share, self.saliency_sum, self.saliency_mean
+        )
 
     def convergence_frame(
         self, box: Sequence[float] | None = None, *, image: int = 0
@@ -377,7 +380,14 @@ class InformationFlow:
         """
         from vlmflow.result import tables
 
-        return tables.convergence_frame(self, box, image)
+        inside = None
+        if box is not None:
+            place = partial(tables.placed, self.layout, self.token_boxes(image), image)
+            inside = partial(tables.inside, place, box)
+            # a bad box must be refused even where every map is flagged
+            inside(np.zeros(self.layout.image_positions.size))
+        summed = [signal for signal, about in self.about.items() if about.summed is not None]
+        return tables.convergence_frame(self.targets, self.maps, self.flags, summed, inside)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``flow.json`` and ``flow.safetensors`` into a directory, both or neither.
@@ -392,7 +402,8 @@ class InformationFlow:
         InputError
             If it cannot be written.
         """
-        return storage.write_pair(directory, *parts.take_apart(self))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return storage.write_pair(directory, *parts.take_apart(values))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> InformationFlow:

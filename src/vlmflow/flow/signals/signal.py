@@ -11,18 +11,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vlmflow.errors import InputError
 from vlmflow.extensions import Extension
+from vlmflow.flow.signals.readings import FEATURES, READS, ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlmflow.flow.signals.layer_view import LayerView
-
-ATTENTION, SALIENCY, FEATURES = "attention", "saliency", "features"
-READS = (ATTENTION, SALIENCY, FEATURES)
-"""What a signal can be made of, see :attr:`Signal.reads`."""
-
-ROWS = ("answer", "text")
-"""Whose attention it can be made of, see :attr:`Signal.rows`."""
 
 POST_ATTENTION_NORM = "post_attention_norm"
 """The paper's hook point (App. A.1): the output of each layer's norm between attention and MLP."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from vlmflow.studies.truncations.results import Line, Outcome
-    from vlmflow.truncation.policy import Truncation
+    from vlmflow.truncation.truncation import Truncation
 
 Curves = dict[str, list["Line"]]
 """Lines of every curve, by their layer; named by what they keep."""

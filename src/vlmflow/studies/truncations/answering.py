@@ -13,8 +13,8 @@ from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.store import StoredResult
 from vlmflow.tasks.base import TaskSample
 from vlmflow.truncation.flops import DecoderShape, PrefillCost, formula_share, prefill_cost
-from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.shared_answers import shared_answers
+from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM

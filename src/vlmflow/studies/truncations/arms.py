@@ -8,8 +8,8 @@ from typing import Any
 
 from vlmflow.truncation.amounts import Count
 from vlmflow.truncation.flops import DecoderShape, tokens_per_layer
-from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.rankings.random import Random
+from vlmflow.truncation.truncation import Truncation
 
 UNTOUCHED, NO_IMAGE = "untouched", "no image"
 KINDS = (UNTOUCHED, NO_IMAGE, "truncation", "random", "down-sampled")

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.grids import Grid

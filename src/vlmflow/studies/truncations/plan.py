@@ -12,8 +12,8 @@ import yaml
 
 from vlmflow.errors import InputError
 from vlmflow.studies.truncations.arms import Setting, settings_of
-from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.presets import check_preset, preset
+from vlmflow.truncation.truncation import Truncation
 
 _SWEEPABLE = ("layer", "keep", "rank_by", "remainder", "positions")
 
@@ -30,7 +30,7 @@ class Plan:
         As :func:`vlmflow.load` takes it.
     truncations : tuple
         Each a text (``"layer=6,keep=0"``), a mapping of the settings of
-        :class:`vlmflow.truncation.policy.Truncation` with an optional ``name``, or
+        :class:`vlmflow.truncation.truncation.Truncation` with an optional ``name``, or
         ``{"preset": NAME}``.
     sweep : mapping, optional
         Lists of layers, keeps and rankings: every combination is one more truncation.

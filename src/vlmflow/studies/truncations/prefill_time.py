@@ -19,7 +19,7 @@ from vlmflow.truncation.timing import timed_answer
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
     from vlmflow.lvlm.prompt import Prompt
-    from vlmflow.truncation.policy import Truncation
+    from vlmflow.truncation.truncation import Truncation
 
 REPEATS = 3
 
