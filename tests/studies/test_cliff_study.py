@@ -17,9 +17,10 @@ from vlmflow.errors import InputError
 from vlmflow.lvlm.batch import generate_batch
 from vlmflow.removal.curve import RemovalCurve, removal_curve
 from vlmflow.reports.cliff.page import cliff_page, headline
-from vlmflow.statistics.intervals import bootstrap_interval
+from vlmflow.statistics.bootstrap import mean_interval
+from vlmflow.statistics.rank_correlation import spearman
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, Observed, observe
-from vlmflow.studies.cliff_layer.prediction import foretold, predictions, spearman, true_cliffs
+from vlmflow.studies.cliff_layer.prediction import foretold, predictions, true_cliffs
 from vlmflow.studies.cliff_layer.study import cliff_study
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.folder import FolderTask
@@ -181,7 +182,7 @@ def test_bootstrap_intervals_cover_the_mean():
     covered = []
     for trial in range(200):
         values = rng.exponential(1.0, size=(60, 1))
-        low, high = bootstrap_interval(values, 200, trial)
+        low, high = mean_interval(values, 200, trial)
         covered.append(bool(low[0] <= 1.0 <= high[0]))
     # A percentile bootstrap of 60 skewed values covers a little less than 95 %.
     assert 0.88 <= np.mean(covered) <= 0.99

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from vlmflow.errors import InputError
 from vlmflow.removal.cliff import cliff_layer, losses
+from vlmflow.statistics.bootstrap import percentile_interval, resamples
+from vlmflow.statistics.rank_correlation import spearman
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, Observed
 
 FloatArray = npt.NDArray[np.float64]
@@ -118,16 +120,14 @@ def _compare(
     draws: int,
     seed: int,
 ) -> Prediction:
-    rng = np.random.default_rng(seed)
     errors, ranks = [], []
-    for _ in range(draws):
-        picked = rng.integers(len(truth), size=len(truth))
+    for picked in resamples(len(truth), draws, seed):
         errors.append(np.abs(guess[picked] - truth[picked]).mean())
         ranks.append(spearman(guess[picked], truth[picked]))
     rank = spearman(guess, truth)
-    drawn = [one for one in ranks if one is not None]
-    low, high = np.quantile(errors, [0.025, 0.975])
-    rank_low, rank_high = np.quantile(drawn, [0.025, 0.975]) if drawn else (None, None)
+    defined = [drawn for drawn in ranks if drawn is not None]
+    low, high = percentile_interval(errors)
+    rank_low, rank_high = percentile_interval(defined) if defined else (None, None)
     return Prediction(
         signal=signal,
         threshold=None if threshold is None else float(threshold),
@@ -139,18 +139,3 @@ def _compare(
         rank_high=None if rank is None or rank_high is None else float(rank_high),
         samples=len(truth),
     )
-
-
-def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float | None:
-    """Rank correlation (Spearman 1904), ties at their mean rank; None where one is constant."""
-    first, second = (_ranks(np.asarray(one, dtype=np.float64)) for one in (a, b))
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean: FloatArray = (last - (counts - 1) / 2)[place]
-    return mean

@@ -14,8 +14,8 @@ import vlmflow
 from vlmflow.errors import InputError
 from vlmflow.removal.cliff import Cliff, cliff, losses
 from vlmflow.removal.curve import RemovalCurve
-from vlmflow.scenes.scoring import wilson_interval
-from vlmflow.statistics.intervals import bootstrap_interval
+from vlmflow.statistics.bootstrap import mean_interval
+from vlmflow.statistics.intervals import wilson_interval
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, Observed, observe
 from vlmflow.studies.cliff_layer.prediction import Prediction, predictions, true_cliffs
 from vlmflow.tasks.base import Task
@@ -131,7 +131,7 @@ class CliffStudy:
         }
 
     def _with_interval(self, name: str, values: FloatArray) -> dict[str, FloatArray]:
-        low, high = bootstrap_interval(values, self.settings["draws"], self.settings["seed"])
+        low, high = mean_interval(values, self.settings["draws"], self.settings["seed"])
         return {name: values.mean(0), f"{name} low": low, f"{name} high": high}
 
 
