@@ -60,7 +60,7 @@ def cliff(
             show(f"Loading {model}")
             quiet_libraries()
             import vlmflow
-            from vlmflow.result.storage import write_files
+            from vlmflow.files import write_files
             from vlmflow.studies.cliff_layer.study import cliff_study
             from vlmflow.tasks.registry import task as find
 

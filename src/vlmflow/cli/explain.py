@@ -168,7 +168,7 @@ def _run(
     explain: dict[str, Any],
 ) -> InformationFlow:
     """Load, measure, write; the files arrive in `out` together at the very end."""
-    from vlmflow.staging import staged
+    from vlmflow.files import staged
 
     with staged(out, (REPORT, NUMBERS, ARRAYS)) as staging, progress() as show:
         name = load.pop("name")

@@ -139,10 +139,10 @@ def _settings(
 
 
 def _write(directory: Path) -> tuple[Outcome, Path]:
+    from vlmflow.files import write_files
     from vlmflow.reports.figures.style import figure_style
     from vlmflow.reports.study.figure import study_figure
     from vlmflow.reports.study.page import study_page
-    from vlmflow.result.storage import write_files
     from vlmflow.studies.truncations.results import read_outcome
 
     outcome = read_outcome(directory)

@@ -6,8 +6,6 @@ import base64
 import hashlib
 import json
 import os
-import secrets
-from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,7 +15,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from vlmflow.errors import InputError
+from vlmflow.files import write_files
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.explain.page_data import Packed, page_data
@@ -71,7 +69,9 @@ def write_report(flow: InformationFlow, path: str | os.PathLike[str]) -> Path:
     InputError
         If the path cannot be written; nothing half-written is left behind.
     """
-    return _written(Path(path), _rendered(flow).encode("utf-8"))
+    target = Path(path)
+    write_files(target.parent, {target.name: _rendered(flow).encode("utf-8")})
+    return target
 
 
 def headline(flow: InformationFlow) -> str:
@@ -240,30 +240,3 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _written(target: Path, content: bytes) -> Path:
-    """All of the file or none of it: written beside its place, then moved there."""
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
-    created: list[Path] = []
-    try:
-        created = [folder for folder in target.parents if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise IsADirectoryError(0, "it is a directory")
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    except BaseException as error:
-        with suppress(OSError, ValueError):
-            temporary.unlink(missing_ok=True)
-        for folder in created:
-            with suppress(OSError):
-                folder.rmdir()
-        if isinstance(error, (OSError, ValueError)):
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(
-                f"cannot write the report to {str(target)!r} ({reason}); "
-                "choose a path you can write to"
-            ) from error
-        raise
-    return target

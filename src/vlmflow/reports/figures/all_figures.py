@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlmflow.errors import InputError
+from vlmflow.files import write_files
 from vlmflow.flow.axes import SUMMED_OVER_LAYERS
 from vlmflow.result.checks import plural, valid_index
-from vlmflow.result.storage import write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
