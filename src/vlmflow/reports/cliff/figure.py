@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vlmflow.reports.figures.style import GREY, WIDTH, drawable, figure_style
+from vlmflow.reports.figures.style import WIDTH, drawable, figure_style
+from vlmflow.reports.palette import GREY, SERIES
 from vlmflow.studies.cliff_layer.measurements import SIGNALS
 from vlmflow.studies.cliff_layer.prediction import true_cliffs
 
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from vlmflow.studies.cliff_layer.study import CliffStudy
 
 _HEIGHT = 5.0
-_LOSS, _CLIFF = "#D55E00", "#0072B2"
-# Okabe & Ito (2008); dashes and marks say the same without colour.
+_LOSS, _CLIFF = SERIES[:2]
 _LINES: dict[str, dict[str, Any]] = {
-    "attention share": {"color": "#000000", "linestyle": (0, (1, 1.2)), "marker": "s"},
-    "saliency flow": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
-    "convergence": {"color": "#009E73", "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
+    "attention share": {"color": SERIES[1], "linestyle": (0, (5, 1.5)), "marker": "s"},
+    "saliency flow": {"color": SERIES[0], "linestyle": "-", "marker": "o"},
+    "convergence": {"color": SERIES[3], "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
 }
 
 

@@ -19,6 +19,7 @@ from vlmflow.files import write_files
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.explain.page_data import Packed, page_data
+from vlmflow.reports.palette import theme_css
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -125,7 +126,7 @@ def _rendered(flow: InformationFlow) -> str:
     parts = "\n".join(_source("templates", name) for name in SCRIPTS)
     # one closure: the files share their names with each other and with nothing else
     script = f'(() => {{\n"use strict";\n{parts}\n}})();'
-    style = _source("templates", "page.css")
+    style = theme_css() + _source("templates", "page.css")
     notices = [_source("vendor", f"{name}.LICENSE").strip() for name in ("d3", "plot")]
     texts = {
         "policy": _policy([*libraries, script], style),

@@ -18,6 +18,7 @@ from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS, Segment
 from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.explain.combined_cells import combined_cells
+from vlmflow.reports.palette import MAP_SCALE
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -219,6 +220,7 @@ def page_data(flow: InformationFlow, room: int) -> Packed:
         "summed": [signal for signal in flow.signals if signal in SUMMED_OVER_LAYERS],
         "flowLayers": flow.settings.get("flow_layers"),
         "pictures": _pictures(flow),
+        "mapScale": MAP_SCALE.capitalize(),
         "grids": [
             {
                 "image": int(grid.image),

@@ -13,7 +13,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextToPath
 
-from vlmflow.reports.figures.style import GREY, drawable, fit
+from vlmflow.reports.figures.style import drawable, fit
+from vlmflow.reports.palette import GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,6 @@ from vlmflow.flow.axes import SUMMED_OVER_LAYERS
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.reports.figures.style import (
-    GREY,
     HEAD,
     SIGNAL_NAMES,
     WIDTH,
@@ -23,6 +22,7 @@ from vlmflow.reports.figures.style import (
     header,
     short,
 )
+from vlmflow.reports.palette import GREY, MAP_SCALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.float32]
 
-# viridis: even in lightness, so it reads in print and without colour vision
-_COLOURS = "viridis"
 # pixels on a panel's longer side: sharp in print at its size, small in a file
 _LONGEST = 400
 # steps of the colour bar
@@ -197,7 +195,7 @@ def _mixed(shares: Pixels, grey: Pixels) -> Pixels:
 
     The picture is darkened, so that stronger always means lighter, whatever lies below.
     """
-    colours = matplotlib.colormaps[_COLOURS](shares)[..., :3]
+    colours = matplotlib.colormaps[MAP_SCALE](shares)[..., :3]
     veil = (0.4 + 0.55 * shares)[..., None]
     ground = (0.12 + 0.4 * grey)[..., None]
     return np.asarray(veil * colours + (1 - veil) * ground, dtype=np.float32)

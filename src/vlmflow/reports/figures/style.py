@@ -13,6 +13,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
 from vlmflow.reports.escape_invisible import visible
+from vlmflow.reports.palette import GREY, HATCH, LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,18 +26,15 @@ WIDTH = 7.16
 HEAD = 0.6
 """Inches at the top of a figure that :func:`header` fills."""
 
-GREY = "#5c5c5c"
-
 # more characters than a line can hold, few enough to measure quickly
 _CHARACTERS = 300
 _MEASURE = TextToPath()
 
-# Okabe & Ito (2008): told apart without colour vision; marks and dashes carry the same news.
 SEGMENT_LINES: dict[str, dict[str, Any]] = {
-    "system": {"color": "#000000", "linestyle": (0, (1, 1.2)), "marker": "s"},
-    "image": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
-    "user": {"color": "#0072B2", "linestyle": (0, (5, 1.5)), "marker": "^"},
-    "answer": {"color": "#009E73", "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
+    "system": {"color": LIGHT["system"], "linestyle": (0, (1, 1.2)), "marker": "^"},
+    "image": {"color": LIGHT["image"], "linestyle": "-", "marker": "o"},
+    "user": {"color": LIGHT["user"], "linestyle": (0, (5, 1.5)), "marker": "s"},
+    "answer": {"color": LIGHT["answer"], "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
 }
 
 SEGMENT_NAMES: dict[str, str] = {"answer": "earlier answer"}
@@ -56,7 +54,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "figure.dpi": 100,
     "font.size": 8,
-    "hatch.color": "#8a8a8a",
+    "hatch.color": HATCH,
     "hatch.linewidth": 0.5,
     # TrueType, whole and editable: what journals ask for
     "pdf.fonttype": 42,

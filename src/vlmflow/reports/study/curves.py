@@ -12,7 +12,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vlmflow.reports.figures.style import GREY, WIDTH, drawable, figure_style, fit
+from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, fit
+from vlmflow.reports.palette import GREY, LIGHT, SERIES
 from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED
 
 if TYPE_CHECKING:
@@ -25,15 +26,10 @@ Curves = dict[str, list["Line"]]
 """Lines of every curve, by their layer; named by what they keep."""
 
 _ROW, _HEAD, _FOOT = 2.35, 0.9, 0.42
-# Okabe & Ito (2008); marks say the same without colour.
-_LOOKS = (
-    {"color": "#D55E00", "marker": "o"},
-    {"color": "#0072B2", "marker": "^"},
-    {"color": "#009E73", "marker": "D"},
-    {"color": "#CC79A7", "marker": "v"},
-    {"color": "#8a6d00", "marker": "P"},
-    {"color": "#56B4E9", "marker": "<"},
-)
+# Marks say the same without colour.
+_LOOKS = [
+    {"color": colour, "marker": marker} for colour, marker in zip(SERIES, "o^DvP<", strict=True)
+]
 
 
 def study_curves(outcome: Outcome) -> Figure | None:
@@ -116,7 +112,7 @@ def _looks(panels: dict[str, Curves]) -> dict[str, dict[str, Any]]:
             policy = lines[0].setting.truncation
             if name not in looks and policy is not None and policy.ranks:
                 looks[name] = _LOOKS[next(numbers) % len(_LOOKS)]
-            looks.setdefault(name, {"color": "#000000", "marker": "s"})
+            looks.setdefault(name, {"color": LIGHT["ink"], "marker": "s"})
     return looks
 
 

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from vlmflow.reports.figures.label_places import Label, place_labels
-from vlmflow.reports.figures.style import GREY, WIDTH, drawable, figure_style, fit
+from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, fit
+from vlmflow.reports.palette import GREY, LIGHT, SERIES
 from vlmflow.reports.study.sentences import points, verdict_words
 from vlmflow.studies.truncations.arms import UNTOUCHED
 
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
     from vlmflow.studies.truncations.results import Line, Outcome
 
 _HEIGHT = 4.1
-_FRONT = "#D55E00"
+_FRONT = SERIES[0]
 _ORACLE = "oracle"
-# Okabe & Ito (2008); every kind has a mark of its own. Controls stand a little beside their
+# Every kind has a mark of its own. Controls stand a little beside their
 # truncation, in points, so that bars of equal cost do not hide each other.
 _MARKS: dict[str, tuple[dict[str, Any], float, str]] = {
-    "random": ({"color": "#0072B2", "marker": "v"}, -2.6, "random choice"),
-    "down-sampled": ({"color": "#009E73", "marker": "s"}, 2.6, "down-sampled picture"),
-    "no image": ({"color": "#000000", "marker": "X"}, 0.0, "no image"),
-    _ORACLE: ({"color": "#CC79A7", "marker": "D"}, 0.0, "looks at the answer"),
+    "random": ({"color": SERIES[1], "marker": "v"}, -2.6, "random choice"),
+    "down-sampled": ({"color": SERIES[2], "marker": "s"}, 2.6, "down-sampled picture"),
+    "no image": ({"color": LIGHT["ink"], "marker": "X"}, 0.0, "no image"),
+    _ORACLE: ({"color": SERIES[3], "marker": "D"}, 0.0, "looks at the answer"),
     "truncation": ({"color": _FRONT, "marker": "o"}, 0.0, "truncation"),
 }
 _LABELLED = 9
@@ -117,7 +118,7 @@ def _pareto(axes: Axes, outcome: Outcome, lines: Sequence[Line], cost: str) -> N
     if best is not None and chosen:
         axes.plot(
             [getattr(chosen[0], cost)], [chosen[0].score.value], linestyle="none", marker="o",
-            markersize=10, markerfacecolor="none", markeredgecolor="#000000",
+            markersize=10, markerfacecolor="none", markeredgecolor=LIGHT["ink"],
             markeredgewidth=1.4, zorder=4, label=verdict_words(best),
         )  # fmt: skip
     _limits(axes, known, cost)
