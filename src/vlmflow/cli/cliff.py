@@ -114,7 +114,7 @@ def _print(study: CliffStudy) -> None:
         changed = f"{share:5.1f} % ({low:.1f} to {high:.1f})"
         lost = f"{row['kl']:.3f} ({row['kl low']:.3f} to {row['kl high']:.3f})"
         typer.echo(f"layer {row['layer']:<4}    {changed:25}{lost}")
-    typer.echo("\nforetold by        mean error in layers     rank correlation")
+    typer.echo("\npredicted by       mean error in layers     rank correlation")
     for one in study.predictions:
         error = f"{one.error:.2f} ({one.error_low:.2f} to {one.error_high:.2f})"
         rank = "undefined" if one.rank is None else f"{one.rank:.2f}"

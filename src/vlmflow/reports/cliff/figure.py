@@ -75,15 +75,15 @@ def _curve(axes: Axes, frame: pd.DataFrame, name: str, cliff: Cliff, label: str)
     axes.axvspan(low - 0.25, min(high, end - 0.5) + 0.25, color=_CLIFF, alpha=0.12, linewidth=0)
     if cliff.layer is not None:
         axes.axvline(cliff.layer, color=_CLIFF, linewidth=1.2)
-    told = "no cliff layer" if cliff.layer is None else f"cliff layer {cliff.layer}"
-    axes.set_title(told, loc="right", fontsize=8, color=_CLIFF)
+    title = "no cliff layer" if cliff.layer is None else f"cliff layer {cliff.layer}"
+    axes.set_title(title, loc="right", fontsize=8, color=_CLIFF)
     axes.set_title(label, loc="left", fontsize=8)
     axes.set_ylim(bottom=0)
     _layers(axes, layers, "tokens removed from layer")
 
 
 def _samples(axes: Axes, study: CliffStudy) -> None:
-    cliffs = true_cliffs(study.observed, study.kl.tolerance)
+    cliffs = true_cliffs(study.measurements, study.kl.tolerance)
     end = study.layers[-1] + 1
     counts = np.bincount(cliffs, minlength=end + 1) / len(cliffs)
     axes.bar(range(end), counts[:end], color=_CLIFF, width=0.8)

@@ -49,7 +49,7 @@ def cliff_page(study: CliffStudy) -> str:
         second=second_line(study),
         figure=embedded(cliff_figure(study)),
         layers=study.layer_frame().to_dict("records"),
-        predictions=[_told(one) for one in study.predictions],
+        predictions=[_prediction_row(prediction) for prediction in study.predictions],
         samples=samples,
         hidden=max(0, len(frame) - SAMPLES_SHOWN),
         settings={**study.settings, **study.model},
@@ -89,15 +89,16 @@ def interval(cliff: Cliff) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _told(one: Prediction) -> dict[str, Any]:
+def _prediction_row(prediction: Prediction) -> dict[str, Any]:
     rank = "undefined"
-    if one.rank is not None:
-        rank = f"{one.rank:.2f}"
-        if one.rank_low is not None and one.rank_high is not None:
-            rank += f" ({one.rank_low:.2f} to {one.rank_high:.2f})"
+    if prediction.rank is not None:
+        rank = f"{prediction.rank:.2f}"
+        if prediction.rank_low is not None and prediction.rank_high is not None:
+            rank += f" ({prediction.rank_low:.2f} to {prediction.rank_high:.2f})"
     return {
-        "signal": one.signal,
-        "error": f"{one.error:.2f} ({one.error_low:.2f} to {one.error_high:.2f})",
+        "signal": prediction.signal,
+        "error": f"{prediction.error:.2f} "
+        f"({prediction.error_low:.2f} to {prediction.error_high:.2f})",
         "rank": rank,
-        "threshold": "" if one.threshold is None else f"{one.threshold:.2f}",
+        "threshold": "" if prediction.threshold is None else f"{prediction.threshold:.2f}",
     }
