@@ -14,13 +14,13 @@ KINDS = (UNTOUCHED, NO_IMAGE, "truncation", "random", "down-sampled")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One way of answering every sample.
+class Arm:
+    """One way of answering every sample: a truncation, or a control.
 
     Parameters
     ----------
     name : str
-        Names the setting within its study.
+        Names the arm within its study.
     kind : str
         One of :data:`KINDS`.
     truncation : Truncation, optional
@@ -52,19 +52,19 @@ def label(policy: Truncation) -> str:
     keeps = " : ".join(
         f"{100 * keep:.3g} %" if isinstance(keep, float) else str(keep) for _, keep in policy.stages
     )
-    words = f"layer {layers}, keep {keeps}"
+    text = f"layer {layers}, keep {keeps}"
     if policy.ranks:
-        words += f" by {policy.rank_by}"
+        text += f" by {policy.rank_by}"
     if policy.remainder != "drop":
-        words += f", {policy.remainder}"
+        text += f", {policy.remainder}"
     if policy.positions != "keep":
-        words += f", {policy.positions}"
-    return words if policy.seed == 0 else f"{words}, seed {policy.seed}"
+        text += f", {policy.positions}"
+    return text if policy.seed == 0 else f"{text}, seed {policy.seed}"
 
 
-def settings_of(
+def arms_of(
     truncations: Sequence[tuple[str, Truncation]], layers: int, *, seed: int
-) -> tuple[Setting, ...]:
+) -> tuple[Arm, ...]:
     """Put the controls beside the truncations.
 
     Every study has the untouched model and the one without any image token. A truncation that
@@ -81,38 +81,38 @@ def settings_of(
     seed : int
         Of the random choices.
     """
-    found: dict[str, Setting] = {}
-    same: dict[str, str] = {}
+    arms: dict[str, Arm] = {}
+    names: dict[str, str] = {}  # by what the arm does
 
-    def add(setting: Setting, what: Any = None) -> str:
-        """Add a setting under a name of its own, and return that."""
-        key = repr(what or setting.to_json())
-        if key not in same:
-            name, number = setting.name, 1
-            while setting.name in found:
+    def add(arm: Arm, what: Any = None) -> str:
+        """Add an arm under a name of its own, and return that."""
+        key = repr(what or arm.to_json())
+        if key not in names:
+            name, number = arm.name, 1
+            while arm.name in arms:
                 number += 1
-                setting = replace(setting, name=f"{name} ({number})")
-            same[key] = setting.name
-            found[setting.name] = setting
-        return same[key]
+                arm = replace(arm, name=f"{name} ({number})")
+            names[key] = arm.name
+            arms[arm.name] = arm
+        return names[key]
 
-    add(Setting(UNTOUCHED, UNTOUCHED))
-    add(Setting(NO_IMAGE, NO_IMAGE, Truncation(0, 0)))
+    add(Arm(UNTOUCHED, UNTOUCHED))
+    add(Arm(NO_IMAGE, NO_IMAGE, Truncation(0, 0)))
     named = {
-        add(Setting(name or label(policy), "truncation", policy)): policy
+        add(Arm(name or label(policy), "truncation", policy)): policy
         for name, policy in truncations
     }
     for name, policy in named.items():
         if policy.ranks and policy.rank_by != "random":
-            control = replace(policy, rank_by="random", seed=seed)
-            add(Setting(f"random: {label(control)}", "random", control, of=name))
+            drawn = replace(policy, rank_by="random", seed=seed)
+            add(Arm(f"random: {label(drawn)}", "random", drawn, of=name))
     for name, policy in named.items():
         counted = any(isinstance(keep, int) and keep for _, keep in policy.stages)
         share = round(mean_share(policy, layers, 1000), 3)
         if counted or 0 < share < 1:
-            control_of = Setting(f"down-sampled as {name}", "down-sampled", policy, of=name)
-            add(control_of, None if counted else ("down-sampled", share))
-    return tuple(found.values())
+            control = Arm(f"down-sampled as {name}", "down-sampled", policy, of=name)
+            add(control, None if counted else ("down-sampled", share))
+    return tuple(arms.values())
 
 
 def mean_share(policy: Truncation, layers: int, tokens: int) -> float:
