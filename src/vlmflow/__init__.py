@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vlmflow.removal.cliff import Cliff as Cliff
     from vlmflow.removal.cliff import cliff as cliff
     from vlmflow.removal.curve import RemovalCurve as RemovalCurve
+    from vlmflow.reports.write import figures as figures
+    from vlmflow.reports.write import report as report
     from vlmflow.result.information_flow import InformationFlow as InformationFlow
     from vlmflow.truncation.policy import Truncation as Truncation
     from vlmflow.truncation.presets import preset as preset
@@ -34,14 +36,18 @@ __all__ = [
     "Video",
     "__version__",
     "cliff",
+    "figures",
     "load",
     "preset",
+    "report",
 ]
 
 _HOMES = {
     "Cliff": "vlmflow.removal.cliff",
     "RemovalCurve": "vlmflow.removal.curve",
     "cliff": "vlmflow.removal.cliff",
+    "figures": "vlmflow.reports.write",
+    "report": "vlmflow.reports.write",
     "InformationFlow": "vlmflow.result.information_flow",
     "LVLM": "vlmflow.lvlm.model",
     "Truncation": "vlmflow.truncation.policy",

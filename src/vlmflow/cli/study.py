@@ -139,29 +139,25 @@ def _settings(
 
 
 def _write(directory: Path) -> tuple[StudyResult, Path]:
-    from vlmflow.files import write_files
-    from vlmflow.reports.figures.style import figure_style
-    from vlmflow.reports.study.figure import study_figure
-    from vlmflow.reports.study.page import study_page
+    """Write everything about a finished study, or nothing."""
+    from vlmflow.files import staged, write_files
+    from vlmflow.reports.write import figures, report
     from vlmflow.studies.truncations.results import read_study
 
     result = read_study(directory)
     results = result.result_frame()
-    table = io.BytesIO()
-    results.to_parquet(table, index=False)
-    files = {
-        "study.html": study_page(result).encode(),
+    parquet = io.BytesIO()
+    results.to_parquet(parquet, index=False)
+    tables = {
         "arms.csv": result.arm_frame().to_csv(index=False).encode(),
         "results.csv": results.to_csv(index=False).encode(),
-        "results.parquet": table.getvalue(),
+        "results.parquet": parquet.getvalue(),
     }
-    figure = study_figure(result)
-    with figure_style():
-        for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
-            files[f"study.{kind}"] = buffer.getvalue()
-    return result, write_files(directory, files) / "study.html"
+    with staged(directory, tuple(tables)) as staging:
+        report(result, staging / "study.html")
+        figures(result, staging)
+        write_files(staging, tables)
+    return result, directory / "study.html"
 
 
 def _print(result: StudyResult, page: Path) -> None:
