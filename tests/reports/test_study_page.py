@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from vlmflow.reports.figures.label_places import Label, place_labels
 from vlmflow.reports.study.curves import curves_of, study_curves
 from vlmflow.reports.study.figure import pareto_front, study_figure
 from vlmflow.reports.study.page import study_page
-from vlmflow.reports.study.sentences import cautions, headline, points, second_line, signed
+from vlmflow.reports.study.sentences import cautions, headline, second_line
 from vlmflow.studies.truncations.plan import Plan
+from vlmflow.studies.truncations.sentences import points, signed
 
 SWEEP = {"layer": [3, 6, 9], "keep": [0, 0.25]}
 SCORES = {
@@ -348,3 +350,18 @@ def test_hostile_texts_stay_texts(tmp_path):
         assert opened.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert opened.complaints == []
         assert opened.outside_requests() == []
+
+
+def test_a_study_shows_itself_in_a_notebook(study):
+    html = study._repr_html_()
+    text = unescape(words_of(html))
+    assert headline(study) in text
+    for summary in study.summaries:
+        assert summary.arm.name in text
+    chosen = study.recommendation.test.arm.name
+    assert re.search(re.escape(chosen) + r"\s*\(recommended\)", text)
+    hostile = synthetic_study(plan(), known, task=WordTask(HOSTILE), text=HOSTILE)
+    fragment = hostile._repr_html_()
+    assert "<script" not in fragment
+    assert "<img" not in fragment
+    assert "⟦U+202E⟧" in fragment

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import vlmflow
 from tests.support.browser import OpenPage, running_browser
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, cli
@@ -200,6 +203,23 @@ def test_no_answer_at_all_is_said(vlm):
 def test_settings_that_measure_nothing_are_refused(vlm, questions, name):
     with pytest.raises(InputError, match=f"{name}=0"):
         cliff_study(vlm, FolderTask(questions), **{name: 0})
+
+
+def test_a_study_shows_itself_in_a_notebook(study):
+    html = study._repr_html_()
+    assert headline(study) in unescape(html)
+    assert html.count("<tr") == 1 + len(study.layers)
+    hostile = replace(study, task="<script>x</script>", model={"name": "<img src=x>\u202e"})
+    assert "<script" not in hostile._repr_html_()
+    assert "<img" not in hostile._repr_html_()
+    assert "⟦U+202E⟧" in hostile._repr_html_()
+
+
+def test_pages_and_figures_are_written_by_one_call(study, tmp_path):
+    page = vlmflow.report(study, tmp_path / "page.html")
+    assert page.read_text("utf-8") == cliff_page(study)
+    files = vlmflow.figures(study, tmp_path / "figures")
+    assert [path.name for path in files] == ["cliff.png", "cliff.pdf"]
 
 
 def test_the_page_shows_the_study_and_runs_nothing(study, tmp_path):

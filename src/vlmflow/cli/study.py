@@ -15,8 +15,9 @@ from vlmflow.cli.terminal import errors_in_one_line, printable, progress, quiet_
 from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
-    from vlmflow.studies.truncations.results import ArmSummary, StudyResult
+    from vlmflow.studies.truncations.results import StudyResult
     from vlmflow.studies.truncations.run import Progress
+    from vlmflow.studies.truncations.summaries import ArmSummary
 
 NO_MODEL = typer.Option(
     help="A bundled model, a directory, or a name on the Hugging Face hub.",

@@ -1,11 +1,14 @@
 """The colours of pages and figures, once: themes, segments, series, and the scale of maps.
 
-The hues are Okabe and Ito's (2008), which readers without full colour vision tell apart, darkened
-or lightened until lines have a contrast of 3 to the paper and texts one of 4.5 (WCAG 2.2). Marks
-and dashes say the same as colours wherever a colour carries a meaning.
+The scale's home is :mod:`vlmflow.result.map_colours`, because results show themselves too. The hues
+are Okabe and Ito's (2008), which readers without full colour vision tell apart, darkened or
+lightened until lines have a contrast of 3 to the paper and texts one of 4.5 (WCAG 2.2). Marks and
+dashes say the same as colours wherever a colour carries a meaning.
 """
 
 from __future__ import annotations
+
+from vlmflow.result.map_colours import MAP_SCALE as MAP_SCALE
 
 LIGHT = {
     "paper": "#ffffff", "ground": "#f6f5f2", "ink": "#1b1d21", "soft": "#4c5159",
@@ -39,10 +42,6 @@ GRID = "#d9d9d9"
 
 HATCH = "#8a8a8a"
 """Of what was not measured or not seen."""
-
-MAP_SCALE = "inferno"
-"""Colours of maps from 0 to the largest value: even in lightness, so that they read in print and
-without colour vision; matplotlib and d3 have the same one of that name."""
 
 
 def theme_css() -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.escape_invisible import shown
 from vlmflow.reports.cliff.figure import cliff_figure
-from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.plain_page import embedded, plain_page
+from vlmflow.studies.cliff_layer import sentences
+from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, interval
 
 if TYPE_CHECKING:
-    from vlmflow.removal.cliff import Cliff
     from vlmflow.studies.cliff_layer.prediction import Prediction
     from vlmflow.studies.cliff_layer.study import CliffStudy
 
-SAMPLES_SHOWN, TEXT_SHOWN, NAME_SHOWN = 200, 600, 120
+SAMPLES_SHOWN, TEXT_SHOWN = 200, 600
 
 
 def cliff_page(study: CliffStudy) -> str:
@@ -61,16 +62,7 @@ def cliff_page(study: CliffStudy) -> str:
 
 def headline(study: CliffStudy) -> str:
     """Say the finding in one sentence."""
-    cliff, task = study.changed, shown(study.task, NAME_SHOWN)
-    most = f"{100 * cliff.tolerance:g} % of the answers"
-    if cliff.layer is None:
-        return f"{task}: removing all image tokens changes more than {most} at every layer"
-    if cliff.layer == 0:
-        return f"{task}: without the picture, at most {most} change"
-    return (
-        f"{task}: from layer {cliff.layer} of {len(study.layers)} on, all image tokens can go; "
-        f"at most {most} change"
-    )
+    return sentences.headline(study.task, study.changed, len(study.layers))
 
 
 def second_line(study: CliffStudy) -> str:
@@ -81,12 +73,6 @@ def second_line(study: CliffStudy) -> str:
         f"the cliff layer: {interval(study.changed)}. By mean KL (at most {study.kl.tolerance:g} "
         f"nats) the cliff is {by_kl}, interval {interval(study.kl)}. Layers are counted from 0."
     )
-
-
-def interval(cliff: Cliff) -> str:
-    """Return ``"5 to 7"``, ``"6"``, ``"11 to none"`` or ``"none"``."""
-    low, high = ("none" if end is None else str(end) for end in (cliff.low, cliff.high))
-    return low if low == high else f"{low} to {high}"
 
 
 def _prediction_row(prediction: Prediction) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
+from vlmflow.escape_invisible import shown
 from vlmflow.files import write_files
 from vlmflow.lvlm.layout import SEGMENTS
-from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.explain.page_data import Packed, page_data
 from vlmflow.reports.palette import theme_css
+from vlmflow.result.sentences import image_share_sentence, percent
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -77,19 +77,7 @@ def write_report(flow: InformationFlow, path: str | os.PathLike[str]) -> Path:
 
 def headline(flow: InformationFlow) -> str:
     """Say what attention flow measured for this answer, in one sentence."""
-    share = flow.attention_share[:, 0]
-    attending = np.flatnonzero(share.any(axis=1))
-    if attending.size == 0:
-        return "No layer of this model has attention that could be measured."
-    first, last = int(attending[0]), int(attending[-1])
-    image = share[:, SEGMENTS.index("image")]
-    source = "image" if len(flow.pictures) == 1 else "images"
-    if flow.layout.frames:
-        source = "frames" if all(flow.layout.frames) else "images and frames"
-    opening = f"At layer {first} the answer draws {percent(image[first])} of its attention from"
-    if first == last:
-        return f"{opening} the {source}."
-    return f"{opening} the {source}, at layer {last} it draws {percent(image[last])}."
+    return image_share_sentence(flow.attention_share, flow.layout)
 
 
 def second_line(flow: InformationFlow) -> str:
@@ -108,17 +96,6 @@ def second_line(flow: InformationFlow) -> str:
                 f"The strongest 10\u00a0% of the image tokens hold {percent(mass)} of the flow map."
             )
     return " ".join(sentences)
-
-
-def percent(share: float) -> str:
-    """Write a share as text: whole per cent, one decimal below 10 %."""
-    value = 100 * float(share)
-    if value == 0:
-        return "0\u00a0%"
-    if value < 0.05:
-        return "less than 0.1\u00a0%"
-    # 9.96 rounds to 10.0, which reads better as 10
-    return f"{value:.1f}\u00a0%" if value < 9.95 else f"{value:.0f}\u00a0%"
 
 
 def _rendered(flow: InformationFlow) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vlmflow.escape_invisible import shown
 from vlmflow.flow.axes import FLAGS, SUMMED_OVER_LAYERS
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS, Segment
-from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.explain.combined_cells import combined_cells
 from vlmflow.reports.palette import MAP_SCALE
 

@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
-from vlmflow.reports.escape_invisible import visible
+from vlmflow.escape_invisible import visible
 from vlmflow.reports.palette import GREY, HATCH, LIGHT
 
 if TYPE_CHECKING:

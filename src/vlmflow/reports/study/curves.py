@@ -19,7 +19,8 @@ from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vlmflow.studies.truncations.results import ArmSummary, StudyResult
+    from vlmflow.studies.truncations.results import StudyResult
+    from vlmflow.studies.truncations.summaries import ArmSummary
     from vlmflow.truncation.policy import Truncation
 
 Curves = dict[str, list["ArmSummary"]]

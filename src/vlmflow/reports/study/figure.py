@@ -16,13 +16,14 @@ from matplotlib.transforms import ScaledTranslation
 from vlmflow.reports.figures.label_places import Label, place_labels
 from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, fit
 from vlmflow.reports.palette import GREY, LIGHT, SERIES
-from vlmflow.reports.study.sentences import points, verdict_words
 from vlmflow.studies.truncations.arms import UNTOUCHED
+from vlmflow.studies.truncations.sentences import points, verdict_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vlmflow.studies.truncations.results import ArmSummary, StudyResult
+    from vlmflow.studies.truncations.results import StudyResult
+    from vlmflow.studies.truncations.summaries import ArmSummary
 
 _HEIGHT = 4.1
 _FRONT = SERIES[0]

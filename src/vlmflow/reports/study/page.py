@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlmflow.reports.escape_invisible import shown
+from vlmflow.escape_invisible import shown
 from vlmflow.reports.plain_page import embedded, plain_page
 from vlmflow.reports.study import tables
 from vlmflow.reports.study.curves import study_curves
 from vlmflow.reports.study.figure import study_figure
-from vlmflow.reports.study.sentences import (
-    NAME_SHOWN,
-    arm_words,
-    cautions,
-    headline,
-    percent,
-    points,
-    second_line,
-)
+from vlmflow.reports.study.sentences import cautions, headline, second_line
+from vlmflow.studies.truncations.sentences import NAME_SHOWN, arm_words, percent, points
 
 if TYPE_CHECKING:
     from vlmflow.studies.truncations.results import StudyResult

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vlmflow.reports.escape_invisible import shown
-from vlmflow.reports.study.sentences import (
+from vlmflow.escape_invisible import shown
+from vlmflow.studies.truncations.arms import UNTOUCHED, label
+from vlmflow.studies.truncations.sentences import (
     CONTROL_NAMES,
     MISSING,
     NAME_SHOWN,
@@ -18,11 +19,11 @@ from vlmflow.reports.study.sentences import (
     score_words,
     verdict_words,
 )
-from vlmflow.studies.truncations.arms import UNTOUCHED, label
 
 if TYPE_CHECKING:
     from vlmflow.studies.truncations.arms import Arm
-    from vlmflow.studies.truncations.results import ArmSummary, StudyResult
+    from vlmflow.studies.truncations.results import StudyResult
+    from vlmflow.studies.truncations.summaries import ArmSummary
 
 ANSWERS_SHOWN, FAILURES_SHOWN, TEXT_SHOWN = 50, 100, 300
 

@@ -12,12 +12,15 @@ import pandas as pd
 
 import vlmflow
 from vlmflow.errors import InputError
+from vlmflow.escape_invisible import shown
+from vlmflow.notebook import fragment
 from vlmflow.removal.cliff import Cliff, cliff, losses
 from vlmflow.removal.curve import RemovalCurve
 from vlmflow.statistics.bootstrap import mean_interval
 from vlmflow.statistics.intervals import wilson_interval
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement, measure_samples
 from vlmflow.studies.cliff_layer.prediction import Prediction, predictions, true_cliffs
+from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, headline, interval
 from vlmflow.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -112,6 +115,33 @@ class CliffStudy:
                 "cliff": next(cliffs) if measurement.curve is not None else None,
             }
             for measurement in self.measurements
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the finding and one row per layer in a notebook."""
+        rows = []
+        for row in self.layer_frame().to_dict("records"):
+            low, high = 100 * row["changed low"], 100 * row["changed high"]
+            rows.append(
+                {
+                    "layer": row["layer"],
+                    "is_cliff": row["layer"] == self.changed.layer,
+                    "changed": f"{100 * row['changed']:.1f} %",
+                    "changed_ends": f"{low:.1f} to {high:.1f}",
+                    "kl": f"{row['kl']:.3f}",
+                    "kl_ends": f"{row['kl low']:.3f} to {row['kl high']:.3f}",
+                }
+            )
+        return fragment(
+            "vlmflow.studies.cliff_layer",
+            headline=headline(self.task, self.changed, len(self.layers)),
+            model=shown(str(self.model["name"]), NAME_SHOWN),
+            metric=shown(self.metric, NAME_SHOWN),
+            score=f"{100 * self.score:.1f} %",
+            samples=len(self.curves),
+            changed=interval(self.changed),
+            kl=interval(self.kl),
+            rows=rows,
         )
 
     def to_json(self) -> dict[str, Any]:

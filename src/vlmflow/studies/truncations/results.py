@@ -15,110 +15,15 @@ from vlmflow.errors import InputError
 from vlmflow.statistics.intervals import Estimate, mean_estimate, paired_difference
 from vlmflow.studies.truncations.arms import UNTOUCHED, Arm, mean_share
 from vlmflow.studies.truncations.cache_keys import result_id, task_sample
+from vlmflow.studies.truncations.notebook import study_html
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import timing_id
 from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample
+from vlmflow.studies.truncations.summaries import ArmSummary, Failure, Recommendation, is_within
 from vlmflow.tasks.base import SPLITS, Task
 from vlmflow.tasks.registry import task as find_task
 
 DRAWS = 2000
-
-
-@dataclass(frozen=True)
-class ArmSummary:
-    """One arm on one split, over the samples that neither it nor the untouched model failed on.
-
-    Parameters
-    ----------
-    arm : Arm
-        Which.
-    split : str
-        One of :data:`vlmflow.tasks.base.SPLITS`.
-    count, failed : int
-        Samples, and those that are left out because this arm or the untouched model failed.
-    score : Estimate
-        Mean of the task's score.
-    difference : Estimate or None
-        Score minus the untouched model's, over the same samples; None for the untouched model.
-    agreement : Estimate
-        Share of answers that equal the untouched model's word for word; EffiVLM-Bench (2025) calls
-        it loyalty.
-    figures : mapping
-        The task's own figures.
-    flops_share : float or None
-        Operations of the whole prefill as a share of the untouched prompt's; None where the model's
-        configuration does not tell them.
-    formula_share : float
-        The same by FastV's formula, for the decoder alone.
-    image_tokens : float
-        That an average layer sees, mean over samples.
-    prefill, prefill_share : float or None
-        Median seconds of a prefill, and median ratio to the untouched one; None: not timed.
-    """
-
-    arm: Arm
-    split: str
-    count: int
-    failed: int
-    score: Estimate
-    difference: Estimate | None
-    agreement: Estimate
-    figures: Mapping[str, float]
-    flops_share: float | None
-    formula_share: float
-    image_tokens: float
-    prefill: float | None
-    prefill_share: float | None
-
-    @property
-    def cost_share(self) -> float:
-        """Operations of the whole prefill; where they are not known, FastV's formula."""
-        return self.formula_share if self.flops_share is None else self.flops_share
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The truncation chosen on the calibration split, and what it does on the test split.
-
-    Parameters
-    ----------
-    chosen : ArmSummary
-        On the calibration split: the largest saving whose loss is, with 95 % confidence, at most
-        ``max_loss``.
-    test : ArmSummary
-        The same arm on the test split, which had no part in the choice.
-    max_loss : float
-        What was asked for.
-    """
-
-    chosen: ArmSummary
-    test: ArmSummary
-    max_loss: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the loss is at most ``max_loss`` on the test split, too, with 95 % confidence."""
-        return _within(self.test, self.max_loss)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sample that some arms failed on.
-
-    Parameters
-    ----------
-    split, key : str
-        Which sample.
-    arms : tuple of str
-        Names of the arms.
-    reason : str
-        Of the first.
-    """
-
-    split: str
-    key: str
-    arms: tuple[str, ...]
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +95,7 @@ class StudyResult:
             and summary.cost_share < 1
             and summary.arm.truncation is not None
             and not summary.arm.truncation.is_oracle
-            and _within(summary, self.plan.max_loss)
+            and is_within(summary, self.plan.max_loss)
         ]
         if not safe:
             return None
@@ -223,6 +128,14 @@ class StudyResult:
             return None
         clusters = [sample.cluster for sample in common]
         return paired_difference(self._scores(arm, common), self._scores(control, common), clusters)
+
+    def _repr_html_(self) -> str:
+        """Show the finding and one row per arm in a notebook."""
+        texts = {"task": self.task.name, "metric": self.task.metric}
+        texts["model"] = str(self.about["model"]["name"])
+        return study_html(
+            texts, self.summaries, self.recommendation, self.plan.max_loss, len(self.failures)
+        )
 
     def arm_frame(self) -> pd.DataFrame:
         """One row per split and arm: everything of :class:`ArmSummary`, flat."""
@@ -365,10 +278,6 @@ def _is_control(candidate: Arm, arm: Arm, layers: int, seed: int) -> bool:
         return repr(other) == repr(policy) or (not counted and len(shares) == 1)
     alike = repr(other) == repr(replace(policy, rank_by="random", seed=seed))
     return policy.ranks and policy.rank_by != "random" and alike
-
-
-def _within(summary: ArmSummary, max_loss: float) -> bool:
-    return summary.difference is not None and -summary.difference.low <= max_loss
 
 
 def _ratio(spent: Sequence[float | None], whole: Sequence[float | None]) -> float | None:
