@@ -54,11 +54,11 @@ def cliff_figure(study: CliffStudy) -> Figure:
         _signals(grid[1, 1], frame)
         figure.text(0.014, 0.965, drawable(f"{study.task} on {study.model['name']}"),
                     fontsize=9, fontweight="bold", va="center")  # fmt: skip
-        words = (
+        note = (
             f"{len(study.curves)} samples; bands and shaded layers are 95 % intervals; dotted: "
             "tolerance"
         )
-        figure.text(0.014, 0.93, words, fontsize=7, color=GREY, va="center")
+        figure.text(0.014, 0.93, note, fontsize=7, color=GREY, va="center")
     return figure
 
 

@@ -123,7 +123,9 @@ def _rendered(flow: InformationFlow) -> str:
         "signals": len(flow.maps),
         "several": len(flow.pictures) > 1,
         "first_picture": _first_picture(flow),
-        "grouped": any(one is not None and one.last > one.first for one in flow.layout.frames),
+        "grouped": any(
+            group is not None and group.last > group.first for group in flow.layout.frames
+        ),
     }
     template = _environment().get_template("page.html.j2")
     empty = template.render(**texts, head=Markup("{}"), storage="")

@@ -112,21 +112,21 @@ def drawable(text: str) -> str:
     )
 
 
-def fit(words: str, width: float, fonts: FontProperties) -> str:
-    """Return the words, shortened with an ellipsis where they are wider than ``width`` inches."""
+def fit(text: str, width: float, fonts: FontProperties) -> str:
+    """Return the text, shortened with an ellipsis where they are wider than ``width`` inches."""
 
     def fits(shown: str) -> bool:
         points, _, _ = _MEASURE.get_text_width_height_descent(shown, fonts, ismath=False)
         # hinting makes letters on a screen up to a few percent wider
         return bool(points * 1.05 <= width * 72)
 
-    if fits(words):
-        return words
-    low, high = 0, len(words)
+    if fits(text):
+        return text
+    low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(words[:middle] + "…") else (low, middle - 1)
-    return words[:low].rstrip() + "…"
+        low, high = (middle, high) if fits(text[:middle] + "…") else (low, middle - 1)
+    return text[:low].rstrip() + "…"
 
 
 def header(figure: Figure, title: str, flow: InformationFlow, target: int) -> None:
@@ -142,14 +142,14 @@ def header(figure: Figure, title: str, flow: InformationFlow, target: int) -> No
 
 
 def _line(
-    figure: Figure, y: float, words: str, fonts: FontProperties, width: float, right: bool = False
+    figure: Figure, y: float, text: str, fonts: FontProperties, width: float, right: bool = False
 ) -> None:
     """Write one line, ``y`` inches below the upper edge."""
     _, height = figure.get_size_inches()
     figure.text(
         1 - 0.1 / WIDTH if right else 0.1 / WIDTH,
         1 - y / height,
-        fit(drawable(words[:_CHARACTERS]), width, fonts),
+        fit(drawable(text[:_CHARACTERS]), width, fonts),
         fontproperties=fonts,
         color=GREY if right else "black",
         ha="right" if right else "left",

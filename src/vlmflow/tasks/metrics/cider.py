@@ -58,11 +58,11 @@ class Cider(Metric):
         for sample, answer in zip(samples, answers, strict=True):
             texts += [answer, *sample.references]
             ends.append(len(texts))
-        words = tokenized(texts)
-        captions = {i: [words[start]] for i, start in enumerate(ends[:-1])}
-        references = {i: words[ends[i] + 1 : ends[i + 1]] for i in captions}
+        lines = tokenized(texts)
+        captions = {i: [lines[start]] for i, start in enumerate(ends[:-1])}
+        references = {i: lines[ends[i] + 1 : ends[i + 1]] for i in captions}
         _, scores = Scorer().compute_score(references, captions)
-        return [float(one) for one in scores]
+        return [float(score) for score in scores]
 
 
 class CocoCaptions(Cider):
@@ -117,8 +117,8 @@ def tokenized(texts: Sequence[str]) -> list[str]:
     try:
         run = subprocess.run(command, input=lines.encode(), capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        told = getattr(error, "stderr", b"") or str(error).encode()
-        reason = (told.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[0]
+        output = getattr(error, "stderr", b"") or str(error).encode()
+        reason = (output.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[0]
         raise InputError(_NO_JAVA.format(f"{java!r} failed ({reason})")) from error
     dropped = frozenset(ptbtokenizer.PUNCTUATIONS)
     split = run.stdout.decode("utf-8", "replace").split("\n")[: len(texts)]

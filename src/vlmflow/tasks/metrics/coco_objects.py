@@ -150,8 +150,8 @@ def plural(word: str) -> str:
 
 def _phrases() -> dict[str, str]:
     table: dict[str, str] = {}
-    for category, words in [("", OTHER), *SYNONYMS.items()]:
-        for phrase in words.split(", "):
+    for category, phrases in [("", OTHER), *SYNONYMS.items()]:
+        for phrase in phrases.split(", "):
             *first, last = phrase.split()
             table[phrase] = table[" ".join([*first, plural(last)])] = category
     return table
