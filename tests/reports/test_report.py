@@ -14,9 +14,9 @@ import pytest
 from tests.support.browser import OpenPage, running_browser
 from tests.support.synthetic import HOSTILE, synthetic_flow
 from vlmflow.errors import InputError
+from vlmflow.escape_invisible import clipped, visible
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.videos import Frames
-from vlmflow.reports.escape_invisible import clipped, visible
 from vlmflow.reports.explain.page import LIBRARIES, headline, percent, second_line, write_report
 from vlmflow.reports.explain.page_data import coded
 

@@ -16,7 +16,7 @@ from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS, WHOLE_ANSWER
 from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
-from vlmflow.result import parts, storage
+from vlmflow.result import notebook, parts, storage
 from vlmflow.result.checks import check_grids, display_copies, plural, read_only, valid_index
 from vlmflow.result.map_info import MapInfo
 
@@ -161,6 +161,19 @@ class InformationFlow:
             raise InputError(
                 f"targets must be {WHOLE_ANSWER!r}, alone or followed by the answer tokens"
             )
+
+    def __repr__(self) -> str:
+        answer = self.answer if len(self.answer) <= 60 else f"{self.answer[:59]}…"
+        return (
+            f"InformationFlow(model={self.model!r}, answer={answer!r}, layers={self.layers}, "
+            f"image_tokens={self.layout.image_positions.size}, signals={', '.join(self.signals)})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the picture with its map, the answer and one sentence in a notebook."""
+        texts = {name: getattr(self, name) for name in ("model", "question", "answer")}
+        arrays = self.attention_share, self.maps, self.flags
+        return notebook.answer_html(texts, self.layout, self.pictures, *arrays)
 
     @property
     def layers(self) -> int:
