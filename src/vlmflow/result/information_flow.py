@@ -250,7 +250,7 @@ class InformationFlow:
         Raises
         ------
         InputError
-            Also if the picture's pixels behind the tokens are not known.
+            Also if the picture's pixels under the tokens are not known.
         """
         from vlmflow.lvlm.geometry import paint
 
@@ -268,7 +268,7 @@ class InformationFlow:
         Raises
         ------
         InputError
-            If there is no such picture or the pixels behind its tokens are not known.
+            If there is no such picture or the pixels under its tokens are not known.
         """
         positions = self.layout.image_positions
         boxes = np.full((positions.size, 4), np.nan)
@@ -362,7 +362,7 @@ class InformationFlow:
         Raises
         ------
         InputError
-            If ``box`` is no box, or ``image`` no picture whose tokens have known pixels.
+            If ``box`` is not a box, or ``image`` not a picture whose tokens have known pixels.
         """
         from vlmflow.result import tables
 
