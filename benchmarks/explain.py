@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_llava import build, clocked, prompt
+from random_llava import build, clocked, prompt_inputs
 from torch import Tensor
 
 from vlmflow.flow.capture import untouched
@@ -69,7 +69,7 @@ def laid_out(model: Any, tokens: int) -> tuple[dict[str, Tensor], TokenLayout]:
     """As many whole pictures as fit beside question and answer; system text fills up the rest."""
     behind, picture = QUESTION_TOKENS + ANSWER_TOKENS, model.config.image_seq_length
     pictures = (tokens - behind) // picture
-    inputs = prompt(model, tokens - behind - pictures * picture, pictures, behind)
+    inputs = prompt_inputs(model, tokens - behind - pictures * picture, pictures, behind)
     segments = np.full(tokens, Segment.SYSTEM, dtype=np.int8)
     segments[-behind:] = Segment.USER
     segments[-ANSWER_TOKENS:] = Segment.ANSWER

@@ -56,7 +56,7 @@ def measure(vlm: vlmflow.LVLM, asked: list[Sample], seed: int) -> dict[str, npt.
     """Hits of every map: (samples, layers) per signal, (samples, 1) per control."""
     rng = np.random.default_rng(seed)
     hits: dict[str, list[list[bool]]] = {
-        name: [] for name in (*SIGNALS, "flow", "random", "centre", "right answer")
+        name: [] for name in (*SIGNALS, "flow_map", "random", "centre", "right answer")
     }
     console = Console(stderr=True)
     for one in track(asked, "explaining", console=console, disable=not console.is_terminal):
@@ -70,7 +70,7 @@ def measure(vlm: vlmflow.LVLM, asked: list[Sample], seed: int) -> dict[str, npt.
         for name in SIGNALS:
             hits[name].append([strict_hit(row, inside) for row in flow.maps[name][:, 0]])
         summed = np.cumsum(flow.maps["saliency"][:, 0], axis=0)
-        hits["flow"].append([strict_hit(row, inside) for row in summed])
+        hits["flow_map"].append([strict_hit(row, inside) for row in summed])
         hits["random"].append([bool(inside[rng.integers(inside.size)])])
         middle = (x - one.scene.width / 2) ** 2 + (y - one.scene.height / 2) ** 2
         hits["centre"].append([bool(inside[middle.argmin()])])
@@ -91,13 +91,13 @@ def table(
 ) -> list[Row]:
     """Choose every layer on the calibration split, report on the test split."""
     rows = []
-    for name in (*SIGNALS, "flow", "centre", "random"):
+    for name in (*SIGNALS, "flow_map", "centre", "random"):
         layer = int(calibration[name].mean(0).argmax())
         hit = test[name][:, layer]
         low, high = wilson_interval(int(hit.sum()), hit.size)
         gain = paired_interval(hit.astype(float) - test["random"][:, 0], seed)
         where = "" if name in ("centre", "random") else str(layer)
-        if name == "flow":
+        if name == "flow_map":
             where = f"sum of 0..{layer}"
         rows.append(
             Row(
@@ -113,14 +113,14 @@ def table(
                 over_random_high=gain[1],
             )
         )
-    last = test["flow"].shape[1] - 1
-    hit = test["flow"][:, last]
+    last = test["flow_map"].shape[1] - 1
+    hit = test["flow_map"][:, last]
     low, high = wilson_interval(int(hit.sum()), hit.size)
     gain = paired_interval(hit.astype(float) - test["random"][:, 0], seed)
-    share = float(calibration["flow"][:, last].mean())
+    share = float(calibration["flow_map"][:, last].mean())
     rows.append(
         Row(
-            *("flow", "all layers", share, int(hit.sum()), hit.size, float(hit.mean())),
+            *("flow_map", "all layers", share, int(hit.sum()), hit.size, float(hit.mean())),
             *(low, high, *gain),
         )
     )
@@ -142,7 +142,9 @@ def main() -> None:
     }
     rows = table(found["calibration"], found["test"], arguments.seed)
     right = float(found["test"]["right answer"].mean())
-    by_layer = {name: found["test"][name].mean(0).round(3).tolist() for name in (*SIGNALS, "flow")}
+    by_layer = {
+        name: found["test"][name].mean(0).round(3).tolist() for name in (*SIGNALS, "flow_map")
+    }
     if arguments.json:
         print(
             json.dumps(

@@ -47,7 +47,7 @@ def build(
     return model.to(device).eval()
 
 
-def prompt(model: Any, before: int, pictures: int, behind: int) -> dict[str, Tensor]:
+def prompt_inputs(model: Any, before: int, pictures: int, behind: int) -> dict[str, Tensor]:
     """Random text, then noise pictures, then random text again."""
     generator = torch.Generator().manual_seed(0)
     side = model.config.vision_config.image_size

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_llava import build, clocked, prompt
+from random_llava import build, clocked, prompt_inputs
 
 from vlmflow import LVLM
 from vlmflow.lvlm.layout import Segment, TokenLayout
-from vlmflow.lvlm.prompt import Prepared
+from vlmflow.lvlm.prompt import Prompt
 from vlmflow.removal.curve import removal_curves
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.flops import DecoderShape
@@ -40,14 +40,14 @@ from vlmflow.truncation.flops import DecoderShape
 SIDE = 336  # pixels: 576 image tokens
 
 
-def prepared_batch(model: Any, system: int, user: int, answer: int, batch: int) -> list[Prepared]:
-    inputs = prompt(model, system, 1, user + answer)
+def prompt_batch(model: Any, system: int, user: int, answer: int, batch: int) -> list[Prompt]:
+    inputs = prompt_inputs(model, system, 1, user + answer)
     segments = np.full(inputs["input_ids"].shape[1], Segment.IMAGE, dtype=np.int8)
     segments[:system] = Segment.SYSTEM
     segments[-user - answer :] = Segment.USER
     segments[-answer:] = Segment.ANSWER
     layout = TokenLayout(segments, ("",) * len(segments), ())
-    return [Prepared(inputs, layout, (), "", answer="random")] * batch
+    return [Prompt(inputs, layout, (), "", answer="random")] * batch
 
 
 def floor(model: Any, system: int, image: int, behind: int) -> float:
@@ -94,7 +94,7 @@ def main() -> None:
     tokenizer = SimpleNamespace(pad_token_id=0)
     processor = SimpleNamespace(tokenizer=tokenizer, image_processor=(), image_token="<image>")
     vlm = LVLM(model, processor)
-    batch = prepared_batch(model, asked.system, asked.user, asked.answer, asked.batch)
+    batch = prompt_batch(model, asked.system, asked.user, asked.answer, asked.batch)
     inputs = {name: torch.cat([one.inputs[name] for one in batch]) for name in batch[0].inputs}
     rows = torch.from_numpy(batch[0].layout.answer_rows).to(asked.device)
 

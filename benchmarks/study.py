@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_llava import build, clocked, prompt
+from random_llava import build, clocked, prompt_inputs
 
 import vlmflow
 from vlmflow import LVLM, Truncation
 from vlmflow.lvlm.layout import Segment, TokenLayout
-from vlmflow.lvlm.prompt import Prepared
+from vlmflow.lvlm.prompt import Prompt
 from vlmflow.scenes.tasks import TASKS
 from vlmflow.tasks.registry import task
 from vlmflow.truncation.shared_answers import shared_answers
@@ -50,12 +50,12 @@ def policies(layers: int) -> list[Truncation]:
     return [Truncation(round(share * layers), keep) for share in SHARES for keep in KEEPS]
 
 
-def random_llava(device: str) -> tuple[LVLM, Prepared]:
+def random_llava(device: str) -> tuple[LVLM, Prompt]:
     model = build(
         layers=24, width=1024, heads=16, key_heads=16, side=336, dtype="bfloat16", device=device
     )
     model.generation_config.eos_token_id = None
-    inputs = prompt(model, 16, 1, 40)
+    inputs = prompt_inputs(model, 16, 1, 40)
     segments = np.full(inputs["input_ids"].shape[1], Segment.IMAGE, dtype=np.int8)
     segments[:16], segments[-40:] = Segment.SYSTEM, Segment.USER
     layout = TokenLayout(segments, ("",) * len(segments), ())
@@ -65,29 +65,27 @@ def random_llava(device: str) -> tuple[LVLM, Prepared]:
         pad_token_id=None,
     )
     processor: Any = SimpleNamespace(tokenizer=tokenizer, image_processor=SimpleNamespace())
-    return LVLM(model, processor, name="random"), Prepared(inputs, layout, (), "")
+    return LVLM(model, processor, name="random"), Prompt(inputs, layout, (), "")
 
 
-def measure(vlm: LVLM, prompts: list[Prepared], length: int, runs: int, same: bool) -> dict:
+def measure(vlm: LVLM, prompts: list[Prompt], length: int, runs: int, same: bool) -> dict:
     device = str(vlm.device)
     chosen = policies(vlm.num_layers)
     times: dict[str, list[float]] = {"plain": [], "shared": [], "one by one": []}
     agreed = 0
-    for prepared in prompts:
-        answer = vlm.generate_ids(prepared, max_new_tokens=length)  # warm-up
+    for prompt in prompts:
+        answer = vlm.generate_ids(prompt, max_new_tokens=length)  # warm-up
 
-        def alone(one: Prepared = prepared) -> list[tuple[int, ...]]:
+        def alone(one: Prompt = prompt) -> list[tuple[int, ...]]:
             return [
                 vlm.generate_ids(one, max_new_tokens=length, truncation=policy)
                 for policy in (None, *chosen)
             ]
 
         for _ in range(runs):
-            plain, _ = clocked(
-                lambda p=prepared: vlm.generate_ids(p, max_new_tokens=length), device
-            )
+            plain, _ = clocked(lambda p=prompt: vlm.generate_ids(p, max_new_tokens=length), device)
             shared, told = clocked(
-                lambda p=prepared: shared_answers(vlm, p, chosen, max_new_tokens=length), device
+                lambda p=prompt: shared_answers(vlm, p, chosen, max_new_tokens=length), device
             )
             single, expected = clocked(alone, device)
             for name, seconds in zip(times, (plain, shared, single), strict=True):
@@ -124,8 +122,8 @@ def main() -> None:
         samples = task(name).samples("test", arguments.samples)
         prompts = [vlm.prepare(one.pictures, one.question) for one in samples]
         rows.append({"task": name} | measure(vlm, prompts, 64, arguments.runs, same=True))
-    large, prepared = random_llava(arguments.device)
-    rows.append({"task": ""} | measure(large, [prepared], 8, arguments.runs, same=False))
+    large, prompt = random_llava(arguments.device)
+    rows.append({"task": ""} | measure(large, [prompt], 8, arguments.runs, same=False))
     for row in rows:
         print(
             f"{row['model']:13} {row['task']:17} plain {1000 * row['plain seconds']:7.0f} ms   "

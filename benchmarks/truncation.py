@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_llava import build, clocked, prompt
+from random_llava import build, clocked, prompt_inputs
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -40,7 +40,7 @@ from transformers.cache_utils import DynamicCache
 from vlmflow.lvlm.model_parts import decoder_layers
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.flops import DecoderShape, prefill_cost
-from vlmflow.truncation.names import ORACLE_RANKINGS, RANKINGS
+from vlmflow.truncation.rankings.registry import RANKINGS, as_ranking
 
 SIDE = 336  # pixels: 576 image tokens
 SYSTEM, USER = 35, 29
@@ -120,9 +120,9 @@ def main() -> None:
         layers=arguments.layers, width=arguments.width, heads=arguments.heads,
         key_heads=arguments.key_heads, side=SIDE, dtype=arguments.dtype, device=arguments.device,
     )  # fmt: skip
-    inputs = prompt(model, SYSTEM, arguments.pictures, USER)
+    inputs = prompt_inputs(model, SYSTEM, arguments.pictures, USER)
     image = arguments.pictures * model.config.image_seq_length
-    rankings = [name for name in RANKINGS if name not in ORACLE_RANKINGS]
+    rankings = [name for name in RANKINGS.names() if not as_ranking(name).is_oracle]
     chosen: dict[str, Truncation | None] = {
         "untouched": None,
         **{

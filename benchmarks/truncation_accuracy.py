@@ -32,7 +32,8 @@ from vlmflow.scenes.tasks import TASKS, Sample, mentions, samples
 from vlmflow.statistics.intervals import wilson_interval
 from vlmflow.tasks.metrics.chair import chair
 from vlmflow.truncation import Truncation
-from vlmflow.truncation.names import ORACLE_RANKINGS, RANKINGS
+from vlmflow.truncation.rankings.random import Random
+from vlmflow.truncation.rankings.registry import RANKINGS, as_ranking
 
 BATCH = 50
 KEEPS = (0.5, 0.25, 0.1)
@@ -88,16 +89,19 @@ def settings(
         yield f"keep 0 at {layer}", [Truncation(layer, 0)]
     yield "untouched", [None]
     for keep in KEEPS:
-        for name in only or [one for one in RANKINGS if one != "top_left"]:
-            seeds = RANDOM_SEEDS if name == "random" else (0,)
-            yield f"{name}, keep {keep:.0%}", [Truncation(at, keep, name, seed=s) for s in seeds]
+        for name in only or [one for one in RANKINGS.names() if one != "top_left"]:
+            seeds = RANDOM_SEEDS if name == "random" else ()
+            chosen = [Random(seed) for seed in seeds] or [as_ranking(name)]
+            yield f"{name}, keep {keep:.0%}", [Truncation(at, keep, one) for one in chosen]
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200, help="samples per task")
-    parser.add_argument("--only", nargs="*", default=[], choices=RANKINGS, help="these rankings")
+    parser.add_argument(
+        "--only", nargs="*", default=[], choices=RANKINGS.names(), help="these rankings"
+    )
     parser.add_argument("--layer", type=int, default=2, help="layer for the rankings")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", type=Path, help="also write the scores here")
@@ -137,7 +141,7 @@ def markdown(scores: Sequence[Score], chosen: Sequence[tuple[str, Any]]) -> str:
     cells = {(score.setting, score.task): score for score in scores}
     lines = ["| setting | " + " | ".join(TASKS) + " |", "|---" * (1 + len(TASKS)) + "|"]
     for name, _ in chosen:
-        label = f"{name} (oracle)" if name.split(",")[0] in ORACLE_RANKINGS else name
+        label = f"{name} (oracle)" if as_ranking(name.split(",")[0]).is_oracle else name
         row = [
             f"{s.share:.1%} ({s.low:.0%} to {s.high:.0%})"
             for s in (cells[name, task] for task in TASKS)

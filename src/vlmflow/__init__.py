@@ -13,9 +13,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.version import __version__
+
 if TYPE_CHECKING:
-    from vlmflow.lvlm.loading import load as load
-    from vlmflow.lvlm.model import LVLM as LVLM
+    from vlmflow.api import LVLM as LVLM
+    from vlmflow.api import load as load
+    from vlmflow.flow.options import ExplainOptions as ExplainOptions
+    from vlmflow.flow.signals.signal import Signal as Signal
+    from vlmflow.lvlm.families.base import Family as Family
+    from vlmflow.lvlm.families.registry import register_family as register_family
     from vlmflow.lvlm.videos import Video as Video
     from vlmflow.removal.cliff import Cliff as Cliff
     from vlmflow.removal.cliff import cliff as cliff
@@ -23,15 +29,19 @@ if TYPE_CHECKING:
     from vlmflow.reports.write import figures as figures
     from vlmflow.reports.write import report as report
     from vlmflow.result.information_flow import InformationFlow as InformationFlow
-    from vlmflow.truncation.policy import Truncation as Truncation
     from vlmflow.truncation.presets import preset as preset
+    from vlmflow.truncation.rankings.ranking import Ranking as Ranking
+    from vlmflow.truncation.truncation import Truncation as Truncation
 
-__version__ = "0.1.0"
 __all__ = [
     "LVLM",
     "Cliff",
+    "ExplainOptions",
+    "Family",
     "InformationFlow",
+    "Ranking",
     "RemovalCurve",
+    "Signal",
     "Truncation",
     "Video",
     "__version__",
@@ -39,21 +49,27 @@ __all__ = [
     "figures",
     "load",
     "preset",
+    "register_family",
     "report",
 ]
 
 _HOMES = {
     "Cliff": "vlmflow.removal.cliff",
+    "Family": "vlmflow.lvlm.families.base",
     "RemovalCurve": "vlmflow.removal.curve",
     "cliff": "vlmflow.removal.cliff",
     "figures": "vlmflow.reports.write",
     "report": "vlmflow.reports.write",
     "InformationFlow": "vlmflow.result.information_flow",
-    "LVLM": "vlmflow.lvlm.model",
-    "Truncation": "vlmflow.truncation.policy",
+    "LVLM": "vlmflow.api",
+    "ExplainOptions": "vlmflow.flow.options",
+    "Ranking": "vlmflow.truncation.rankings.ranking",
+    "Signal": "vlmflow.flow.signals.signal",
+    "Truncation": "vlmflow.truncation.truncation",
     "Video": "vlmflow.lvlm.videos",
-    "load": "vlmflow.lvlm.loading",
+    "load": "vlmflow.api",
     "preset": "vlmflow.truncation.presets",
+    "register_family": "vlmflow.lvlm.families.registry",
 }
 
 

@@ -109,12 +109,8 @@ def test_json_is_one_object(model, picture, out):
 def test_every_option_reaches_the_measurement(model, picture, out):
     options = {
         "--answer": "red",
-        "--signals": "flow, saliency,llava_cam",
+        "--signals": "flow_map(layers=3), saliency,llava_cam_smooth(copies=2,deviation=0.5,seed=7)",
         "--target": "margin",
-        "--smooth": 2,
-        "--noise": 0.5,
-        "--seed": 7,
-        "--flow-layers": 2,
         "--dtype": "bfloat16",
         "--device": "cpu",
         "--image": picture,
@@ -126,7 +122,7 @@ def test_every_option_reaches_the_measurement(model, picture, out):
     flow = InformationFlow.load(out)
     assert flow.answer == "red"
     assert flow.targets == ("answer",)
-    assert set(flow.signals) == {"flow", "saliency", "llava_cam", "llava_cam_smooth"}
+    assert set(flow.signals) == {"flow_map", "saliency", "llava_cam_smooth"}
     assert len(flow.layout.image_sizes) == 2
     stated = json.dumps({**flow.settings, **flow.versions})
     for value in ("margin", "bfloat16", "0.5", "7"):
@@ -168,10 +164,8 @@ def test_demo(out):
         (["PICTURE", QUESTION, "--image", "missing.png"], ["missing.png"]),
         (["PICTURE", QUESTION, "--signals", "atention"], ["atention", "attention"]),
         (["PICTURE", QUESTION, "--signals", " ,"], ["no signal"]),
-        (["PICTURE", QUESTION, "--smooth", "-1"], ["--smooth -1"]),
-        (["PICTURE", QUESTION, "--noise", "nan"], ["--noise nan"]),
-        (["PICTURE", QUESTION, "--seed", "-1"], ["--seed -1"]),
-        (["PICTURE", QUESTION, "--flow-layers", "0"], ["--flow-layers 0"]),
+        (["PICTURE", QUESTION, "--signals", "llava_cam_smooth(copies=0)"], ["copies=0"]),
+        (["PICTURE", QUESTION, "--signals", "flow_map(3)"], ["'3' in 'flow_map(3)'"]),
         (["PICTURE", QUESTION, "--max-new-tokens", "0"], ["--max-new-tokens 0"]),
         (["PICTURE", QUESTION, "--out", "PICTURE"], ["not a directory"]),
         (["PICTURE", QUESTION, "--out", "PICTURE/out"], ["cannot be written"]),
@@ -191,9 +185,9 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     ("option", "value", "words"),
     [
         ("--model", "no-such-model", ["no-such-model"]),
-        ("--model", "DIRECTORY", ["no model"]),
+        ("--model", "DIRECTORY", ["not a model"]),
         ("--device", "warp", ["warp"]),
-        ("--flow-layers", "99", ["99", "4"]),
+        ("--signals", "flow_map(layers=99)", ["99", "4"]),
         ("--answer", "</s>", ["</s>"]),
         ("--revision", "main", ["revision"]),
     ],
@@ -405,7 +399,7 @@ def test_generate_takes_a_preset(model, picture):
     ("arguments", "words"),
     [
         (("--truncate", "layer=2"), ("needs keep",)),
-        (("--truncate", "layer=2,keep=0,rank_by=best"), ("rank_by='best'", "last_attention")),
+        (("--truncate", "layer=2,keep=0,rank_by=best"), ("ranking 'best'", "last_attention")),
         (("--truncate", "layer=2,keep=0", "--preset", "vtw"), ("give one",)),
         (("--compare",), ("nothing to compare",)),
         (("--preset", "vtv"), ("unknown preset 'vtv'", "vtw")),

@@ -12,8 +12,8 @@ from tests.studies.test_study import write_questions
 from tests.support.tiny import tiny_llava
 from vlmflow import cli
 from vlmflow.tasks.registry import known_tasks
-from vlmflow.truncation.names import RANKINGS
 from vlmflow.truncation.presets import PRESETS
+from vlmflow.truncation.rankings.registry import RANKINGS
 
 FILES = {"study.html", "study.png", "study.pdf", "arms.csv", "results.csv", "results.parquet"}
 
@@ -96,7 +96,7 @@ def test_a_study_needs_a_directory_and_a_report_a_study(tmp_path):
 def test_the_lists_name_everything():
     for command, names in (
         ("tasks", [one.name for one in known_tasks()]),
-        ("rankings", list(RANKINGS)),
+        ("rankings", list(RANKINGS.names())),
         ("presets", list(PRESETS)),
     ):
         told = run(command)

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from tests.support.tiny import tiny_llava
+from vlmflow import LVLM
 from vlmflow.errors import InputError
 from vlmflow.explanation import smoothing
-from vlmflow.explanation.explain import explain
 from vlmflow.flow.measure import measure
-from vlmflow.flow.signals.flow_map import flow_map
-from vlmflow.lvlm.model import LVLM
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.llava_cam_smooth import LlavaCamSmooth
 from vlmflow.result.information_flow import InformationFlow
 
 QUESTION = "What is it?"
@@ -33,7 +33,7 @@ def picture() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def flow(vlm, picture) -> InformationFlow:
-    return explain(vlm, picture, QUESTION, ANSWER)
+    return vlm.explain(picture, QUESTION, ANSWER)
 
 
 def test_result_holds_every_signal_for_every_layer_and_target(flow):
@@ -41,27 +41,27 @@ def test_result_holds_every_signal_for_every_layer_and_target(flow):
     assert tokens > 1
     assert "".join(flow.answer_tokens).strip() == flow.answer == ANSWER
     assert flow.targets == ("answer", *flow.answer_tokens)
-    assert flow.signals == ("attention", "saliency", "flow", "llava_cam")
+    assert flow.signals == ("attention", "saliency", "flow_map", "llava_cam")
     for signal in flow.signals:
-        layers = 1 if signal == "flow" else 4
+        layers = 1 if signal == "flow_map" else 4
         assert flow.maps[signal].shape == (layers, 1 + tokens, 16)
     assert flow.attention_share.shape == (4, 1 + tokens, 4)
     np.testing.assert_allclose(flow.attention_share.sum(-1), 1, rtol=1e-5)
     assert flow.flag("llava_cam", layer=3) == "undefined"
-    assert flow.pixel_map("flow").shape == (60, 80)
+    assert flow.pixel_map("flow_map").shape == (60, 80)
     assert flow.question == QUESTION
     assert flow.settings["target"] == "logprob"
     assert len(flow.settings["target_values"]) == tokens
 
 
 def test_the_very_tokens_that_were_generated_are_explained(vlm, picture):
-    prepared = vlm.prepare(picture, QUESTION)
-    ids = vlm.generate_ids(prepared, max_new_tokens=5)
-    flow = explain(vlm, picture, QUESTION, max_new_tokens=5)
-    expected = vlm.with_answer(prepared, ids).layout
+    prompt = vlm.prepare(picture, QUESTION)
+    ids = vlm.generate_ids(prompt, max_new_tokens=5)
+    flow = vlm.explain(picture, QUESTION, max_new_tokens=5)
+    expected = vlm.with_answer(prompt, ids).layout
     assert flow.layout.tokens == expected.tokens
     assert len(flow.answer_tokens) == len(ids) == 5
-    again = explain(vlm, picture, QUESTION, ids)
+    again = vlm.explain(picture, QUESTION, ids)
     np.testing.assert_array_equal(again.maps["saliency"], flow.maps["saliency"])
     assert flow.settings["answer_generated"]
     assert not again.settings["answer_generated"]
@@ -69,42 +69,43 @@ def test_the_very_tokens_that_were_generated_are_explained(vlm, picture):
 
 def test_greedy_tokens_are_the_most_likely_ones(vlm, picture):
     """The margin over the best other token is positive exactly if the right logits are read."""
-    flow = explain(vlm, picture, QUESTION, max_new_tokens=6, target="margin")
+    flow = vlm.explain(picture, QUESTION, max_new_tokens=6, target="margin")
     assert min(flow.settings["target_values"]) > 0
 
 
 def test_target_values_are_those_of_a_plain_forward(vlm, picture, flow):
-    prepared = vlm.prepare(picture, QUESTION, ANSWER)
+    prompt = vlm.prepare(picture, QUESTION, ANSWER)
     with torch.no_grad():
-        scores = vlm.model(**prepared.inputs).logits[0].log_softmax(-1)
-    positions, ids = prepared.layout.answer_positions, prepared.answer_ids
+        scores = vlm.model(**prompt.inputs).logits[0].log_softmax(-1)
+    positions, ids = prompt.layout.answer_positions, prompt.answer_ids
     expected = [float(scores[p - 1, token]) for p, token in zip(positions, ids, strict=True)]
     np.testing.assert_allclose(flow.settings["target_values"], expected, rtol=1e-4)
 
 
 def test_whole_answer_only(vlm, picture, flow):
-    alone = explain(vlm, picture, QUESTION, ANSWER, per_token=False)
+    alone = vlm.explain(picture, QUESTION, ANSWER, per_token=False)
     assert alone.targets == ("answer",)
     np.testing.assert_allclose(
-        alone.maps["flow"][:, 0], flow.maps["flow"][:, 0], rtol=1e-4, atol=1e-6
+        alone.maps["flow_map"][:, 0], flow.maps["flow_map"][:, 0], rtol=1e-4, atol=1e-6
     )
 
 
 def test_flow_layers(vlm, picture, flow):
-    chosen = explain(vlm, picture, QUESTION, ANSWER, signals=("flow",), flow_layers=2)
-    assert chosen.signals == ("flow",)
-    expected = flow_map(flow.maps["saliency"], 2)[None]
-    np.testing.assert_allclose(chosen.maps["flow"], expected, rtol=1e-5, atol=1e-9)
+    chosen = vlm.explain(picture, QUESTION, ANSWER, signals=["flow_map(layers=2)"])
+    assert chosen.signals == ("flow_map",)
+    assert chosen.about["flow_map"].summed == (0, 1)
+    expected = flow.maps["saliency"][:2].sum(0)[None]
+    np.testing.assert_allclose(chosen.maps["flow_map"], expected, rtol=1e-5, atol=1e-9)
 
 
 def test_low_memory_changes_no_number(vlm, picture, flow):
-    again = explain(vlm, picture, QUESTION, ANSWER, low_memory=True)
+    again = vlm.explain(picture, QUESTION, ANSWER, low_memory=True)
     for signal in flow.signals:
         np.testing.assert_array_equal(again.maps[signal], flow.maps[signal])
 
 
 def test_several_pictures(vlm, picture):
-    flow = explain(vlm, [picture, picture.rotate(90, expand=True)], QUESTION, ANSWER)
+    flow = vlm.explain([picture, picture.rotate(90, expand=True)], QUESTION, ANSWER)
     assert flow.maps["llava_cam"].shape[-1] == 32
     assert flow.grid("saliency", layer=0, image=1).shape == (4, 4)
     assert [copy.shape for copy in flow.pictures] == [(60, 80, 3), (80, 60, 3)]
@@ -114,13 +115,13 @@ def test_conversation(vlm, picture, flow):
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
     ]
-    found = explain(vlm, picture, messages, ANSWER)
+    found = vlm.explain(picture, messages, ANSWER)
     assert found.question == QUESTION
     np.testing.assert_array_equal(found.maps["saliency"], flow.maps["saliency"])
 
 
 def test_bfloat16_model(picture, flow):
-    rough = explain(LVLM(*tiny_llava(kv_heads=2, dtype=torch.bfloat16)), picture, QUESTION, ANSWER)
+    rough = LVLM(*tiny_llava(kv_heads=2, dtype=torch.bfloat16)).explain(picture, QUESTION, ANSWER)
     # bf16 weights and activations: 3 significant digits each, some tens of roundings deep.
     largest = flow.attention_share.max()
     assert np.abs(rough.attention_share - flow.attention_share).max() < 0.05 * largest
@@ -128,19 +129,18 @@ def test_bfloat16_model(picture, flow):
 
 class TestSmoothing:
     def test_is_the_mean_of_llava_cam_over_the_seeded_noisy_pictures(self, vlm, picture):
-        flow = explain(
-            vlm, picture, QUESTION, ANSWER, signals=("llava_cam",), smooth=5, noise=0.3, seed=7
-        )
-        prepared = vlm.prepare(picture, QUESTION, ANSWER)
+        signal = LlavaCamSmooth(copies=5, deviation=0.3, seed=7)
+        flow = vlm.explain(picture, QUESTION, ANSWER, signals=["llava_cam", signal])
+        prompt = vlm.prepare(picture, QUESTION, ANSWER)
         generator = torch.Generator().manual_seed(7)
         heats = []
         for _ in range(5):
-            pixels = prepared.inputs["pixel_values"]
+            pixels = prompt.inputs["pixel_values"]
             noise = 0.3 * torch.randn(pixels.shape, generator=generator)
-            inputs = {**prepared.inputs, "pixel_values": pixels + noise}
-            layouts = [prepared.layout]
-            signals = ("llava_cam",)
-            one = measure(vlm.model, vlm.decoder_layers, inputs, layouts, signals=signals)[0]
+            inputs = {**prompt.inputs, "pixel_values": pixels + noise}
+            layouts = [prompt.layout]
+            options = ExplainOptions(["llava_cam"])
+            one = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)[0]
             heats.append(one.maps["llava_cam"])
         expected = np.mean(heats, axis=0)
         # Batched products round otherwise than single ones; the terms of a heat cancel.
@@ -151,8 +151,8 @@ class TestSmoothing:
 
     def test_is_repeatable_whatever_the_batches(self, vlm, picture, monkeypatch):
         def smooth(seed: int) -> np.ndarray:
-            options = {"signals": ("llava_cam_smooth",), "smooth": 3, "noise": 0.3}
-            result = explain(vlm, picture, QUESTION, ANSWER, seed=seed, **options)
+            signal = LlavaCamSmooth(copies=3, deviation=0.3, seed=seed)
+            result = vlm.explain(picture, QUESTION, ANSWER, signals=[signal])
             assert result.signals == ("llava_cam_smooth",)
             return result.maps["llava_cam_smooth"]
 
@@ -163,25 +163,28 @@ class TestSmoothing:
         np.testing.assert_allclose(smooth(0), first, rtol=1e-3, atol=1e-4 * first.max())
 
     def test_without_noise_is_llava_cam(self, vlm, picture, flow):
-        still = explain(vlm, picture, QUESTION, ANSWER, smooth=2, noise=0.0)
+        signal = LlavaCamSmooth(copies=2, deviation=0.0)
+        still = vlm.explain(picture, QUESTION, ANSWER, signals=[signal])
         expected = flow.maps["llava_cam"]
         np.testing.assert_allclose(
             still.maps["llava_cam_smooth"], expected, rtol=1e-3, atol=1e-4 * expected.max()
         )
 
 
-@pytest.mark.parametrize("options", [{}, {"per_token": False}, {"smooth": 5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"per_token": False}, {"signals": [LlavaCamSmooth(copies=5)]}]
+)
 def test_progress_counts_every_pass(vlm, picture, monkeypatch, options):
     forwards = []
     handle = vlm.model.register_forward_hook(lambda *_: forwards.append(1))
     seen: list[tuple[int, int]] = []
     answer = "a red circle"
-    flow = explain(
-        vlm, picture, QUESTION, answer, progress=lambda *pair: seen.append(pair), **options
+    flow = vlm.explain(
+        picture, QUESTION, answer, progress=lambda *pair: seen.append(pair), **options
     )
     handle.remove()
     tokens = len(flow.answer_tokens) if options.get("per_token", True) else 1
-    batches = -(-options.get("smooth", 0) // smoothing.COPIES_AT_ONCE)
+    batches = -(-(5 if "signals" in options else 0) // smoothing.COPIES_AT_ONCE)
     passes = (1 + batches) * (1 + tokens)
     assert seen == [(done, passes) for done in range(1, passes + 1)]
     assert len(forwards) == 1 + batches
@@ -190,17 +193,21 @@ def test_progress_counts_every_pass(vlm, picture, monkeypatch, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"signals": ("attention", "gradcam")}, "signal 'gradcam' is none of 'attention', "),
+        ({"signals": ("attention", "gradcam")}, "signal 'gradcam' is unknown; there are attention"),
         ({"signals": ()}, "signals is empty"),
-        ({"signals": "flow"}, "signals='flow' is a text"),
-        ({"signals": ("llava_cam_smooth",)}, "smooth=16"),
+        ({"signals": "flow_map"}, "signals='flow_map' is a text"),
         ({"target": "loss"}, "target='loss' is none of 'logprob'"),
-        ({"smooth": -1}, "smooth=-1"),
-        ({"smooth": 2, "noise": -0.1}, "noise=-0.1"),
-        ({"smooth": 2, "noise": float("nan")}, "noise=nan"),
-        ({"flow_layers": 5}, "flow_layers=5, but the model has 4"),
-        ({"flow_layers": 0}, "flow_layers=0"),
-        ({"cam_hook": "mlp.norm"}, "cam_hook='mlp.norm'"),
+        ({"signals": ["llava_cam_smooth(copies=0)"]}, "copies=0"),
+        ({"signals": ["llava_cam_smooth(deviation=-0.1)"]}, "deviation=-0.1"),
+        ({"signals": ["llava_cam_smooth(deviation=nan)"]}, "deviation=nan"),
+        (
+            {"signals": ["llava_cam_smooth(depth=3)"]},
+            "has no parameter 'depth'; its parameters are",
+        ),
+        ({"signals": ["flow_map(layers=5)"]}, "flow_map(layers=5), but the model has 4"),
+        ({"signals": ["flow_map(layers=0)"]}, "flow_map(layers=0)"),
+        ({"signals": ["llava_cam(hook=mlp.norm)"]}, "hook='mlp.norm'"),
+        ({"signals": ["flow_map(3)"]}, "'3' in 'flow_map(3)' is not a parameter"),
         ({"answer": ""}, "answer"),
         ({"answer": "  "}, "answer"),
         ({"answer": []}, "answer"),
@@ -209,11 +216,11 @@ def test_progress_counts_every_pass(vlm, picture, monkeypatch, options):
 )
 def test_options_that_cannot_be_used_are_named(vlm, picture, options, message):
     with pytest.raises(InputError) as caught:
-        explain(vlm, picture, QUESTION, **{"answer": ANSWER, **options})
+        vlm.explain(picture, QUESTION, **{"answer": ANSWER, **options})
     assert message in str(caught.value)
 
 
 def test_model_that_answers_nothing(vlm, picture, monkeypatch):
     monkeypatch.setattr(LVLM, "generate_ids", lambda *_args, **_options: ())
     with pytest.raises(InputError, match=r"nothing to explain: pass answer="):
-        explain(vlm, picture, QUESTION)
+        vlm.explain(picture, QUESTION)

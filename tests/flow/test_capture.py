@@ -17,9 +17,10 @@ from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow import recorder
 from vlmflow.flow.measure import measure
-from vlmflow.flow.signals.llava_cam import llava_cam
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.llava_cam import LlavaCam, channel_weights, heat_map
 from vlmflow.lvlm.model import LVLM
-from vlmflow.lvlm.prompt import Prepared
+from vlmflow.lvlm.prompt import Prompt
 
 ANSWER = "a red circle"
 SIGNALS = ("attention", "saliency", "llava_cam")
@@ -31,15 +32,15 @@ def vlm() -> LVLM:
 
 
 @pytest.fixture
-def prepared(vlm) -> Prepared:
+def prompt(vlm) -> Prompt:
     values = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     return vlm.prepare(Image.fromarray(values), "What is it?", ANSWER)
 
 
-def run(vlm: LVLM, prepared: Prepared, **options: Any):
-    chosen = {"signals": SIGNALS, **options}
-    layouts = [prepared.layout]
-    return measure(vlm.model, vlm.decoder_layers, prepared.inputs, layouts, **chosen)[0]
+def run(vlm: LVLM, prompt: Prompt, *, on_pass=None, **options: Any):
+    chosen = ExplainOptions(**{"signals": SIGNALS, **options})
+    layouts, layers = [prompt.layout], vlm.decoder_layers
+    return measure(vlm.model, layers, prompt.inputs, layouts, chosen, on_pass=on_pass)[0]
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -76,9 +77,9 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
         assert before[what] == after[what], what
 
 
-def unusual(vlm: LVLM, prepared: Prepared) -> None:
+def unusual(vlm: LVLM, prompt: Prompt) -> None:
     """Give the model a state of its own, so that nothing is put "back" to a default."""
-    vlm.model(**prepared.inputs)  # transformers notes a thing or two in a model's first forward
+    vlm.model(**prompt.inputs)  # transformers notes a thing or two in a model's first forward
     vlm.model.train()
     vlm.decoder_layers[1].eval()
     vlm.model.lm_head.requires_grad_(False)
@@ -87,23 +88,23 @@ def unusual(vlm: LVLM, prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
-@pytest.mark.parametrize("cam_hook", ["post_attention_norm", "layer_input", "layer_output"])
-def test_model_is_left_as_found(vlm, prepared, low_memory, cam_hook):
-    unusual(vlm, prepared)
+@pytest.mark.parametrize("hook", ["post_attention_norm", "layer_input", "layer_output"])
+def test_model_is_left_as_found(vlm, prompt, low_memory, hook):
+    unusual(vlm, prompt)
     before = state_of(vlm.model)
-    run(vlm, prepared, low_memory=low_memory, cam_hook=cam_hook)
+    run(vlm, prompt, low_memory=low_memory, signals=[*SIGNALS[:2], LlavaCam(hook)])
     assert_same(before, state_of(vlm.model))
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_model_is_left_as_found_when_the_forward_raises(vlm, prepared, monkeypatch, low_memory):
-    unusual(vlm, prepared)
+def test_model_is_left_as_found_when_the_forward_raises(vlm, prompt, monkeypatch, low_memory):
+    unusual(vlm, prompt)
     with monkeypatch.context() as patch:
         mlp = vlm.decoder_layers[2].mlp
         patch.setattr(mlp.act_fn, "forward", lambda _x: 1 / 0, raising=False)
         before = state_of(vlm.model)
         with pytest.raises(ZeroDivisionError):
-            run(vlm, prepared, low_memory=low_memory)
+            run(vlm, prompt, low_memory=low_memory)
         assert_same(before, state_of(vlm.model))
 
 
@@ -114,10 +115,8 @@ def test_model_is_left_as_found_when_the_forward_raises(vlm, prepared, monkeypat
         ("signed_saliency", True), ("mean_attention", True), ("backward", True),
     ],
 )  # fmt: skip
-def test_model_is_left_as_found_when_measuring_raises(
-    vlm, prepared, monkeypatch, where, low_memory
-):
-    unusual(vlm, prepared)
+def test_model_is_left_as_found_when_measuring_raises(vlm, prompt, monkeypatch, where, low_memory):
+    unusual(vlm, prompt)
     before = state_of(vlm.model)
 
     def fail(*_args: Any, **_options: Any) -> None:
@@ -127,19 +126,19 @@ def test_model_is_left_as_found_when_measuring_raises(
     with monkeypatch.context() as patch:
         patch.setattr(owner, where, fail)
         with pytest.raises(MemoryError):
-            run(vlm, prepared, low_memory=low_memory)
+            run(vlm, prompt, low_memory=low_memory)
     assert_same(before, state_of(vlm.model))
-    run(vlm, prepared)  # and it can be measured again
+    run(vlm, prompt)  # and it can be measured again
 
 
-def test_attention_is_measured_where_no_gradient_comes_by(vlm, prepared, monkeypatch):
+def test_attention_is_measured_where_no_gradient_comes_by(vlm, prompt, monkeypatch):
     """A layer's output that nothing reads passes no gradient on: its attention is there still."""
-    expected = run(vlm, prepared)
+    expected = run(vlm, prompt)
     layer = vlm.decoder_layers[1]
     o_proj = layer.self_attn.o_proj
     untouched = o_proj.forward
     monkeypatch.setattr(o_proj, "forward", lambda states: untouched(states.detach()))
-    found = run(vlm, prepared)
+    found = run(vlm, prompt)
     np.testing.assert_allclose(found.attention_share, expected.attention_share, rtol=1e-6)
     np.testing.assert_allclose(found.maps["attention"], expected.maps["attention"], rtol=1e-6)
     assert not found.maps["saliency"][1].any()
@@ -147,32 +146,32 @@ def test_attention_is_measured_where_no_gradient_comes_by(vlm, prepared, monkeyp
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_works_and_comes_back_under_any_grad_mode(vlm, prepared, mode):
-    expected = run(vlm, prepared).maps["saliency"]
+def test_works_and_comes_back_under_any_grad_mode(vlm, prompt, mode):
+    expected = run(vlm, prompt).maps["saliency"]
     with mode():
         enabled, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        found = run(vlm, prepared).maps["saliency"]
+        found = run(vlm, prompt).maps["saliency"]
         assert torch.is_grad_enabled() == enabled
         assert torch.is_inference_mode_enabled() == inference
     np.testing.assert_array_equal(found, expected)
 
 
-def test_gradients_of_a_training_run_survive(vlm, prepared):
+def test_gradients_of_a_training_run_survive(vlm, prompt):
     weight = vlm.model.lm_head.weight
     weight.grad = torch.ones_like(weight)
-    run(vlm, prepared)
+    run(vlm, prompt)
     assert torch.equal(weight.grad, torch.ones_like(weight))
 
 
-def test_dropout_is_off_while_measuring(prepared):
+def test_dropout_is_off_while_measuring(prompt):
     vlm = LVLM(*tiny_llava(kv_heads=2, text_config={"attention_dropout": 0.5}))
-    expected = run(vlm, prepared).maps["saliency"]
+    expected = run(vlm, prompt).maps["saliency"]
     vlm.model.train()
-    np.testing.assert_array_equal(run(vlm, prepared).maps["saliency"], expected)
+    np.testing.assert_array_equal(run(vlm, prompt).maps["saliency"], expected)
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_one_forward_and_one_backward_per_answer_token(vlm, prepared, monkeypatch, low_memory):
+def test_one_forward_and_one_backward_per_answer_token(vlm, prompt, monkeypatch, low_memory):
     forwards, backwards = [], []
     vlm.model.register_forward_hook(lambda *_: forwards.append(1))
     whole = torch.Tensor.backward
@@ -182,29 +181,29 @@ def test_one_forward_and_one_backward_per_answer_token(vlm, prepared, monkeypatc
         whole(tensor, *args, **options)
 
     monkeypatch.setattr(torch.Tensor, "backward", counted)
-    tokens = len(prepared.layout.answer_positions)
+    tokens = len(prompt.layout.answer_positions)
     assert tokens > 1
     seen: list[int] = []
-    run(vlm, prepared, low_memory=low_memory, on_pass=lambda: seen.append(1))
+    run(vlm, prompt, low_memory=low_memory, on_pass=lambda: seen.append(1))
     assert (len(forwards), len(backwards), len(seen)) == (1, tokens, 1 + tokens)
-    run(vlm, prepared, low_memory=low_memory, per_token=False)
+    run(vlm, prompt, low_memory=low_memory, per_token=False)
     assert (len(forwards), len(backwards)) == (2, tokens + 1)
 
 
-def test_a_model_that_gives_all_logits_gives_the_same(vlm, prepared):
-    expected = run(vlm, prepared).maps["saliency"]
+def test_a_model_that_gives_all_logits_gives_the_same(vlm, prompt):
+    expected = run(vlm, prompt).maps["saliency"]
     whole = vlm.model.forward
 
     def forward(input_ids: Any, attention_mask: Any, pixel_values: Any, use_cache: bool) -> Any:
         return whole(input_ids, pixel_values, attention_mask, use_cache=use_cache)
 
     vlm.model.forward = forward
-    found = run(vlm, prepared).maps["saliency"]
+    found = run(vlm, prompt).maps["saliency"]
     # The head's product over all rows rounds otherwise than over a few.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * expected.max())
 
 
-def test_vision_tower_keeps_its_attention_and_gets_no_gradient(vlm, prepared):
+def test_vision_tower_keeps_its_attention_and_gets_no_gradient(vlm, prompt):
     seen = []
 
     def look(module: nn.Module, _args: Any, output: Any) -> None:
@@ -213,11 +212,11 @@ def test_vision_tower_keeps_its_attention_and_gets_no_gradient(vlm, prepared):
     for module in vlm.model.modules():
         if type(module).__name__ == "CLIPAttention":
             module.register_forward_hook(look)
-    run(vlm, prepared)
+    run(vlm, prompt)
     assert seen == [("sdpa", False)] * 2
 
 
-def test_attention_stays_fused(vlm, prepared, monkeypatch):
+def test_attention_stays_fused(vlm, prompt, monkeypatch):
     """The model's own SDPA runs once per layer, in the decoder as in the vision tower."""
     calls = []
     whole = nn.functional.scaled_dot_product_attention
@@ -227,12 +226,12 @@ def test_attention_stays_fused(vlm, prepared, monkeypatch):
         return whole(*args, **options)
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
-    run(vlm, prepared)
+    run(vlm, prompt)
     assert len(calls) == 4 + 2
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_nothing_is_kept_after_measuring(vlm, prepared, low_memory):
+def test_nothing_is_kept_after_measuring(vlm, prompt, low_memory):
     """No hook, closure or cache may hold activations: the next picture needs the room."""
     held = []
 
@@ -242,37 +241,37 @@ def test_nothing_is_kept_after_measuring(vlm, prepared, low_memory):
     vlm.decoder_layers[1].self_attn.q_proj.register_forward_hook(remember)
     gc.disable()  # references must go by themselves, not by the collector
     try:
-        run(vlm, prepared, low_memory=low_memory)
+        run(vlm, prompt, low_memory=low_memory)
         assert held
         assert not any(reference() is not None for reference in held)
     finally:
         gc.enable()
 
 
-def test_flex_attention_is_refused_in_one_sentence(vlm, prepared):
+def test_flex_attention_is_refused_in_one_sentence(vlm, prompt):
     vlm.model.model.language_model.config._attn_implementation_internal = "flex_attention"
     before = state_of(vlm.model)
     with pytest.raises(ModelError, match=r"flex_attention.*sdpa"):
-        run(vlm, prepared)
+        run(vlm, prompt)
     assert_same(before, state_of(vlm.model))
 
 
-def test_attention_outside_the_interface_is_refused(vlm, prepared, monkeypatch):
+def test_attention_outside_the_interface_is_refused(vlm, prompt, monkeypatch):
     def own(module: nn.Module, hidden_states: torch.Tensor, **_options: Any) -> Any:
         return module.o_proj(module.q_proj(hidden_states)), None
 
     monkeypatch.setattr(type(vlm.decoder_layers[0].self_attn), "forward", own)
     with pytest.raises(ModelError, match="AttentionInterface"):
-        run(vlm, prepared)
+        run(vlm, prompt)
 
 
-def test_layers_without_attention_say_so(vlm, prepared, monkeypatch):
+def test_layers_without_attention_say_so(vlm, prompt, monkeypatch):
     """As in hybrids: layer 1 mixes positions by other means."""
     attention = vlm.decoder_layers[1].self_attn
     monkeypatch.setattr(
         attention, "forward", lambda hidden_states, **_: (hidden_states.cumsum(1), None)
     )
-    found = run(vlm, prepared)
+    found = run(vlm, prompt)
     for signal in ("attention", "saliency"):
         flags = found.flags[signal]
         assert (flags[1] == 3).all()
@@ -281,18 +280,18 @@ def test_layers_without_attention_say_so(vlm, prepared, monkeypatch):
     np.testing.assert_allclose(found.attention_share[[0, 2, 3]].sum(-1), 1, rtol=1e-5)
 
 
-def test_norm_under_another_name_is_found_and_a_missing_one_named(vlm, prepared):
-    expected = run(vlm, prepared).maps["llava_cam"]
+def test_norm_under_another_name_is_found_and_a_missing_one_named(vlm, prompt):
+    expected = run(vlm, prompt).maps["llava_cam"]
     for layer in vlm.decoder_layers:
         layer.ffn_norm = layer.post_attention_layernorm
-    np.testing.assert_array_equal(run(vlm, prepared).maps["llava_cam"], expected)
-    with pytest.raises(InputError, match=r"cam_hook='ffn'.*layer_input.*'self_attn'"):
-        run(vlm, prepared, cam_hook="ffn")
-    with pytest.raises(InputError, match=r"cam_hook='self_attn'.*one tensor"):
-        run(vlm, prepared, cam_hook="self_attn")
+    np.testing.assert_array_equal(run(vlm, prompt).maps["llava_cam"], expected)
+    with pytest.raises(InputError, match=r"hook='ffn'.*layer_input.*'self_attn'"):
+        run(vlm, prompt, signals=[LlavaCam("ffn")])
+    with pytest.raises(InputError, match=r"hook='self_attn'.*one tensor"):
+        run(vlm, prompt, signals=[LlavaCam("self_attn")])
 
 
-def test_a_forward_set_on_the_instance_is_kept(vlm, prepared):
+def test_a_forward_set_on_the_instance_is_kept(vlm, prompt):
     """As accelerate does to move weights: it must be called, and be there afterwards."""
     norm, layer = vlm.decoder_layers[1].post_attention_layernorm, vlm.decoder_layers[1]
     called = []
@@ -305,39 +304,39 @@ def test_a_forward_set_on_the_instance_is_kept(vlm, prepared):
 
         module.forward = forward
     before = (norm.forward, layer.forward)
-    run(vlm, prepared, low_memory=True)
+    run(vlm, prompt, low_memory=True)
     assert called
     assert (norm.forward, layer.forward) == before
 
 
-def test_logits_that_are_not_finite_are_an_error(vlm, prepared):
+def test_logits_that_are_not_finite_are_an_error(vlm, prompt):
     with torch.no_grad():
         vlm.model.lm_head.weight[7] = torch.nan
     with pytest.raises(ModelError, match=r"the target is not finite.*float32 or bfloat16"):
-        run(vlm, prepared)
+        run(vlm, prompt)
 
 
-def test_gradients_that_are_not_finite_are_an_error(vlm, prepared):
+def test_gradients_that_are_not_finite_are_an_error(vlm, prompt):
     """A finite forward whose backward overflows, as half precision does."""
     vlm.decoder_layers[3].mlp.register_full_backward_hook(
         lambda _module, gradients, _outputs: tuple(gradient * torch.inf for gradient in gradients)
     )
     with pytest.raises(ModelError, match="not finite at layer"):
-        run(vlm, prepared)
+        run(vlm, prompt)
 
 
-def test_llava_cam_of_one_layer_by_autograd(vlm, prepared):
+def test_llava_cam_of_one_layer_by_autograd(vlm, prompt):
     """The same pass without any of our hooks: plain SDPA, autograd.grad."""
-    found = run(vlm, prepared, per_token=False).maps["llava_cam"][1, 0]
+    found = run(vlm, prompt, per_token=False).maps["llava_cam"][1, 0]
     seen = []
     handle = vlm.decoder_layers[1].post_attention_layernorm.register_forward_hook(
         lambda _module, _args, output: seen.append(output)
     )
-    logits = vlm.model(**prepared.inputs).logits[0].log_softmax(-1)
+    logits = vlm.model(**prompt.inputs).logits[0].log_softmax(-1)
     handle.remove()
-    layout, ids = prepared.layout, prepared.inputs["input_ids"][0]
+    layout, ids = prompt.layout, prompt.inputs["input_ids"][0]
     score = sum(logits[position - 1, ids[position]] for position in layout.answer_positions)
     (gradient,) = torch.autograd.grad(score, seen)
     image = layout.image_positions
-    expected = llava_cam(seen[0][0, image], gradient[0, image]).detach().numpy()
+    expected = heat_map(seen[0][0, image], channel_weights(gradient[0, image])).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * expected.max())

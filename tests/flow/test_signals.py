@@ -10,14 +10,15 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from tests.support.reference import Reference, measure_slowly
 from tests.support.tiny import tiny_llava
-from vlmflow.flow.features import POST_ATTENTION_NORM
 from vlmflow.flow.measure import EMPTY, OK, UNDEFINED, Measurement, measure
-from vlmflow.flow.signals.flow_map import flow_map
-from vlmflow.flow.signals.llava_cam import llava_cam, llava_cam_code
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.llava_cam import LlavaCam, channel_weights, heat_map
+from vlmflow.flow.signals.llava_cam_code import llava_cam_code
+from vlmflow.flow.signals.signal import POST_ATTENTION_NORM
 from vlmflow.lvlm.batch import collate
 from vlmflow.lvlm.layout import TokenLayout
 from vlmflow.lvlm.model import LVLM
-from vlmflow.lvlm.prompt import Prepared
+from vlmflow.lvlm.prompt import Prompt
 
 SIGNALS = ("attention", "saliency", "llava_cam")
 
@@ -43,19 +44,20 @@ def lvlm(**options) -> LVLM:
     return LVLM(*tiny_llava(**options))
 
 
-def fast(vlm: LVLM, prepared: Prepared, **options) -> Measurement:
+def fast(vlm: LVLM, prompt: Prompt, **options) -> Measurement:
     chosen = {"signals": SIGNALS, **options}
-    layouts = [prepared.layout]
-    return measure(vlm.model, vlm.decoder_layers, prepared.inputs, layouts, **chosen)[0]
+    layouts = [prompt.layout]
+    chosen = ExplainOptions(**chosen)
+    return measure(vlm.model, vlm.decoder_layers, prompt.inputs, layouts, chosen)[0]
 
 
-def slow(prepared: Prepared, target: str = "logprob", hook: str | None = None, **options):
+def slow(prompt: Prompt, target: str = "logprob", hook: str | None = None, **options):
     vlm = lvlm(**options, attn_implementation="eager")
     return measure_slowly(
         vlm.model,
         vlm.decoder_layers,
-        prepared.inputs,
-        prepared.layout,
+        prompt.inputs,
+        prompt.layout,
         target,
         hook or "post_attention_layernorm",
     )
@@ -100,23 +102,23 @@ def assert_agrees(found: Measurement, truth: Reference, tolerance: float) -> Non
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_agrees_with_eager_attention_over_all_layers(options, seed):
     vlm = lvlm(seed=seed, **options)
-    prepared = vlm.prepare(picture(seed), "What colour is the circle?", "a red circle")
-    assert_agrees(fast(vlm, prepared), slow(prepared, seed=seed, **options), FLOAT32)
+    prompt = vlm.prepare(picture(seed), "What colour is the circle?", "a red circle")
+    assert_agrees(fast(vlm, prompt), slow(prompt, seed=seed, **options), FLOAT32)
 
 
 @pytest.mark.parametrize("target", ["logprob", "logit", "margin"])
 def test_agrees_for_every_target(target):
     vlm = lvlm(kv_heads=2)
-    prepared = vlm.prepare(picture(), "Which number?", "7 3")
-    found = fast(vlm, prepared, target=target)
-    assert_agrees(found, slow(prepared, target, kv_heads=2), FLOAT32)
+    prompt = vlm.prepare(picture(), "Which number?", "7 3")
+    found = fast(vlm, prompt, target=target)
+    assert_agrees(found, slow(prompt, target, kv_heads=2), FLOAT32)
 
 
 def test_agrees_with_several_pictures():
     vlm = lvlm()
-    prepared = vlm.prepare([picture(1), picture(2)], "Which is red?", "yes")
-    assert len(prepared.layout.image_positions) == 32
-    assert_agrees(fast(vlm, prepared), slow(prepared), FLOAT32)
+    prompt = vlm.prepare([picture(1), picture(2)], "Which is red?", "yes")
+    assert len(prompt.layout.image_positions) == 32
+    assert_agrees(fast(vlm, prompt), slow(prompt), FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -131,22 +133,22 @@ def test_padded_batch_equals_one_by_one(options):
         vlm.prepare([picture(3), picture(4)], "Which number is printed?", "7 3"),
     ]
     inputs, layouts = collate(prompts, vlm.processor.tokenizer.pad_token_id)
-    batch = measure(vlm.model, vlm.decoder_layers, inputs, layouts, signals=SIGNALS)
-    for prepared, found in zip(prompts, batch, strict=True):
-        assert_agrees(found, slow(prepared, kv_heads=2, **options), FLOAT32)
+    batch = measure(vlm.model, vlm.decoder_layers, inputs, layouts, ExplainOptions(SIGNALS))
+    for prompt, found in zip(prompts, batch, strict=True):
+        assert_agrees(found, slow(prompt, kv_heads=2, **options), FLOAT32)
 
 
 def test_low_memory_gives_the_same_numbers():
     vlm = lvlm(kv_heads=2)
-    prepared = vlm.prepare(picture(), "What is it?", "a red circle")
-    found = fast(vlm, prepared, low_memory=True)
-    assert_agrees(found, slow(prepared, kv_heads=2), FLOAT32)
+    prompt = vlm.prepare(picture(), "What is it?", "a red circle")
+    found = fast(vlm, prompt, low_memory=True)
+    assert_agrees(found, slow(prompt, kv_heads=2), FLOAT32)
 
 
 def test_a_model_with_eager_attention_is_measured_too():
     vlm = lvlm(attn_implementation="eager")
-    prepared = vlm.prepare(picture(), "What is it?", "a red circle")
-    assert_agrees(fast(vlm, prepared), slow(prepared), FLOAT32)
+    prompt = vlm.prepare(picture(), "What is it?", "a red circle")
+    assert_agrees(fast(vlm, prompt), slow(prompt), FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +166,8 @@ def test_a_model_with_eager_attention_is_measured_too():
 def test_eager_only_kinds_of_attention(options, text_config):
     options = {"text_model": options, "text_config": text_config}
     vlm = lvlm(**options, attn_implementation="eager")
-    prepared = vlm.prepare(picture(), "What is it?", "a red circle")
-    assert_agrees(fast(vlm, prepared), slow(prepared, **options), FLOAT32)
+    prompt = vlm.prepare(picture(), "What is it?", "a red circle")
+    assert_agrees(fast(vlm, prompt), slow(prompt, **options), FLOAT32)
 
 
 def test_image_tokens_that_see_each_other_both_ways():
@@ -213,7 +215,7 @@ def test_image_tokens_that_see_each_other_both_ways():
             ).eval()
         )
     layers = [model.model.language_model.layers for model in models]
-    found = measure(models[0], layers[0], inputs, [layout], signals=SIGNALS)[0]
+    found = measure(models[0], layers[0], inputs, [layout], ExplainOptions(SIGNALS))[0]
     hook = "post_attention_layernorm"
     truth = measure_slowly(models[1], layers[1], inputs, layout, "logprob", hook)
     assert truth.attention[5, :, 4, 7].min() > 0  # an image token looks at a later one
@@ -231,22 +233,22 @@ def test_bfloat16_agrees_within_its_own_rounding():
     """
     options = {"kv_heads": 2, "dtype": torch.bfloat16}
     vlm = lvlm(**options)
-    prepared = vlm.prepare(picture(), "What is it?", "a red circle")
+    prompt = vlm.prepare(picture(), "What is it?", "a red circle")
     exact = lvlm(**options, attn_implementation="eager")
     exact.model.float()
     inputs = {
         name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in prepared.inputs.items()
+        for name, tensor in prompt.inputs.items()
     }
     truth = measure_slowly(
         exact.model,
         exact.decoder_layers,
         inputs,
-        prepared.layout,
+        prompt.layout,
         "logprob",
         "post_attention_layernorm",
     )
-    found, eager = fast(vlm, prepared), slow(prepared, **options)
+    found, eager = fast(vlm, prompt), slow(prompt, **options)
     assert_agrees(found, truth, 0.1)
 
     def error(maps: np.ndarray) -> float:
@@ -258,10 +260,10 @@ def test_bfloat16_agrees_within_its_own_rounding():
 
 def test_whole_answer_alone_equals_the_sum_over_its_tokens():
     vlm = lvlm()
-    prepared = vlm.prepare(picture(), "What is it?", "a red circle")
+    prompt = vlm.prepare(picture(), "What is it?", "a red circle")
     signals = (*SIGNALS, "llava_cam_code")
-    alone = fast(vlm, prepared, per_token=False, signals=signals)
-    summed = fast(vlm, prepared, signals=signals)
+    alone = fast(vlm, prompt, per_token=False, signals=signals)
+    summed = fast(vlm, prompt, signals=signals)
     assert alone.maps["saliency"].shape[1] == 1
     for name in signals:
         assert_close(alone.maps[name][:, 0], summed.maps[name][:, 0], FLOAT32, name)
@@ -273,10 +275,10 @@ def test_whole_answer_alone_equals_the_sum_over_its_tokens():
 )
 def test_other_hook_points(hook):
     vlm = lvlm()
-    prepared = vlm.prepare(picture(), "What is it?", "a red circle")
-    found = fast(vlm, prepared, signals=("llava_cam",), cam_hook=hook).maps["llava_cam"]
+    prompt = vlm.prepare(picture(), "What is it?", "a red circle")
+    found = fast(vlm, prompt, signals=[LlavaCam(hook)]).maps["llava_cam"]
     # The input of a layer is what its input norm is given; the output, the next one's input.
-    truth = slow(prepared, hook=hook) if "layer_" not in hook else None
+    truth = slow(prompt, hook=hook) if "layer_" not in hook else None
     if truth is not None:
         assert_close(found[:, 0], truth.llava_cam(0), FLOAT32, hook)
         return
@@ -286,16 +288,16 @@ def test_other_hook_points(hook):
         layer.register_forward_hook(lambda _m, args, out: streams.append((args[0], out)))
         for layer in layers
     ]
-    logits = model(**prepared.inputs).logits[0].log_softmax(-1)
+    logits = model(**prompt.inputs).logits[0].log_softmax(-1)
     for handle in handles:
         handle.remove()
-    ids = prepared.inputs["input_ids"][0]
-    score = sum(logits[p - 1, ids[p]] for p in prepared.layout.answer_positions)
+    ids = prompt.inputs["input_ids"][0]
+    score = sum(logits[p - 1, ids[p]] for p in prompt.layout.answer_positions)
     chosen = [pair[hook == "layer_output"] for pair in streams]
     gradients = torch.autograd.grad(score, chosen)
-    image = prepared.layout.image_positions
+    image = prompt.layout.image_positions
     expected = [
-        llava_cam(stream[0, image], gradient[0, image]).detach().numpy()
+        heat_map(stream[0, image], channel_weights(gradient[0, image])).detach().numpy()
         for stream, gradient in zip(chosen, gradients, strict=True)
     ]
     assert_close(found[:, 0], np.stack(expected), FLOAT32, hook)
@@ -303,22 +305,22 @@ def test_other_hook_points(hook):
 
 def test_last_layer_of_llava_cam_is_undefined_at_the_papers_hook_only():
     vlm = lvlm()
-    prepared = vlm.prepare(picture(), "What is it?", "a red circle")
-    at_norm = fast(vlm, prepared, cam_hook=POST_ATTENTION_NORM)
+    prompt = vlm.prepare(picture(), "What is it?", "a red circle")
+    at_norm = fast(vlm, prompt, signals=[LlavaCam(POST_ATTENTION_NORM)])
     assert (at_norm.flags["llava_cam"][-1] == UNDEFINED).all()
     assert not at_norm.maps["llava_cam"][-1].any()
     assert (at_norm.flags["llava_cam"][:-1] != UNDEFINED).all()
-    at_input = fast(vlm, prepared, cam_hook="layer_input")
+    at_input = fast(vlm, prompt, signals=[LlavaCam("layer_input")])
     assert (at_input.flags["llava_cam"] != UNDEFINED).all()
 
 
 def test_a_map_without_positive_value_is_flagged_empty():
     vlm = lvlm()
-    prepared = vlm.prepare(picture(), "What is it?", "red")
+    prompt = vlm.prepare(picture(), "What is it?", "red")
     # Values that are always 0: there is a gradient, but nothing it could be multiplied with.
     with torch.no_grad():
         vlm.decoder_layers[1].self_attn.v_proj.weight.zero_()
-    found = fast(vlm, prepared, cam_hook="self_attn.v_proj")
+    found = fast(vlm, prompt, signals=[LlavaCam("self_attn.v_proj")])
     assert (found.flags["llava_cam"][1] == EMPTY).all()
     assert not found.maps["llava_cam"][1].any()
     assert (found.flags["llava_cam"][[0, 2, 3]] == OK).all()
@@ -341,6 +343,11 @@ def test_code_variant_step_by_step():
 
 
 def test_flow_map_sums_layers_before_the_cliff():
-    maps = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
-    np.testing.assert_array_equal(flow_map(maps), maps.sum(0))
-    np.testing.assert_array_equal(flow_map(maps, 2), maps[0] + maps[1])
+    vlm = lvlm()
+    prompt = vlm.prepare(picture(), "What is it?", "a red circle")
+    found = fast(vlm, prompt, signals=["saliency", "flow_map", "flow_map(layers=2)"]).maps
+    assert list(found) == ["saliency", "flow_map", "flow_map(layers=2)"]
+    np.testing.assert_allclose(found["flow_map"][0], found["saliency"].sum(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        found["flow_map(layers=2)"][0], found["saliency"][:2].sum(0), rtol=1e-6
+    )

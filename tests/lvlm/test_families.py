@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers.utils import is_torchvision_available
 
+import vlmflow
 from tests.flow.test_signals import SIGNALS, assert_agrees
 from tests.support.families import FAMILIES, LAYERS, SIZES, picture
 from tests.support.masked_truncation import masked_logits
@@ -17,13 +18,14 @@ from tests.support.tiny_shaped import WithRowBreaks
 from tests.support.tiny_square import QUERIES
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.measure import measure
-from vlmflow.flow.signals import DEFAULT_SIGNALS
-from vlmflow.lvlm.batch import collate, generate_batch, pad_id
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.llava_cam_smooth import LlavaCamSmooth
+from vlmflow.flow.signals.registry import DEFAULT_SIGNALS
+from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
 from vlmflow.lvlm.families import family_of
 from vlmflow.lvlm.families.table import SUPPORTED
 from vlmflow.lvlm.layout import Segment
-from vlmflow.lvlm.loading import load
 from vlmflow.lvlm.tokens import end_ids
 from vlmflow.removal.curve import removal_curves
 from vlmflow.truncation import Truncation
@@ -76,17 +78,17 @@ def test_a_saved_model_opens_or_says_what_to_install(family, tmp_path, no_networ
     if needs_torchvision and not is_torchvision_available():
         words = "its processor needs torchvision: pip install torchvision$"
         with pytest.raises(ModelError, match=words):
-            load(tmp_path, device="cpu")
+            vlmflow.load(tmp_path, device="cpu")
         return
-    vlm = load(tmp_path, device="cpu")
+    vlm = vlmflow.load(tmp_path, device="cpu")
     assert len(vlm.prepare(picture(1, SIZES[0]), QUESTIONS[0]).layout) > QUERIES
 
 
 @pytest.mark.parametrize("family", with_places, ids=lambda family: family.name)
 def test_every_picture_has_a_map(family):
-    for prepared in prompts(family.lvlm()):
-        assert prepared.layout.grids_missing == ""
-        assert {grid.image for grid in prepared.layout.grids} == set(range(len(prepared.images)))
+    for prompt in prompts(family.lvlm()):
+        assert prompt.layout.grids_missing == ""
+        assert {grid.image for grid in prompt.layout.grids} == set(range(len(prompt.images)))
 
 
 @pytest.mark.parametrize(
@@ -98,20 +100,26 @@ def test_every_picture_has_a_map(family):
 def test_an_unknown_type_lacks_nothing_but_the_map(family, monkeypatch):
     vlm = family.lvlm()
     known = [vlm.generate_ids(one, max_new_tokens=3) for one in prompts(vlm, (None, None))]
-    monkeypatch.setattr("vlmflow.lvlm.families.FAMILIES", ())
+    monkeypatch.setattr("vlmflow.lvlm.families.registry.FAMILIES", ())
     unknown = family.lvlm()
     batch = prompts(unknown)
-    for prepared in batch:
-        assert not prepared.layout.grids
-        assert re.search("no family .* CONTRIBUTING.md says how", prepared.layout.grids_missing)
+    for prompt in batch:
+        assert not prompt.layout.grids
+        assert re.search(
+            "no family .* vlmflow.register_family adds one", prompt.layout.grids_missing
+        )
     inputs, layouts = collate(batch, pad_id(unknown.processor.tokenizer))
     assert measure(
-        unknown.model, unknown.decoder_layers, inputs, layouts, signals=("attention", "saliency")
+        unknown.model,
+        unknown.decoder_layers,
+        inputs,
+        layouts,
+        ExplainOptions(("attention", "saliency")),
     )
     assert removal_curves(unknown, batch)
     policy = Truncation(2, 1.0, "diversity")
-    for prepared, ids in zip(prompts(unknown, (None, None)), known, strict=True):
-        assert unknown.generate_ids(prepared, max_new_tokens=3, truncation=policy) == ids
+    for prompt, ids in zip(prompts(unknown, (None, None)), known, strict=True):
+        assert unknown.generate_ids(prompt, max_new_tokens=3, truncation=policy) == ids
 
 
 @each_family
@@ -119,16 +127,16 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
     vlm, eager = family.lvlm(), family.lvlm("eager")
     batch = prompts(vlm)
     inputs, layouts = collate(batch, pad_id(vlm.processor.tokenizer))
-    found = measure(vlm.model, vlm.decoder_layers, inputs, layouts, signals=SIGNALS)
-    for prepared, together in zip(batch, found, strict=True):
+    found = measure(vlm.model, vlm.decoder_layers, inputs, layouts, ExplainOptions(SIGNALS))
+    for prompt, together in zip(batch, found, strict=True):
         truth = measure_slowly(
-            eager.model, eager.decoder_layers, prepared.inputs, prepared.layout, "logprob",
+            eager.model, eager.decoder_layers, prompt.inputs, prompt.layout, "logprob",
             family.norm,
         )  # fmt: skip
         # float32 on both sides: 1e-4 of a layer's largest value is some hundred roundings.
         assert_agrees(together, truth, 1e-4)
         (alone,) = measure(
-            vlm.model, vlm.decoder_layers, prepared.inputs, [prepared.layout], signals=SIGNALS
+            vlm.model, vlm.decoder_layers, prompt.inputs, [prompt.layout], ExplainOptions(SIGNALS)
         )
         assert_agrees(alone, truth, 1e-4)
 
@@ -137,14 +145,16 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
 def test_explaining_gives_every_map_of_the_own_answer(family):
     vlm = family.lvlm()
     shown = pictures_for(family)[1 : 2 if family.queries else 3]
-    flow = vlm.explain(shown, QUESTIONS[0], max_new_tokens=2, smooth=2)
+    flow = vlm.explain(
+        shown, QUESTIONS[0], max_new_tokens=2, signals=[*DEFAULT_SIGNALS, LlavaCamSmooth(copies=2)]
+    )
     assert set(flow.signals) == {*DEFAULT_SIGNALS, "llava_cam_smooth"}
     for layer in range(LAYERS):
         has_attention = hasattr(vlm.decoder_layers[layer], "self_attn")
         assert (flow.flag("attention", layer) == "ok") == has_attention
     for image, one in enumerate(shown):
-        assert np.isfinite(flow.pixel_map("flow", image=image)).any()
-        assert flow.pixel_map("flow", image=image).shape == one.size[::-1]
+        assert np.isfinite(flow.pixel_map("flow_map", image=image)).any()
+        assert flow.pixel_map("flow_map", image=image).shape == one.size[::-1]
 
 
 @each_family
@@ -152,13 +162,13 @@ def test_keeping_all_changes_nothing(family):
     vlm = family.lvlm()
     batch = prompts(vlm, (None, None))
     policy = Truncation(2, 1.0, "last_attention")
-    for prepared in batch:
-        untouched = vlm.generate_ids(prepared, max_new_tokens=6)
-        assert vlm.generate_ids(prepared, max_new_tokens=6, truncation=policy) == untouched
+    for prompt in batch:
+        untouched = vlm.generate_ids(prompt, max_new_tokens=6)
+        assert vlm.generate_ids(prompt, max_new_tokens=6, truncation=policy) == untouched
         with torch.no_grad():
-            expected = vlm.model(**prepared.inputs).logits
+            expected = vlm.model(**prompt.inputs).logits
             with policy(vlm.model):
-                found = vlm.model(**prepared.inputs).logits
+                found = vlm.model(**prompt.inputs).logits
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
@@ -176,13 +186,13 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
     """Logits of prompt and generated tokens, and which positions the cache holds."""
     vlm = family.lvlm("eager")
     token = vlm.image_token_id
-    for prepared in prompts(vlm, (None, None)):
-        length = len(prepared.layout)
+    for prompt in prompts(vlm, (None, None)):
+        length = len(prompt.layout)
         _, output = vlm.generate_with(
-            prepared, max_new_tokens=4, truncation=policy, min_new_tokens=4, output_logits=True,
+            prompt, max_new_tokens=4, truncation=policy, min_new_tokens=4, output_logits=True,
             suppress_tokens=[*vlm.image_token_ids, *end_ids(vlm.model, vlm.processor.tokenizer)],
         )  # fmt: skip
-        whole = vlm.with_answer(prepared, output.sequences[0, length:-1].tolist())
+        whole = vlm.with_answer(prompt, output.sequences[0, length:-1].tolist())
         expected, seen = masked_logits(vlm.model, vlm.decoder_layers, whole, policy, token)
         torch.testing.assert_close(
             torch.cat(output.logits), expected[length - 1 :], rtol=1e-4, atol=5e-5
@@ -198,7 +208,7 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
 def test_a_truncated_batch_is_its_rows(family, policy):
     vlm = family.lvlm()
     batch = prompts(vlm, (None, None))
-    together = generate_batch(vlm, batch, max_new_tokens=5, truncation=policy)
+    together = vlm.generate_batch(batch, max_new_tokens=5, truncation=policy)
     alone = [vlm.generate_ids(one, max_new_tokens=5, truncation=policy) for one in batch]
     assert together == alone
 
@@ -213,15 +223,15 @@ def test_a_removal_curve_is_one_truncation_per_layer(family, keep, ranking):
             removal_curves(vlm, batch, keep=keep, rank_by=ranking)
         return
     curves = removal_curves(vlm, batch, keep=keep, rank_by=ranking)
-    for prepared, curve in zip(batch, curves, strict=True):
+    for prompt, curve in zip(batch, curves, strict=True):
         assert curve.layers == tuple(range(int(ranking == "value_norm"), LAYERS))
-        rows = torch.from_numpy(prepared.layout.answer_rows)
-        ids = torch.tensor(prepared.answer_ids)[:, None]
+        rows = torch.from_numpy(prompt.layout.answer_rows)
+        ids = torch.tensor(prompt.answer_ids)[:, None]
         with torch.no_grad():
-            reference = vlm.model(**prepared.inputs).logits[0, rows].log_softmax(-1)
+            reference = vlm.model(**prompt.inputs).logits[0, rows].log_softmax(-1)
             for number, layer in enumerate(curve.layers):
                 with Truncation(layer, keep, ranking or "value_norm")(vlm.model):
-                    logits = vlm.model(**prepared.inputs).logits[0, rows]
+                    logits = vlm.model(**prompt.inputs).logits[0, rows]
                 chances = logits.log_softmax(-1)
                 expected = chances.gather(1, ids)[:, 0].numpy()
                 np.testing.assert_allclose(curve.logprob[number], expected, rtol=1e-3, atol=5e-5)
@@ -249,10 +259,10 @@ def test_shared_answers_are_those_of_generate(family):
         *(Truncation(1, 0), Truncation(LAYERS - 1, 0), Truncation((1, 2), (0.5, 0.25), "random")),
         Truncation(0, 0.5, "diversity"),
     ]
-    for prepared in prompts(vlm, (None, None)):
-        found = shared_answers(vlm, prepared, policies, max_new_tokens=4)
+    for prompt in prompts(vlm, (None, None)):
+        found = shared_answers(vlm, prompt, policies, max_new_tokens=4)
         expected = [
-            vlm.generate_ids(prepared, max_new_tokens=4, truncation=policy)
+            vlm.generate_ids(prompt, max_new_tokens=4, truncation=policy)
             for policy in (None, *policies)
         ]
         assert found == expected
@@ -262,13 +272,13 @@ def test_shared_answers_are_those_of_generate(family):
 def test_models_without_a_chat_template_get_the_question_as_it_stands(name):
     (family,) = [family for family in FAMILIES if family.name == name]
     vlm = family.lvlm()
-    prepared = vlm.prepare(picture(1, SIZES[0]), "answer en What is it?", "red")
-    tokens = zip(prepared.layout.tokens, prepared.inputs["input_ids"][0].tolist(), strict=True)
+    prompt = vlm.prepare(picture(1, SIZES[0]), "answer en What is it?", "red")
+    tokens = zip(prompt.layout.tokens, prompt.inputs["input_ids"][0].tolist(), strict=True)
     text = "".join(text for text, token in tokens if token != vlm.image_token_id)
     assert text == {"paligemma": "<s>answer en What is it?\nred"}.get(
         name, "answer en What is it? red"
     )
-    assert not prepared.layout.positions_of(Segment.SYSTEM).size
+    assert not prompt.layout.positions_of(Segment.SYSTEM).size
 
 
 WITH_PLACES = {row.model_type for row in SUPPORTED if row.by_place}
@@ -281,15 +291,15 @@ def test_places_read_off_the_inputs_are_those_of_the_grids(family):
     batch = prompts(vlm)
     inputs, _ = collate(batch, pad_id(vlm.processor.tokenizer))
     first = 0
-    for prepared in batch:
-        count = len(prepared.layout.image_positions)
+    for prompt in batch:
+        count = len(prompt.layout.image_positions)
         found = vlm.family.places(first, count, inputs, vlm.model.config)
         first += count
         assert (found is not None) == (vlm.model.config.model_type in WITH_PLACES)
         if found is None:
             continue
-        for grid in prepared.layout.grids:
-            at = np.searchsorted(prepared.layout.image_positions, grid.positions)
+        for grid in prompt.layout.grids:
+            at = np.searchsorted(prompt.layout.image_positions, grid.positions)
             assert (found[at, 0] == grid.image).all()
             np.testing.assert_array_equal(found[at, 1:], np.moveaxis(np.indices(grid.shape), 0, -1))
 
@@ -314,10 +324,10 @@ def test_places_are_known_while_generating(family, monkeypatch):
 
     monkeypatch.setattr(type(vlm.family), "places", seen)
     policy = Truncation(1, 3, "uniform")
-    for prepared in prompts(vlm, (None, None)):
+    for prompt in prompts(vlm, (None, None)):
         found.clear()
-        vlm.generate_ids(prepared, max_new_tokens=1, truncation=policy)
+        vlm.generate_ids(prompt, max_new_tokens=1, truncation=policy)
         with policy(vlm.model), torch.no_grad():
-            vlm.model(**prepared.inputs)
+            vlm.model(**prompt.inputs)
         assert len(found) == 2
         np.testing.assert_array_equal(*found)

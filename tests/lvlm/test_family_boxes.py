@@ -65,7 +65,7 @@ def _zeros(_module, _args, output):
     return torch.zeros_like(output)
 
 
-def embeddings(vlm, prepared):
+def embeddings(vlm, prompt):
     """What the first decoder layer is given at the image positions, (P, width)."""
     seen = []
 
@@ -76,12 +76,12 @@ def embeddings(vlm, prepared):
     handle = vlm.decoder_layers[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with torch.no_grad():
-            vlm.model(**prepared.inputs)
+            vlm.model(**prompt.inputs)
     except _EnoughError:
         pass
     finally:
         handle.remove()
-    return seen[0][0, torch.from_numpy(prepared.layout.image_positions)].numpy()
+    return seen[0][0, torch.from_numpy(prompt.layout.image_positions)].numpy()
 
 
 def prepare(vlm, picture):
@@ -123,10 +123,10 @@ def shared(box, window):
 def black_one(family, vlm, size):
     """A black picture and its prompt."""
     black = np.zeros((size[1], size[0], 3), np.uint8)
-    prepared = prepare(vlm, black)
-    if not family.single and len(prepared.layout.image_positions) == 1:
+    prompt = prepare(vlm, black)
+    if not family.single and len(prompt.layout.image_positions) == 1:
         pytest.skip("transformers squeezes the only axis of a single token away and fails")
-    return black, prepared
+    return black, prompt
 
 
 def disagreements(family, vlm, size):
@@ -188,12 +188,12 @@ def test_the_markers_notice_boxes_that_are_one_token_off(family, blind, monkeypa
     vlm = blind(family)
     real = type(vlm.family).grids
 
-    def shifted(self, prepared):
+    def shifted(self, prompt):
         from dataclasses import replace
 
         return tuple(
             replace(grid, positions=np.roll(grid.positions, 1, axis=1))
-            for grid in real(self, prepared)
+            for grid in real(self, prompt)
         )
 
     monkeypatch.setattr(type(vlm.family), "grids", shifted)

@@ -22,7 +22,7 @@ from transformers.image_transforms import (
 from transformers.image_utils import get_image_size_for_max_height_width
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.families import FAMILIES, PreparedPictures, family_of
+from vlmflow.lvlm.families import FAMILIES, PromptPictures, family_of
 from vlmflow.lvlm.geometry import MapUnavailableError, paint, preimage, resized_size
 from vlmflow.lvlm.grids import ImageGrid
 from vlmflow.lvlm.layout import TokenLayout
@@ -69,7 +69,7 @@ def grid_of(name: str, size: tuple[int, int]) -> ImageGrid:
     pixels = pixel_values(name, np.zeros((size[1], size[0], 3), np.uint8))
     count = (pixels.shape[-2] // PATCH) * (pixels.shape[-1] // PATCH)
     (grid,) = family_of("llava").grids(
-        PreparedPictures(
+        PromptPictures(
             positions=np.arange(count),
             image_sizes=(size,),
             inputs={"pixel_values": pixels[None]},

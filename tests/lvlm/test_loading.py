@@ -32,7 +32,7 @@ def test_a_directory_opens_as_it_was_saved_without_network(saved, no_network):
     assert vlm.dtype == torch.bfloat16
     assert not vlm.model.training
     given, wanted = (one.prepare(PICTURE, "What is it?", "red") for one in (vlm, expected))
-    assert given.prompt == wanted.prompt
+    assert given.text == wanted.text
     assert torch.equal(given.inputs["input_ids"], wanted.inputs["input_ids"])
     torch.testing.assert_close(
         vlm.model(**given.inputs).logits.cpu(), model(**wanted.inputs).logits, rtol=0.02, atol=0.02

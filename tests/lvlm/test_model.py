@@ -40,8 +40,8 @@ def each(request: pytest.FixtureRequest) -> LVLM:
     return LVLM(*tiny_llava(2, **request.param))
 
 
-def spelled(prepared, segment: Segment) -> str:
-    return "".join(prepared.layout.tokens[p] for p in prepared.layout.positions_of(segment))
+def spelled(prompt, segment: Segment) -> str:
+    return "".join(prompt.layout.tokens[p] for p in prompt.layout.positions_of(segment))
 
 
 def test_every_position_has_its_segment(vlm):
@@ -49,20 +49,20 @@ def test_every_position_has_its_segment(vlm):
     runs = "".join(str(int(segment)) for segment in layout.segments)
     assert runs.strip("0").rstrip("3").strip("1") == "2" * runs.count("2")
     assert spelled(vlm.prepare(picture(), QUESTION, "red circle"), Segment.ANSWER) == " red circle"
-    prepared = vlm.prepare(picture(), QUESTION)
-    assert spelled(prepared, Segment.SYSTEM) == "USER: "
-    assert spelled(prepared, Segment.USER) == f"\n{QUESTION} ASSISTANT:"
-    assert prepared.layout.answer_positions.size == 0
-    assert prepared.answer is None
+    prompt = vlm.prepare(picture(), QUESTION)
+    assert spelled(prompt, Segment.SYSTEM) == "USER: "
+    assert spelled(prompt, Segment.USER) == f"\n{QUESTION} ASSISTANT:"
+    assert prompt.layout.answer_positions.size == 0
+    assert prompt.answer is None
 
 
 def test_image_tokens_are_counted_and_shown_where_they_stand(each):
     sizes = [(80, 60), (30, 90)]
-    prepared = each.prepare([picture(0, sizes[0]), picture(1, sizes[1])], QUESTION)
-    layout = prepared.layout
-    ids = prepared.inputs["input_ids"][0].numpy()
+    prompt = each.prepare([picture(0, sizes[0]), picture(1, sizes[1])], QUESTION)
+    layout = prompt.layout
+    ids = prompt.inputs["input_ids"][0].numpy()
     assert (layout.image_positions == np.flatnonzero(ids == each.image_token_id)).all()
-    features = each.model.get_image_features(prepared.inputs["pixel_values"]).pooler_output
+    features = each.model.get_image_features(prompt.inputs["pixel_values"]).pooler_output
     assert layout.image_positions.size == sum(len(feature) for feature in features)
     assert layout.image_sizes == tuple(sizes)
     side = each.model.config.vision_config.image_size // 14
@@ -95,15 +95,15 @@ def test_each_grid_holds_the_features_of_its_own_picture(each):
 
 
 def test_answer_rows_predict_the_generated_answer(each):
-    prompt = each.prepare(picture(), QUESTION)
-    ids = each.generate_ids(prompt, max_new_tokens=6)
-    prepared = each.with_answer(prompt, ids)
-    assert prepared.answer_ids == ids
+    question = each.prepare(picture(), QUESTION)
+    ids = each.generate_ids(question, max_new_tokens=6)
+    prompt = each.with_answer(question, ids)
+    assert prompt.answer_ids == ids
     assert len(ids) > 0
     with torch.no_grad():
-        logits = each.model(**prepared.inputs).logits[0]
-    assert tuple(logits[prepared.layout.answer_rows].argmax(dim=-1).tolist()) == ids
-    assert each.generate(picture(), QUESTION, max_new_tokens=6) == prepared.answer
+        logits = each.model(**prompt.inputs).logits[0]
+    assert tuple(logits[prompt.layout.answer_rows].argmax(dim=-1).tolist()) == ids
+    assert each.generate(picture(), QUESTION, max_new_tokens=6) == prompt.answer
 
 
 def test_generated_ids_stop_before_the_end_token(vlm, monkeypatch):
@@ -121,13 +121,13 @@ def test_generated_ids_stop_before_the_end_token(vlm, monkeypatch):
 @pytest.mark.parametrize("chat_template", [True, False])
 def test_an_answer_text_gets_the_ids_of_the_template(tokenizer, chat_template):
     vlm = LVLM(*tiny_llava(tokenizer=tokenizer, chat_template=chat_template))
-    prepared = vlm.prepare(picture(), QUESTION, "red circle")
-    whole = vlm.processor.tokenizer(prepared.prompt + " red circle", add_special_tokens=False)
-    assert list(prepared.answer_ids) == whole["input_ids"][-len(prepared.answer_ids) :]
-    assert spelled(prepared, Segment.ANSWER) == " red circle"
-    assert prepared.answer == "red circle"
-    assert (prepared.inputs["attention_mask"] == 1).all()
-    assert prepared.inputs["attention_mask"].shape == prepared.inputs["input_ids"].shape
+    prompt = vlm.prepare(picture(), QUESTION, "red circle")
+    whole = vlm.processor.tokenizer(prompt.text + " red circle", add_special_tokens=False)
+    assert list(prompt.answer_ids) == whole["input_ids"][-len(prompt.answer_ids) :]
+    assert spelled(prompt, Segment.ANSWER) == " red circle"
+    assert prompt.answer == "red circle"
+    assert (prompt.inputs["attention_mask"] == 1).all()
+    assert prompt.inputs["attention_mask"].shape == prompt.inputs["input_ids"].shape
 
 
 def test_a_template_without_a_space_before_the_answer_is_followed():
@@ -135,9 +135,9 @@ def test_a_template_without_a_space_before_the_answer_is_followed():
     processor.chat_template = processor.chat_template.replace("': '", "':\n'").replace(
         "'ASSISTANT:'", "'ASSISTANT:\n'"
     )
-    prepared = LVLM(model, processor).prepare(picture(), QUESTION, "red")
-    assert prepared.prompt.endswith("ASSISTANT:\n")
-    assert spelled(prepared, Segment.ANSWER) == "red"
+    prompt = LVLM(model, processor).prepare(picture(), QUESTION, "red")
+    assert prompt.text.endswith("ASSISTANT:\n")
+    assert spelled(prompt, Segment.ANSWER) == "red"
 
 
 def test_a_template_that_writes_the_start_token_gets_no_second_one():
@@ -156,8 +156,8 @@ def test_a_template_that_writes_the_start_token_gets_no_second_one():
 
 def test_the_prompt_without_a_template_is_llava_1_5s():
     vlm = LVLM(*tiny_llava(chat_template=False))
-    prompt = vlm.prepare([picture(), picture()], QUESTION).prompt
-    assert prompt == f"USER: <image>\n<image>\n{QUESTION} ASSISTANT:"
+    text = vlm.prepare([picture(), picture()], QUESTION).text
+    assert text == f"USER: <image>\n<image>\n{QUESTION} ASSISTANT:"
 
 
 def test_a_conversation_keeps_its_turns_and_the_order_of_its_pictures(each, tmp_path):
@@ -182,15 +182,15 @@ def test_a_conversation_keeps_its_turns_and_the_order_of_its_pictures(each, tmp_
         },
     ]
     kept = json.dumps(messages, default=str)
-    prepared = each.prepare(picture(7), messages, "red")
-    assert prepared.layout.image_sizes == ((20, 40), (80, 60), (90, 30))
+    prompt = each.prepare(picture(7), messages, "red")
+    assert prompt.layout.image_sizes == ((20, 40), (80, 60), (90, 30))
     assert json.dumps(messages, default=str) == kept
-    first, last = prepared.layout.image_positions[[0, -1]]
-    assert "few words" in "".join(prepared.layout.tokens[:first])
-    assert "a circle" in spelled(prepared, Segment.USER)
-    assert (prepared.layout.positions_of(Segment.USER) > first).all()
-    assert prepared.layout.answer_positions.min() > last
-    assert prepared.prompt.index("a circle") < prepared.prompt.index("And these?")
+    first, last = prompt.layout.image_positions[[0, -1]]
+    assert "few words" in "".join(prompt.layout.tokens[:first])
+    assert "a circle" in spelled(prompt, Segment.USER)
+    assert (prompt.layout.positions_of(Segment.USER) > first).all()
+    assert prompt.layout.answer_positions.min() > last
+    assert prompt.text.index("a circle") < prompt.text.index("And these?")
 
 
 def turn(role: str, *content: object) -> dict[str, object]:
@@ -362,12 +362,12 @@ def test_vip_llava_is_laid_out_like_llava():
             vision_feature_layers=[-1, -2],
         )
     ).eval()
-    prepared = LVLM(vip, processor).prepare([picture(0), picture(1)], QUESTION, "red")
+    prompt = LVLM(vip, processor).prepare([picture(0), picture(1)], QUESTION, "red")
     expected = LVLM(model, processor).prepare([picture(0), picture(1)], QUESTION, "red").layout
-    for grid, other in zip(prepared.layout.grids, expected.grids, strict=True):
+    for grid, other in zip(prompt.layout.grids, expected.grids, strict=True):
         assert (grid.positions == other.positions).all()
         assert (grid.boxes == other.boxes).all()
-    assert vip(**prepared.inputs).logits.shape[1] == len(prepared.layout)
+    assert vip(**prompt.inputs).logits.shape[1] == len(prompt.layout)
 
 
 def test_an_unknown_family_gets_a_layout_and_a_reason_for_the_missing_map():
@@ -381,9 +381,9 @@ def test_an_unknown_family_gets_a_layout_and_a_reason_for_the_missing_map():
 
 def test_inputs_have_the_models_precision():
     vlm = LVLM(*tiny_llava(dtype=torch.bfloat16))
-    prepared = vlm.prepare(picture(), QUESTION)
-    assert prepared.inputs["pixel_values"].dtype == vlm.dtype == torch.bfloat16
-    assert prepared.inputs["input_ids"].dtype == torch.int64
+    prompt = vlm.prepare(picture(), QUESTION)
+    assert prompt.inputs["pixel_values"].dtype == vlm.dtype == torch.bfloat16
+    assert prompt.inputs["input_ids"].dtype == torch.int64
 
 
 def test_pictures_whose_tokens_do_not_fit_their_patches_have_no_map():

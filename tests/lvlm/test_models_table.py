@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from tests.support.families import FAMILIES, SIZES, picture
-from vlmflow import cli
+from tests.support.tiny import tiny_llava
+from vlmflow import LVLM, cli
 from vlmflow.lvlm.families import FAMILIES as REGISTERED
+from vlmflow.lvlm.families import unregister_family
+from vlmflow.lvlm.families.registry import GROUP
 from vlmflow.lvlm.families.table import SUPPORTED, markdown
 from vlmflow.truncation import Truncation
+from vlmflow.truncation.amounts import amount
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "families.md"
@@ -29,14 +34,14 @@ def test_every_claimed_type_has_one_row():
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_row_says_what_its_model_does(family):
     row, vlm = ROWS[family.model_type], family.lvlm()
-    prepared = vlm.prepare([picture(1, SIZES[0])], "What colour is the circle?")
+    prompt = vlm.prepare([picture(1, SIZES[0])], "What colour is the circle?")
     flow = vlm.explain([picture(1, SIZES[0])], "What colour is the circle?", "red")
     assert flow.layout.grids
-    assert bool(prepared.layout.grids) == (not family.queries)
-    kinds = {grid.kind for grid in prepared.layout.grids}
+    assert bool(prompt.layout.grids) == (not family.queries)
+    kinds = {grid.kind for grid in prompt.layout.grids}
     if "tiles" in row.grids and len(kinds) > 1:
         assert kinds == {"tiles", "thumbnail"}
-    vlm.generate_ids(prepared, max_new_tokens=2, truncation=Truncation(1, 0))
+    vlm.generate_ids(prompt, max_new_tokens=2, truncation=Truncation(1, 0))
 
 
 def test_docs_and_command_show_the_table():
@@ -48,12 +53,13 @@ def test_docs_and_command_show_the_table():
         assert one.example in told.output
 
 
+BLOCK = re.compile(r"^(?:`([^`\n]+)`\n\n)?```(\w+)\n(.*?\n)```$", re.M | re.S)
+
+
 def test_the_worked_example_is_what_stands_in_the_repository():
-    """Every block of docs/adding-a-family.md is in the file named above it; families are whole."""
+    """Every block below a path in docs/adding-a-family.md is in that file; families are whole."""
     page = WORKED.read_text("utf-8")
-    blocks = re.findall(
-        r"^`([^`\n]+)`\n\n```(?:python|text|markdown)\n(.*?\n)```$", page, re.M | re.S
-    )
+    blocks = [(path, block) for path, _, block in BLOCK.findall(page) if path]
     for path, block in blocks:
         text = (ROOT / path).read_text("utf-8")
         assert f"\n{block}" in f"\n{text}", (
@@ -66,13 +72,35 @@ def test_the_worked_example_is_what_stands_in_the_repository():
     assert {path for path, _ in blocks} == {
         f"{families}/deepseek_vl.py",
         f"{families}/paligemma.py",
-        f"{families}/__init__.py",
+        f"{families}/built_in.py",
         f"{families}/table.py",
         "docs/families.md",
         "tests/support/tiny_square.py",
         "tests/support/families.py",
     }
-    # Nothing but what is run in a shell stands outside of a checked block.
-    assert len(re.findall(r"^```", page, re.M)) == 2 * (len(blocks) + page.count("\n```console\n"))
+    # Nothing stands outside of a block that this test or the next one checks, but what is run in a
+    # shell.
+    assert len(re.findall(r"^```", page, re.M)) == 2 * len(BLOCK.findall(page))
+    kinds = {kind for path, kind, _ in BLOCK.findall(page) if not path}
+    assert kinds == {"python", "toml", "console"}
     for path in re.findall(r"`((?:src|tests|docs)/[\w./-]+)`", page):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_notebook_cells_of_the_worked_example_run():
+    page = WORKED.read_text("utf-8")
+    model, processor = tiny_llava(tower="siglip")
+    model.config.model_type = "my_model_type"
+    names = {"model": model, "processor": processor, "picture": picture(1, SIZES[0])}
+    try:
+        for path, kind, block in BLOCK.findall(page):
+            if not path and kind == "python":
+                exec(block, names)
+    finally:
+        unregister_family("my_model_type")
+    # What LLaVA's own family says of the very same model.
+    (expected,) = LVLM(*tiny_llava(tower="siglip")).prepare(names["picture"], "?").layout.grids
+    (grid,) = names["flow"].layout.grids
+    np.testing.assert_allclose(grid.boxes, expected.boxes, atol=1e-12)
+    assert names["curve"].keep == amount(4)
+    assert f'[project.entry-points."{GROUP}"]' in page

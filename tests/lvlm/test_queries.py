@@ -43,9 +43,9 @@ def test_looks_are_the_mean_of_the_own_cross_attention(family):
             layer.crossattention.attention.register_forward_hook(
                 lambda _module, _args, output: recorded.append(output[1])
             )
-    prepared = eager.prepare(picture(1, (30, 20)), QUESTION)
+    prompt = eager.prepare(picture(1, (30, 20)), QUESTION)
     with torch.no_grad():
-        eager.model(**prepared.inputs)
+        eager.model(**prompt.inputs)
     assert len(recorded) == 1  # every second of two layers
     expected = torch.stack(recorded).mean((0, 2))[0, :, 1:]
     expected = (expected / expected.sum(1, keepdim=True)).numpy().reshape(QUERIES, *grid.shape)
@@ -98,7 +98,7 @@ def test_a_map_keeps_its_sum_and_its_mass(family, tmp_path):
     painted = flow.pixel_map("attention", 0)
     np.testing.assert_allclose(painted[::8, ::16], flow.grid("attention", 0), rtol=1e-5)
     again = InformationFlow.load(flow.save(tmp_path))
-    np.testing.assert_array_equal(again.pixel_map("flow"), flow.pixel_map("flow"))
+    np.testing.assert_array_equal(again.pixel_map("flow_map"), flow.pixel_map("flow_map"))
 
 
 @each_family
@@ -106,10 +106,10 @@ def test_the_model_is_left_as_found(family):
     vlm = family.lvlm()
     with pytest.raises(InputError, match="takes one picture, but the question shows 2"):
         vlm.prepare([picture(1, (30, 20)), picture(2, (30, 20))], QUESTION)
-    prepared = vlm.prepare(picture(1, (30, 20)), QUESTION)
-    assert "explain watches where" in prepared.layout.grids_missing
+    prompt = vlm.prepare(picture(1, (30, 20)), QUESTION)
+    assert "explain records where" in prompt.layout.grids_missing
     explained(vlm)
-    vlm.generate_ids(prepared, max_new_tokens=2, truncation=Truncation(1, 0))
+    vlm.generate_ids(prompt, max_new_tokens=2, truncation=Truncation(1, 0))
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     assert not any(getattr(module, name) for module in vlm.model.modules() for name in hooks)
 
@@ -129,28 +129,28 @@ def test_shared_grids_say_what_is_wrong_with_them():
 @each_family
 def test_oracles_rank_forward_passes_but_not_inside_generate(family):
     vlm = family.lvlm()
-    prepared = vlm.prepare(picture(1, (30, 20)), QUESTION)
+    prompt = vlm.prepare(picture(1, (30, 20)), QUESTION)
     policy = Truncation(2, 2, "saliency")
     with torch.no_grad(), policy(vlm.model):
-        vlm.model(**prepared.inputs)
+        vlm.model(**prompt.inputs)
     with pytest.raises(InputError, match="runs the whole model first"):
-        vlm.generate_ids(prepared, truncation=policy)
+        vlm.generate_ids(prompt, truncation=policy)
 
 
 @each_family
 def test_beams_are_those_of_the_untouched_model_where_all_is_kept(family):
     vlm = family.lvlm()
-    prepared = vlm.prepare(picture(1, (30, 20)), QUESTION)
+    prompt = vlm.prepare(picture(1, (30, 20)), QUESTION)
     options = {
         "num_beams": 3, "do_sample": False, "max_new_tokens": 6,
         "return_dict_in_generate": True, "output_scores": True,
     }  # fmt: skip
     with torch.no_grad():
-        expected = vlm.model.generate(**prepared.inputs, **options)
+        expected = vlm.model.generate(**prompt.inputs, **options)
         with Truncation(2, 1.0, "last_attention")(vlm.model):
-            found = vlm.model.generate(**prepared.inputs, **options)
+            found = vlm.model.generate(**prompt.inputs, **options)
         with Truncation(1, 0)(vlm.model):
-            other = vlm.model.generate(**prepared.inputs, **options)
+            other = vlm.model.generate(**prompt.inputs, **options)
     assert found.sequences.tolist() == expected.sequences.tolist()
     torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
     assert abs(other.sequences_scores - expected.sequences_scores).item() > 1e-3
@@ -159,21 +159,21 @@ def test_beams_are_those_of_the_untouched_model_where_all_is_kept(family):
 @each_family
 def test_embeddings_from_elsewhere_and_unknown_types_are_refused(family, monkeypatch):
     vlm = family.lvlm()
-    prepared = vlm.prepare(picture(1, (30, 20)), QUESTION)
+    prompt = vlm.prepare(picture(1, (30, 20)), QUESTION)
     embeds = torch.zeros(1, 3, vlm.model.get_input_embeddings().weight.shape[1])
     with (
         pytest.raises(InputError, match="pass input_ids and pixel_values"),
         Truncation(1, 0)(vlm.model),
     ):
         vlm.model.language_model(inputs_embeds=embeds)
-    monkeypatch.setattr("vlmflow.lvlm.families.FAMILIES", ())
+    monkeypatch.setattr("vlmflow.lvlm.families.registry.FAMILIES", ())
     unknown = family.lvlm()
     with pytest.raises(ModelError, match="runs its decoder past its own forward"):
-        unknown.generate_ids(prepared, truncation=Truncation(1, 0))
-    own = unknown.generate_ids(prepared, max_new_tokens=3)
-    assert shared_answers(unknown, prepared, [], max_new_tokens=3) == [own]
+        unknown.generate_ids(prompt, truncation=Truncation(1, 0))
+    own = unknown.generate_ids(prompt, max_new_tokens=3)
+    assert shared_answers(unknown, prompt, [], max_new_tokens=3) == [own]
     with pytest.raises(ModelError, match="past its own forward"):
-        shared_answers(unknown, prepared, [Truncation(1, 0)], max_new_tokens=3)
+        shared_answers(unknown, prompt, [Truncation(1, 0)], max_new_tokens=3)
 
 
 @each_family

@@ -26,32 +26,32 @@ def flow() -> InformationFlow:
 def explained(name: str, *sizes: tuple[int, int]) -> InformationFlow:
     (family,) = [family for family in FAMILIES if family.name == name]
     shown = [picture(1 + number, size) for number, size in enumerate(sizes)]
-    return family.lvlm().explain(shown, "What is it?", "red", signals=("saliency", "flow"))
+    return family.lvlm().explain(shown, "What is it?", "red", signals=("saliency", "flow_map"))
 
 
 def test_the_two_maps_are_painted_apart_and_together(flow):
-    tiles, small = (flow.pixel_map("flow", kind=kind) for kind in ("tiles", "thumbnail"))
-    together = flow.pixel_map("flow")
+    tiles, small = (flow.pixel_map("flow_map", kind=kind) for kind in ("tiles", "thumbnail"))
+    together = flow.pixel_map("flow_map")
     assert not np.allclose(tiles, small)
     # Pixels that lie within one token of either grid: both weigh the same there.
     np.testing.assert_allclose(together[9:15, 9:15], (tiles + small)[9:15, 9:15] / 2, rtol=1e-5)
-    rows, cols = flow.grid("flow", kind="tiles").shape
-    assert rows * cols > flow.grid("flow", kind="thumbnail").size
+    rows, cols = flow.grid("flow_map", kind="tiles").shape
+    assert rows * cols > flow.grid("flow_map", kind="thumbnail").size
 
 
 def test_what_is_not_there_is_said(flow):
     with pytest.raises(InputError, match=r"kind='crops', but image=0 has 'tiles', 'thumbnail'"):
-        flow.pixel_map("flow", kind="crops")
+        flow.pixel_map("flow_map", kind="crops")
     with pytest.raises(InputError, match=r"kind='tiles', but image=1 has 'full'"):
-        flow.pixel_map("flow", image=1, kind="tiles")
+        flow.pixel_map("flow_map", image=1, kind="tiles")
     with pytest.raises(InputError, match=r"name one with kind= \('tiles', 'thumbnail'\)"):
-        flow.grid("flow")
+        flow.grid("flow_map")
 
 
 def test_figure_and_page_say_which(flow, tmp_path):
-    words = [text.get_text() for text in strip_figure(flow, "flow").findobj(match=_is_text)]
+    words = [text.get_text() for text in strip_figure(flow, "flow_map").findobj(match=_is_text)]
     assert "tiles and thumbnail together, mean by area" in words
-    words = [text.get_text() for text in strip_figure(flow, "flow", image=1).findobj(_is_text)]
+    words = [text.get_text() for text in strip_figure(flow, "flow_map", image=1).findobj(_is_text)]
     assert not any("together" in word for word in words)
     page = write_report(flow, tmp_path / "page.html").read_text("utf-8")
     grids = json.loads(re.search(r'"grids":(\[.*?\])', page)[1])
@@ -81,10 +81,10 @@ def shared(edges: np.ndarray, pixels: int) -> np.ndarray:
 
 def test_a_cell_is_the_mean_of_its_pixels(flow):
     """All edges lie between pixels here, so that a cell is a block of whole pixels."""
-    _, means, tokens = over_cells(flow, "flow")
+    _, means, tokens = over_cells(flow, "flow_map")
     assert (tokens == 2).all()
     assert means.shape == (2, 4)
-    blocks = flow.pixel_map("flow").reshape(2, 16, 4, 16)
+    blocks = flow.pixel_map("flow_map").reshape(2, 16, 4, 16)
     np.testing.assert_allclose(means, blocks.mean(axis=(1, 3)), rtol=1e-6)  # of float32
     assert (blocks.std(axis=(1, 3)) < 1e-6 * means).all()
 

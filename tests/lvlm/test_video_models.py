@@ -21,7 +21,10 @@ from tests.support.tiny_family import TILE
 from tests.support.tiny_tiled import llava_onevision
 from tests.support.tiny_video import VIDEO_FAMILIES, video
 from vlmflow.flow.measure import measure
-from vlmflow.lvlm.batch import collate, generate_batch, pad_id
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.llava_cam_smooth import LlavaCamSmooth
+from vlmflow.flow.signals.registry import DEFAULT_SIGNALS
+from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.families.table import SUPPORTED
 from vlmflow.lvlm.tokens import end_ids
 from vlmflow.removal.curve import removal_curves
@@ -51,10 +54,10 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
     vlm, eager = family.lvlm(), family.lvlm("eager")
     batch = prompts(vlm)
     inputs, layouts = collate(batch, pad_id(vlm.processor.tokenizer))
-    found = measure(vlm.model, vlm.decoder_layers, inputs, layouts, signals=SIGNALS)
-    for prepared, together in zip(batch, found, strict=True):
+    found = measure(vlm.model, vlm.decoder_layers, inputs, layouts, ExplainOptions(SIGNALS))
+    for prompt, together in zip(batch, found, strict=True):
         truth = measure_slowly(
-            eager.model, eager.decoder_layers, prepared.inputs, prepared.layout, "logprob",
+            eager.model, eager.decoder_layers, prompt.inputs, prompt.layout, "logprob",
             family.norm,
         )  # fmt: skip
         # float32 on both sides: 1e-4 of a layer's largest value is some hundred roundings.
@@ -65,10 +68,12 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
 def test_explaining_gives_a_map_per_group_of_frames(family):
     vlm = family.lvlm()
     shown = video(5, SIZES[1])
-    flow = vlm.explain(shown, QUESTIONS[0], max_new_tokens=2, smooth=2)
+    flow = vlm.explain(
+        shown, QUESTIONS[0], max_new_tokens=2, signals=[*DEFAULT_SIGNALS, LlavaCamSmooth(copies=2)]
+    )
     groups = -(-5 // vlm.family.frames_together(vlm.processor))
     assert len(flow.pictures) == len(flow.layout.frames) == groups
-    maps = [flow.pixel_map("flow", image=image) for image in range(groups)]
+    maps = [flow.pixel_map("flow_map", image=image) for image in range(groups)]
     assert all(one.shape == SIZES[1][::-1] and np.isfinite(one).all() for one in maps)
     assert len({one.tobytes() for one in maps}) == groups
     # Noise moves smoothed LLaVA-CAM: it reaches the frames.
@@ -82,13 +87,13 @@ def test_explaining_gives_a_map_per_group_of_frames(family):
 def test_keeping_all_changes_nothing(family):
     vlm = family.lvlm()
     policy = Truncation(2, 1.0, "last_attention")
-    for prepared in prompts(vlm, (None, None)):
-        untouched = vlm.generate_ids(prepared, max_new_tokens=5)
-        assert vlm.generate_ids(prepared, max_new_tokens=5, truncation=policy) == untouched
+    for prompt in prompts(vlm, (None, None)):
+        untouched = vlm.generate_ids(prompt, max_new_tokens=5)
+        assert vlm.generate_ids(prompt, max_new_tokens=5, truncation=policy) == untouched
         with torch.no_grad():
-            expected = vlm.model(**prepared.inputs).logits
+            expected = vlm.model(**prompt.inputs).logits
             with policy(vlm.model):
-                found = vlm.model(**prepared.inputs).logits
+                found = vlm.model(**prompt.inputs).logits
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
@@ -97,13 +102,13 @@ def test_keeping_all_changes_nothing(family):
 def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
     """Logits of prompt and generated tokens."""
     vlm = family.lvlm("eager")
-    for prepared in prompts(vlm, (None, None)):
-        length = len(prepared.layout)
+    for prompt in prompts(vlm, (None, None)):
+        length = len(prompt.layout)
         _, output = vlm.generate_with(
-            prepared, max_new_tokens=3, truncation=policy, min_new_tokens=3, output_logits=True,
+            prompt, max_new_tokens=3, truncation=policy, min_new_tokens=3, output_logits=True,
             suppress_tokens=[*vlm.image_token_ids, *end_ids(vlm.model, vlm.processor.tokenizer)],
         )  # fmt: skip
-        whole = vlm.with_answer(prepared, output.sequences[0, length:-1].tolist())
+        whole = vlm.with_answer(prompt, output.sequences[0, length:-1].tolist())
         expected, _ = masked_logits(
             vlm.model, vlm.decoder_layers, whole, policy, vlm.image_token_id
         )
@@ -117,7 +122,7 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
 def test_a_truncated_batch_is_its_rows(family, policy):
     vlm = family.lvlm()
     batch = prompts(vlm, (None, None))
-    together = generate_batch(vlm, batch, max_new_tokens=4, truncation=policy)
+    together = vlm.generate_batch(batch, max_new_tokens=4, truncation=policy)
     alone = [vlm.generate_ids(one, max_new_tokens=4, truncation=policy) for one in batch]
     assert together == alone
 
@@ -128,14 +133,14 @@ def test_a_removal_curve_is_one_truncation_per_layer(family, keep, ranking):
     vlm = family.lvlm()
     batch = prompts(vlm)
     curves = removal_curves(vlm, batch, keep=keep, rank_by=ranking)
-    for prepared, curve in zip(batch, curves, strict=True):
-        rows = torch.from_numpy(prepared.layout.answer_rows)
-        ids = torch.tensor(prepared.answer_ids)[:, None]
+    for prompt, curve in zip(batch, curves, strict=True):
+        rows = torch.from_numpy(prompt.layout.answer_rows)
+        ids = torch.tensor(prompt.answer_ids)[:, None]
         assert curve.layers == tuple(range(LAYERS))
         with torch.no_grad():
             for number, layer in enumerate(curve.layers):
                 with Truncation(layer, keep, ranking or "value_norm")(vlm.model):
-                    logits = vlm.model(**prepared.inputs).logits[0, rows]
+                    logits = vlm.model(**prompt.inputs).logits[0, rows]
                 expected = logits.log_softmax(-1).gather(1, ids)[:, 0].numpy()
                 np.testing.assert_allclose(curve.logprob[number], expected, rtol=1e-3, atol=5e-5)
 
@@ -144,21 +149,21 @@ def test_a_removal_curve_is_one_truncation_per_layer(family, keep, ranking):
 def test_shared_answers_are_those_of_generate(family):
     vlm = family.lvlm()
     policies = [Truncation(1, 0), Truncation((1, 2), (0.5, 0.25), "random")]
-    for prepared in prompts(vlm, (None, None)):
+    for prompt in prompts(vlm, (None, None)):
         expected = [
-            vlm.generate_ids(prepared, max_new_tokens=3, truncation=policy)
+            vlm.generate_ids(prompt, max_new_tokens=3, truncation=policy)
             for policy in (None, *policies)
         ]
-        assert shared_answers(vlm, prepared, policies, max_new_tokens=3) == expected
+        assert shared_answers(vlm, prompt, policies, max_new_tokens=3) == expected
 
 
 @each_family
 def test_an_oracle_ranking_reads_videos(family):
     vlm = family.lvlm()
-    prepared = vlm.prepare(video(), QUESTIONS[0])
+    prompt = vlm.prepare(video(), QUESTIONS[0])
     policy = Truncation(2, 3, "saliency")
     with policy(vlm.model), torch.no_grad():
-        assert torch.isfinite(vlm.model(**prepared.inputs).logits[0, -1]).all()
+        assert torch.isfinite(vlm.model(**prompt.inputs).logits[0, -1]).all()
 
 
 @pytest.mark.parametrize(
@@ -183,16 +188,16 @@ def test_places_are_those_of_the_grids_also_while_generating(family, monkeypatch
         return seen[-1]
 
     monkeypatch.setattr(type(vlm.family), "places", kept)
-    for prepared in batch:
+    for prompt in batch:
         seen.clear()
-        positions = prepared.layout.image_positions
+        positions = prompt.layout.image_positions
         vlm.family.places(first, len(positions), inputs, vlm.model.config)
-        vlm.family.places(0, len(positions), prepared.inputs, vlm.model.config)
+        vlm.family.places(0, len(positions), prompt.inputs, vlm.model.config)
         first += len(positions)
-        vlm.generate_ids(prepared, max_new_tokens=1, truncation=Truncation(1, 3, "uniform"))
+        vlm.generate_ids(prompt, max_new_tokens=1, truncation=Truncation(1, 3, "uniform"))
         assert len(seen) == 3
         for found in seen:
-            for grid in prepared.layout.grids:
+            for grid in prompt.layout.grids:
                 at = np.searchsorted(positions, grid.positions)
                 assert (found[at, 0] == grid.image).all()
                 rows_and_columns = np.moveaxis(np.indices(grid.shape), 0, -1)
@@ -277,8 +282,8 @@ def test_the_markers_notice_frames_that_are_one_off(family, blind, monkeypatch):
     vlm = blind(family)
     real = type(vlm.family).video_grids
 
-    def swapped(self, prepared):
-        first, second, *others = real(self, prepared)
+    def swapped(self, prompt):
+        first, second, *others = real(self, prompt)
         return (
             dataclasses.replace(first, positions=second.positions),
             dataclasses.replace(second, positions=first.positions),

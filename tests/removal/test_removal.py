@@ -15,7 +15,8 @@ from vlmflow.errors import InputError, ModelError
 from vlmflow.removal.cliff import LOSSES, cliff, cliff_layer, losses
 from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
 from vlmflow.truncation import Truncation
-from vlmflow.truncation.names import ATTENTION_RANKINGS, ORACLE_RANKINGS, RANKINGS
+from vlmflow.truncation.amounts import Count
+from vlmflow.truncation.rankings.registry import RANKINGS, as_ranking
 
 QUESTIONS = (
     "What colour is the circle?",
@@ -23,7 +24,7 @@ QUESTIONS = (
     "Which number is printed on the green triangle? 1 2 3",
 )
 ANSWERS = ("red", "a small red circle above", "4 5 6")
-CHOOSING = tuple(name for name in RANKINGS if name not in ORACLE_RANKINGS)
+CHOOSING = tuple(name for name in RANKINGS.names() if not as_ranking(name).is_oracle)
 
 
 def picture(seed: int) -> Image.Image:
@@ -46,10 +47,10 @@ def prompts(vlm, pictures):
     return made
 
 
-def one_by_one(vlm, prepared, layer, keep, ranking):
+def one_by_one(vlm, prompt, layer, keep, ranking):
     """Logits (T + 1, vocabulary) of the engine: the prompt first, then the answer on its cache."""
-    inputs, ids = prepared.inputs, prepared.inputs["input_ids"]
-    start = int(prepared.layout.answer_positions[0])
+    inputs, ids = prompt.inputs, prompt.inputs["input_ids"]
+    start = int(prompt.layout.answer_positions[0])
     policy = Truncation(layer=layer, keep=keep, rank_by=ranking)
     with torch.no_grad(), policy(vlm.model):
         first = vlm.model(
@@ -63,18 +64,18 @@ def one_by_one(vlm, prepared, layer, keep, ranking):
     return torch.cat([first.logits[0, -1:], rest.logits[0]])
 
 
-def expect_same(vlm, prepared, curve, keep, ranking, tolerance=2e-5):
+def expect_same(vlm, prompt, curve, keep, ranking, tolerance=2e-5):
     with torch.no_grad():
-        whole = vlm.model(**prepared.inputs).logits[0]
-    rows = torch.from_numpy(np.append(prepared.layout.answer_rows, len(prepared.layout) - 1))
+        whole = vlm.model(**prompt.inputs).logits[0]
+    rows = torch.from_numpy(np.append(prompt.layout.answer_rows, len(prompt.layout) - 1))
     reference = whole[rows].log_softmax(-1)
-    answer = torch.tensor(prepared.answer_ids)
+    answer = torch.tensor(prompt.answer_ids)
     torch.testing.assert_close(
         torch.from_numpy(curve.untouched_logprob), reference[torch.arange(len(answer)), answer],
         rtol=1e-4, atol=tolerance,
     )  # fmt: skip
     for number, layer in enumerate(curve.layers):
-        logits = one_by_one(vlm, prepared, layer, keep, ranking)
+        logits = one_by_one(vlm, prompt, layer, keep, ranking)
         chances = logits.log_softmax(-1)
         kl = torch.nn.functional.kl_div(chances, reference, log_target=True, reduction="none")
         for name, found, expected in (
@@ -117,10 +118,10 @@ def test_a_curve_is_one_truncation_per_layer(
     )
     batch = prompts(vlm, pictures)
     curves = removal_curves(vlm, batch, keep=keep, rank_by=ranking if keep else None)
-    for prepared, curve in zip(batch, curves, strict=True):
-        begins = 1 if keep and ranking in ATTENTION_RANKINGS else 0
+    for prompt, curve in zip(batch, curves, strict=True):
+        begins = 1 if keep and as_ranking(ranking).needs_layer_before else 0
         assert curve.layers == tuple(range(begins, 3))
-        expect_same(vlm, prepared, curve, keep, ranking)
+        expect_same(vlm, prompt, curve, keep, ranking)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -134,14 +135,14 @@ def test_a_sliding_window_slides_over_positions(keep, attention):
     )  # fmt: skip
     batch = prompts(vlm, [1, 2])
     curves = removal_curves(vlm, batch, keep=keep, rank_by="key_norm" if keep else None)
-    for prepared, curve in zip(batch, curves, strict=True):
-        expect_same(vlm, prepared, curve, keep, "key_norm")
+    for prompt, curve in zip(batch, curves, strict=True):
+        expect_same(vlm, prompt, curve, keep, "key_norm")
 
 
 def test_keeping_all_loses_nothing():
     vlm = LVLM(*tiny_llava(2, layers=3))
-    (prepared,) = prompts(vlm, [1])
-    (curve,) = removal_curves(vlm, [prepared], keep=1.0, rank_by="diversity")
+    (prompt,) = prompts(vlm, [1])
+    (curve,) = removal_curves(vlm, [prompt], keep=1.0, rank_by="diversity")
     assert curve.kl.max() < 1e-6
     assert curve.agrees.all()
     assert curve.same_answer.all()
@@ -154,11 +155,11 @@ def test_the_generated_answer_is_kept_where_the_curve_says_so():
     for seed in range(12):
         vlm = LVLM(*tiny_llava(seed, layers=4))
         curve = removal_curve(vlm, picture(seed), QUESTIONS[0], max_new_tokens=3)
-        prepared = vlm.prepare(picture(seed), QUESTIONS[0])
-        untouched = vlm.generate_ids(prepared, max_new_tokens=3)
+        prompt = vlm.prepare(picture(seed), QUESTIONS[0])
+        untouched = vlm.generate_ids(prompt, max_new_tokens=3)
         for layer, same in zip(curve.layers, curve.agrees.all(1), strict=True):
             ids = vlm.generate_ids(
-                prepared, max_new_tokens=3, truncation=Truncation(layer=layer, keep=0)
+                prompt, max_new_tokens=3, truncation=Truncation(layer=layer, keep=0)
             )
             assert (ids[: len(untouched)] == untouched) == bool(same)
             seen.add(bool(same))
@@ -168,12 +169,12 @@ def test_the_generated_answer_is_kept_where_the_curve_says_so():
 def test_half_precision_and_the_model_is_left_as_found():
     model, processor = tiny_llava(3, layers=3, dtype=torch.bfloat16)
     vlm = LVLM(model.train(), processor)
-    (prepared,) = prompts(vlm, [1])
+    (prompt,) = prompts(vlm, [1])
     with torch.no_grad():
-        model(**prepared.inputs)  # transformers sets up hooks of its own in a first call
+        model(**prompt.inputs)  # transformers sets up hooks of its own in a first call
     hooks = [len(module._forward_hooks) for module in model.modules()]
     before = model.config.get_text_config()._attn_implementation
-    (curve,) = removal_curves(vlm, [prepared], keep=2, rank_by="last_attention")
+    (curve,) = removal_curves(vlm, [prompt], keep=2, rank_by="last_attention")
     assert np.isfinite(curve.kl).all()
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -211,8 +212,8 @@ def test_a_layer_that_ignores_the_cache_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"keep": 1, "rank_by": "saliency"}, "cannot choose for a removal curve; there are last"),
-        ({"keep": 1, "rank_by": "loudest"}, "'loudest' cannot choose"),
+        ({"keep": 1, "rank_by": "saliency"}, "looks at the answer, so it cannot choose"),
+        ({"keep": 1, "rank_by": "loudest"}, "ranking 'loudest' is unknown; there are"),
         ({"rank_by": "random"}, "keep=0 chooses nothing"),
         ({"keep": 99}, "keep=99, but the prompt has 16 image tokens"),
         ({"keep": 1.5}, "keep=1.5"),
@@ -237,8 +238,8 @@ def curve_of(kl, layers=None, agrees=None):
     agrees = kl == 0 if agrees is None else np.array(agrees)[:, None]
     return RemovalCurve(
         layers=tuple(range(len(kl))) if layers is None else layers,
-        keep=0,
-        rank_by="last_attention",
+        keep=Count(0),
+        ranking=None,
         answer_tokens=("yes",),
         kl=kl,
         agrees=agrees,

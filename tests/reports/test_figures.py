@@ -103,7 +103,7 @@ def test_strip_names_every_layer_from_zero_and_says_why_one_is_missing():
 
 
 def test_summed_signals_have_one_map():
-    figure = strip_figure(synthetic_flow(layers=12), "flow")
+    figure = strip_figure(synthetic_flow(layers=12), "flow_map")
     assert len(maps_of(figure)) == 1
     assert "layers 0 to 11, summed" in texts(figure)
 
@@ -179,7 +179,7 @@ def test_short_numbers(value, written):
 
 def test_files_are_written_with_fonts_inside_and_the_same_each_time(tmp_path):
     flow = only(
-        synthetic_flow(layers=2, grid=(3, 3), sizes=((60, 40), (40, 40))), "saliency", "flow"
+        synthetic_flow(layers=2, grid=(3, 3), sizes=((60, 40), (40, 40))), "saliency", "flow_map"
     )
     paths = save_figures(flow, tmp_path / "one")
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "one").iterdir()}
@@ -187,11 +187,11 @@ def test_files_are_written_with_fonts_inside_and_the_same_each_time(tmp_path):
     assert names >= {
         "segments.png",
         "segments.pdf",
-        "maps_flow.pdf",
+        "maps_flow_map.pdf",
         "maps_saliency_shared.png",
         "maps_saliency_picture1.pdf",
     }
-    assert "maps_flow_shared.png" not in names
+    assert "maps_flow_map_shared.png" not in names
     for path in paths:
         if path.suffix == ".pdf":
             content = path.read_bytes()
@@ -200,7 +200,7 @@ def test_files_are_written_with_fonts_inside_and_the_same_each_time(tmp_path):
         else:
             with Image.open(path) as picture:
                 assert picture.width == round(7.16 * 300)
-    again = save_figures(only(flow, "flow"), tmp_path / "two")
+    again = save_figures(only(flow, "flow_map"), tmp_path / "two")
     for path in again:
         assert path.read_bytes() == (tmp_path / "one" / path.name).read_bytes()
 
@@ -209,9 +209,9 @@ def test_what_is_not_there_is_refused_and_nothing_written(tmp_path):
     flow = synthetic_flow(layers=3)
     for call, message in (
         (lambda: strip_figure(flow, "gradcam"), "signal='gradcam'"),
-        (lambda: strip_figure(flow, "flow", 9), "target=9, but this result has 5 targets"),
-        (lambda: strip_figure(flow, "flow", image=1), "image=1"),
-        (lambda: strip_figure(flow, "flow", scale="log"), "'layer' or 'shared'"),
+        (lambda: strip_figure(flow, "flow_map", 9), "target=9, but this result has 5 targets"),
+        (lambda: strip_figure(flow, "flow_map", image=1), "image=1"),
+        (lambda: strip_figure(flow, "flow_map", scale="log"), "'layer' or 'shared'"),
         (lambda: segment_figure(flow, 9), "target=9, but this result has 5 targets"),
         (lambda: save_figures(flow, tmp_path / "new", ("gif",)), "png or pdf"),
         (lambda: save_figures(flow, tmp_path / "new", ()), "png or pdf"),

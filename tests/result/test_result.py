@@ -74,11 +74,15 @@ def test_parts_that_do_not_fit_are_refused(change, message):
 
 def test_maps_are_checked_against_the_layout():
     flow = synthetic_flow(**TINY)
-    for signal, shape in (("flow", (3, 3, 6)), ("saliency", (1, 3, 6)), ("saliency", (3, 3, 5))):
+    for signal, shape in (
+        ("flow_map", (3, 3, 6)),
+        ("saliency", (1, 3, 6)),
+        ("saliency", (3, 3, 5)),
+    ):
         with pytest.raises(InputError, match=f"maps\\['{signal}'\\] must have shape"):
             dataclasses.replace(flow, maps={**flow.maps, signal: np.zeros(shape)})
     with pytest.raises(InputError, match=r"must hold 0\.\.3"):
-        dataclasses.replace(flow, flags={**flow.flags, "flow": np.full((1, 3), 9)})
+        dataclasses.replace(flow, flags={**flow.flags, "flow_map": np.full((1, 3), 9)})
 
 
 def test_a_grid_off_the_image_tokens_is_refused():
@@ -93,7 +97,12 @@ def test_nothing_in_a_result_can_be_changed():
     flow = synthetic_flow(**TINY)
     mine = np.zeros((3, 3, 4), np.float32)
     other = dataclasses.replace(flow, attention_share=mine)
-    for array in (other.attention_share, flow.maps["flow"], flow.pictures[0], flow.flags["flow"]):
+    for array in (
+        other.attention_share,
+        flow.maps["flow_map"],
+        flow.pictures[0],
+        flow.flags["flow_map"],
+    ):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 1
     assert mine.flags.writeable  # the caller's own array stays the caller's
@@ -107,12 +116,12 @@ def test_nothing_in_a_result_can_be_changed():
 def test_maps_by_name_layer_and_target():
     flow = synthetic_flow(**TINY)
     assert flow.layers == 3
-    assert flow.signals == ("attention", "saliency", "llava_cam", "flow")
+    assert flow.signals == ("attention", "saliency", "llava_cam", "flow_map")
     assert np.array_equal(flow.map("saliency", 1, 2), flow.maps["saliency"][1, 2])
-    assert np.array_equal(flow.map("flow", target=1), flow.maps["flow"][0, 1])
+    assert np.array_equal(flow.map("flow_map", target=1), flow.maps["flow_map"][0, 1])
     assert np.array_equal(flow.map("attention", np.int64(2)), flow.maps["attention"][2, 0])
     assert flow.flag("llava_cam", 2) == "undefined"
-    assert flow.flag("flow") == "ok"
+    assert flow.flag("flow_map") == "ok"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +133,7 @@ def test_maps_by_name_layer_and_target():
         (("attention", "1"), r"layer='1', but"),
         (("attention", True), r"layer=True, but"),
         (("attention",), r"name a layer \(0\.\.2\)"),
-        (("flow", 0), "summed over layers: leave layer out"),
+        (("flow_map", 0), "summed over layers: leave layer out"),
         (("attention", 0, 3), r"target=3, but this result has 3 targets \(0\.\.2\)"),
         (("attention", 0, 0, 1), r"image=1, but this result has 1 picture \(0\.\.0\)"),
     ],
@@ -196,7 +205,7 @@ def test_convergence_is_missing_exactly_where_the_flag_says_so():
     assert frame.loc[ok, figures].notna().all(axis=None)
     assert frame.loc[~ok, figures].isna().all(axis=None)
     assert set(frame.flag) == {"ok", "undefined", "empty", "no attention here"}
-    assert frame.query("signal == 'flow'").layer.isna().all()
+    assert frame.query("signal == 'flow_map'").layer.isna().all()
     first = frame.query("signal == 'attention' and layer == 0 and target == 0").iloc[0]
     last = frame.query("signal == 'attention' and layer == 5 and target == 0").iloc[0]
     assert first.entropy < last.entropy
@@ -206,8 +215,8 @@ def test_convergence_is_missing_exactly_where_the_flag_says_so():
 
 def test_a_map_of_zeros_is_empty_even_if_nobody_flagged_it():
     flow = synthetic_flow(**TINY)
-    flow = dataclasses.replace(flow, maps={**flow.maps, "flow": np.zeros((1, 3, 6))})
-    row = flow.convergence_frame().query("signal == 'flow'").iloc[0]
+    flow = dataclasses.replace(flow, maps={**flow.maps, "flow_map": np.zeros((1, 3, 6))})
+    row = flow.convergence_frame().query("signal == 'flow_map'").iloc[0]
     assert row.flag == "empty"
     assert np.isnan(row.entropy)
 
@@ -322,9 +331,9 @@ def flip_a_bit(path: Path) -> None:
         (lambda d: (d / "flow.json").write_text("[" * 100_000), "truncated or not JSON"),
         (lambda d: (d / "flow.json").write_bytes(b"\xff\xfe\x00"), "truncated or not JSON"),
         (lambda d: (d / "flow.json").write_text('{"a": 1}'), "but not one that"),
-        (lambda d: (d / "flow.json").write_text('{"format_version": 1}'), "but not one that"),
+        (lambda d: (d / "flow.json").write_text('{"format_version": 2}'), "but not one that"),
         (lambda d: edit_json(d, lambda j: j.update(format_version=99)), "format_version 99"),
-        (lambda d: edit_json(d, lambda j: j["flow"].update(answer="?")), "the same save"),
+        (lambda d: edit_json(d, lambda j: j["result"].update(answer="?")), "the same save"),
         (
             lambda d: (d / "flow.json").write_text(
                 (d / "flow.json").read_text().replace('"seed": 0', '"seed": 1e999')
@@ -354,14 +363,16 @@ def test_damaged_files_are_refused_in_one_sentence(tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda body, arrays: arrays.pop("maps.flow"), "'maps.flow' is missing"),
+        (lambda body, arrays: arrays.pop("maps.flow_map"), "'maps.flow_map' is missing"),
         (lambda body, arrays: arrays.pop("layout.segments"), "'segments' is missing"),
         (lambda body, arrays: body.pop("answer"), "'answer' is missing"),
         (lambda body, arrays: body.update(targets=7), "wrong form"),
         (lambda body, arrays: arrays.update(extra=np.zeros(1)), "'extra' has no place"),
         (
-            lambda body, arrays: arrays.update({"maps.flow": arrays["maps.flow"].astype(float)}),
-            "'maps.flow' is float64, not float32",
+            lambda body, arrays: arrays.update(
+                {"maps.flow_map": arrays["maps.flow_map"].astype(float)}
+            ),
+            "'maps.flow_map' is float64, not float32",
         ),
         (lambda body, arrays: arrays.update(saliency_sum=arrays["saliency_sum"][1:]), "shape"),
         (lambda body, arrays: body["axes"].update(segments=["a"]), "axes are named differently"),

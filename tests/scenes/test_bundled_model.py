@@ -69,9 +69,9 @@ def test_the_flow_map_points_at_the_object_asked_about() -> None:
     vlm = vlmflow.load("scenes-llava")
     hits = []
     for one in samples(POINTING, "test", 40):
-        flow = vlm.explain(one.picture, one.question, signals=("flow",), per_token=False)
+        flow = vlm.explain(one.picture, one.question, signals=("flow_map",), per_token=False)
         (grid,) = flow.layout.grids
-        box = grid.boxes.reshape(-1, 4)[flow.map("flow").argmax()]
+        box = grid.boxes.reshape(-1, 4)[flow.map("flow_map").argmax()]
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         assert one.asked.box is not None
         x0, y0, x1, y1 = one.asked.box

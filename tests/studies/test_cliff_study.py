@@ -17,7 +17,6 @@ from tests.support.browser import OpenPage, running_browser
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, cli
 from vlmflow.errors import InputError
-from vlmflow.lvlm.batch import generate_batch
 from vlmflow.removal.curve import RemovalCurve, removal_curve
 from vlmflow.reports.cliff.page import cliff_page, headline
 from vlmflow.statistics.bootstrap import mean_interval
@@ -27,6 +26,7 @@ from vlmflow.studies.cliff_layer.prediction import predicted_cliff, predictions,
 from vlmflow.studies.cliff_layer.study import cliff_study
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.folder import FolderTask
+from vlmflow.truncation.amounts import Count
 
 HOSTILE = "<script>ranPayload++</script><img src=x onerror=ranPayload++>\u202e"
 
@@ -64,7 +64,7 @@ def study(vlm, questions):
 def test_batches_are_answered_like_single_prompts(vlm, questions):
     samples = list(FolderTask(questions).samples("test"))
     prompts = [vlm.prepare(one.pictures, one.question) for one in samples]
-    together = generate_batch(vlm, prompts, max_new_tokens=4)
+    together = vlm.generate_batch(prompts, max_new_tokens=4)
     assert together == [vlm.generate_ids(one, max_new_tokens=4) for one in prompts]
 
 
@@ -117,7 +117,7 @@ def known(cliff, layers=6, **signals):
     """A sample whose curve has its cliff at a layer."""
     kl = np.array([[1.0 if layer < cliff else 0.0] for layer in range(layers)], dtype=np.float32)
     curve = RemovalCurve(
-        tuple(range(layers)), 0, "last_attention", ("yes",), kl, kl == 0,
+        tuple(range(layers)), Count(0), None, ("yes",), kl, kl == 0,
         np.ones(layers, dtype=bool), -kl, np.zeros(1, dtype=np.float32),
     )  # fmt: skip
     sample = TaskSample("1", (), "?", ("yes",))

@@ -29,6 +29,8 @@ from vlmflow.studies.truncations.plan import Plan, read_plan
 from vlmflow.studies.truncations.results import read_study
 from vlmflow.studies.truncations.run import run_study
 from vlmflow.studies.truncations.store import FILE, Store, StoredResult, StoredSample, writing
+from vlmflow.truncation.amounts import amount
+from vlmflow.truncation.rankings.random import Random
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_every_truncation_gets_its_controls_and_shared_ones_appear_once():
     assert kinds[:2] == ["untouched", "no image"]
     assert arms[1].truncation == Truncation(0, 0)
     (control,) = [one for one in arms if one.kind == "random"]
-    assert control.truncation == Truncation(2, 0.5, "random", seed=3)
+    assert control.truncation == Truncation(2, 0.5, Random(3))
     # Keeping half from layer 2 of 4 on leaves 3/4 to an average layer, whatever ranks.
     smaller = [one for one in arms if one.kind == "down-sampled"]
     assert [mean_share(one.truncation, 4, 16) for one in smaller] == [0.5, 0.75]
@@ -162,9 +164,9 @@ def test_a_shrunken_picture_lies_where_its_tokens_are(vlm):
     """Pixels outside the corner must be even ground, and those inside the whole picture."""
     picture = Image.new("RGB", (80, 80), "red")
     picture.paste((0, 0, 255), (40, 0, 80, 80))  # the right half
-    prepared, policy = smaller(vlm, picture, 0.25)
+    prompt, policy = smaller(vlm, picture, 0.25)
     assert policy == Truncation(0, 4, "top_left")  # 2 x 2 of 4 x 4
-    seen = np.asarray(prepared.images[0]).astype(int)
+    seen = np.asarray(prompt.images[0]).astype(int)
     assert (abs(seen[5, 5] - [255, 0, 0]) < 9).all()
     assert (abs(seen[5, 35] - [0, 0, 255]) < 9).all()
     assert (seen[60, 60] == seen[10, 70]).all()
@@ -174,7 +176,7 @@ def test_a_shrunken_picture_lies_where_its_tokens_are(vlm):
 @pytest.mark.parametrize(("share", "kept"), [(0.05, 1), (0.3, 4), (0.6, 9), (0.95, 16)])
 def test_the_corner_has_about_as_many_tokens_as_wanted(vlm, share, kept):
     _, policy = smaller(vlm, Image.new("RGB", (90, 60)), share)
-    assert policy.keep == kept
+    assert policy.keep == amount(kept)
 
 
 def growing_model():
@@ -187,12 +189,12 @@ def test_a_model_of_any_shape_gets_a_smaller_picture():
     vlm = growing_model()
     whole = vlm.prepare([Image.effect_noise((168, 140), 90).convert("RGB")], "What?")
     assert grows(vlm, whole, "What?")
-    prepared, rest = down_sampled(vlm, whole, "What?", 0.5, growing=True)
+    prompt, rest = down_sampled(vlm, whole, "What?", 0.5, growing=True)
     assert whole.layout.image_positions.size == 12  # its processor takes no more
-    assert prepared.layout.image_positions.size == 6
+    assert prompt.layout.image_positions.size == 6
     assert rest is None
-    assert prepared.images[0].width > 20  # 10 pixels would do, and show less
-    ratios = [one.images[0].width / one.images[0].height for one in (whole, prepared)]
+    assert prompt.images[0].width > 20  # 10 pixels would do, and show less
+    ratios = [one.images[0].width / one.images[0].height for one in (whole, prompt)]
     assert ratios[1] == pytest.approx(ratios[0], rel=0.1)
 
 

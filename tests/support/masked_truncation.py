@@ -13,13 +13,13 @@ import torch
 from tests.support.slow_truncation import choose
 
 
-def masked_logits(model, layers, prepared, policy, image_token):
+def masked_logits(model, layers, prompt, policy, image_token):
     """Logits (N, vocabulary) of a prompt with an answer, and for every layer what it sees."""
-    images = prepared.layout.image_positions.tolist()
-    ids = prepared.inputs["input_ids"][0].clone()
+    images = prompt.layout.image_positions.tolist()
+    ids = prompt.inputs["input_ids"][0].clone()
     ids[images] = image_token  # videos have another
     length = len(ids)
-    prompt = int(prepared.layout.answer_positions[0])
+    prompt_length = int(prompt.layout.answer_positions[0])
     gone: list[int] = []
     seen: list[list[int]] = []
     matrices: dict[int, torch.Tensor] = {}
@@ -28,14 +28,14 @@ def masked_logits(model, layers, prepared, policy, image_token):
     def cut(index):
         def hook(_module, args, kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]
-            for stage, (layer, _) in enumerate(policy.stages):
-                if layer == index:
+            for stage in policy.stages:
+                if stage.layer == index:
                     left = [p for p in images if p not in gone]
-                    keep = policy.kept(stage, len(images))
+                    keep = stage.keep.of(len(images))
                     matrix = matrices.get(index - 1)
                     kept = choose(
-                        policy.rank_by, left, keep, hidden[0], matrix, None, None, prompt, ids,
-                        image_token,
+                        policy.ranking.known_as(), left, keep, hidden[0], matrix, None, None,
+                        prompt_length, ids, image_token,
                     )  # fmt: skip
                     gone.extend(p for p in left if p not in kept)
             seen.append([p for p in range(length) if p not in gone])
@@ -82,7 +82,7 @@ def masked_logits(model, layers, prepared, policy, image_token):
             handles.append(layer.register_forward_hook(run_without, with_kwargs=True))
     try:
         with torch.no_grad():
-            logits = model(**prepared.inputs, use_cache=False).logits[0]
+            logits = model(**prompt.inputs, use_cache=False).logits[0]
     finally:
         for handle in handles:
             handle.remove()

@@ -89,8 +89,8 @@ def synthetic_flow(
         for signal in ("attention", "saliency"):
             maps[signal][layer] = 0
             flags[signal][layer] = 3
-    maps["flow"] = maps["saliency"].sum(axis=0, keepdims=True)
-    flags["flow"] = np.zeros((1, len(targets)), np.int8)
+    maps["flow_map"] = maps["saliency"].sum(axis=0, keepdims=True)
+    flags["flow_map"] = np.zeros((1, len(targets)), np.int8)
 
     question = "What colour is the round thing?" + extra
     return InformationFlow(

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from tests.support.tiny import CHAT_TEMPLATE
-from vlmflow.lvlm.model import LVLM
+from vlmflow import LVLM
 from vlmflow.lvlm.model_parts import image_token_ids
 
 PATCH = 4

@@ -62,7 +62,7 @@ def test_tokens_per_layer(policy, counts):
         Truncation(1, 0.75, "duplication"),
         Truncation(0, 0.5, "question_similarity"),
     ],
-    ids=lambda policy: "untouched" if policy is None else policy.rank_by,
+    ids=lambda policy: "untouched" if policy is None else policy.ranking.known_as(),
 )
 def test_the_exact_count_is_what_a_counter_counts(policy, pictures, kv_heads, attention):
     """Every matrix product of the prefill, ranking included: to the last operation."""
@@ -84,15 +84,15 @@ def test_what_the_config_does_not_tell_is_not_computed():
         if family.queries:
             continue
         vlm = family.lvlm()
-        prepared = vlm.prepare(picture(1, (30, 20)), "What is it?")
+        prompt = vlm.prepare(picture(1, (30, 20)), "What is it?")
         counts = [
-            len(prepared.layout.positions_of(segment))
+            len(prompt.layout.positions_of(segment))
             for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
         ]
         for policy in (None, Truncation(2, 0)):
             cost = prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)
             if cost.exact is not None:
-                measured = measured_flops(vlm.model, prepared.inputs, policy)
+                measured = measured_flops(vlm.model, prompt.inputs, policy)
                 assert cost.exact == pytest.approx(measured, rel=1e-6), family.name
                 counted.add(family.name)
     assert counted == {"llava", "paligemma"}

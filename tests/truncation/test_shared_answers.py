@@ -11,10 +11,10 @@ from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError, ModelError
 from vlmflow.tasks.registry import task
-from vlmflow.truncation.names import RANKINGS
+from vlmflow.truncation.rankings.registry import RANKINGS
 from vlmflow.truncation.shared_answers import shared_answers
 
-BY_RANKING = [Truncation(2, 5, name) for name in RANKINGS]
+BY_RANKING = [Truncation(2, 5, name) for name in RANKINGS.names()]
 SCHEDULES = [
     Truncation(0, 0),
     Truncation(1, 0),
@@ -36,9 +36,9 @@ def asked(vlm, seed=1, pictures=1):
     return vlm.prepare(shown, "Which number is printed on the star?")
 
 
-def one_by_one(vlm, prepared, policies, length):
+def one_by_one(vlm, prompt, policies, length):
     return [
-        vlm.generate_ids(prepared, max_new_tokens=length, truncation=policy)
+        vlm.generate_ids(prompt, max_new_tokens=length, truncation=policy)
         for policy in [None, *policies]
     ]
 
@@ -48,9 +48,9 @@ def one_by_one(vlm, prepared, policies, length):
 def test_answers_are_those_of_generate(policies, options):
     vlm = LVLM(*tiny_llava(3, **options))
     for pictures in (1, 2):
-        prepared = asked(vlm, pictures=pictures)
-        found = shared_answers(vlm, prepared, policies, max_new_tokens=6)
-        assert found == one_by_one(vlm, prepared, policies, 6)
+        prompt = asked(vlm, pictures=pictures)
+        found = shared_answers(vlm, prompt, policies, max_new_tokens=6)
+        assert found == one_by_one(vlm, prompt, policies, 6)
         assert len(set(found)) > 2  # random weights: truncations do change the answer
 
 
@@ -58,10 +58,10 @@ def test_sliding_windows_decode_step_by_step():
     """Tokens cannot be taken back where a window has forgotten others."""
     config = {"sliding_window": 8}
     vlm = LVLM(*tiny_llava(4, text_model="mistral", text_config=config, kv_heads=2))
-    prepared = asked(vlm)
+    prompt = asked(vlm)
     policies = [Truncation(1, 0), Truncation(2, 5, "key_norm")]
-    found = shared_answers(vlm, prepared, policies, max_new_tokens=5)
-    assert found == one_by_one(vlm, prepared, policies, 5)
+    found = shared_answers(vlm, prompt, policies, max_new_tokens=5)
+    assert found == one_by_one(vlm, prompt, policies, 5)
 
 
 def test_answers_that_agree_for_a_while_and_then_end():
@@ -71,9 +71,9 @@ def test_answers_that_agree_for_a_while_and_then_end():
     policies.append(Truncation(2, 0.3, "uniform"))
     agreed = differed_late = 0
     for sample in task("scenes-caption").samples("test", 3):
-        prepared = vlm.prepare(sample.pictures, sample.question)
-        found = shared_answers(vlm, prepared, policies)
-        assert found == one_by_one(vlm, prepared, policies, 64)
+        prompt = vlm.prepare(sample.pictures, sample.question)
+        found = shared_answers(vlm, prompt, policies)
+        assert found == one_by_one(vlm, prompt, policies, 64)
         agreed += found.count(found[0]) - 1
         differed_late += sum(ids != found[0] and ids[:3] == found[0][:3] for ids in found)
     assert agreed

@@ -23,13 +23,14 @@ from vlmflow import LVLM
 from vlmflow.errors import InputError, ModelError
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.cache import TruncatedLayer
-from vlmflow.truncation.names import RANKINGS
 from vlmflow.truncation.presets import PRESETS, preset
+from vlmflow.truncation.rankings.random import Random
+from vlmflow.truncation.rankings.registry import RANKINGS
 from vlmflow.truncation.remainder import fold
 
 BY_CONTENT = tuple(
     name
-    for name in RANKINGS
+    for name in RANKINGS.names()
     if name not in ("saliency", "llava_cam", "random", "uniform", "top_left")
 )
 QUESTIONS = (
@@ -71,9 +72,9 @@ def batch_of(processor, prompts, side="left"):
 
 def slow_policy(policy: Truncation, tokens: int) -> dict:
     return {
-        "layers": [layer for layer, _ in policy.stages],
-        "keeps": [policy.kept(stage, tokens) for stage in range(len(policy.stages))],
-        "rank_by": policy.rank_by,
+        "layers": [stage.layer for stage in policy.stages],
+        "keeps": [stage.keep.of(tokens) for stage in policy.stages],
+        "rank_by": policy.ranking.known_as(),
         "remainder": policy.remainder,
         "positions": policy.positions,
     }
@@ -106,7 +107,7 @@ def drawn_cases(count: int) -> list:
             pytest.param(
                 number, layers, heads, kv_heads, draw.choice([1, 2]),
                 draw.choice(["eager", "sdpa"]), policy,
-                id=f"{number}-{policy.rank_by}-{remainder}-{policy.positions}",
+                id=f"{number}-{policy.ranking.known_as()}-{remainder}-{policy.positions}",
             )
         )  # fmt: skip
     return cases
@@ -142,7 +143,7 @@ def test_agrees_with_the_slow_way(seed, layers, heads, kv_heads, pictures, atten
             assert layer.positions[0].tolist() == held
 
 
-ALL = tuple(RANKINGS)
+ALL = tuple(RANKINGS.names())
 HARDEST = ("last_attention", "diversity", "random", "uniform")
 
 
@@ -468,13 +469,13 @@ def kept_positions(model, inputs, policy):
 def test_oracles_keep_what_explain_finds(signal):
     model, processor = tiny_llava(16, layers=5)
     vlm = LVLM(model, processor)
-    prepared = vlm.prepare(picture(3), QUESTIONS[0])
-    (kept,) = kept_positions(model, prepared.inputs, Truncation(3, 5, signal))
-    first = untouched(model, prepared.inputs)[0, -1].argmax().item()
+    prompt = vlm.prepare(picture(3), QUESTIONS[0])
+    (kept,) = kept_positions(model, prompt.inputs, Truncation(3, 5, signal))
+    first = untouched(model, prompt.inputs)[0, -1].argmax().item()
     flow = vlm.explain(picture(3), QUESTIONS[0], [first], signals=(signal,), per_token=False)
     maps = flow.maps[signal][:, 0]
     scores = maps[:3].sum(0) if signal == "saliency" else maps[2]
-    best = np.sort(prepared.layout.image_positions[np.argsort(-scores, kind="stable")[:5]])
+    best = np.sort(prompt.layout.image_positions[np.argsort(-scores, kind="stable")[:5]])
     assert kept == best.tolist()
 
 
@@ -490,12 +491,10 @@ def test_random_choices_follow_the_seed_and_the_prompt():
     model, processor = tiny_llava(18)
     prompts = [encode(processor, [1], question) for question in QUESTIONS]
     drawn = {
-        seed: [
-            kept_positions(model, one, Truncation(1, 6, "random", seed=seed))[0] for one in prompts
-        ]
+        seed: [kept_positions(model, one, Truncation(1, 6, Random(seed)))[0] for one in prompts]
         for seed in range(8)
     }
-    again = kept_positions(model, prompts[0], Truncation(1, 6, "random", seed=3))[0]
+    again = kept_positions(model, prompts[0], Truncation(1, 6, Random(3)))[0]
     assert again == drawn[3][0]
     assert len({tuple(rows[0]) for rows in drawn.values()}) > 4
     assert len({tuple(row) for row in drawn[0]}) == 3
@@ -573,20 +572,19 @@ def test_flex_attention_agrees_with_sdpa():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"layer": -1, "keep": 0}, "layer=-1 is no layer"),
-        ({"layer": 1.5, "keep": 0}, "layer=1.5 is no layer"),
+        ({"layer": -1, "keep": 0}, "layer=-1 is not a layer"),
+        ({"layer": 1.5, "keep": 0}, "layer=1.5 is not a layer"),
         ({"layer": 1, "keep": -1}, "keep=-1"),
         ({"layer": 1, "keep": 1.5}, "a fraction lies between"),
         ({"layer": 1, "keep": float("nan")}, "keep=nan"),
         ({"layer": (1, 2), "keep": 0}, "one keep per layer"),
         ({"layer": (2, 1), "keep": (5, 3)}, "must increase"),
         ({"layer": (1, 2), "keep": (3, 5)}, "must not grow"),
-        ({"layer": 1, "keep": 0, "rank_by": "fastest"}, "rank_by='fastest' is unknown; there are"),
+        ({"layer": 1, "keep": 0, "rank_by": "fastest"}, "ranking 'fastest' is unknown; there are"),
         ({"layer": 1, "keep": 0, "remainder": "burn"}, "there are drop, merge, average"),
         ({"layer": 1, "keep": 0, "positions": "new"}, "there are keep, repack"),
         ({"layer": 1, "keep": 0, "remainder": "merge"}, "leaves no image token to merge into"),
         ({"layer": 0, "keep": 4}, "layer=0 has none"),
-        ({"layer": 1, "keep": 0, "seed": -2}, "seed=-2"),
     ],
 )
 def test_impossible_settings_are_refused(settings, words):
@@ -629,7 +627,7 @@ def test_models_that_look_through_cross_attention_are_refused():
     "policy",
     [
         Truncation(3, 0),
-        Truncation((2, 5), (0.5, 8), "random", "merge", "repack", 7),
+        Truncation((2, 5), (0.5, 8), Random(7), "merge", "repack"),
         *(preset(name, 32) for name in PRESETS),
     ],
 )
@@ -650,8 +648,8 @@ def test_json_with_something_else_is_refused():
         ("layer=6,keep=0", Truncation(6, 0)),
         ("layer=2:8, keep=0.5:16, rank_by=diversity", Truncation((2, 8), (0.5, 16), "diversity")),
         (
-            "layer=1,keep=1.0,seed=3,remainder=average",
-            Truncation(1, 1.0, remainder="average", seed=3),
+            "layer=1,keep=1.0,rank_by=random,seed=3,remainder=average",
+            Truncation(1, 1.0, Random(3), remainder="average"),
         ),
     ],
 )
@@ -662,11 +660,14 @@ def test_policies_are_read_from_one_line(text, policy):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("layer", "'layer' in 'layer' is no setting"),
-        ("layer=x,keep=0", "layer='x' is no number"),
+        ("layer", "'layer' in 'layer' is not a setting"),
+        ("layer=x,keep=0", "layer='x' is not a number"),
         ("layer=1,layer=2,keep=0", "stands twice"),
         ("layer=1,keep=0,depth=3", "no setting 'depth'"),
-        ("layer=1.5,keep=0", "layer=1.5 is no layer"),
+        ("layer=1.5,keep=0", "layer=1.5 is not a layer"),
+        ("layer=1,keep=2,rank_by=random,seed=-2", "seed=-2"),
+        ("layer=1,keep=2,rank_by=random,seed=often", "seed='often' is not a seed"),
+        ("layer=1,keep=2,seed=3", "a truncation by 'last_attention' has no setting 'seed'"),
     ],
 )
 def test_a_line_that_is_no_policy_is_refused(text, words):
@@ -677,7 +678,9 @@ def test_a_line_that_is_no_policy_is_refused(text, words):
 def test_presets_say_what_they_say():
     assert preset("fastv", 32) == Truncation(2, 0.5, "last_attention")
     assert preset("cliff", 32) == Truncation(22, 0)
-    assert preset("pyramiddrop", 32).stages == ((8, 0.5), (16, 0.25), (24, 0.125))
+    assert preset("pyramiddrop", 32) == Truncation(
+        (8, 16, 24), (0.5, 0.25, 0.125), "last_attention", positions="repack"
+    )
     assert preset("sparsevlm", 12).layer == (1, 2, 6)
     with pytest.raises(InputError, match="unknown preset 'fastvee'; there are cliff, fastv"):
         preset("fastvee", 32)

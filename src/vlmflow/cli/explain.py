@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from vlmflow.result.information_flow import InformationFlow
 
-SIGNALS = "attention,saliency,flow,llava_cam"
+SIGNALS = "attention,saliency,flow_map,llava_cam"
 REPORT, NUMBERS, ARRAYS, FIGURES = "report.html", "flow.json", "flow.safetensors", "figures"
 OUT = Path("vlmflow-report")
 
@@ -59,7 +60,13 @@ def explain(
     answer: Annotated[
         str | None, typer.Option(help="Explain this answer instead of the model's own.")
     ] = None,
-    signals: Annotated[str, typer.Option(help="What to measure, separated by commas.")] = SIGNALS,
+    signals: Annotated[
+        str,
+        typer.Option(
+            help="What to measure, separated by commas: what 'vlmflow signals' lists, with "
+            "parameters in brackets where they are not the defaults, as in flow_map(layers=8)."
+        ),
+    ] = SIGNALS,
     target: Annotated[Target, typer.Option(help="The scalar to explain.")] = Target.LOGPROB,
     per_token: Annotated[
         bool,
@@ -67,17 +74,6 @@ def explain(
             "--per-token/--whole", help="Explain every answer token, or only the whole answer."
         ),
     ] = True,
-    smooth: Annotated[
-        int, typer.Option(help="Average LLaVA-CAM over this many noisy pictures; 0 for none.")
-    ] = 0,
-    noise: Annotated[
-        float, typer.Option(help="Standard deviation of that noise, in normalised pixel values.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of that noise.")] = 0,
-    flow_layers: Annotated[
-        int | None,
-        typer.Option(help="Sum the flow map over this many first layers.", show_default="all"),
-    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
     device: Device = None,
     dtype: NumberFormat = None,
@@ -102,12 +98,7 @@ def explain(
         check_text("the question", question)
         if answer is not None:
             check_text("--answer", answer)
-        check_range("--smooth", smooth, 0)
-        check_range("--noise", noise, 0)
-        check_range("--seed", seed, 0)
         check_range("--max-new-tokens", max_new_tokens, 1)
-        if flow_layers is not None:
-            check_range("--flow-layers", flow_layers, 1)
         flow = _run(
             [open_image(path) for path in (image, *(more_images or ()))],
             question,
@@ -119,15 +110,11 @@ def explain(
                 "dtype": dtype and dtype.value,
                 "revision": revision,
             },
+            answer=answer,
             explain={
-                "answer": answer,
                 "signals": _split(signals),
                 "target": target.value,
                 "per_token": per_token,
-                "smooth": smooth,
-                "noise": noise,
-                "seed": seed,
-                "flow_layers": flow_layers,
                 "max_new_tokens": max_new_tokens,
                 "low_memory": low_memory,
             },
@@ -166,6 +153,7 @@ def _run(
     figures: bool,
     load: dict[str, Any],
     explain: dict[str, Any],
+    answer: str | None = None,
 ) -> InformationFlow:
     """Load, measure, write; the files arrive in `out` together at the very end."""
     from vlmflow.files import staged
@@ -175,17 +163,19 @@ def _run(
         show(f"Loading {name}")
         quiet_libraries()
         import vlmflow
-        from vlmflow.flow.signals import check_signals
+        from vlmflow.explanation.explain import explain as measured
+        from vlmflow.flow.options import ExplainOptions
 
-        check_signals(explain["signals"])
-
+        options = ExplainOptions(**explain)  # what it refuses is refused before the model is loaded
         vlm = vlmflow.load(name, **load)
         show("Measuring")
-        flow = vlm.explain(
+        flow = measured(
+            vlm,
             images,
             question,
+            answer,
+            options,
             progress=lambda done, total: show("Measuring", done, total),
-            **explain,
         )
         command = shlex.join(["vlmflow", *sys.argv[1:]])
         flow = dataclasses.replace(flow, settings={**flow.settings, "command": command})
@@ -233,7 +223,8 @@ def _announce(flow: InformationFlow, out: Path, *, figures: bool, as_json: bool)
 
 
 def _split(signals: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in signals.split(",") if name.strip()))
+    """Separate names at the commas that stand in no brackets."""
+    names = tuple(name.strip() for name in re.split(r",(?![^()]*\))", signals) if name.strip())
     if not names:
         raise InputError(f"--signals {signals!r} names no signal; for example --signals {SIGNALS}")
     return names

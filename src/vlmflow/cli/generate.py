@@ -25,8 +25,8 @@ from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
-    from vlmflow.truncation.policy import Truncation
+    from vlmflow.lvlm.prompt import Prompt
+    from vlmflow.truncation.truncation import Truncation
 
 MIB = 2**20
 
@@ -70,8 +70,8 @@ def generate(
     """
     with errors_in_one_line():
         from vlmflow.lvlm.images import open_image
-        from vlmflow.truncation.policy import Truncation
         from vlmflow.truncation.presets import check_preset
+        from vlmflow.truncation.truncation import Truncation
 
         check_text("the question", question)
         check_range("--max-new-tokens", max_new_tokens, 1)
@@ -91,12 +91,12 @@ def generate(
             vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
             if preset is not None:
                 policy = vlmflow.preset(preset, vlm.num_layers)
-            prepared = vlm.prepare(pictures, question)
+            prompt = vlm.prepare(pictures, question)
             show("Answering")
-            told = _told(vlm, prepared, policy, max_new_tokens)
+            told = _told(vlm, prompt, policy, max_new_tokens)
             if compare:
                 show("Answering with the untouched model")
-                untouched = _told(vlm, prepared, None, max_new_tokens)
+                untouched = _told(vlm, prompt, None, max_new_tokens)
                 told = {**told, "untouched": untouched, "compared": _compared(told, untouched)}
     if as_json:
         typer.echo(json.dumps({"version": __version__, "model": vlm.name, **told}))
@@ -105,16 +105,16 @@ def generate(
 
 
 def _told(
-    vlm: LVLM, prepared: Prepared, policy: Truncation | None, max_new_tokens: int
+    vlm: LVLM, prompt: Prompt, policy: Truncation | None, max_new_tokens: int
 ) -> dict[str, Any]:
     """Answer, and say what a reader and a machine want to know."""
     from vlmflow.lvlm.layout import Segment
     from vlmflow.truncation.flops import measured_flops, prefill_cost
     from vlmflow.truncation.timing import timed_answer
 
-    answer = timed_answer(vlm, prepared, policy, max_new_tokens=max_new_tokens)
+    answer = timed_answer(vlm, prompt, policy, max_new_tokens=max_new_tokens)
     counts = [
-        len(prepared.layout.positions_of(segment))
+        len(prompt.layout.positions_of(segment))
         for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
     ]
     cost = prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)
@@ -125,8 +125,8 @@ def _told(
         "tokens_per_layer": list(cost.tokens_per_layer),
     }
     if policy is not None:
-        measured = measured_flops(vlm.model, prepared.inputs, policy)
-        whole = measured_flops(vlm.model, prepared.inputs, None)
+        measured = measured_flops(vlm.model, prompt.inputs, policy)
+        whole = measured_flops(vlm.model, prompt.inputs, None)
         told["flops"] = {
             "formula_share": cost.formula_share,
             "decoder_share": cost.decoder_share,

@@ -32,9 +32,17 @@ def tasks() -> None:
 @app.command()
 def rankings() -> None:
     """List the rankings that choose which image tokens stay."""
-    from vlmflow.truncation.names import RANKINGS
+    from vlmflow.truncation.rankings.registry import RANKINGS
 
-    _table(list(RANKINGS.items()))
+    _table(list(RANKINGS.names().items()))
+
+
+@app.command()
+def signals() -> None:
+    """List the signals that say how much each image token matters."""
+    from vlmflow.flow.signals.registry import SIGNALS
+
+    _table(list(SIGNALS.names().items()))
 
 
 @app.command()

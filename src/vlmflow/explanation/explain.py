@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,32 +13,22 @@ import torch
 import transformers
 from PIL import Image
 
-import vlmflow
 from vlmflow.errors import InputError
-from vlmflow.explanation.smoothing import (
-    COPIES_AT_ONCE,
-    check_noise,
-    count_smooth_passes,
-    smoothed_cam,
-)
+from vlmflow.explanation.smoothing import COPIES_AT_ONCE, count_smooth_passes, smoothed_map
 from vlmflow.flow.axes import WHOLE_ANSWER
-from vlmflow.flow.features import POST_ATTENTION_NORM, check_hook
-from vlmflow.flow.measure import EMPTY, OK, Measurement, count_passes, measure
-from vlmflow.flow.signals import DEFAULT_SIGNALS, check_signals
-from vlmflow.flow.signals.flow_map import check_flow_layers, flow_map
-from vlmflow.flow.targets import check_target
-from vlmflow.lvlm.build_layout import watching
+from vlmflow.flow.measure import Measurement, count_passes, measure
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.signal import Signal
+from vlmflow.lvlm.build_layout import recorded_layout
 from vlmflow.lvlm.chat import VisualSource
+from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.prompt import Prompt
 from vlmflow.result.information_flow import InformationFlow
-
-if TYPE_CHECKING:
-    from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+from vlmflow.result.map_info import MapInfo
+from vlmflow.version import __version__
 
 DISPLAY_SIDE = 1024
 """Longest side in pixels of the picture copies in a result."""
-
-SMOOTH = "llava_cam_smooth"
 
 
 def explain(
@@ -46,20 +36,11 @@ def explain(
     images: VisualSource | Sequence[VisualSource] | None,
     question: str | Sequence[Mapping[str, Any]],
     answer: str | Sequence[int] | None = None,
+    options: ExplainOptions | None = None,
     *,
-    signals: Sequence[str] = DEFAULT_SIGNALS,
-    target: str = "logprob",
-    per_token: bool = True,
-    smooth: int = 0,
-    noise: float = 0.1,
-    seed: int = 0,
-    flow_layers: int | None = None,
-    max_new_tokens: int = 64,
-    low_memory: bool = False,
-    cam_hook: str = POST_ATTENTION_NORM,
     progress: Callable[[int, int], None] | None = None,
 ) -> InformationFlow:
-    """Measure which tokens an answer draws on, in every decoder layer.
+    """Measure which tokens an answer draws on; see :meth:`vlmflow.LVLM.explain`.
 
     One forward pass, and one backward pass per answer token (one in all without ``per_token``).
     The model is left exactly as found, also when something raises.
@@ -71,66 +52,38 @@ def explain(
     images, question, answer
         As for :meth:`vlmflow.lvlm.model.LVLM.prepare`. Without an answer the model gives its own
         (greedy), and the very tokens it gave are explained.
-    signals : sequence of str
-        Names from :data:`vlmflow.flow.signals.SIGNALS`.
-    target : str
-        ``"logprob"``, ``"logit"`` (the paper's) or ``"margin"``.
-    per_token : bool
-        Explain each answer token beside the whole answer.
-    smooth : int
-        Noisy pictures to average LLaVA-CAM over; adds the map ``"llava_cam_smooth"``. Costs the
-        passes of as many further explanations, a few to a batch.
-    noise : float
-        Standard deviation of the noise in normalised pixel values.
-    seed : int
-        Seed of the noise.
-    flow_layers : int, optional
-        Sum the flow map over this many first layers (those before the cliff); None: all.
-    max_new_tokens : int
-        Longest answer to generate.
-    low_memory : bool
-        Recompute layers in the backward pass instead of keeping their activations.
-    cam_hook : str
-        Where LLaVA-CAM reads features, see :func:`vlmflow.flow.features.watch_features`.
+    options : ExplainOptions, optional
+        What is measured.
     progress : callable, optional
         Called with ``(passes done, passes in all)`` after each pass.
-
-    Returns
-    -------
-    InformationFlow
 
     Raises
     ------
     InputError
-        For an option, picture, question or answer that cannot be used, or an empty answer.
+        For a signal, picture, question or answer that cannot be used, or an empty answer.
     ModelError
         If the model cannot be followed, or its logits or gradients are not finite.
     """
-    check_signals(signals)
-    names = tuple(dict.fromkeys(signals))
-    check_target(target)
-    check_noise(smooth, noise)
-    check_flow_layers(flow_layers, vlm.num_layers)
-    check_hook(vlm.decoder_layers, cam_hook)
-    if SMOOTH in names and not smooth:
-        raise InputError(f"signal {SMOOTH!r} needs a number of noisy pictures, such as smooth=16")
-    if smooth and SMOOTH not in names:
-        names = (*names, SMOOTH)
-
-    prepared = vlm.prepare(images, question)
+    options = options or ExplainOptions()
+    options.check_model(vlm.decoder_layers)
+    prompt = vlm.prepare(images, question)
     generated = answer is None
     if answer is None:
-        answer = vlm.generate_ids(prepared, max_new_tokens=max_new_tokens)
+        answer = vlm.generate_ids(prompt, max_new_tokens=options.max_new_tokens)
         if not answer:
             raise InputError(
                 f"{vlm.name} ends its answer before the first token, so there is nothing to "
                 f"explain: pass answer=..."
             )
-    prepared = vlm.with_answer(prepared, answer)
+    prompt = vlm.with_answer(prompt, answer)
 
-    at_once = 1 if low_memory else COPIES_AT_ONCE
-    passes = count_passes([prepared.layout], per_token) + count_smooth_passes(
-        prepared.layout, smooth, per_token, at_once
+    noisy = {name: signal for name, signal in options.named.items() if signal.noise is not None}
+    direct = {name: signal for name, signal in options.named.items() if name not in noisy}
+    at_once = 1 if options.low_memory else COPIES_AT_ONCE
+    passes = count_passes([prompt.layout], options.per_token) + sum(
+        count_smooth_passes(prompt.layout, signal.noise.copies, options.per_token, at_once)
+        for signal in noisy.values()
+        if signal.noise is not None
     )
     done = 0
 
@@ -140,91 +93,83 @@ def explain(
         if progress is not None:
             progress(done, passes)
 
-    wanted = tuple(name for name in names if name not in (SMOOTH, "flow"))
-    extra = ("saliency",) if "flow" in names and "saliency" not in wanted else ()
-    with watching(vlm, prepared) as seen:
+    with recorded_layout(vlm.model, vlm.processor, vlm.family, prompt) as layout_after_run:
         measured = measure(
             vlm.model,
             vlm.decoder_layers,
-            prepared.inputs,
-            [prepared.layout],
-            signals=wanted + extra,
-            target=target,
-            per_token=per_token,
-            cam_hook=cam_hook,
-            low_memory=low_memory,
+            prompt.inputs,
+            [prompt.layout],
+            options,
+            signals=direct,
             on_pass=on_pass,
         )[0]
-    prepared = replace(prepared, layout=seen())
+    prompt = replace(prompt, layout=layout_after_run())
     maps, flags = dict(measured.maps), dict(measured.flags)
-    if "flow" in names:
-        maps["flow"] = flow_map(maps["saliency"], flow_layers)[None]
-        flags["flow"] = np.where((maps["flow"] > 0).any(-1), OK, EMPTY).astype(np.int8)
-    if SMOOTH in names:
-        maps[SMOOTH], flags[SMOOTH] = smoothed_cam(
+    for name, signal in noisy.items():
+        maps[name], flags[name] = smoothed_map(
             vlm.model,
             vlm.decoder_layers,
-            prepared.inputs,
-            prepared.layout,
-            copies=smooth,
-            noise=noise,
-            seed=seed,
-            target=target,
-            per_token=per_token,
-            cam_hook=cam_hook,
-            low_memory=low_memory,
+            prompt.inputs,
+            prompt.layout,
+            signal,
+            options,
             on_pass=on_pass,
             at_once=at_once,
         )
     settings = {
-        "signals": list(names),
-        "target": target,
-        "per_token": per_token,
-        "smooth": smooth,
-        "noise": noise,
-        "seed": seed,
-        "flow_layers": flow_layers,
-        "max_new_tokens": max_new_tokens,
-        "low_memory": low_memory,
-        "cam_hook": cam_hook,
+        **options.to_json(),
         "answer_generated": generated,
         "target_values": measured.target_values.tolist(),
         "device": str(vlm.device),
         "model": vlm.config_summary(),
     }
-    return _result(vlm, question, prepared, measured, names, maps, flags, per_token, settings)
+    about = {name: _info(name, signal, vlm.num_layers) for name, signal in options.named.items()}
+    return _result(vlm, _asked(question), prompt, measured, maps, flags, about, settings)
+
+
+def _info(name: str, signal: Signal, layers: int) -> MapInfo:
+    summed = signal.summed_layers(layers) if signal.summed else None
+    parameters = name.removeprefix(signal.known_as())  # where two of one class were asked for
+    return MapInfo(
+        label=(signal.label or signal.known_as()) + (f" {parameters}" if parameters else ""),
+        summary=signal.in_one_line(),
+        source=signal.source,
+        colour=signal.colour,
+        summed=None if summed is None else (summed.start, summed.stop - 1),
+    )
 
 
 def _result(
     vlm: LVLM,
-    question: str | Sequence[Mapping[str, Any]],
-    prepared: Prepared,
+    question: str,
+    prompt: Prompt,
     measured: Measurement,
-    names: tuple[str, ...],
-    maps: dict[str, npt.NDArray[np.float32]],
-    flags: dict[str, npt.NDArray[np.int8]],
-    per_token: bool,
+    maps: Mapping[str, npt.NDArray[np.float32]],
+    flags: Mapping[str, npt.NDArray[np.int8]],
+    about: Mapping[str, MapInfo],
     settings: dict[str, Any],
 ) -> InformationFlow:
-    layout = prepared.layout
+    layout = prompt.layout
     tokens = tuple(layout.tokens[position] for position in layout.answer_positions)
+    several = measured.attention_share.shape[1] > 1
     return InformationFlow(
         model=vlm.name,
-        question=question if isinstance(question, str) else _last_text(question),
-        prompt=prepared.prompt,
-        answer=prepared.answer or "",
+        question=question,
+        prompt=prompt.text,
+        answer=prompt.answer or "",
         answer_tokens=tokens,
-        targets=(WHOLE_ANSWER, *tokens) if per_token else (WHOLE_ANSWER,),
+        targets=(WHOLE_ANSWER, *tokens) if several else (WHOLE_ANSWER,),
         layout=layout,
-        pictures=tuple(_display_copy(image) for image in prepared.images),
+        pictures=tuple(_display_copy(image) for image in prompt.images),
         attention_share=measured.attention_share,
         saliency_mean=measured.saliency_mean,
         saliency_sum=measured.saliency_sum,
-        maps={name: maps[name] for name in names},
-        flags={name: flags[name] for name in names},
+        maps={name: maps[name] for name in about},
+        flags={name: flags[name] for name in about},
+        about=about,
         settings=settings,
         versions={
-            "vlmflow": vlmflow.__version__,
+            "vlmflow": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
@@ -232,9 +177,11 @@ def _result(
     )
 
 
-def _last_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Text of a conversation's last turn."""
-    content = messages[-1]["content"]
+def _asked(question: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return a question, or the text of a conversation's last turn."""
+    if isinstance(question, str):
+        return question
+    content = question[-1]["content"]
     if isinstance(content, str):
         return content
     return " ".join(part["text"] for part in content if part.get("type") == "text")

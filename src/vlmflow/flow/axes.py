@@ -12,6 +12,3 @@ DESTINATIONS: tuple[str, ...] = ("user", "answer")
 
 WHOLE_ANSWER = "answer"
 """Name of the first target."""
-
-SUMMED_OVER_LAYERS: frozenset[str] = frozenset({"flow"})
-"""Signals whose one map already sums over layers; all others have one map per layer."""

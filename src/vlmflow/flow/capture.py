@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -31,8 +32,8 @@ class Observer(Protocol):
         ``first``: :meth:`on_attention` has not been and will not be called for them.
         """
 
-    def on_features(self, layer: int, features: Tensor, gradient: Tensor) -> None:
-        """See the hook point's output and its gradient in each backward pass."""
+    def on_features(self, hook: str, layer: int, features: Tensor, gradient: Tensor) -> None:
+        """See a hook point's output and its gradient in each backward pass."""
 
 
 class Capture:
@@ -147,13 +148,15 @@ class Capture:
         if self.observer is not None:
             self.observer.on_attention_gradient(layer, call, gradient, first=first)
 
-    def on_feature_gradient(self, layer: int, features: Tensor, gradient: Tensor) -> None:
+    def on_feature_gradient(
+        self, hook: str, layer: int, features: Tensor, gradient: Tensor
+    ) -> None:
         """Show a hook point's output and its gradient."""
-        if features.ndim == 2:  # OPT puts the rows of a batch behind each other
+        if features.ndim == 2:  # OPT puts the rows of a batch one after the other
             rows = (self._batch, -1, features.shape[-1])
             features, gradient = features.view(rows), gradient.view(rows)
         if self.observer is not None:
-            self.observer.on_features(layer, features, gradient)
+            self.observer.on_features(hook, layer, features, gradient)
 
 
 @contextmanager
@@ -163,7 +166,7 @@ def capture(
     observer: Observer,
     *,
     attention: bool = True,
-    cam_hook: str | None = None,
+    hooks: Collection[str] = (),
     low_memory: bool = False,
 ) -> Iterator[Capture]:
     """Freeze the model, watch its decoder layers, and put everything back afterwards.
@@ -182,8 +185,8 @@ def capture(
         Gets to see the layers.
     attention : bool
         False: only features are shown.
-    cam_hook : str, optional
-        Hook point for features, see :func:`vlmflow.flow.features.watch_features`; None: none.
+    hooks : collection of str
+        Hook points for features, see :func:`vlmflow.flow.features.watch_features`.
     low_memory : bool
         Recompute each layer in the backward pass: activation memory of one layer, plus the inputs
         of all, for about one more forward pass per target.
@@ -204,8 +207,9 @@ def capture(
             stack.enter_context(watch_attention(layers, running.on_call))
         handle = layers[0].register_forward_pre_hook(running.start_gradient, with_kwargs=True)
         stack.callback(handle.remove)
-        if cam_hook is not None:
-            stack.enter_context(watch_features(layers, cam_hook, running.on_feature_gradient))
+        for hook in hooks:
+            on_gradient = partial(running.on_feature_gradient, hook)
+            stack.enter_context(watch_features(layers, hook, on_gradient))
         if low_memory:
             stack.enter_context(recomputed_layers(layers))
         running.watches_attention = attention

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from vlmflow.errors import InputError
 from vlmflow.flow.recompute import replaced_forward
-
-POST_ATTENTION_NORM = "post_attention_norm"
-"""The paper's hook point (App. A.1): the output of each layer's norm between attention and MLP."""
+from vlmflow.flow.signals.signal import POST_ATTENTION_NORM
 
 LAYER_INPUT, LAYER_OUTPUT = "layer_input", "layer_output"
 
@@ -93,7 +91,7 @@ def hook_module(layer: nn.Module, hook: str) -> nn.Module:
         return norms[0]  # attention and MLP side by side: both read the only norm there is
     children = ", ".join(repr(name) for name, _ in layer.named_children())
     raise InputError(
-        f"cam_hook={hook!r}, but {type(layer).__name__} has no such part; "
+        f"hook={hook!r}, but {type(layer).__name__} has no such part; "
         f"possible are '{LAYER_INPUT}', '{LAYER_OUTPUT}' and its submodules, such as {children}"
     )
 
@@ -133,7 +131,7 @@ def _forward_wrapper(
         def watched(*args: Any, **kwargs: Any) -> Any:
             if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
                 raise InputError(
-                    f"cam_hook={hook!r} does not take exactly one tensor; "
+                    f"hook={hook!r} does not take exactly one tensor; "
                     f"choose a norm, '{LAYER_INPUT}' or '{LAYER_OUTPUT}'"
                 )
             return _Recomputed.apply(args[0], forward, show)  # type: ignore[no-untyped-call]

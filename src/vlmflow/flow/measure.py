@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlmflow.errors import ModelError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.flow.capture import capture
-from vlmflow.flow.features import POST_ATTENTION_NORM
+from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.recorder import (
     ANY_GRADIENT,
     SALIENCY_MEAN,
@@ -23,8 +23,9 @@ from vlmflow.flow.recorder import (
     Recorder,
     SampleRecord,
 )
-from vlmflow.flow.signals import SIGNALS, Signal
-from vlmflow.flow.targets import check_target, target_values
+from vlmflow.flow.signals.readings import FEATURES
+from vlmflow.flow.signals.signal import Signal
+from vlmflow.flow.targets import target_values
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 
 Float32Array = npt.NDArray[np.float32]
@@ -46,7 +47,7 @@ class Measurement:
     saliency_mean, saliency_sum : (L, G, 2, S) float32
         Saliency flow into user and answer rows.
     maps : dict of str to (L, G, P) float32
-        Per signal.
+        Per signal; (1, G, P) where it sums over layers.
     flags : dict of str to (L, G) int8
         Index into ``FLAGS`` per map.
     target_values : (T,) float32
@@ -72,13 +73,10 @@ def measure(
     layers: nn.ModuleList,
     inputs: Mapping[str, Any],
     layouts: Sequence[TokenLayout],
+    options: ExplainOptions,
     *,
-    signals: Sequence[str] = ("attention", "saliency", "llava_cam"),
-    target: str = "logprob",
-    per_token: bool = True,
-    cam_hook: str = POST_ATTENTION_NORM,
-    attention: bool = True,
-    low_memory: bool = False,
+    signals: Mapping[str, Signal] | None = None,
+    segments: bool = True,
     on_pass: Callable[[], None] | None = None,
 ) -> list[Measurement]:
     """Measure a batch in one forward pass and one backward pass per target.
@@ -95,19 +93,12 @@ def measure(
         What its forward takes; ``input_ids`` (B, N) expanded, the answers at the end.
     layouts : sequence of B TokenLayout
         One per row of the batch, as long as the padded row.
-    signals : sequence of str
-        Maps that are wanted: ``"attention"``, ``"saliency"``, ``"llava_cam"``, ``"llava_cam_code"``
-        (the others are made of these).
-    target : str
-        See :func:`vlmflow.flow.targets.target_values`.
-    per_token : bool
-        Explain each answer token too.
-    cam_hook : str
-        See :func:`vlmflow.flow.features.watch_features`.
-    attention : bool
-        False leaves out attention and saliency (arrays of 0) where only features are wanted.
-    low_memory : bool
-        Recompute layers in the backward pass.
+    options : ExplainOptions
+        What is wanted.
+    signals : mapping of str to Signal, optional
+        Maps that are wanted, by name, instead of those of the options; may be empty.
+    segments : bool
+        False leaves out the flow between segments (arrays of 0) where only maps are wanted.
     on_pass : callable, optional
         Called after each pass.
 
@@ -120,11 +111,10 @@ def measure(
     ModelError
         If logits or gradients are not finite, or the model cannot be followed.
     """
-    check_target(target)
-    chosen = [SIGNALS[name] for name in signals]
-    features = [signal for signal in chosen if signal.reads == "features"]
+    chosen = options.named if signals is None else signals
     records = [
-        SampleRecord(index, layout, per_token, features) for index, layout in enumerate(layouts)
+        SampleRecord(index, layout, options.per_token, chosen)
+        for index, layout in enumerate(layouts)
     ]
     recorder = Recorder(records)
     tell = on_pass or (lambda: None)
@@ -134,9 +124,9 @@ def measure(
         model,
         layers,
         recorder,
-        attention=attention,
-        cam_hook=cam_hook if features else None,
-        low_memory=low_memory,
+        attention=segments or any(FEATURES not in s.all_reads for s in chosen.values()),
+        hooks={s.hook_point for s in chosen.values() if FEATURES in s.all_reads},
+        low_memory=options.low_memory,
     ) as running:
         logits = running.forward(inputs, torch.from_numpy(rows).to(input_ids.device))
         tell()
@@ -144,15 +134,15 @@ def measure(
         for index, layout in enumerate(layouts):
             at = torch.from_numpy(np.searchsorted(rows, layout.answer_rows)).to(logits.device)
             ids = input_ids[index, torch.from_numpy(layout.answer_positions).to(input_ids.device)]
-            values.append(target_values(logits[index, at], ids.to(logits.device), target))
+            values.append(target_values(logits[index, at], ids.to(logits.device), options.target))
             _check_finite(values[-1].detach(), "the target", index)
         del logits
-        for number, scalar, last in _scalars(values, per_token):
+        for number, scalar, last in _scalars(values, options.per_token):
             recorder.target = number
             running.backward(scalar, last=last)
             tell()
     return [
-        _finish(record, chosen, len(layers), value.detach().float().cpu().numpy())
+        _finish(record, len(layers), value.detach().float().cpu().numpy(), segments=segments)
         for record, value in zip(records, values, strict=True)
     ]
 
@@ -176,33 +166,55 @@ def _scalars(values: list[Tensor], per_token: bool) -> list[tuple[int, Tensor, b
 
 
 def _finish(
-    record: SampleRecord, signals: Sequence[Signal], layers: int, values: Float32Array
+    record: SampleRecord, layers: int, values: Float32Array, *, segments: bool
 ) -> Measurement:
-    targets, segments = record.targets, len(SEGMENTS)
-    pairs = (targets, len(DESTINATIONS), segments)
-    tokens = len(record.layout.image_positions)
-    without = [layer for layer in range(layers) if layer not in record.layers_with_attention]
+    """Stack what was recorded, and flag what it is worth."""
+    targets, count = record.targets, len(SEGMENTS)
+    shapes = {
+        SHARE: (targets, count),
+        SALIENCY_MEAN: (targets, len(DESTINATIONS), count),
+        SALIENCY_SUM: (targets, len(DESTINATIONS), count),
+    }
+    flow = {
+        name: record.stacked(name, layers, shape)
+        if segments
+        else np.zeros((layers, *shape), dtype=np.float32)
+        for name, shape in shapes.items()
+    }
     maps, flags = {}, {}
-    for signal in signals:
-        maps[signal.name] = values_of = record.stacked(signal.name, layers, (targets, tokens))
-        flag = np.where((values_of > 0).any(-1), OK, EMPTY).astype(np.int8)
-        if signal.reads == "features":
-            flag[record.stacked(ANY_GRADIENT, layers, (targets,)) == 0] = UNDEFINED
-        else:
-            flag[without] = NO_ATTENTION
-        flags[signal.name] = flag
-    measurement = Measurement(
-        attention_share=record.stacked(SHARE, layers, (targets, segments)),
-        saliency_mean=record.stacked(SALIENCY_MEAN, layers, pairs),
-        saliency_sum=record.stacked(SALIENCY_SUM, layers, pairs),
+    for name, signal in record.signals.items():
+        maps[name], flags[name] = _map(record, name, signal, layers)
+    for name, array in {**flow, **maps}.items():
+        _check_finite(torch.from_numpy(array), f"the {name} signal", record.index)
+    return Measurement(
+        attention_share=flow[SHARE],
+        saliency_mean=flow[SALIENCY_MEAN],
+        saliency_sum=flow[SALIENCY_SUM],
         maps=maps,
         flags=flags,
         target_values=values,
     )
-    checked = {"saliency": measurement.saliency_sum, "attention": measurement.attention_share}
-    for name, array in {**checked, **maps}.items():
-        _check_finite(torch.from_numpy(array), f"the {name} signal", record.index)
-    return measurement
+
+
+def _map(
+    record: SampleRecord, name: str, signal: Signal, layers: int
+) -> tuple[Float32Array, npt.NDArray[np.int8]]:
+    """One signal's maps and flags, summed over layers where it says so."""
+    targets, tokens = record.targets, len(record.layout.image_positions)
+    values = record.stacked(name, layers, (targets, tokens))
+    if signal.summed:
+        summed = signal.summed_layers(layers)
+        values = values[summed.start : summed.stop].sum(0, dtype=np.float32)[None]
+    flags = np.where((values > 0).any(-1), OK, EMPTY).astype(np.int8)
+    if signal.summed:
+        return values, flags
+    if FEATURES in signal.all_reads:
+        any_gradient = record.stacked(ANY_GRADIENT + signal.hook_point, layers, (targets,))
+        flags[any_gradient == 0] = UNDEFINED
+    else:
+        without = [layer for layer in range(layers) if layer not in record.layers_with_attention]
+        flags[without] = NO_ATTENTION
+    return values, flags
 
 
 def _check_finite(values: Tensor, what: str, sample: int) -> None:

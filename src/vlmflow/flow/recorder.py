@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,20 +10,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.attention_rows import (
     AttentionCall,
     mean_attention,
     saliency_and_attention,
     signed_saliency,
 )
-from vlmflow.flow.signals import Signal
-from vlmflow.flow.signals.attention import attention_map, attention_share
-from vlmflow.flow.signals.saliency import saliency, saliency_map, segment_saliency
+from vlmflow.flow.segment_flow import attention_share, segment_saliency
+from vlmflow.flow.signals.layer_view import LayerView
+from vlmflow.flow.signals.readings import ATTENTION, FEATURES, SALIENCY
+from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 
 SHARE, SALIENCY_MEAN, SALIENCY_SUM = "share", "saliency mean", "saliency sum"
-ANY_GRADIENT = "any gradient"
-"""Names of what is recorded beside the maps, which are recorded under their signal's name."""
+"""Names of the segments' flow; maps are recorded under their own names, which have no spaces."""
+
+ANY_GRADIENT = "any gradient at "
+"""With a hook point: whether there was any gradient at all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,7 @@ class _Places:
 
     image: Tensor
     text_rows: Tensor
-    answer_rows: Tensor
+    is_answer: Tensor
     destinations: Tensor
     membership: Tensor
 
@@ -43,83 +47,160 @@ class SampleRecord:
     Target 0 is the whole answer; with ``per_token`` its values come from sums over the answer's
     tokens, which are kept per layer until the last token's pass: signed saliency (rows x N), and
     for each signal on features what its ``pool`` leaves.
+
+    Parameters
+    ----------
+    index : int
+        Which row.
+    layout : TokenLayout
+        Its layout.
+    per_token : bool
+        Whether each answer token is explained, too.
+    signals : mapping of str to Signal
+        By the names of their maps.
     """
 
     def __init__(
-        self, index: int, layout: TokenLayout, per_token: bool, features: Sequence[Signal]
+        self, index: int, layout: TokenLayout, per_token: bool, signals: Mapping[str, Signal]
     ) -> None:
         self.index = index
         self.layout = layout
         self.per_token = per_token
-        self.features = tuple(features)
+        self.signals = signals
         self.tokens = len(layout.answer_positions)
         self.targets = 1 + self.tokens * per_token
         self.layers_with_attention: set[int] = set()
+        self._on_saliency = {n: s for n, s in signals.items() if SALIENCY in s.all_reads}
+        self._on_features = {n: s for n, s in signals.items() if FEATURES in s.all_reads}
+        self._on_attention = {n: s for n, s in signals.items() if s.all_reads == (ATTENTION,)}
+        # Beside the answer's rows, which the segments' shares are read off.
+        self._all_text = any(s.rows == "text" for s in self._on_attention.values())
+        self._with_saliency = any(ATTENTION in s.all_reads for s in self._on_saliency.values())
         self._values: dict[tuple[str, int, int], Tensor] = {}
         self._sums: dict[tuple[str, int], Tensor] = {}
         self._places: dict[torch.device, _Places] = {}
 
     def on_attention(self, layer: int, call: AttentionCall) -> None:
-        """Record attention flow of the answer's rows."""
+        """Record attention where no gradient will show it."""
         places = self._at(call.query.device)
-        self._record_attention(layer, places, mean_attention(call, self.index, places.answer_rows))
-
-    def _record_attention(self, layer: int, places: _Places, rows: Tensor) -> None:
-        self.layers_with_attention.add(layer)
-        share = attention_share(rows, places.membership)
-        image = attention_map(rows, places.image)
-        for name, values in ((SHARE, share), ("attention", image)):
-            self._values[name, layer, 0] = values.mean(0)
-            for target in range(1, self.targets):
-                self._values[name, layer, target] = values[target - 1]
+        rows = places.text_rows[self._wanted(places)]
+        self._record_attention(layer, places, mean_attention(call, self.index, rows))
 
     def on_attention_gradient(
         self, layer: int, target: int, call: AttentionCall, gradient: Tensor, *, first: bool
     ) -> None:
-        """Record saliency flow of the text rows, and what :meth:`on_attention` has not seen."""
+        """Record saliency of the text rows, and what :meth:`on_attention` has not seen."""
         places = self._at(call.query.device)
         if first:
-            signed, rows = saliency_and_attention(
-                call, gradient, self.index, places.text_rows, places.destinations[:, 1]
+            signed, attention = saliency_and_attention(
+                call, gradient, self.index, places.text_rows, self._wanted(places)
             )
-            self._record_attention(layer, places, rows)
+            self._record_attention(layer, places, attention)
         else:
             signed = signed_saliency(call, gradient, self.index, places.text_rows)
-        for number, values in self._with_whole("saliency", layer, target, signed):
-            flow = saliency(values)
+        looks = None
+        if self._with_saliency:
+            looks = mean_attention(call, self.index, places.text_rows)[:, places.image]
+        for number, values in self._with_whole(SALIENCY, layer, target, signed):
             mean, total = segment_saliency(
-                flow, places.text_rows, places.destinations, places.membership
+                values.abs(), places.text_rows, places.destinations, places.membership
             )
             self._values[SALIENCY_MEAN, layer, number] = mean
             self._values[SALIENCY_SUM, layer, number] = total
-            self._values["saliency", layer, number] = saliency_map(flow, places.image)
+            seen = values[:, places.image]
+            for name, signal in self._on_saliency.items():
+                view = LayerView(
+                    name,
+                    signal.all_reads,
+                    layer,
+                    places.is_answer,
+                    _attention=looks if ATTENTION in signal.all_reads else None,
+                    _signed=seen,
+                )
+                self._keep(name, signal, layer, number, view)
 
-    def on_features(self, layer: int, target: int, features: Tensor, gradient: Tensor) -> None:
+    def on_features(
+        self, hook: str, layer: int, target: int, features: Tensor, gradient: Tensor
+    ) -> None:
         """Record the maps made of features and gradients at the image positions."""
         image = self._at(features.device).image
-        here = features[self.index].index_select(0, image)
+        at_image = features[self.index].index_select(0, image)
         gradients = gradient[self.index].index_select(0, image)
-        any_gradient = gradients.any().float()
-        wide = torch.promote_types(here.dtype, torch.float32)
-        here, gradients = here.to(wide), gradients.to(wide)
-        for number, values in self._with_whole(ANY_GRADIENT, layer, target, any_gradient):
-            self._values[ANY_GRADIENT, layer, number] = values
-        for signal in self.features:
-            if signal.pool is None or signal.read is None:
-                raise ValueError(f"signal {signal.name!r} reads features but does not say how")
+        any_gradient, name_of_any = gradients.any().float(), ANY_GRADIENT + hook
+        wide = torch.promote_types(at_image.dtype, torch.float32)
+        at_image, gradients = at_image.to(wide), gradients.to(wide)
+        for number, values in self._with_whole(name_of_any, layer, target, any_gradient):
+            self._values[name_of_any, layer, number] = values
+        nothing = image.new_zeros(0, dtype=torch.bool)
+        for name, signal in self._on_features.items():
+            if signal.hook_point != hook:
+                continue
             pooled = signal.pool(gradients)
-            for number, values in self._with_whole(signal.name, layer, target, pooled):
-                self._values[signal.name, layer, number] = signal.read(here, values)
+            for number, values in self._with_whole(name, layer, target, pooled):
+                view = LayerView(
+                    name, signal.all_reads, layer, nothing, _features=at_image, _gradient=values
+                )
+                self._keep(name, signal, layer, number, view)
 
     def stacked(self, name: str, layers: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Everything recorded under a name: ``(layers, *shape)``, 0 where there is nothing."""
+        """Everything recorded under a name: ``(layers, *shape)``, 0 in layers without it.
+
+        Raises
+        ------
+        ModelError
+            If nothing at all was recorded: a result of zeros would look like a finding.
+        """
         result = np.zeros((layers, *shape), dtype=np.float32)
+        recorded = False
         for layer in range(layers):
-            found = [self._values.get((name, layer, target)) for target in range(self.targets)]
-            present = [values for values in found if values is not None]
+            values = [self._values.get((name, layer, target)) for target in range(self.targets)]
+            present = [value for value in values if value is not None]
             if present:
                 result[layer] = torch.stack(present).float().cpu().numpy()
+                recorded = True
+        if not recorded:
+            raise ModelError(
+                f"nothing was measured for {name!r}: no layer of this model showed what it reads"
+            )
         return result
+
+    def _record_attention(self, layer: int, places: _Places, rows: Tensor) -> None:
+        """Record (wanted rows, N) of attention: shares of the segments, and maps."""
+        self.layers_with_attention.add(layer)
+        is_answer = places.is_answer[self._wanted(places)]
+        share = attention_share(rows[is_answer], places.membership)
+        self._values[SHARE, layer, 0] = share.mean(0)
+        for target in range(1, self.targets):
+            self._values[SHARE, layer, target] = share[target - 1]
+        looks = rows[:, places.image]
+        order = torch.arange(len(rows), device=rows.device)
+        answer = order[is_answer]
+        for name, signal in self._on_attention.items():
+            for target in range(self.targets):
+                if signal.rows == "text":
+                    last = answer[target - 1] if target else answer[-1]
+                    chosen = order[order <= last]
+                else:
+                    chosen = answer if target == 0 else answer[target - 1 : target]
+                view = LayerView(
+                    name, signal.all_reads, layer, is_answer[chosen], _attention=looks[chosen]
+                )
+                self._keep(name, signal, layer, target, view)
+
+    def _wanted(self, places: _Places) -> Tensor:
+        """Which of the text rows attention is recorded of: (R,) bool."""
+        return torch.ones_like(places.is_answer) if self._all_text else places.is_answer
+
+    def _keep(self, name: str, signal: Signal, layer: int, target: int, view: LayerView) -> None:
+        values = signal.of_layer(view)
+        expected = len(self.layout.image_positions)
+        if not isinstance(values, Tensor) or values.shape != (expected,):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(
+                f"signal {name!r} gave {shape} where a value for each of the {expected} image "
+                "tokens is needed; return a tensor of shape (P,) from of_layer"
+            )
+        self._values[name, layer, target] = values
 
     def _with_whole(
         self, name: str, layer: int, target: int, values: Tensor
@@ -144,7 +225,7 @@ class SampleRecord:
             self._places[device] = _Places(
                 image=torch.from_numpy(layout.image_positions).to(device),
                 text_rows=torch.from_numpy(rows).to(device),
-                answer_rows=torch.from_numpy(layout.answer_rows).to(device),
+                is_answer=torch.from_numpy(answer).to(device),
                 destinations=torch.from_numpy(np.stack([~answer, answer], axis=1)).to(device),
                 membership=torch.from_numpy(layout.segments[:, None] == segments).to(device),
             )
@@ -170,10 +251,10 @@ class Recorder:
         for record in self._concerned():
             record.on_attention_gradient(layer, self.target, call, gradient, first=first)
 
-    def on_features(self, layer: int, features: Tensor, gradient: Tensor) -> None:
+    def on_features(self, hook: str, layer: int, features: Tensor, gradient: Tensor) -> None:
         """Hand on a backward pass through a hook point."""
         for record in self._concerned():
-            record.on_features(layer, self.target, features, gradient)
+            record.on_features(hook, layer, self.target, features, gradient)
 
     def _concerned(self) -> list[SampleRecord]:
         return [record for record in self.records if self.target <= record.tokens]

@@ -5,42 +5,48 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 
 from vlmflow.errors import ModelError
-from vlmflow.lvlm.families import PreparedPictures
+from vlmflow.lvlm.families import Family, PromptPictures
 from vlmflow.lvlm.geometry import MapUnavailableError
-from vlmflow.lvlm.grids import Grid, IntArray
+from vlmflow.lvlm.grids import Grid
 from vlmflow.lvlm.layout import Segment, TokenLayout
-from vlmflow.lvlm.tokens import shown_tokens
+from vlmflow.lvlm.prompt import Prompt
+from vlmflow.lvlm.tokens import token_texts
 from vlmflow.lvlm.videos import Frames
 
-if TYPE_CHECKING:
-    from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
 
-
-def lay_out(
-    vlm: LVLM,
+def build_layout(
     inputs: Mapping[str, torch.Tensor],
     sizes: tuple[tuple[int, int], ...],
-    frames: tuple[Frames | None, ...] = (),
+    frames: tuple[Frames | None, ...],
+    *,
+    image_token_ids: tuple[int, ...],
+    family: Family,
+    config: Any,
+    processor: Any,
+    name: str,
 ) -> TokenLayout:
     """Lay out a prompt without an answer.
 
     Parameters
     ----------
-    vlm : LVLM
-        The model that the prompt is for.
     inputs : mapping
         The processor's output, batch of one.
     sizes : tuple of (width, height)
         Of the original pictures in pixels, in the order of the prompt.
     frames : tuple of (Frames or None)
         See :class:`TokenLayout`.
+    image_token_ids : tuple of int
+        Ids of image tokens, the pictures' own first.
+    family, config, processor : Family, object, object
+        The model's.
+    name : str
+        What messages call the model.
 
     Raises
     ------
@@ -48,61 +54,67 @@ def lay_out(
         If there are no image tokens.
     """
     ids = inputs["input_ids"][0].cpu().numpy()
-    is_image = np.isin(ids, vlm.image_token_ids)
+    is_image = np.isin(ids, image_token_ids)
     if not is_image.any():
         raise ModelError(
-            f"the processor of {vlm.name} put no image tokens into the prompt: processor and "
+            f"the processor of {name} put no image tokens into the prompt: processor and "
             "model do not belong together"
         )
     segments = np.full(ids.shape, Segment.USER, dtype=np.int8)
     segments[: int(is_image.argmax())] = Segment.SYSTEM
     segments[is_image] = Segment.IMAGE
+    pictures = PromptPictures(np.flatnonzero(is_image), sizes, inputs, config, processor)
     grids: tuple[Grid, ...] = ()
     missing = ""
     try:
-        grids = _grids(vlm, inputs, np.flatnonzero(is_image), sizes, frames)
+        grids = _grids(family, pictures, frames, image_token_ids[0])
     except MapUnavailableError as unavailable:
         missing = str(unavailable)
-    tokens = shown_tokens(vlm.processor.tokenizer, ids.tolist())
+    tokens = token_texts(processor.tokenizer, ids.tolist())
     return TokenLayout(segments, tokens, sizes, grids, missing, frames)
 
 
 def _grids(
-    vlm: LVLM,
-    inputs: Mapping[str, torch.Tensor],
-    positions: IntArray,
-    sizes: tuple[tuple[int, int], ...],
+    family: Family,
+    pictures: PromptPictures,
     frames: tuple[Frames | None, ...],
+    picture_token_id: int,
 ) -> tuple[Grid, ...]:
     """Ask the family about pictures and about videos, each apart from the others' tokens."""
     if not frames:
-        return vlm.family.grids(_pictures(vlm, inputs, positions, sizes))
-    of_video = np.array([one is not None for one in frames])
+        return family.grids(pictures)
+    positions = pictures.positions
+    of_video = np.array([group is not None for group in frames])
     if of_video.all():  # some models mark videos with the id of pictures
         tokens_of_video = np.ones(positions.shape, bool)
     else:
-        ids = inputs["input_ids"][0].cpu().numpy()[positions]
-        tokens_of_video = ids != vlm.image_token_id
-    found: list[Grid] = []
-    for kind, grids in ((False, vlm.family.grids), (True, vlm.family.video_grids)):
+        ids = pictures.inputs["input_ids"][0].cpu().numpy()[positions]
+        tokens_of_video = ids != picture_token_id
+    all_grids: list[Grid] = []
+    for kind, grids in ((False, family.grids), (True, family.video_grids)):
         numbers = np.flatnonzero(of_video == kind).tolist()
         if not numbers:
             continue
-        own = positions[tokens_of_video == kind]
-        prepared = _pictures(vlm, inputs, own, tuple(sizes[number] for number in numbers))
-        found += [replace(grid, image=numbers[grid.image]) for grid in grids(prepared)]
-    return tuple(sorted(found, key=lambda grid: grid.image))
+        own = replace(
+            pictures,
+            positions=positions[tokens_of_video == kind],
+            image_sizes=tuple(pictures.image_sizes[number] for number in numbers),
+        )
+        all_grids += [replace(grid, image=numbers[grid.image]) for grid in grids(own)]
+    return tuple(sorted(all_grids, key=lambda grid: grid.image))
 
 
 @contextmanager
-def watching(vlm: LVLM, prepared: Prepared) -> Iterator[Callable[[], TokenLayout]]:
-    """Watch a model run for the pixels behind image tokens that only running tells.
+def recorded_layout(
+    model: Any, processor: Any, family: Family, prompt: Prompt
+) -> Iterator[Callable[[], TokenLayout]]:
+    """Record while a model runs which pixels its image tokens show, where only a run says it.
 
     Parameters
     ----------
-    vlm : LVLM
-        The model.
-    prepared : Prepared
+    model, processor, family : object, object, Family
+        A model and what belongs to it.
+    prompt : Prompt
         The prompt that it is going to run on inside the block.
 
     Yields
@@ -110,24 +122,17 @@ def watching(vlm: LVLM, prepared: Prepared) -> Iterator[Callable[[], TokenLayout
     function
         To be called after a forward pass: the layout with all grids that are known then.
     """
-    layout = prepared.layout
-    pictures = _pictures(vlm, prepared.inputs, layout.image_positions, layout.image_sizes)
-    with vlm.family.watching(vlm.model, pictures) as looked:
+    layout = prompt.layout
+    pictures = PromptPictures(
+        layout.image_positions, layout.image_sizes, prompt.inputs, model.config, processor
+    )
+    with family.recorded_grids(model, pictures) as grids_after_run:
 
-        def seen() -> TokenLayout:
+        def layout_after_run() -> TokenLayout:
             try:
-                grids = looked()
+                grids = grids_after_run()
             except MapUnavailableError as unavailable:
                 return replace(layout, grids_missing=str(unavailable))
             return replace(layout, grids=grids, grids_missing="") if grids else layout
 
-        yield seen
-
-
-def _pictures(
-    vlm: LVLM,
-    inputs: Mapping[str, torch.Tensor],
-    positions: IntArray,
-    sizes: tuple[tuple[int, int], ...],
-) -> PreparedPictures:
-    return PreparedPictures(positions, sizes, inputs, vlm.model.config, vlm.processor)
+        yield layout_after_run

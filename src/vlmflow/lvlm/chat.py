@@ -44,7 +44,7 @@ def conversation(
     -------
     messages : list of dict
         Every content a list of parts; image and video parts are bare.
-    shown : tuple of PIL pictures and videos
+    visuals : tuple of PIL pictures and videos
         RGB, upright.
 
     Raises
@@ -52,29 +52,29 @@ def conversation(
     InputError
         For an empty question, no picture, or messages that cannot be read.
     """
-    given = _as_list(images)
+    visuals = _as_list(images)
     if isinstance(question, str):
         _require_text(question)
-        if not given:
+        if not visuals:
             raise InputError("there is no picture: pass at least one as images=...")
-        parts: list[Message] = [{"type": _kind(one)} for one in given]
+        parts: list[Message] = [{"type": _kind(visual)} for visual in visuals]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-        return messages, tuple(_opened(one) for one in given)
+        return messages, tuple(_opened(visual) for visual in visuals)
     sources: list[VisualSource | None] = []
     messages = [_message(message, index, sources) for index, message in enumerate(question)]
     _require_user_turn(messages)
     bare = sum(source is None for source in sources)
-    if bare != len(given):
+    if bare != len(visuals):
         raise InputError(
-            f"the messages leave {bare} picture(s) open but images= holds {len(given)}: "
+            f"the messages leave {bare} picture(s) open but images= holds {len(visuals)}: "
             'every {"type": "image"} or "video" part without one of its own takes one'
         )
     if not sources:
         raise InputError('the messages show no picture: add a {"type": "image"} part')
-    beside = iter(given)
-    filled = [next(beside) if source is None else source for source in sources]
-    wanted = [kind for message in messages for kind in _kinds(message) if kind != "text"]
-    for number, (kind, source) in enumerate(zip(wanted, filled, strict=True)):
+    remaining = iter(visuals)
+    filled = [next(remaining) if source is None else source for source in sources]
+    kinds = [kind for message in messages for kind in _kinds(message) if kind != "text"]
+    for number, (kind, source) in enumerate(zip(kinds, filled, strict=True)):
         if kind != _kind(source):
             raise InputError(
                 f'picture {number} of the messages is a part of type "{kind}", but it is given '
@@ -119,8 +119,8 @@ def render(
     if not getattr(processor, "chat_template", None):
         if bare_lead is not None:
             kinds = [kind for message in messages for kind in _kinds(message)]
-            shown = "".join(placeholders.get(kind, "") for kind in kinds)
-            return shown + "\n".join(texts(messages)), bare_lead
+            tokens = "".join(placeholders.get(kind, "") for kind in kinds)
+            return tokens + "\n".join(texts(messages)), bare_lead
         return _plain_prompt(messages, placeholders), " "
     try:
         prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -128,8 +128,8 @@ def render(
         raise InputError(f"the chat template refuses this conversation: {error}") from error
     probe: Message = {"role": "assistant", "content": [{"type": "text", "text": _PROBE}]}
     answered: str = processor.apply_chat_template([*messages, probe])
-    before, found, _ = answered.removeprefix(prompt).partition(_PROBE)
-    follows = answered.startswith(prompt) and found and not before.strip()
+    before, probe_text, _ = answered.removeprefix(prompt).partition(_PROBE)
+    follows = answered.startswith(prompt) and probe_text and not before.strip()
     return prompt, before if follows else ""
 
 
@@ -228,7 +228,7 @@ def _plain_prompt(messages: Sequence[Message], placeholders: Mapping[str, str]) 
     """Write a conversation the way LLaVA-1.5 was trained on it."""
     turns = []
     for message in messages:
-        shown = [placeholders[kind] for kind in _kinds(message) if kind in placeholders]
-        text = "".join(f"{token}\n" for token in shown) + " ".join(texts([message]))
+        tokens = [placeholders[kind] for kind in _kinds(message) if kind in placeholders]
+        text = "".join(f"{token}\n" for token in tokens) + " ".join(texts([message]))
         turns.append(text if message["role"] == "system" else f"{message['role'].upper()}: {text}")
     return " ".join([*turns, "ASSISTANT:"])

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 
 from vlmflow.errors import InputError, ModelError
 from vlmflow.lvlm.chat import Visual
-from vlmflow.lvlm.families import FAMILIES
+from vlmflow.lvlm.families import Family, families_by_type
 from vlmflow.lvlm.videos import Video
 
-if TYPE_CHECKING:
-    from vlmflow.lvlm.model import LVLM
 
-
-def check_videos(vlm: LVLM, shown: Sequence[Visual]) -> None:
+def check_videos(
+    visuals: Sequence[Visual], family: Family, model_type: str, processor: Any
+) -> None:
     """Refuse videos that a model, or transformers' code of it, does not take.
+
+    Parameters
+    ----------
+    visuals : sequence of pictures and videos
+        What a prompt is to show.
+    family, model_type, processor : Family, str, object
+        The model's family, its ``config.model_type`` and its processor.
 
     Raises
     ------
@@ -27,95 +33,118 @@ def check_videos(vlm: LVLM, shown: Sequence[Visual]) -> None:
         If the model takes no videos, or not these; if its processor cannot process videos; or if it
         is told the time of frames, but a video has no times.
     """
-    videos = [one for one in shown if isinstance(one, Video)]
+    videos = [visual for visual in visuals if isinstance(visual, Video)]
     if not videos:
         return
-    model_type, processor = vlm.model.config.model_type, vlm.processor
-    if not vlm.family.takes_videos:
-        takers = sorted(name for one in FAMILIES if one.takes_videos for name in one.model_types)
+    if not family.takes_videos:
+        takers = sorted(name for name, other in families_by_type().items() if other.takes_videos)
         raise InputError(
             f"models of type {model_type!r} take no videos here: ask about pictures, or one of "
             f"type {', '.join(takers)}"
         )
     if getattr(processor, "video_processor", None) is None:
         raise InputError(
-            f"the processor of {vlm.name} has no video processor, which needs torchvision: "
-            "pip install torchvision"
+            f"the processor of models of type {model_type!r} has no video processor, which needs "
+            "torchvision: pip install torchvision"
         )
     if _tells_time(processor) and any(video.seconds is None for video in videos):
         raise InputError(
             f"models of type {model_type!r} are told the time of every frame: pass "
             "vlmflow.Video(frames, seconds=[...])"
         )
-    vlm.family.check_videos([len(video.frames) for video in videos], len(shown) - len(videos))
+    family.check_videos([len(video.frames) for video in videos], len(visuals) - len(videos))
 
 
-def in_prompt_order(vlm: LVLM, prompt: str, shown: Sequence[Visual]) -> tuple[Visual, ...]:
+def in_prompt_order(
+    text: str, visuals: Sequence[Visual], placeholders: Mapping[str, str], name: str
+) -> tuple[Visual, ...]:
     """Sort pictures and videos as their placeholders stand in a prompt.
 
     A chat template may put all pictures of a turn before its videos.
+
+    Parameters
+    ----------
+    text : str
+        The prompt's text.
+    visuals : sequence of pictures and videos
+        In the order of the conversation.
+    placeholders : mapping
+        What stands for an ``"image"`` and a ``"video"``.
+    name : str
+        What messages call the model.
 
     Raises
     ------
     ModelError
         If there is not one placeholder for each.
     """
-    kinds = {token: kind for kind, token in vlm.placeholders.items()}
+    kinds = {token: kind for kind, token in placeholders.items()}
     longest_first = sorted(kinds, key=len, reverse=True)
-    found = [kinds[token] for token in re.findall("|".join(map(re.escape, longest_first)), prompt)]
+    order = [kinds[token] for token in re.findall("|".join(map(re.escape, longest_first)), text)]
     waiting: dict[str, list[Visual]] = {
-        "image": [one for one in shown if not isinstance(one, Video)],
-        "video": [one for one in shown if isinstance(one, Video)],
+        "image": [visual for visual in visuals if not isinstance(visual, Video)],
+        "video": [visual for visual in visuals if isinstance(visual, Video)],
     }
-    for kind, ones in waiting.items():
-        if found.count(kind) != len(ones):
+    for kind, group in waiting.items():
+        if order.count(kind) != len(group):
             raise ModelError(
-                f"the chat template of {vlm.name} places {found.count(kind)} {kind}(s) where the "
-                f"question shows {len(ones)}: it does not take pictures like this"
+                f"the chat template of {name} places {order.count(kind)} {kind}(s) where the "
+                f"question shows {len(group)}: it does not take pictures like this"
             )
-    return tuple(waiting[kind].pop(0) for kind in found)
+    return tuple(waiting[kind].pop(0) for kind in order)
 
 
-def encode(vlm: LVLM, prompt: str, shown: Sequence[Visual]) -> dict[str, torch.Tensor]:
+def encode(
+    text: str,
+    visuals: Sequence[Visual],
+    processor: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str,
+) -> dict[str, torch.Tensor]:
     """Return the processor's output on the model's device.
 
     Parameters
     ----------
-    vlm : LVLM
-        The model.
-    prompt : str
-        The text, with placeholders.
-    shown : sequence of pictures and videos
+    text : str
+        The prompt, with placeholders.
+    visuals : sequence of pictures and videos
         In the order of the prompt.
+    processor : object
+        The model's processor.
+    device, dtype : torch.device, torch.dtype
+        The model's: where inputs go, and what pixels become.
+    name : str
+        What messages call the model.
 
     Raises
     ------
     InputError
         If the processor refuses them.
     """
-    start = vlm.processor.tokenizer.bos_token
+    start = processor.tokenizer.bos_token
     # As apply_chat_template does: a template that writes the start token gets no second one.
     options: dict[str, Any] = (
-        {"add_special_tokens": False} if start and prompt.startswith(start) else {}
+        {"add_special_tokens": False} if start and text.startswith(start) else {}
     )
-    pictures = [one for one in shown if isinstance(one, Image.Image)]
-    videos = [one for one in shown if isinstance(one, Video)]
+    pictures = [visual for visual in visuals if isinstance(visual, Image.Image)]
+    videos = [visual for visual in visuals if isinstance(visual, Video)]
     if pictures:
         options["images"] = [pictures]
     if videos:
         options["videos"] = [list(video.frames) for video in videos]
-        options["videos_kwargs"] = _video_options(vlm.processor, videos)
+        options["videos_kwargs"] = _video_options(processor, videos)
     try:
-        encoded = vlm.processor(text=[prompt], return_tensors="pt", **options)
+        encoded = processor(text=[text], return_tensors="pt", **options)
     except (ValueError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"the processor of {vlm.name} refuses this prompt: {reason}") from error
+        raise InputError(f"the processor of {name} refuses this prompt: {reason}") from error
     return {
         # Times are floats, too, and would be others in 16 bits.
-        name: tensor.to(vlm.device, vlm.dtype if name.startswith("pixel_values") else tensor.dtype)
-        for name, tensor in encoded.items()
+        key: tensor.to(device, dtype if key.startswith("pixel_values") else tensor.dtype)
+        for key, tensor in encoded.items()
         # Some processors add labels: with them a model computes a loss that nobody asked for.
-        if isinstance(tensor, torch.Tensor) and name != "labels"
+        if isinstance(tensor, torch.Tensor) and key != "labels"
     }
 
 
@@ -133,14 +162,14 @@ def _video_options(processor: Any, videos: Sequence[Video]) -> dict[str, Any]:
 
 def _tells_time(processor: Any) -> bool:
     """Tell whether a processor asks for a video's metadata, to write times from it."""
-    told = getattr(processor, "videos_kwargs", None) or {}
-    return bool(told.get("return_metadata"))
+    settings = getattr(processor, "videos_kwargs", None) or {}
+    return bool(settings.get("return_metadata"))
 
 
 def _metadata(video: Video) -> dict[str, Any]:
     """Describe frames as transformers' ``VideoMetadata`` does: by their index at a constant rate.
 
-    At the mean rate, the index of a frame that is early or late is no whole number; what is read
+    At the mean rate, the index of a frame that is early or late is not a whole number; what is read
     off it, ``index / fps``, is the frame's time.
     """
     rate = video.rate

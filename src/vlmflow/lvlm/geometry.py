@@ -1,7 +1,7 @@
 """From patches back to pixels: the exact inverse of resize, padding and centre crop.
 
 An image processor turns picture coordinates into the vision tower's by one straight line per axis,
-so the pixels behind a patch are a box. Coordinates are those of pixel EDGES: a picture of width
+so the pixels of a patch are a box. Coordinates are those of pixel EDGES: a picture of width
 ``w`` spans 0 to ``w``, pixel ``j`` spans ``j`` to ``j + 1``.
 """
 
@@ -134,10 +134,10 @@ def resized_size(size: Any, width: int, height: int) -> tuple[int, int]:
     MapUnavailableError
         For any other size.
     """
-    wanted = _sizes(size)
+    sizes = _sizes(size)
     short, long = min(width, height), max(width, height)
-    if "shortest_edge" in wanted and "longest_edge" in wanted:
-        edge, limit = wanted["shortest_edge"], wanted["longest_edge"]
+    if "shortest_edge" in sizes and "longest_edge" in sizes:
+        edge, limit = sizes["shortest_edge"], sizes["longest_edge"]
         exact: float = edge
         if long / short * edge > limit:
             exact = limit * float(short) / float(long)
@@ -148,17 +148,17 @@ def resized_size(size: Any, width: int, height: int) -> tuple[int, int]:
         if width < height:
             return edge, int(exact * height / width)
         return int(exact * width / height), edge
-    if "shortest_edge" in wanted:
-        edge = wanted["shortest_edge"]
+    if "shortest_edge" in sizes:
+        edge = sizes["shortest_edge"]
         new_long = int(edge * long / short)
         return (edge, new_long) if width <= height else (new_long, edge)
-    if "max_height" in wanted and "max_width" in wanted:
-        scale = min(wanted["max_height"] / height, wanted["max_width"] / width)
+    if "max_height" in sizes and "max_width" in sizes:
+        scale = min(sizes["max_height"] / height, sizes["max_width"] / width)
         return int(width * scale), int(height * scale)
-    if "height" in wanted and "width" in wanted:
-        return wanted["width"], wanted["height"]
+    if "height" in sizes and "width" in sizes:
+        return sizes["width"], sizes["height"]
     raise MapUnavailableError(
-        f"no map over pixels: the image processor resizes to {wanted}, which is not inverted here"
+        f"no map over pixels: the image processor resizes to {sizes}, which is not inverted here"
     )
 
 
@@ -218,9 +218,9 @@ def paint(
         over_y = _overlaps(grid.y_edges * (height / full_height), height)
         total += over_y @ boxes @ over_x.T
         covered += np.outer(over_y.sum(axis=1), over_x.sum(axis=1))
-    seen = covered > SEEN
+    visible = covered > SEEN
     painted = np.full((height, width), np.nan, dtype=np.float32)
-    painted[seen] = total[seen] / covered[seen]
+    painted[visible] = total[visible] / covered[visible]
     return painted
 
 
@@ -270,27 +270,27 @@ def require_pipeline(image_processor: Any, *models: str) -> None:
     MapUnavailableError
         If it has steps of its own.
     """
-    known = {
+    modules = {
         f"transformers.models.{model}.{kind}{model}"
         for model in models
         for kind in ("image_processing_", "image_processing_pil_", "video_processing_")
     }
-    _require_steps(image_processor, known)
+    _require_steps(image_processor, modules)
 
 
 def _require_standard_pipeline(image_processor: Any) -> None:
     """Refuse processors whose steps are not those mirrored here."""
-    known = (
+    modules = (
         "transformers.models.llava.image_processing_llava",
         "transformers.models.llava.image_processing_pil_llava",
     )
-    _require_steps(image_processor, known)
+    _require_steps(image_processor, modules)
 
 
-def _require_steps(image_processor: Any, known: Collection[str]) -> None:
+def _require_steps(image_processor: Any, modules: Collection[str]) -> None:
     for step in ("_preprocess", "resize", "center_crop"):
         module = getattr(getattr(image_processor, step, None), "__module__", "")
-        if module not in known and module not in _SHARED_STEPS:
+        if module not in modules and module not in _SHARED_STEPS:
             name = type(image_processor).__name__
             raise MapUnavailableError(
                 f"no map over pixels: what {name} does to a picture is not inverted here"

@@ -1,4 +1,4 @@
-"""Grids: the pixels behind image tokens, and what a map over tokens says of each of their boxes."""
+"""Grids: the pixels of image tokens, and what a map over tokens says of each of their boxes."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class SharedGrid(Grid):
     Raises
     ------
     InputError
-        If the looks do not belong to tokens and boxes, or are no shares.
+        If the looks do not belong to tokens and boxes, or are not shares.
     """
 
     looks: FloatArray = field(kw_only=True)
@@ -138,8 +138,8 @@ class SharedGrid(Grid):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "looks", frozen(self.looks, np.float64))
-        wanted = (self.positions.size, *self.shape)
-        if self.positions.ndim != 1 or self.looks.shape != wanted:
+        expected_shape = (self.positions.size, *self.shape)
+        if self.positions.ndim != 1 or self.looks.shape != expected_shape:
             raise InputError(
                 f"a shared grid needs positions (Q,) and looks (Q, rows, cols), "
                 f"not {self.positions.shape} and {self.looks.shape} for {self.shape} boxes"

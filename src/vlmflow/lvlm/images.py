@@ -70,7 +70,7 @@ def open_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     Raises
     ------
     InputError
-        If there is no such file, or it is a directory, empty, truncated or no picture; if it has
+        If there is no such file, or it is a directory, empty, truncated or not a picture; if it has
         fewer than 2 x 2 or more than `MAX_PIXELS` pixels or is over `MAX_ASPECT` times as long as
         wide; or if its pixels have no defined white (32-bit integers, floats).
     """
@@ -102,7 +102,7 @@ def unread_image(data: bytes, name: str) -> Image.Image:
     Raises
     ------
     InputError
-        If it is no picture in a format that can be read.
+        If it is not a picture in a format that can be read.
     """
     return _identified(io.BytesIO(data), name)
 

@@ -1,4 +1,4 @@
-"""The layout: the segment of every position, and the pixels behind every image token."""
+"""The layout: the segment of every position, and the pixels of every image token."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TokenLayout:
         Size of every original picture in pixels, in the order of the prompt. A video counts as one
         picture for every group of its frames that share image tokens.
     grids : tuple of Grid
-        Empty where nothing is known about the pixels behind the tokens.
+        Empty where nothing is known about the pixels of the tokens.
     grids_missing : str
         One sentence that says why ``grids`` is empty; empty where it is not.
     frames : tuple of (Frames or None)
@@ -107,12 +107,12 @@ class TokenLayout:
         return np.union1d(self.user_rows, self.answer_rows)
 
     def frames_label(self, image: int) -> str:
-        """Say which frames of a video a picture stands for; empty where it is no video's."""
-        shown = self.frames[image] if self.frames else None
-        if shown is None:
+        """Say which frames of a video a picture stands for; empty where it stands for itself."""
+        frames = self.frames[image] if self.frames else None
+        if frames is None:
             return ""
-        several = len({one.video for one in self.frames if one is not None}) > 1
-        return f"video {shown.video + 1}, {shown.label}" if several else shown.label
+        several = len({group.video for group in self.frames if group is not None}) > 1
+        return f"video {frames.video + 1}, {frames.label}" if several else frames.label
 
     def shifted(self, offset: int, total: int) -> TokenLayout:
         """Put the same layout inside a longer, padded sequence.
@@ -129,14 +129,14 @@ class TokenLayout:
         InputError
             If the layout does not fit.
         """
-        behind = total - offset - len(self)
-        if offset < 0 or behind < 0:
+        after = total - offset - len(self)
+        if offset < 0 or after < 0:
             raise InputError(
                 f"a layout of {len(self)} positions does not fit at offset {offset} of {total}"
             )
         return TokenLayout(
-            segments=np.pad(self.segments, (offset, behind), constant_values=Segment.PAD),
-            tokens=("",) * offset + self.tokens + ("",) * behind,
+            segments=np.pad(self.segments, (offset, after), constant_values=Segment.PAD),
+            tokens=("",) * offset + self.tokens + ("",) * after,
             image_sizes=self.image_sizes,
             grids=tuple(replace(grid, positions=grid.positions + offset) for grid in self.grids),
             grids_missing=self.grids_missing,
@@ -166,7 +166,7 @@ class TokenLayout:
                 for grid in self.grids
             ],
             "grids_missing": self.grids_missing,
-            "frames": [None if one is None else one.to_dict() for one in self.frames],
+            "frames": [None if group is None else group.to_dict() for group in self.frames],
         }
         return plain, arrays
 
@@ -184,9 +184,8 @@ class TokenLayout:
                 _grid_of(grid, arrays, f"grid{index}_") for index, grid in enumerate(grids)
             ),
             grids_missing=str(plain["grids_missing"]),
-            # Results that were saved before there were videos have none.
             frames=tuple(
-                None if one is None else Frames.from_dict(one) for one in plain.get("frames", ())
+                None if group is None else Frames.from_dict(group) for group in plain["frames"]
             ),
         )
 

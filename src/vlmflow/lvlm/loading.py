@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from vlmflow.errors import InputError, ModelError, VlmflowError
-from vlmflow.lvlm.model import LVLM
 
 BUNDLED = Path(__file__).resolve().parents[1] / "scenes" / "models"
 """Directory that holds one directory per bundled model."""
@@ -21,7 +20,7 @@ BUNDLED = Path(__file__).resolve().parents[1] / "scenes" / "models"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load(
+def open_model(
     name: str | os.PathLike[str],
     *,
     device: str | torch.device | None = None,
@@ -30,43 +29,13 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
-) -> LVLM:
-    """Open an LVLM and its processor.
-
-    A bundled name or a local directory is opened without any network access.
-
-    Parameters
-    ----------
-    name : str or path
-        Name of a bundled model (``"scenes-llava"``), a local directory that ``from_pretrained``
-        can open, or a hub id ``"owner/model"``. A bundled name wins over a directory of that name;
-        write ``"./name"`` for the directory.
-    device : str or torch.device, optional
-        Where the model goes; a GPU if there is one, else the CPU.
-    dtype : str or torch.dtype, optional
-        ``"float32"``, ``torch.bfloat16``, ...; what the weights were saved in where left out.
-    revision : str, optional
-        Branch, tag or commit of a hub model.
-    device_map : str or dict, optional
-        ``"auto"`` or a map spreads the model over several devices (needs ``accelerate``); instead
-        of ``device``.
-    attn_implementation : str, optional
-        ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ...; transformers' choice where left out.
-    trust_remote_code : bool
-        Run Python code that the model's author ships with the weights. Only for authors you trust.
+) -> tuple[Any, Any]:
+    """Open an LVLM and its processor; see :func:`vlmflow.api.load`.
 
     Returns
     -------
-    LVLM
-        In evaluation mode.
-
-    Raises
-    ------
-    ModelError
-        If there is no such model or directory, it cannot be opened, or it is no image-text-to-text
-        model.
-    InputError
-        If the device, dtype or their combination cannot be used.
+    (model, processor)
+        The model in evaluation mode.
     """
     if device is not None and device_map is not None:
         raise InputError("device and device_map exclude each other: give only one of them")
@@ -103,7 +72,7 @@ def load(
     except Exception as error:
         where = "" if local else " (no directory here, so the hub was asked)"
         raise ModelError(f"cannot open {name}{where}: {_reason(error)}") from error
-    return LVLM(model, processor, name=str(name))
+    return model, processor
 
 
 def bundled_models() -> tuple[str, ...]:
@@ -120,7 +89,7 @@ def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
     if text and path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"{text} is a directory but no model: it has no config.json, which "
+                f"{text} is a directory but not a model: it has no config.json, which "
                 "save_pretrained writes"
             )
         return str(path), True
@@ -128,10 +97,10 @@ def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
         raise ModelError(f"{text} is a file: give the directory that save_pretrained wrote")
     if _HUB_ID.fullmatch(text) and not text.startswith("."):
         return text, False
-    known = ", ".join(bundled_models()) or "none here"
+    names = ", ".join(bundled_models()) or "none here"
     raise ModelError(
-        f"there is no model {text!r}: it is no bundled name ({known}), no directory and no hub id "
-        "of the form owner/model"
+        f"there is no model {text!r}: it is not a bundled name ({names}), a directory or "
+        "a hub id of the form owner/model"
     )
 
 
@@ -154,7 +123,8 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise InputError(
-            f"dtype={str(dtype)!r} is no floating point type: use auto, float32, bfloat16, float16"
+            f"dtype={str(dtype)!r} is not a floating point type: use auto, float32, "
+            "bfloat16, float16"
         )
     return chosen
 

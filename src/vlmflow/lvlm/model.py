@@ -5,39 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.build_layout import lay_out
+from vlmflow.lvlm.batch import collate, pad_id
+from vlmflow.lvlm.build_layout import build_layout
 from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
 from vlmflow.lvlm.encoding import check_videos, encode, in_prompt_order
 from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.families import Family, family_of
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.model_parts import decoder_layers, image_token_id, image_token_ids
-from vlmflow.lvlm.prompt import Prepared, extended
+from vlmflow.lvlm.prompt import Prompt, extended
 from vlmflow.lvlm.tokens import (
     answer_ids_of,
     answer_text,
     end_ids,
     refuse_special_text,
-    shown_tokens,
+    token_texts,
+    until_end,
 )
 from vlmflow.lvlm.videos import Frames, Video, frame_groups
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from vlmflow.removal.curve import RemovalCurve
-    from vlmflow.result.information_flow import InformationFlow
-
 
 class Truncating(Protocol):
-    """What removes image tokens: :class:`vlmflow.truncation.policy.Truncation`."""
+    """What removes image tokens: :class:`vlmflow.truncation.truncation.Truncation`."""
 
     def __call__(self, model: Any) -> AbstractContextManager[Any]:
         """Truncate a model for the length of a block."""
@@ -45,6 +42,8 @@ class Truncating(Protocol):
 
 class LVLM:
     """A large vision-language model: vision encoder, projector and decoder.
+
+    This class prepares prompts and answers them; :class:`vlmflow.LVLM` explains answers as well.
 
     Parameters
     ----------
@@ -131,7 +130,7 @@ class LVLM:
         images: VisualSource | Sequence[VisualSource] | None,
         question: str | Sequence[Mapping[str, Any]],
         answer: str | Sequence[int] | None = None,
-    ) -> Prepared:
+    ) -> Prompt:
         """Make model inputs and layout of a question about pictures, and optionally of its answer.
 
         Parameters
@@ -152,65 +151,72 @@ class LVLM:
             a video that the model does not take, an answer that tokenises to nothing, or a prompt
             longer than the model takes.
         """
-        messages, shown = conversation(images, question)
-        for text in texts(messages):
-            refuse_special_text(self.processor.tokenizer, text, "question", self.placeholders)
-        check_videos(self, shown)
-        prompt, lead = render(
+        messages, visuals = conversation(images, question)
+        for written in texts(messages):
+            refuse_special_text(self.processor.tokenizer, written, "question", self.placeholders)
+        check_videos(visuals, self.family, self.model.config.model_type, self.processor)
+        text, lead = render(
             self.processor, messages, self.placeholders, bare_lead=self.family.bare_lead
         )
-        shown = in_prompt_order(self, prompt, shown)
+        visuals = in_prompt_order(text, visuals, self.placeholders, self.name)
         if not self.family.pictures_in_prompt:
-            prompt = self._without_placeholder(prompt, len(shown))
-        inputs = encode(self, prompt, shown)
-        pictures, frames = self._pictures(shown)
-        layout = lay_out(self, inputs, tuple(picture.size for picture in pictures), frames)
-        prepared = Prepared(inputs, layout, pictures, prompt, lead=lead)
+            text = self._without_placeholder(text, len(visuals))
+        inputs = encode(text, visuals, self.processor, self.device, self.dtype, self.name)
+        pictures, frames = self._pictures(visuals)
+        layout = build_layout(
+            inputs,
+            tuple(picture.size for picture in pictures),
+            frames,
+            image_token_ids=self.image_token_ids,
+            family=self.family,
+            config=self.model.config,
+            processor=self.processor,
+            name=self.name,
+        )
+        prompt = Prompt(inputs, layout, pictures, text, lead=lead)
         self._require_room(len(layout))
-        return prepared if answer is None else self.with_answer(prepared, answer)
+        return prompt if answer is None else self.with_answer(prompt, answer)
 
-    def with_answer(self, prepared: Prepared, answer: str | Sequence[int]) -> Prepared:
-        """Put an answer behind a prompt; see :meth:`prepare`.
+    def with_answer(self, prompt: Prompt, answer: str | Sequence[int]) -> Prompt:
+        """Append an answer to a prompt; see :meth:`prepare`.
 
         End and padding tokens at the end of given ids are dropped: they answer nothing.
         """
         tokenizer = self.processor.tokenizer
-        if prepared.answer is not None:
+        if prompt.answer is not None:
             raise InputError("the prompt already carries an answer: start from one without")
         if isinstance(answer, str):
             refuse_special_text(tokenizer, answer, "answer", self.placeholders)
-            ids = answer_ids_of(tokenizer, prepared.prompt, prepared.lead, answer)
+            ids = answer_ids_of(tokenizer, prompt.text, prompt.lead, answer)
             text = answer.strip()
         else:
             ids = self._checked_ids(answer)
             text = answer_text(tokenizer, ids)
         inputs = {
-            name: extended(
-                name, tensor, ids, prepared.inputs["input_ids"], self.family.answer_inputs
-            )
-            for name, tensor in prepared.inputs.items()
+            name: extended(name, tensor, ids, prompt.inputs["input_ids"], self.family.answer_inputs)
+            for name, tensor in prompt.inputs.items()
         }
-        before = prepared.layout
+        before = prompt.layout
         layout = replace(
             before,
             segments=np.append(before.segments, [Segment.ANSWER] * len(ids)),
-            tokens=before.tokens + shown_tokens(tokenizer, ids),
+            tokens=before.tokens + token_texts(tokenizer, ids),
         )
         self._require_room(len(layout))
-        return replace(prepared, inputs=inputs, layout=layout, answer=text)
+        return replace(prompt, inputs=inputs, layout=layout, answer=text)
 
     def generate_ids(
         self,
-        prepared: Prepared,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 64,
         truncation: Truncating | None = None,
     ) -> tuple[int, ...]:
-        """Let the model answer a prepared prompt greedily, as token ids.
+        """Let the model answer a prompt greedily, as token ids.
 
         Parameters
         ----------
-        prepared : Prepared
+        prompt : Prompt
             A prompt without an answer.
         max_new_tokens : int
             Longest answer, in tokens; never more than the model has positions for.
@@ -222,12 +228,12 @@ class LVLM:
         tuple of int
             Without the end token. Empty if the model ends at once.
         """
-        ids, _ = self.generate_with(prepared, max_new_tokens=max_new_tokens, truncation=truncation)
+        ids, _ = self.generate_with(prompt, max_new_tokens=max_new_tokens, truncation=truncation)
         return ids
 
     def generate_with(
         self,
-        prepared: Prepared,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 64,
         truncation: Truncating | None = None,
@@ -242,24 +248,54 @@ class LVLM:
         output
             What ``model.generate`` returned with ``return_dict_in_generate=True``.
         """
-        length = len(prepared.layout)
-        max_new_tokens = self.room_for_answer(prepared, max_new_tokens)
+        length = len(prompt.layout)
+        max_new_tokens = self.room_for_answer(prompt, max_new_tokens)
         ends = end_ids(self.model, self.processor.tokenizer)
         block = nullcontext() if truncation is None else truncation(self.model)
         with evaluating(self.model), torch.no_grad(), block:
             output = self.model.generate(
-                **prepared.inputs,
+                **prompt.inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,
                 return_dict_in_generate=True,
                 **options,
             )
-        ids: list[int] = output.sequences[0, length:].tolist()
-        stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-        return tuple(ids[:stop]), output
+        return until_end(output.sequences[0, length:].tolist(), ends), output
 
-    def room_for_answer(self, prepared: Prepared, max_new_tokens: int) -> int:
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 64,
+        truncation: Truncating | None = None,
+    ) -> list[tuple[int, ...]]:
+        """Let the model answer several prompts greedily in one left-padded batch.
+
+        Parameters
+        ----------
+        prompts : sequence of Prompt
+            Prompts without answers.
+        max_new_tokens, truncation
+            As for :meth:`generate_ids`.
+
+        Returns
+        -------
+        list of tuple of int
+            Each answer without its end token; empty where the model ends at once.
+        """
+        tokenizer = self.processor.tokenizer
+        inputs, _ = collate(prompts, pad_id(tokenizer))
+        ends = end_ids(self.model, tokenizer)
+        block = nullcontext() if truncation is None else truncation(self.model)
+        with evaluating(self.model), torch.no_grad(), block:
+            sequences = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+            )
+        answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        return [until_end(ids, ends) for ids in answers]
+
+    def room_for_answer(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Return how many tokens an answer may have: never more than the model has positions for.
 
         Raises
@@ -269,12 +305,12 @@ class LVLM:
         """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens}, but an answer needs at least 1")
-        if prepared.answer is not None:
+        if prompt.answer is not None:
             raise InputError("the prompt already carries an answer: start from one without")
         limit = self._max_positions()
         if limit is None:
             return max_new_tokens
-        return max(1, min(max_new_tokens, limit - len(prepared.layout)))
+        return max(1, min(max_new_tokens, limit - len(prompt.layout)))
 
     def generate(
         self,
@@ -290,55 +326,28 @@ class LVLM:
         )
         return answer_text(self.processor.tokenizer, ids)
 
-    def explain(
-        self,
-        images: VisualSource | Sequence[VisualSource] | None,
-        question: str | Sequence[Mapping[str, Any]],
-        answer: str | Sequence[int] | None = None,
-        **options: Any,
-    ) -> InformationFlow:
-        """Measure which tokens an answer draws on: :func:`vlmflow.explanation.explain.explain`."""
-        from vlmflow.explanation.explain import explain
-
-        return explain(self, images, question, answer, **options)
-
-    def removal_curve(
-        self,
-        images: VisualSource | Sequence[VisualSource] | None,
-        question: str | Sequence[Mapping[str, Any]],
-        answer: str | Sequence[int] | None = None,
-        **options: Any,
-    ) -> RemovalCurve:
-        """Measure what removing image tokens at each layer does to an answer.
-
-        See :func:`vlmflow.removal.curve.removal_curve`.
-        """
-        from vlmflow.removal.curve import removal_curve
-
-        return removal_curve(self, images, question, answer, **options)
-
-    def _without_placeholder(self, prompt: str, pictures: int) -> str:
+    def _without_placeholder(self, text: str, pictures: int) -> str:
         """Take the placeholder out of a prompt before which the processor puts image tokens."""
         if pictures != 1:
             raise InputError(f"{self.name} takes one picture, but the question shows {pictures}")
-        return prompt.replace(self.image_token, "")
+        return text.replace(self.image_token, "")
 
     def _pictures(
-        self, shown: Sequence[Visual]
+        self, visuals: Sequence[Visual]
     ) -> tuple[tuple[Image.Image, ...], tuple[Frames | None, ...]]:
         """Return the pictures of a layout, and which of them stand for frames of a video."""
-        if not any(isinstance(one, Video) for one in shown):
-            return tuple(one for one in shown if not isinstance(one, Video)), ()
+        if not any(isinstance(visual, Video) for visual in visuals):
+            return tuple(visual for visual in visuals if not isinstance(visual, Video)), ()
         together = self.family.frames_together(self.processor)
-        found: list[tuple[Image.Image, Frames | None]] = []
+        pictures: list[tuple[Image.Image, Frames | None]] = []
         videos = 0
-        for one in shown:
-            if isinstance(one, Video):
-                found += frame_groups(one, videos, together)
+        for visual in visuals:
+            if isinstance(visual, Video):
+                pictures += frame_groups(visual, videos, together)
                 videos += 1
             else:
-                found.append((one, None))
-        return tuple(picture for picture, _ in found), tuple(frames for _, frames in found)
+                pictures.append((visual, None))
+        return tuple(picture for picture, _ in pictures), tuple(frames for _, frames in pictures)
 
     def _checked_ids(self, answer: Sequence[int]) -> list[int]:
         """Check answer ids given by the caller, and drop what ends them."""
@@ -352,7 +361,7 @@ class LVLM:
         for token in ids:
             if not 0 <= token < size or token in self.image_token_ids:
                 raise InputError(
-                    f"the answer holds id {token}, which is no text token (0..{size - 1})"
+                    f"the answer holds id {token}, which is not a text token (0..{size - 1})"
                 )
         return ids
 

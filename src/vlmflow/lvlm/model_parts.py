@@ -29,7 +29,7 @@ def image_token_id(model: Any) -> int:
             return int(token)
     raise ModelError(
         f"{name} has no image_token_id in its config, so its image tokens cannot be found: "
-        "it is no LVLM that puts image features into the decoder's sequence"
+        "it does not put image features into the decoder's sequence"
     )
 
 

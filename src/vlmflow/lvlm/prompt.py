@@ -12,7 +12,7 @@ from vlmflow.lvlm.layout import TokenLayout
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class Prompt:
     """One prompt, ready for the model.
 
     Parameters
@@ -25,7 +25,7 @@ class Prepared:
     images : tuple of PIL pictures
         The pictures as they were read (RGB, upright), in the order of the prompt; of a video the
         first of every group of frames that share image tokens (``layout.frames``).
-    prompt : str
+    text : str
         The text given to the processor, one placeholder per picture or video.
     answer : str or None
         Text of the answer that stands at the end of ``inputs``, if there is one.
@@ -36,7 +36,7 @@ class Prepared:
     inputs: dict[str, torch.Tensor]
     layout: TokenLayout
     images: tuple[Image.Image, ...]
-    prompt: str
+    text: str
     answer: str | None = None
     lead: str = ""
 
@@ -54,7 +54,7 @@ def extended(
     input_ids: torch.Tensor,
     fill: Mapping[str, int],
 ) -> torch.Tensor:
-    """Put the answer's entries behind a per-token input; leave other inputs as they are.
+    """Append the answer's entries to a per-token input; leave other inputs as they are.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from vlmflow.errors import InputError
@@ -48,7 +48,7 @@ def special_tokens(tokenizer: Any) -> set[str]:
 
 
 def end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Return the ids that end an answer or pad behind it: never part of what is explained."""
+    """Return the ids that end an answer or pad after it: never part of what is explained."""
     config = getattr(model, "generation_config", None)
     ends: set[int] = set()
     for value in (
@@ -60,6 +60,20 @@ def end_ids(model: Any, tokenizer: Any) -> set[int]:
         if value is not None:
             ends.update(value if isinstance(value, list | tuple) else [value])
     return ends
+
+
+def until_end(ids: Sequence[int], ends: Container[int]) -> tuple[int, ...]:
+    """Return the tokens before the first that ends an answer.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        What a model generated.
+    ends : container of int
+        See :func:`end_ids`.
+    """
+    stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    return tuple(ids[:stop])
 
 
 def answer_ids_of(tokenizer: Any, prompt: str, lead: str, answer: str) -> list[int]:
@@ -94,8 +108,8 @@ def answer_ids_of(tokenizer: Any, prompt: str, lead: str, answer: str) -> list[i
     return ids
 
 
-def shown_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """Show the text that each token adds, leading space included; special tokens by name.
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """Return the text that each token adds, leading space included; special tokens by name.
 
     A character spread over several byte tokens shows as the replacement character in each.
     """
@@ -103,7 +117,7 @@ def shown_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     anchor = _ids(tokenizer, "a")[-1:]
     before = _decode(tokenizer, anchor)
 
-    def shown(token_id: int) -> str:
+    def text_of(token_id: int) -> str:
         name = str(tokenizer.convert_ids_to_tokens(token_id))
         if name in special:
             return name
@@ -111,8 +125,8 @@ def shown_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
         text = _decode(tokenizer, [*anchor, token_id])
         return text[len(before) :] if text.startswith(before) else _decode(tokenizer, [token_id])
 
-    known = {token_id: shown(token_id) for token_id in set(ids)}
-    return tuple(known[token_id] for token_id in ids)
+    texts = {token_id: text_of(token_id) for token_id in set(ids)}
+    return tuple(texts[token_id] for token_id in ids)
 
 
 def answer_text(tokenizer: Any, ids: Iterable[int]) -> str:

@@ -36,23 +36,23 @@ class Video:
     Raises
     ------
     InputError
-        Without frames, for a file instead of frames, or times that are no times of the frames.
+        Without frames, for a file instead of frames, or times that do not fit the frames.
     """
 
     frames: Sequence[str | os.PathLike[str] | Image.Image]
     seconds: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        given: Any = self.frames
-        if isinstance(given, str | os.PathLike):
-            raise file_refused(given)
-        if isinstance(given, Image.Image):
+        source: Any = self.frames
+        if isinstance(source, str | os.PathLike):
+            raise file_refused(source)
+        if isinstance(source, Image.Image):
             raise InputError("a video's frames are a sequence of pictures, not one: [picture]")
         try:
-            frames = tuple(given)
+            frames = tuple(source)
         except TypeError as error:
             raise InputError(
-                f"a video's frames are a sequence of paths or pictures, not {type(given).__name__}"
+                f"a video's frames are a sequence of paths or pictures, not {type(source).__name__}"
             ) from error
         if not frames:
             raise InputError("the video has no frames: pass at least one")
@@ -155,13 +155,13 @@ def frame_groups(video: Video, number: int, together: int) -> list[tuple[Image.I
     list of (picture, Frames)
         The first frame of each group, which stands for it, and which frames they are.
     """
-    found = []
+    groups = []
     for first in range(0, len(video.frames), together):
         last = min(first + together, len(video.frames)) - 1
         seconds = None if video.seconds is None else (video.seconds[first], video.seconds[last])
         picture = cast(Image.Image, video.frames[first])
-        found.append((picture, Frames(number, first, last, seconds)))
-    return found
+        groups.append((picture, Frames(number, first, last, seconds)))
+    return groups
 
 
 def is_video_file(source: object) -> bool:

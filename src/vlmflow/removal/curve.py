@@ -17,16 +17,16 @@ from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.layout import Segment
 from vlmflow.removal.branches import Branches
-from vlmflow.truncation.names import ATTENTION_RANKINGS, ORACLE_RANKINGS, RANKINGS
+from vlmflow.truncation.amounts import Amount, amount
+from vlmflow.truncation.rankings.ranking import Ranking
+from vlmflow.truncation.rankings.registry import DEFAULT, as_ranking
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+    from vlmflow.lvlm.prompt import Prompt
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
-
-DEFAULT_RANKING = "last_attention"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,10 @@ class RemovalCurve:
     layers : tuple of K int
         Layers from which tokens are removed, counted from 0: all, or all but layer 0 where a
         ranking needs the attention of the layer before.
-    keep, rank_by : int or float, str
-        Image tokens that stay, and which.
+    keep : Count or Share
+        Image tokens that stay.
+    ranking : Ranking, optional
+        Which ones; None where none stay.
     answer_tokens : tuple of T str
         The answer.
     kl : (K, T) float32
@@ -58,8 +60,8 @@ class RemovalCurve:
     """
 
     layers: tuple[int, ...]
-    keep: int | float
-    rank_by: str
+    keep: Amount
+    ranking: Ranking | None
     answer_tokens: tuple[str, ...]
     kl: FloatArray
     agrees: BoolArray
@@ -118,7 +120,7 @@ def removal_curve(
     answer: str | Sequence[int] | None = None,
     *,
     keep: int | float = 0,
-    rank_by: str | None = None,
+    rank_by: str | Ranking | None = None,
     max_new_tokens: int = 64,
 ) -> RemovalCurve:
     """Measure one answer's removal curve, for every layer in one forward pass.
@@ -131,9 +133,9 @@ def removal_curve(
         As for :meth:`vlmflow.lvlm.model.LVLM.prepare`. Without an answer the model gives its own.
     keep : int or float
         Image tokens that stay: a count, or a fraction.
-    rank_by : str, optional
-        Which ones, see :data:`vlmflow.truncation.names.RANKINGS`; oracles are left out. They are
-        chosen at each layer anew, by what the prompt alone shows.
+    rank_by : str or Ranking, optional
+        Which ones, by name or as an object; oracles are left out. They are chosen at each layer
+        anew, by what the prompt alone shows.
     max_new_tokens : int
         Longest answer to generate.
 
@@ -142,24 +144,24 @@ def removal_curve(
     InputError
         For settings that are impossible, or a model that gives no answer.
     """
-    prepared = vlm.prepare(images, question)
+    prompt = vlm.prepare(images, question)
     if answer is None:
-        answer = vlm.generate_ids(prepared, max_new_tokens=max_new_tokens)
+        answer = vlm.generate_ids(prompt, max_new_tokens=max_new_tokens)
         if not answer:
             raise InputError(
                 f"{vlm.name} ends its answer before the first token, so there is nothing to "
                 "measure: pass answer=..."
             )
-    prepared = vlm.with_answer(prepared, answer)
-    return removal_curves(vlm, [prepared], keep=keep, rank_by=rank_by)[0]
+    prompt = vlm.with_answer(prompt, answer)
+    return removal_curves(vlm, [prompt], keep=keep, rank_by=rank_by)[0]
 
 
 def removal_curves(
     vlm: LVLM,
-    prepared: Sequence[Prepared],
+    prompts: Sequence[Prompt],
     *,
     keep: int | float = 0,
-    rank_by: str | None = None,
+    rank_by: str | Ranking | None = None,
 ) -> list[RemovalCurve]:
     """Measure the removal curves of a batch of prompts with answers in one forward pass.
 
@@ -170,7 +172,7 @@ def removal_curves(
     ----------
     vlm : LVLM
         The model; left exactly as found.
-    prepared : sequence of Prepared
+    prompts : sequence of Prompt
         Prompts with answers (:meth:`vlmflow.lvlm.model.LVLM.prepare`).
     keep, rank_by
         As for :func:`removal_curve`.
@@ -187,17 +189,18 @@ def removal_curves(
     ModelError
         If logits are not finite.
     """
-    ranking = _checked_ranking(keep, rank_by)
-    if any(one.answer is None for one in prepared):
+    kept = amount(keep)
+    ranking = _checked_ranking(kept, rank_by)
+    if any(prompt.answer is None for prompt in prompts):
         raise InputError("a removal curve measures an answer: prepare every prompt with one")
-    inputs, layouts = collate(prepared, pad_id(vlm.processor.tokenizer))
+    inputs, layouts = collate(prompts, pad_id(vlm.processor.tokenizer))
     ids: Tensor = inputs["input_ids"]
     segments = torch.from_numpy(np.stack([layout.segments for layout in layouts])).to(ids.device)
     rows = [np.append(layout.answer_rows, layout.answer_positions[-1]) for layout in layouts]
     longest = max(map(len, rows))
     padded = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
-    first = 1 if keep != 0 and ranking in ATTENTION_RANKINGS else 0
-    branches = Branches(vlm.model, vlm.decoder_layers, first, keep, ranking)
+    first = 1 if kept and ranking.needs_layer_before else 0
+    branches = Branches(vlm.model, vlm.decoder_layers, vlm.family, first, kept, ranking)
     with untouched(vlm.model), torch.inference_mode(False), torch.no_grad():
         logits = branches.logits(
             inputs,
@@ -208,25 +211,27 @@ def removal_curves(
     return [
         _curve(
             logits[number, :, : len(rows[number])],
-            torch.tensor(one.answer_ids, device=logits.device),
+            torch.tensor(prompt.answer_ids, device=logits.device),
             tuple(range(first, vlm.num_layers)),
-            keep,
-            ranking,
-            tuple(one.layout.tokens[position] for position in one.layout.answer_positions),
+            kept,
+            ranking if kept else None,
+            tuple(prompt.layout.tokens[position] for position in prompt.layout.answer_positions),
         )
-        for number, one in enumerate(prepared)
+        for number, prompt in enumerate(prompts)
     ]
 
 
-def _checked_ranking(keep: int | float, rank_by: str | None) -> str:
-    ranking = rank_by or DEFAULT_RANKING
-    if ranking not in RANKINGS or ranking in ORACLE_RANKINGS:
-        known = ", ".join(name for name in RANKINGS if name not in ORACLE_RANKINGS)
+def _checked_ranking(keep: Amount, rank_by: str | Ranking | None) -> Ranking:
+    ranking = as_ranking(DEFAULT if rank_by is None else rank_by)
+    if ranking.is_oracle:
         raise InputError(
-            f"rank_by={ranking!r} cannot choose for a removal curve; there are {known}"
+            f"rank_by={ranking.known_as()!r} looks at the answer, so it cannot choose for a "
+            "removal curve; choose a ranking that looks at the prompt alone"
         )
-    if keep == 0 and rank_by is not None:
-        raise InputError(f"rank_by={rank_by!r} with keep=0 chooses nothing; leave one of them out")
+    if not keep and rank_by is not None:
+        raise InputError(
+            f"rank_by={ranking.known_as()!r} with keep=0 chooses nothing; leave one of them out"
+        )
     return ranking
 
 
@@ -234,8 +239,8 @@ def _curve(
     logits: Tensor,
     answer: Tensor,
     layers: tuple[int, ...],
-    keep: int | float,
-    ranking: str,
+    keep: Amount,
+    ranking: Ranking | None,
     tokens: tuple[str, ...],
 ) -> RemovalCurve:
     """Compare (1 + K, T + 1, vocabulary) logits, the untouched model's first."""
@@ -255,7 +260,7 @@ def _curve(
     return RemovalCurve(
         layers=layers,
         keep=keep,
-        rank_by=ranking,
+        ranking=ranking,
         answer_tokens=tokens,
         kl=torch.stack(kl).cpu().numpy(),
         agrees=agrees[:, :-1],

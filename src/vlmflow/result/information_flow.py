@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.flow.axes import DESTINATIONS, FLAGS, SUMMED_OVER_LAYERS, WHOLE_ANSWER
+from vlmflow.flow.axes import DESTINATIONS, FLAGS, WHOLE_ANSWER
 from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result import notebook, parts, storage
 from vlmflow.result.checks import check_grids, display_copies, plural, read_only, valid_index
+from vlmflow.result.map_info import MapInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,11 +58,13 @@ class InformationFlow:
         (:data:`~vlmflow.flow.axes.DESTINATIONS`), over pairs with the source before the
         destination; 0 without pairs.
     maps : dict of str to (L, G, P) float32
-        One map over the image tokens per signal, layer and target; ``"flow"`` is summed over
-        layers and has shape (1, G, P).
+        One map over the image tokens per signal, layer and target; (1, G, P) where a signal sums
+        over layers.
     flags : dict of str to (L, G) int8
-        For every map what it is worth: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for
-        ``"flow"``.
+        For every map what it is worth: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for a
+        sum over layers.
+    about : dict of str to MapInfo
+        What each signal is called, shows and comes from; its name alone where left out.
     settings : dict
         Everything that shaped the result, in JSON's own types.
     versions : dict of str to str
@@ -85,6 +89,7 @@ class InformationFlow:
     saliency_sum: Float32Array
     maps: Mapping[str, Float32Array]
     flags: Mapping[str, npt.NDArray[np.int8]]
+    about: Mapping[str, MapInfo] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -109,9 +114,10 @@ class InformationFlow:
                 f"and flags {sorted(self.flags)}"
             )
         tokens = self.layout.image_positions.size
+        about = {signal: self._described(signal, layers) for signal in self.maps}
         maps, flags = {}, {}
         for signal in self.maps:
-            rows = 1 if signal in SUMMED_OVER_LAYERS else layers
+            rows = layers if about[signal].summed is None else 1
             name = f"maps[{signal!r}]"
             shape = (rows, targets, tokens)
             maps[signal] = read_only(self.maps[signal], name, np.float32, shape)
@@ -119,10 +125,18 @@ class InformationFlow:
             flags[signal] = read_only(self.flags[signal], name, np.int8, (rows, targets))
             if not np.isin(flags[signal], range(len(FLAGS))).all():
                 raise InputError(f"{name} must hold 0..{len(FLAGS) - 1} (see FLAGS)")
+        object.__setattr__(self, "about", about)
         object.__setattr__(self, "maps", maps)
         object.__setattr__(self, "flags", flags)
         object.__setattr__(self, "settings", storage.as_json(self.settings, "settings"))
         object.__setattr__(self, "versions", storage.as_json(self.versions, "versions"))
+
+    def _described(self, signal: str, layers: int) -> MapInfo:
+        """Return what was said about a signal; its name and what its shape shows otherwise."""
+        if signal in self.about:
+            return self.about[signal]
+        one = layers > 1 and len(self.maps[signal]) == 1
+        return MapInfo(signal, summed=(0, layers - 1) if one else None)
 
     def _freeze(self, name: str, shape: Sequence[int]) -> None:
         array = read_only(getattr(self, name), name, np.float32, shape)
@@ -158,8 +172,8 @@ class InformationFlow:
     def _repr_html_(self) -> str:
         """Show the picture with its map, the answer and one sentence in a notebook."""
         texts = {name: getattr(self, name) for name in ("model", "question", "answer")}
-        arrays = self.attention_share, self.maps, self.flags
-        return notebook.answer_html(texts, self.layout, self.pictures, *arrays)
+        maps = self.attention_share, self.maps, self.flags, self.about
+        return notebook.answer_html(texts, self.layout, self.pictures, *maps)
 
     @property
     def layers(self) -> int:
@@ -278,15 +292,26 @@ class InformationFlow:
             boxes[np.searchsorted(positions, grid.positions.ravel())] = grid.boxes.reshape(-1, 4)
         return boxes
 
-    def _place(self, signal: str, layer: int | None, target: int) -> tuple[int, int]:
-        """Row and column of a map in its array."""
-        if signal not in self.maps:
+    def map_info(self, signal: str) -> MapInfo:
+        """Return what a signal is called, shows and comes from.
+
+        Raises
+        ------
+        InputError
+            If there is no such signal; it names those there are.
+        """
+        if signal not in self.about:
             raise InputError(
                 f"signal={signal!r}, but this result has {', '.join(self.signals) or 'no maps'}"
             )
+        return self.about[signal]
+
+    def _place(self, signal: str, layer: int | None, target: int) -> tuple[int, int]:
+        """Row and column of a map in its array."""
+        summed = self.map_info(signal).summed is not None
         count = len(self.targets)
         column = valid_index("target", target, count, f"this result has {plural(count, 'target')}")
-        if signal in SUMMED_OVER_LAYERS:
+        if summed:
             if layer is not None:
                 raise InputError(
                     f"layer={layer!r}, but signal={signal!r} is summed over layers: leave layer out"
@@ -325,7 +350,7 @@ class InformationFlow:
         """
         from vlmflow.result import tables
 
-        return tables.segment_frame(self)
+        return tables.segment_frame(self.targets, self.attention_share)
 
     def saliency_frame(self) -> pd.DataFrame:
         """Give saliency flow as a tidy table, one row per layer, target, source and destination.
@@ -338,7 +363,9 @@ class InformationFlow:
         """
         from vlmflow.result import tables
 
-        return tables.saliency_frame(self)
+        return tables.saliency_frame(
+            self.targets, self.attention_share, self.saliency_sum, self.saliency_mean
+        )
 
     def convergence_frame(
         self, box: Sequence[float] | None = None, *, image: int = 0
@@ -366,7 +393,14 @@ class InformationFlow:
         """
         from vlmflow.result import tables
 
-        return tables.convergence_frame(self, box, image)
+        inside = None
+        if box is not None:
+            place = partial(tables.placed, self.layout, self.token_boxes(image), image)
+            inside = partial(tables.inside, place, box)
+            # a bad box must be refused even where every map is flagged
+            inside(np.zeros(self.layout.image_positions.size))
+        summed = [signal for signal, about in self.about.items() if about.summed is not None]
+        return tables.convergence_frame(self.targets, self.maps, self.flags, summed, inside)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``flow.json`` and ``flow.safetensors`` into a directory, both or neither.
@@ -381,7 +415,8 @@ class InformationFlow:
         InputError
             If it cannot be written.
         """
-        return storage.write_pair(directory, *parts.take_apart(self))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return storage.write_pair(directory, *parts.take_apart(values))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> InformationFlow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,7 @@ import numpy.typing as npt
 from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
-
-if TYPE_CHECKING:
-    from vlmflow.result.information_flow import InformationFlow
+from vlmflow.result.map_info import MapInfo
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -22,25 +20,33 @@ _SHARES = ("attention_share", "saliency_mean", "saliency_sum")
 _AXES = {"segments": list(SEGMENTS), "destinations": list(DESTINATIONS), "flags": list(FLAGS)}
 
 
-def take_apart(flow: InformationFlow) -> tuple[dict[str, Any], Arrays]:
-    """Return a body that JSON can hold, and the arrays beside it."""
-    layout, layout_arrays = flow.layout.to_dict()
+def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
+    """Return a body that JSON can hold, and the arrays beside it.
+
+    Parameters
+    ----------
+    fields : mapping
+        Of an :class:`~vlmflow.result.information_flow.InformationFlow`, by their names.
+    """
+    layout, layout_arrays = fields["layout"].to_dict()
     body = {
-        **{name: getattr(flow, name) for name in _TEXTS},
-        "answer_tokens": list(flow.answer_tokens),
-        "targets": list(flow.targets),
-        "signals": list(flow.signals),
+        **{name: fields[name] for name in _TEXTS},
+        "answer_tokens": list(fields["answer_tokens"]),
+        "targets": list(fields["targets"]),
+        "signals": [
+            {"name": signal, **about.to_json()} for signal, about in fields["about"].items()
+        ],
         # the names along the axes, for readers in other languages
         "axes": _AXES,
-        "settings": dict(flow.settings),
-        "versions": dict(flow.versions),
+        "settings": dict(fields["settings"]),
+        "versions": dict(fields["versions"]),
         "layout": layout,
     }
-    arrays: Arrays = {name: getattr(flow, name) for name in _SHARES}
+    arrays: Arrays = {name: fields[name] for name in _SHARES}
     arrays |= {f"layout.{name}": array for name, array in layout_arrays.items()}
-    arrays |= {f"pictures.{index}": array for index, array in enumerate(flow.pictures)}
-    arrays |= {f"maps.{signal}": array for signal, array in flow.maps.items()}
-    arrays |= {f"flags.{signal}": array for signal, array in flow.flags.items()}
+    arrays |= {f"pictures.{index}": array for index, array in enumerate(fields["pictures"])}
+    for name in ("maps", "flags"):
+        arrays |= {f"{name}.{signal}": array for signal, array in fields[name].items()}
     return body, arrays
 
 
@@ -61,7 +67,7 @@ def _put_together(
     layout = TokenLayout.from_dict(
         body["layout"], {name: left.pop(f"layout.{name}") for name in inside}
     )
-    signals = [str(signal) for signal in body["signals"]]
+    about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
     fields = {
         **{name: body[name] for name in _TEXTS},
         "answer_tokens": tuple(body["answer_tokens"]),
@@ -71,8 +77,9 @@ def _put_together(
             taken(f"pictures.{index}", np.uint8) for index in range(len(layout.image_sizes))
         ),
         **{name: taken(name, np.float32) for name in _SHARES},
-        "maps": {signal: taken(f"maps.{signal}", np.float32) for signal in signals},
-        "flags": {signal: taken(f"flags.{signal}", np.int8) for signal in signals},
+        "maps": {signal: taken(f"maps.{signal}", np.float32) for signal in about},
+        "flags": {signal: taken(f"flags.{signal}", np.int8) for signal in about},
+        "about": about,
         "settings": dict(body["settings"]),
         "versions": dict(body["versions"]),
     }

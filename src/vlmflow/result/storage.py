@@ -20,7 +20,7 @@ import numpy.typing as npt
 from vlmflow.errors import InputError
 from vlmflow.files import write_files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 JSON_NAME = "flow.json"
 TENSORS_NAME = "flow.safetensors"
 
@@ -101,7 +101,7 @@ def write_pair(directory: str | os.PathLike[str], body: Mapping[str, Any], array
     document = {
         "format_version": FORMAT_VERSION,
         "tensors_digest": hashlib.sha256(tensors).hexdigest(),
-        "flow": body,
+        "result": body,
     }
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     return write_files(directory, {TENSORS_NAME: tensors, JSON_NAME: text.encode("ascii")})
@@ -131,7 +131,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{str(path)!r} has format_version {document['format_version']!r}, but this vlmflow "
             f"reads version {FORMAT_VERSION}; open it with the vlmflow that wrote it"
         )
-    if not isinstance(document.get("flow"), dict) or "tensors_digest" not in document:
+    if not isinstance(document.get("result"), dict) or "tensors_digest" not in document:
         raise InputError(f"{str(path)!r} is JSON, but not one that InformationFlow.save wrote")
     return document
 
@@ -172,7 +172,7 @@ def read_pair(
         raise InputError(
             f"{str(path)!r} is truncated or not a safetensors file; save the result again"
         ) from error
-    body: dict[str, Any] = document["flow"]
+    body: dict[str, Any] = document["result"]
     same_tensors = hashlib.sha256(content).hexdigest() == document["tensors_digest"]
     try:
         same_body = metadata.get("json_digest") == _digest(body)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmflow.errors import ModelError
-from vlmflow.truncation.names import ATTENTION_RANKINGS
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.policy import Policy
+from vlmflow.truncation.rankings.ranking import RankingSize
+from vlmflow.truncation.truncation import Truncation
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,15 @@ class DecoderShape:
 
 
 def tokens_per_layer(
-    policy: Truncation | None, shape: DecoderShape, text: int, image: int
+    policy: Policy | None, shape: DecoderShape, text: int, image: int
 ) -> list[int]:
     """Count the tokens that each layer sees of a prompt of ``text + image`` tokens."""
     counts = []
     left = image
-    stages = {} if policy is None else {layer: s for s, (layer, _) in enumerate(policy.stages)}
+    stages = {} if policy is None else {stage.layer: stage.keep for stage in policy.stages}
     for layer in range(shape.layers):
         if policy is not None and layer in stages:
-            kept = min(policy.kept(stages[layer], image), left)
+            kept = min(stages[layer].of(image), left)
             left = min(left, kept + int(policy.remainder == "average" and kept < left))
         counts.append(text + left)
     return counts
@@ -143,7 +144,7 @@ def vision_flops(model: Any, tokens: int) -> int | None:
 
 
 def scoring_flops(
-    policy: Truncation | None, shape: DecoderShape, system: int, image: int, user: int
+    policy: Policy | None, shape: DecoderShape, system: int, image: int, user: int
 ) -> int:
     """Operations that the ranking adds: products over the image tokens, not sorting.
 
@@ -153,22 +154,19 @@ def scoring_flops(
     if policy is None or not policy.ranks or policy.is_oracle:
         return 0
     counts = [image, *(n - text for n in tokens_per_layer(policy, shape, text, image))]
-    total = 0
-    for layer, keep in policy.stages:
-        if keep == 0:
-            continue
-        there = counts[layer]
-        inner = shape.heads * shape.head_dim
-        rows = {"last_attention": 1, "text_attention": user, "mean_attention": there + user}
-        if policy.rank_by in ATTENTION_RANKINGS and policy.rank_by in rows:
-            total += 2 * rows[policy.rank_by] * (there + text) * inner
-        elif policy.rank_by == "diversity":
-            total += 2 * there**2 * shape.width
-        elif policy.rank_by == "duplication":
-            total += 2 * there * 8 * shape.width
-        elif policy.rank_by == "question_similarity":
-            total += 2 * there * user * shape.width
-    return total
+    return sum(
+        policy.ranking.flops(
+            RankingSize(
+                image=counts[stage.layer],
+                text=text,
+                user=user,
+                width=shape.width,
+                inner=shape.heads * shape.head_dim,
+            )
+        )
+        for stage in policy.stages
+        if stage.keep
+    )
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ class PrefillCost:
 
 
 def prefill_cost(
-    model: Any, layers: Any, policy: Truncation | None, system: int, image: int, user: int
+    model: Any, layers: Any, policy: Policy | None, system: int, image: int, user: int
 ) -> PrefillCost:
     """Count one prefill of a prompt of ``system``, ``image`` and ``user`` tokens."""
     shape = DecoderShape.of(model, layers)
@@ -235,7 +233,7 @@ def _are_alike(layers: Any) -> bool:
     return not experts and all(shape == shapes[0] for shape in shapes)
 
 
-def measured_flops(model: Any, inputs: Mapping[str, Any], policy: Truncation | None) -> int:
+def measured_flops(model: Any, inputs: Mapping[str, Any], truncation: Truncation | None) -> int:
     """Run one prefill under ``torch.utils.flop_counter`` and return what it counts."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -246,6 +244,6 @@ def measured_flops(model: Any, inputs: Mapping[str, Any], policy: Truncation | N
     # The counter knows the fused attention kernels of GPUs, but not the one of CPUs.
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
     counter = FlopCounterMode(display=False, custom_mapping=fused)
-    with nullcontext() if policy is None else policy(model), torch.no_grad(), counter:
+    with nullcontext() if truncation is None else truncation(model), torch.no_grad(), counter:
         model(**inputs, use_cache=False, logits_to_keep=1)
     return int(counter.get_total_flops())

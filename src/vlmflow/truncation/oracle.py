@@ -1,8 +1,8 @@
-"""Scores for oracle rankings: the untouched model measured for its own first answer token."""
+"""Maps for oracle rankings: the untouched model measured for its own first answer token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from vlmflow.errors import InputError
 from vlmflow.flow.measure import measure
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.layout import Segment, TokenLayout
 
 _NOT_FOR_MEASURING = ("past_key_values", "use_cache", "logits_to_keep", "labels", "return_dict")
 
 
-def first_token_scores(
+def first_token_maps(
     model: nn.Module,
     layers: nn.ModuleList,
     arguments: Mapping[str, Any],
     valid: Tensor,
     is_image: Tensor,
-    signal: str,
-    stages: Sequence[int],
-) -> dict[int, Tensor]:
+    signal: str | Signal,
+) -> list[Tensor]:
     """Measure each prompt of a batch with the token the model would answer first.
 
     Parameters
@@ -35,20 +36,19 @@ def first_token_scores(
         What its forward was called with.
     valid, is_image : (B, N) bool
         Real tokens, and image tokens.
-    signal : str
-        ``"saliency"`` or ``"llava_cam"``.
-    stages : sequence of int
-        Layers that truncate.
+    signal : str or Signal
+        What is measured.
 
     Returns
     -------
-    dict of int to (B, N)
-        For each of them the score of every position, 0 where there is no image token.
+    list of B (layers, N)
+        The signal's map of every layer on every position, 0 where there is no image token; one
+        layer for a signal that sums over layers.
 
     Raises
     ------
     InputError
-        With padding behind a prompt: its next token cannot be read off the end.
+        With padding after a prompt: its next token cannot be read off the end.
     """
     if not bool(valid[:, -1].all()):
         raise InputError(
@@ -74,16 +74,15 @@ def first_token_scores(
     layouts = [
         _layout(valid[row].cpu().numpy(), is_image[row].cpu().numpy()) for row in range(len(ids))
     ]
-    measured = measure(model, layers, inputs, layouts, signals=(signal,), per_token=False)
-    found = {}
-    for stage in stages:
-        scores = torch.zeros(ids.shape, device=ids.device)
-        for row, one in enumerate(measured):
-            maps = one.maps[signal][:, 0]
-            chosen = maps[:stage].sum(0) if signal == "saliency" else maps[max(stage - 1, 0)]
-            scores[row, is_image[row]] = torch.from_numpy(chosen).to(scores)
-        found[stage] = scores
-    return found
+    options = ExplainOptions(signals=(signal,), per_token=False)
+    measured = measure(model, layers, inputs, layouts, options)
+    maps = []
+    for row, measurement in enumerate(measured):
+        (values,) = measurement.maps.values()
+        whole = torch.zeros(len(values), ids.shape[1])
+        whole[:, is_image[row].cpu()] = torch.from_numpy(values[:, 0])
+        maps.append(whole)
+    return maps
 
 
 def _layout(valid: np.ndarray[Any, Any], is_image: np.ndarray[Any, Any]) -> TokenLayout:

@@ -2,52 +2,51 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlmflow.errors import InputError
 from vlmflow.flow.attention_rows import AttentionCall
-from vlmflow.lvlm.families import family_of
-from vlmflow.truncation.forward_call import Call, Cut
+from vlmflow.lvlm.families import Family
+from vlmflow.truncation.forward_call import Cut, ForwardCall
 from vlmflow.truncation.masks import take
-from vlmflow.truncation.policy import Truncation
-from vlmflow.truncation.rankings import RANKINGS, Candidates
-
-BY_PLACE = ("uniform", "top_left")
-"""Rankings that read where tokens are."""
+from vlmflow.truncation.policy import Policy
+from vlmflow.truncation.rankings.candidates import Candidates
 
 
 @torch.no_grad()
-def choose(policy: Truncation, call: Call, layer: int, hidden: Tensor, config: Any) -> Cut:
+def choose(
+    policy: Policy, call: ForwardCall, layer: int, hidden: Tensor, family: Family, config: Any
+) -> Cut:
     """Make the cut of the stage at a layer.
 
     Parameters
     ----------
-    policy, call : Truncation, Call
+    policy, call : Policy, ForwardCall
         What is asked for, and the tokens it is asked of.
     layer : int
         A layer of one of the policy's stages.
     hidden : (B, n, width)
         Its input, before the cut.
-    config : object
-        The model's configuration.
+    family, config : Family, object
+        The model's family, which knows where image tokens are, and its configuration.
     """
-    stage = next(number for number, (at, _) in enumerate(policy.stages) if at == layer)
+    stage = next(stage for stage in policy.stages if stage.layer == layer)
     before, attention = call.cut_at(layer), call.attention.pop(layer - 1, None)
     slots = call.slots(before).to(hidden.device)
     is_image = take(call.is_image, slots, -1).to(hidden.device) & (slots >= 0)
     stay, kept, removed = [], [], []
     for row in range(len(slots)):
         image = is_image[row].nonzero()[:, 0]
-        count = min(policy.kept(stage, call.images[row]), len(image)) if len(image) else 0
+        count = min(stage.keep.of(call.images[row]), len(image)) if len(image) else 0
         chosen = image[:0]
         if count:
-            candidates = _candidates(
-                policy, call, layer, hidden, row, slots[row], image, attention, config
+            seen = _candidates(
+                policy, call, layer, hidden, row, slots[row], image, attention, family, config
             )
-            chosen = image[RANKINGS[policy.rank_by].select(candidates, count)]
+            chosen = image[_checked(policy.ranking.select(seen, count), count, policy, len(image))]
         staying = (slots[row] >= 0) & ~is_image[row]
         staying[chosen] = True
         gone = image[~staying[image]]
@@ -70,43 +69,71 @@ def choose(policy: Truncation, call: Call, layer: int, hidden: Tensor, config: A
     )
 
 
+def _checked(chosen: Tensor, count: int, policy: Policy, tokens: int) -> Tensor:
+    """Refuse a choice that is not ``count`` different image tokens in order."""
+    right = chosen.shape == (count,) and not chosen.is_floating_point()
+    if right:
+        steps = torch.cat([chosen.new_tensor([-1]), chosen, chosen.new_tensor([tokens])]).diff()
+        right = bool((steps > 0).all())
+    if not right:
+        raise InputError(
+            f"ranking {policy.ranking.title} was to choose {count} of {tokens} image tokens, but "
+            f"select gave {_shown(chosen)}: return that many different indices, increasing"
+        )
+    return chosen
+
+
+def _shown(chosen: Tensor) -> str:
+    values = chosen.flatten()[:8].tolist()
+    return f"shape {tuple(chosen.shape)} with {values}{'...' if chosen.numel() > 8 else ''}"
+
+
 def _candidates(
-    policy: Truncation,
-    call: Call,
+    policy: Policy,
+    call: ForwardCall,
     layer: int,
     hidden: Tensor,
     row: int,
-    own: Tensor,
+    slots: Tensor,
     image: Tensor,
     attention: AttentionCall | None,
+    family: Family,
     config: Any,
 ) -> Candidates:
     """Collect what a ranking may look at in one row."""
     device = hidden.device
-    is_image, here = call.is_image[row].to(device), own.clamp_min(0)
+    is_image = call.is_image[row].to(device)
     is_text = ~is_image
     if call.valid is not None:
         is_text = is_text & call.valid[row, -call.length :].to(device)
-    later = (own > is_image.int().argmax()) & is_text[here]
-    words = call.ids[row].to(device)[is_text].tolist() if policy.rank_by == "random" else []
+    later = (slots > is_image.int().argmax()) & is_text[slots.clamp_min(0)]
+
+    def maps() -> Tensor | None:
+        return None if call.maps is None else call.maps[row][:, slots[image].cpu()].to(device)
+
     return Candidates(
+        name=policy.ranking.known_as(),
+        reads=policy.ranking.all_reads,
+        rows=policy.ranking.rows,
         layer=layer,
         hidden=hidden[row],
         image=image,
         text=later.nonzero()[:, 0],
-        sample=row,
-        call=attention,
-        places=_places(call, row, own[image], config) if policy.rank_by in BY_PLACE else None,
-        gradient_scores=call.oracle[layer][row].to(device)[own[image]] if call.oracle else None,
-        seed=zlib.crc32(repr((policy.seed, layer, words)).encode()),
+        _sample=row,
+        _call=attention,
+        _places=lambda: _places(call, row, slots[image], family, config),
+        _maps=maps,
+        _words=lambda: call.ids[row].to(device)[is_text].tolist(),
     )
 
 
-def _places(call: Call, row: int, slots: Tensor, config: Any) -> Tensor | None:
+def _places(
+    call: ForwardCall, row: int, slots: Tensor, family: Family, config: Any
+) -> Tensor | None:
     """Picture, row and column of image tokens, where the family knows them."""
     before = sum(call.images[:row])
-    found = family_of(config.model_type).places(before, call.images[row], call.arguments, config)
-    if found is None:
+    places = family.places(before, call.images[row], call.arguments, config)
+    if places is None:
         return None
     number = call.is_image[row].cumsum(0) - 1
-    return torch.from_numpy(found)[number[slots.to(number.device)].cpu()]
+    return torch.from_numpy(places)[number[slots.to(number.device)].cpu()]

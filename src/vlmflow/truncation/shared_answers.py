@@ -13,20 +13,20 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmflow.errors import ModelError
 from vlmflow.lvlm.evaluating import evaluating
-from vlmflow.lvlm.tokens import end_ids
+from vlmflow.lvlm.tokens import end_ids, until_end
 from vlmflow.truncation.cache import TruncatedLayer
 from vlmflow.truncation.engine import Engine
-from vlmflow.truncation.policy import Truncation
-from vlmflow.truncation.shared_prefill import Fork
+from vlmflow.truncation.shared_prefill import SharedPrefill
+from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+    from vlmflow.lvlm.prompt import Prompt
 
 
 def shared_answers(
     vlm: LVLM,
-    prepared: Prepared,
+    prompt: Prompt,
     policies: Sequence[Truncation],
     *,
     max_new_tokens: int = 64,
@@ -43,7 +43,7 @@ def shared_answers(
     ----------
     vlm : LVLM
         The model; left exactly as found.
-    prepared : Prepared
+    prompt : Prompt
         A prompt without an answer.
     policies : sequence of P Truncation
         What to remove.
@@ -62,8 +62,8 @@ def shared_answers(
     ModelError
         If logits are not finite.
     """
-    room = vlm.room_for_answer(prepared, max_new_tokens)
-    model, length = vlm.model, len(prepared.layout)
+    room = vlm.room_for_answer(prompt, max_new_tokens)
+    model, length = vlm.model, len(prompt.layout)
     ends = end_ids(model, vlm.processor.tokenizer)
 
     def decode(
@@ -76,7 +76,8 @@ def shared_answers(
     ) -> list[Tensor]:
         del generation_config  # greedy
         past_forward = model is not vlm.model
-        if policies and past_forward and not vlm.family.generates_past_forward:
+        execution = vlm.family.execution(vlm.model.config)
+        if policies and past_forward and not execution.generates_past_forward:
             raise ModelError(
                 f"{type(vlm.model).__name__} runs its decoder past its own forward, so a "
                 "truncation cannot know where the image tokens are"
@@ -85,8 +86,9 @@ def shared_answers(
         inputs = model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **arguments
         )
-        fork = Fork(vlm.model, policies, model)
-        logits = fork.prefill(input_ids, inputs).logits
+        engines = [Engine(vlm.model, policy, vlm.family) for policy in policies]
+        prefill = SharedPrefill(engines, model)
+        logits = prefill.run(input_ids, inputs)
         own = decoder.go_on(
             input_ids, logits[:, 0], arguments, inputs["past_key_values"], None, None
         )
@@ -101,24 +103,19 @@ def shared_answers(
                     branch.engine,
                     own[0, length:],
                 )
-                for number, branch in enumerate(fork.branches)
+                for number, branch in enumerate(prefill.branches)
             ),
         ]
 
     with evaluating(model), torch.no_grad():
         sequences = model.generate(
-            **prepared.inputs,
+            **prompt.inputs,
             max_new_tokens=room,
             do_sample=False,
             num_beams=1,
             custom_generate=decode,
         )
-    answers = []
-    for sequence in sequences:
-        ids = sequence[0, length:].tolist()
-        stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-        answers.append(tuple(ids[:stop]))
-    return answers
+    return [until_end(sequence[0, length:].tolist(), ends) for sequence in sequences]
 
 
 class _Decoder:

@@ -10,9 +10,9 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from vlmflow.lvlm.model import LVLM
-from vlmflow.lvlm.prompt import Prepared
+from vlmflow.lvlm.prompt import Prompt
 from vlmflow.lvlm.tokens import answer_text
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.truncation import Truncation
 
 
 class _Clock(StoppingCriteria):
@@ -59,25 +59,25 @@ class TimedAnswer:
 
 
 def timed_answer(
-    vlm: LVLM, prepared: Prepared, truncation: Truncation | None, *, max_new_tokens: int = 64
+    vlm: LVLM, prompt: Prompt, truncation: Truncation | None, *, max_new_tokens: int = 64
 ) -> TimedAnswer:
     """Answer greedily after one token's warm-up, and time it.
 
     Parameters
     ----------
-    vlm, prepared
+    vlm, prompt
         Model and prompt.
     truncation : Truncation or None
         None: the untouched model.
     max_new_tokens : int
         Longest answer.
     """
-    vlm.generate_ids(prepared, max_new_tokens=1, truncation=truncation)
+    vlm.generate_ids(prompt, max_new_tokens=1, truncation=truncation)
     clock = _Clock()
     _wait(vlm.device)
     start = time.perf_counter()
     ids, output = vlm.generate_with(
-        prepared,
+        prompt,
         max_new_tokens=max_new_tokens,
         truncation=truncation,
         stopping_criteria=StoppingCriteriaList([clock]),

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
+from vlmflow.flow.signals.layer_view import LayerView
+from vlmflow.flow.signals.signal import Signal
 
-def attention_share(attention: Tensor, membership: Tensor) -> Tensor:
-    """Share of each segment in the attention of each row.
 
-    ``lambda_seg(l, i) = sum over j in seg of mean_h A[l, h, i, j]`` (Zhang et al., NAACL 2025,
-    arXiv 2406.06579, eq. 6-9; the definition is FastV's, Chen et al., ECCV 2024). The shares of a
-    row sum to 1: the position's attention to itself counts for its own segment.
+@dataclass(frozen=True)
+class Attention(Signal):
+    """Attention of the predicting position to every image token, mean over the heads.
 
-    Parameters
-    ----------
-    attention : (R, N)
-        Mean over the heads of the rows of the positions that predict the answer tokens.
-    membership : (N, S)
-        1 where a position belongs to a segment.
-
-    Returns
-    -------
-    (R, S)
+    For the whole answer, the mean over its tokens.
     """
-    return attention @ membership.to(attention.dtype)
 
+    name = "attention"
+    summary = "attention from the position that predicts the answer token, mean over heads"
+    label = "attention"
+    source = "From Redundancy to Relevance (NAACL 2025), eq. 6-9"
+    reads = "attention"
 
-def attention_map(attention: Tensor, image_positions: Tensor) -> Tensor:
-    """Attention of each row to every image token, mean over the heads.
-
-    Parameters
-    ----------
-    attention : (R, N)
-        Mean over the heads.
-    image_positions : (P,) int64
-        Positions of the image tokens.
-
-    Returns
-    -------
-    (R, P)
-    """
-    return attention[:, image_positions]
+    def of_layer(self, seen: LayerView) -> Tensor:
+        """Average over the rows; see :meth:`Signal.of_layer`."""
+        return seen.attention.mean(0)

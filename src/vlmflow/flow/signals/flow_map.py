@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass
+
+from torch import Tensor, nn
 
 from vlmflow.errors import InputError
+from vlmflow.flow.signals.layer_view import LayerView
+from vlmflow.flow.signals.signal import Signal
 
-FloatArray = npt.NDArray[np.float32]
 
-
-def flow_map(saliency_maps: FloatArray, layers: int | None = None) -> FloatArray:
-    """Sum over layers 0..layers-1 of the saliency maps: of all text rows i, all ``I_l(i, j)``.
+@dataclass(frozen=True)
+class FlowMap(Signal):
+    """Saliency summed over layers 0..layers-1: of all text rows i, all ``I_l(i, j)``.
 
     A definition of vlmflow's own. Layers are summed with their magnitudes, so a layer that matters
     little adds little; where the cliff layer is known, ``layers`` leaves out those after it.
@@ -19,28 +21,34 @@ def flow_map(saliency_maps: FloatArray, layers: int | None = None) -> FloatArray
 
     Parameters
     ----------
-    saliency_maps : (L, ..., P) float32
-        Saliency map of every layer; 0 in layers without attention.
     layers : int, optional
         How many of the first layers to sum; None: all.
-
-    Returns
-    -------
-    (..., P) float32
-
-    Raises
-    ------
-    InputError
-        If ``layers`` is not in 1..L.
     """
-    check_flow_layers(layers, len(saliency_maps))
-    total: FloatArray = saliency_maps[:layers].sum(axis=0, dtype=np.float32)
-    return total
 
+    name = "flow_map"
+    summary = "what each image token sends on: saliency summed over layers and all text"
+    label = "flow map"
+    source = "vlmflow's sum over layers of the saliency of Label Words are Anchors (EMNLP 2023)"
+    reads = "saliency"
+    summed = True
 
-def check_flow_layers(layers: int | None, count: int) -> None:
-    """Raise InputError for a number of layers that the model does not have."""
-    if layers is not None and not 1 <= layers <= count:
-        raise InputError(
-            f"flow_layers={layers}, but the model has {count} decoder layers (1..{count})"
-        )
+    layers: int | None = None
+
+    def of_layer(self, seen: LayerView) -> Tensor:
+        """Add up the rows; see :meth:`Signal.of_layer`."""
+        return seen.saliency.sum(0)
+
+    def summed_layers(self, layers: int) -> range:
+        """Return the first ones; see :meth:`Signal.summed_layers`."""
+        return range(layers if self.layers is None else self.layers)
+
+    def check_model(self, layers: nn.ModuleList) -> None:
+        """Refuse a number of layers that the model does not have."""
+        count = len(layers)
+        chosen = self.layers
+        right = chosen is None or (isinstance(chosen, int) and not isinstance(chosen, bool))
+        if not right or (chosen is not None and not 1 <= chosen <= count):
+            raise InputError(
+                f"flow_map(layers={chosen!r}), but the model has {count} decoder layers "
+                f"(1..{count})"
+            )

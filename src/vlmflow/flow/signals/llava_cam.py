@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
 
-CODE_THRESHOLD = 0.5
-"""Below this share of the maximum the paper's code sets its map to 0."""
+from torch import Tensor, nn
+
+from vlmflow.flow.features import check_hook
+from vlmflow.flow.signals.layer_view import LayerView
+from vlmflow.flow.signals.signal import POST_ATTENTION_NORM, Signal
 
 
 def channel_weights(gradients: Tensor) -> Tensor:
@@ -44,45 +47,39 @@ def heat_map(features: Tensor, weights: Tensor) -> Tensor:
     return (features @ weights).relu()
 
 
-def llava_cam(features: Tensor, gradients: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class LlavaCam(Signal):
     """LLaVA-CAM (paper eq. 1-3): :func:`heat_map` with :func:`channel_weights`.
 
-    Nothing is normalised, so layers can be compared. The smoothed map (eq. 4-5) is the mean of this
-    one over noisy pictures, see :mod:`vlmflow.explanation.smoothing`.
+    Nothing is normalised, so layers can be compared.
 
     Parameters
     ----------
-    features, gradients : (P, C)
-        The features at the image positions and their gradient.
-
-    Returns
-    -------
-    (P,)
+    hook : str
+        Where features are read, see :func:`vlmflow.flow.features.watch_features`.
     """
-    return heat_map(features, channel_weights(gradients))
 
+    name = "llava_cam"
+    summary = "Grad-CAM on each layer's image tokens: channels weighted by gradient, positive part"
+    label = "LLaVA-CAM"
+    source = "From Redundancy to Relevance (NAACL 2025), eq. 1-3"
+    reads = "features"
 
-def llava_cam_code(features: Tensor, gradients: Tensor) -> Tensor:
-    """Compute what the paper's code computes, for repeating its figures.
+    hook: str = POST_ATTENTION_NORM
 
-    ``GradCAM.generate_cam`` in the authors' ``demo_smooth_grad_threshold.py``: a ReLU on the
-    GRADIENTS before they are pooled, a mean over the channels instead of a sum, division by the
-    maximum, and values below 0.5 set to 0; none of the four is in the paper. (The code also reads
-    the gradient of other positions' logits, and a slice that is one image token off. That is not
-    repeated here.) An empty map stays all 0 where the code divides by 0.
+    @property
+    def hook_point(self) -> str:
+        """Where features are read; see :attr:`Signal.hook_point`."""
+        return self.hook
 
-    Parameters
-    ----------
-    features, gradients : (P, C)
-        The features at the image positions and their gradient.
+    def check_model(self, layers: nn.ModuleList) -> None:
+        """Refuse a hook point that a layer does not have."""
+        check_hook(layers, self.hook)
 
-    Returns
-    -------
-    (P,)
-        Between 0 and 1.
-    """
-    weights = gradients.relu().mean(0)
-    heat = (features * weights).mean(1).relu()
-    peak = heat.max()
-    heat = heat / peak.where(peak > 0, 1)
-    return heat.where(heat >= CODE_THRESHOLD, 0)
+    def pool(self, gradient: Tensor) -> Tensor:
+        """Average over the image tokens; see :meth:`Signal.pool`."""
+        return channel_weights(gradient)
+
+    def of_layer(self, seen: LayerView) -> Tensor:
+        """Weigh the channels; see :meth:`Signal.of_layer`."""
+        return heat_map(seen.features, seen.gradient)

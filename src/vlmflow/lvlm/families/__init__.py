@@ -1,68 +1,23 @@
 """Families of LVLM architectures, by ``config.model_type``; ``base`` says how to add one."""
 
-from __future__ import annotations
-
-from vlmflow.lvlm.families.aya_vision import AyaVision
-from vlmflow.lvlm.families.base import Family, PreparedPictures, UnknownFamily
-from vlmflow.lvlm.families.blip2 import Blip2
-from vlmflow.lvlm.families.cohere2_vision import Cohere2Vision
-from vlmflow.lvlm.families.deepseek_vl import DeepseekVL
-from vlmflow.lvlm.families.gemma3 import Gemma3
-from vlmflow.lvlm.families.glm4v import Glm4v
-from vlmflow.lvlm.families.idefics3 import Idefics3
-from vlmflow.lvlm.families.internvl import InternVL
-from vlmflow.lvlm.families.lfm2_vl import Lfm2Vl
-from vlmflow.lvlm.families.llava import Llava
-from vlmflow.lvlm.families.llava_next import LlavaNext
-from vlmflow.lvlm.families.llava_onevision import LlavaOnevision
-from vlmflow.lvlm.families.paligemma import PaliGemma
-from vlmflow.lvlm.families.perception_lm import PerceptionLM
-from vlmflow.lvlm.families.pixtral import Pixtral
-from vlmflow.lvlm.families.qwen_vl import QwenVL
-
-FAMILIES: tuple[Family, ...] = (
-    Llava(),
-    LlavaNext(),
-    LlavaOnevision(),
-    QwenVL(),
-    Glm4v(),
-    Idefics3(),
-    InternVL(),
-    AyaVision(),
-    Cohere2Vision(),
-    Gemma3(),
-    PaliGemma(),
-    Pixtral(),
-    DeepseekVL(),
-    Lfm2Vl(),
-    PerceptionLM(),
-    Blip2(),
+from vlmflow.lvlm.families.base import Family, PromptPictures, UnknownFamily
+from vlmflow.lvlm.families.built_in import FAMILIES
+from vlmflow.lvlm.families.execution import Execution
+from vlmflow.lvlm.families.registry import (
+    families_by_type,
+    family_of,
+    register_family,
+    unregister_family,
 )
-
-
-def family_of(model_type: str) -> Family:
-    """Return the family that a model type belongs to.
-
-    Parameters
-    ----------
-    model_type : str
-        ``model.config.model_type``.
-
-    Returns
-    -------
-    Family
-        :class:`UnknownFamily` where none claims the type.
-    """
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
-    return UnknownFamily()
-
 
 __all__ = [
     "FAMILIES",
+    "Execution",
     "Family",
-    "PreparedPictures",
+    "PromptPictures",
     "UnknownFamily",
+    "families_by_type",
     "family_of",
+    "register_family",
+    "unregister_family",
 ]

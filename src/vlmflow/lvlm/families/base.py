@@ -1,9 +1,9 @@
 """The seam between LVLM architectures: which pixels each image token came from.
 
-To add a family: write one file beside ``llava.py`` with a :class:`Family`, add it to ``FAMILIES``
-in ``__init__.py``, a tiny model of it to the tests' list of models, and its name to the docs.
-Everything else (segments, rows, signals, truncation) reads the :class:`TokenLayout` and needs no
-change.
+To add a family: subclass :class:`Family` in a notebook cell or a package of your own, and hand it
+to :func:`vlmflow.register_family`. Everything else (segments, rows, signals, truncation) reads the
+:class:`TokenLayout` and needs no change. docs/adding-a-family.md follows one, and says what goes
+where to ship one with vlmflow.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vlmflow.lvlm.families.execution import Execution
 from vlmflow.lvlm.geometry import MapUnavailableError
 from vlmflow.lvlm.grids import FloatArray, Grid, ImageGrid, IntArray
 
 
 @dataclass(frozen=True)
-class PreparedPictures:
+class PromptPictures:
     """What a family is given: one prompt as the processor expanded it.
 
     Parameters
@@ -76,16 +77,16 @@ def places_in(shapes: Iterable[Sequence[int]], first: int, tokens: int) -> Float
     first, tokens : int
         Tokens before the prompt's, and the prompt's.
     """
-    found: list[FloatArray] = []
+    grids: list[FloatArray] = []
     begin = 0
     for rows, cols in shapes:
         if first <= begin < first + tokens:
             places = np.indices((rows, cols), dtype=np.float64).reshape(2, -1).T
-            found.append(np.insert(places, 0, len(found), axis=1))
+            grids.append(np.insert(places, 0, len(grids), axis=1))
         begin += rows * cols
-    if not found or sum(map(len, found)) != tokens:
+    if not grids or sum(map(len, grids)) != tokens:
         return None
-    return np.concatenate(found)
+    return np.concatenate(grids)
 
 
 def setting(processor: Any, name: str) -> Any:
@@ -98,15 +99,18 @@ def setting(processor: Any, name: str) -> Any:
     name : str
         A setting of its image processor (``"do_resize"``).
     """
-    told: Mapping[str, Any] = getattr(processor, "images_kwargs", None) or {}
-    return told[name] if name in told else getattr(processor.image_processor, name, None)
+    overrides: Mapping[str, Any] = getattr(processor, "images_kwargs", None) or {}
+    return overrides[name] if name in overrides else getattr(processor.image_processor, name, None)
 
 
 class Family(ABC):
-    """What differs between LVLM architectures."""
+    """What differs between LVLM architectures: where image tokens are, and which pixels they show.
+
+    Only :meth:`grids` has to be written.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    """``config.model_type`` of the models that belong to the family."""
+    """``config.model_type`` of the models that belong to a built-in family."""
 
     answer_inputs: ClassVar[Mapping[str, int]] = {}
     """What inputs with one entry per token hold at an answer's tokens, where it is not 0."""
@@ -119,14 +123,11 @@ class Family(ABC):
     """Where the processor has no chat template: None: the prompt is LLaVA-1.5's; else it is the
     question as it stands, with this white space before an answer."""
 
-    generates_past_forward: ClassVar[bool] = False
-    """Whether ``generate`` embeds the prompt and then runs ``model.language_model`` alone."""
-
     takes_videos: ClassVar[bool] = False
-    """Whether :meth:`video_grids` knows the pixels behind a video's image tokens."""
+    """Whether :meth:`video_grids` knows the pixels of a video's image tokens."""
 
     @abstractmethod
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Say which image tokens show which picture, and the box of each in its pixels.
 
         Returns
@@ -169,31 +170,31 @@ class Family(ABC):
         """
         del frames, pictures  # most take everything
 
-    def video_grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def video_grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Say the same as :meth:`grids` of the videos of a prompt.
 
         Parameters
         ----------
-        prepared : PreparedPictures
+        prompt : PromptPictures
             The prompt, with the positions of the videos' tokens alone. Each group of frames that
             share tokens counts as a picture.
         """
         raise MapUnavailableError(
             f"no map over pixels: it is not known which frames of a video the image tokens of "
-            f"{prepared.config.model_type!r} come from"
+            f"{prompt.config.model_type!r} come from"
         )
 
     @contextmanager
-    def watching(
-        self, model: Any, prepared: PreparedPictures
+    def recorded_grids(
+        self, model: Any, prompt: PromptPictures
     ) -> Iterator[Callable[[], tuple[Grid, ...]]]:
-        """Watch the model run for grids that only running tells; most families know without.
+        """Record grids that only a run of the model says; most families do not need one.
 
         Parameters
         ----------
         model : object
             The model, left as it was found.
-        prepared : PreparedPictures
+        prompt : PromptPictures
             The prompt that it is going to run on.
 
         Yields
@@ -202,14 +203,11 @@ class Family(ABC):
             To be called after a forward pass: the grids, or nothing; raises
             :class:`MapUnavailableError` as :meth:`grids` does.
         """
-        del model, prepared
+        del model, prompt
         yield tuple
 
-    def late_features(self, config: Any) -> int:
-        """Say behind how many of the first decoder layers image features are added once more.
-
-        DeepStack does this: features of earlier layers of the vision tower go into the hidden
-        states of the image tokens, outside of the decoder layers.
+    def execution(self, config: Any) -> Execution:
+        """Say how a model of the family runs.
 
         Parameters
         ----------
@@ -217,7 +215,8 @@ class Family(ABC):
             The model's configuration.
         """
         vision = getattr(config, "vision_config", None)
-        return len(getattr(vision, "deepstack_visual_indexes", None) or ())
+        deepstack = getattr(vision, "deepstack_visual_indexes", None) or ()
+        return Execution(late_features=len(deepstack))
 
     def places(
         self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
@@ -245,10 +244,10 @@ class Family(ABC):
 class UnknownFamily(Family):
     """Any LVLM with image tokens: every signal over tokens works, maps over pixels do not."""
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Raise: nothing is known about the pixels."""
         raise MapUnavailableError(
-            f"no map over pixels: models of type {prepared.config.model_type!r} have no family in "
-            "vlmflow.lvlm.families that says which pixels their image tokens come from; "
-            "CONTRIBUTING.md says how to add one"
+            f"no map over pixels: models of type {prompt.config.model_type!r} have no family "
+            "that says which pixels their image tokens come from; "
+            "vlmflow.register_family adds one (docs/adding-a-family.md)"
         )

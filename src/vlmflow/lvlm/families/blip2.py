@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures
+from vlmflow.lvlm.families.base import Family, PromptPictures
+from vlmflow.lvlm.families.execution import Execution
 from vlmflow.lvlm.geometry import MapUnavailableError, preimage
 from vlmflow.lvlm.grids import FloatArray, Grid, ImageGrid, SharedGrid
 
@@ -30,23 +31,27 @@ class Blip2(Family):
     model_types: ClassVar[tuple[str, ...]] = ("blip-2", "instructblip")
     pictures_in_prompt: ClassVar[bool] = False
     bare_lead: ClassVar[str] = " "
-    generates_past_forward: ClassVar[bool] = True
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Raise: where queries look is known when they have looked."""
         raise MapUnavailableError(
-            f"no map over pixels yet: the {prepared.positions.size} image tokens of "
-            f"{prepared.config.model_type!r} are queries of a Q-Former, which all look at the "
-            "whole picture; explain watches where"
+            f"no map over pixels yet: the {prompt.positions.size} image tokens of "
+            f"{prompt.config.model_type!r} are queries of a Q-Former, which all look at the "
+            "whole picture; explain records where"
         )
 
+    def execution(self, config: Any) -> Execution:
+        """``generate`` runs the language model alone; see :meth:`Family.execution`."""
+        del config
+        return Execution(generates_past_forward=True)
+
     @contextmanager
-    def watching(
-        self, model: Any, prepared: PreparedPictures
+    def recorded_grids(
+        self, model: Any, prompt: PromptPictures
     ) -> Iterator[Callable[[], tuple[Grid, ...]]]:
-        """Keep what cross-attention asks and is offered; see :meth:`Family.watching`."""
-        asked: dict[nn.Module, Tensor] = {}
-        offered: dict[nn.Module, Tensor] = {}
+        """Keep the queries and keys of cross-attention; see :meth:`Family.recorded_grids`."""
+        queries: dict[nn.Module, Tensor] = {}
+        keys: dict[nn.Module, Tensor] = {}
         modules = [
             module.crossattention.attention
             for module in model.modules()
@@ -54,53 +59,53 @@ class Blip2(Family):
         ]
 
         def keep(
-            held: dict[nn.Module, Tensor],
+            states: dict[nn.Module, Tensor],
             owner: nn.Module,
             _part: nn.Module,
             _args: Any,
             output: Tensor,
         ) -> None:
-            held[owner] = output.detach()
+            states[owner] = output.detach()
 
         with ExitStack() as stack:
             for module in modules:
-                for held, part in ((asked, module.query), (offered, module.key)):
-                    handle = part.register_forward_hook(partial(keep, held, module))
+                for states, part in ((queries, module.query), (keys, module.key)):
+                    handle = part.register_forward_hook(partial(keep, states, module))
                     stack.callback(handle.remove)
 
-            def looked() -> tuple[Grid, ...]:
-                weights = [_weights(module, asked[module], offered[module]) for module in asked]
-                return (_shared(prepared, weights),) if weights else ()
+            def grids_after_run() -> tuple[Grid, ...]:
+                weights = [_weights(module, queries[module], keys[module]) for module in queries]
+                return (_shared(prompt, weights),) if weights else ()
 
-            yield looked
+            yield grids_after_run
 
 
-def _weights(module: Any, asked: Tensor, offered: Tensor) -> FloatArray:
+def _weights(module: Any, queries: Tensor, keys: Tensor) -> FloatArray:
     """Cross-attention of one layer, mean over heads: (queries, keys)."""
     heads = module.num_attention_heads
     query, key = (
         states[0].float().view(len(states[0]), heads, -1).transpose(0, 1)
-        for states in (asked, offered)
+        for states in (queries, keys)
     )
     weights = torch.softmax(query @ key.transpose(1, 2) * module.scaling, dim=-1)
     mean: FloatArray = weights.mean(0).cpu().double().numpy()
     return mean
 
 
-def _shared(prepared: PreparedPictures, weights: list[FloatArray]) -> SharedGrid:
+def _shared(prompt: PromptPictures, weights: list[FloatArray]) -> SharedGrid:
     """Lay the mean over layers over the picture, without what goes to the class token."""
     mean = np.mean(weights, axis=0)
-    pixels = prepared.inputs["pixel_values"].shape[-2:]
-    patch = prepared.config.vision_config.patch_size
+    pixels = prompt.inputs["pixel_values"].shape[-2:]
+    patch = prompt.config.vision_config.patch_size
     rows, cols = (side // patch for side in pixels)
-    if mean.shape != (prepared.positions.size, 1 + rows * cols):
+    if mean.shape != (prompt.positions.size, 1 + rows * cols):
         raise MapUnavailableError(
-            f"no map over pixels: {prepared.positions.size} queries looked at {mean.shape[1]} "
+            f"no map over pixels: {prompt.positions.size} queries looked at {mean.shape[1]} "
             f"patches, where {rows} x {cols} and a class token were expected"
         )
     looks = mean[:, 1:] / mean[:, 1:].sum(axis=1, keepdims=True)
-    (size,) = prepared.image_sizes
-    boxes = preimage(prepared.processor.image_processor, *size).boxes(rows, cols, patch, patch)
+    (size,) = prompt.image_sizes
+    boxes = preimage(prompt.processor.image_processor, *size).boxes(rows, cols, patch, patch)
     return SharedGrid(
-        0, prepared.positions, boxes, "queries", looks=looks.reshape(-1, rows, cols), how=HOW
+        0, prompt.positions, boxes, "queries", looks=looks.reshape(-1, rows, cols), how=HOW
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
+from vlmflow.lvlm.families.base import Family, PromptPictures, setting, token_runs
 from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, require_pipeline
 from vlmflow.lvlm.grids import ImageGrid
 
@@ -14,18 +14,18 @@ class DeepseekVL(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("deepseek_vl",)
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return one grid per picture; see :meth:`Family.grids`."""
-        require_pipeline(prepared.processor.image_processor, "deepseek_vl")
-        patch = int(prepared.config.vision_config.patch_size)
-        tall, wide = prepared.inputs["pixel_values"].shape[-2:]
+        require_pipeline(prompt.processor.image_processor, "deepseek_vl")
+        patch = int(prompt.config.vision_config.patch_size)
+        tall, wide = prompt.inputs["pixel_values"].shape[-2:]
         rows, cols = tall // patch, wide // patch
-        counts = [rows * cols] * len(prepared.image_sizes)
+        counts = [rows * cols] * len(prompt.image_sizes)
         grids = []
-        for image, run in enumerate(token_runs(prepared.positions, counts)):
-            size = prepared.image_sizes[image]
-            new = _resized(prepared.processor, size)
-            if setting(prepared.processor, "do_pad"):
+        for image, run in enumerate(token_runs(prompt.positions, counts)):
+            size = prompt.image_sizes[image]
+            new = _resized(prompt.processor, size)
+            if setting(prompt.processor, "do_pad"):
                 square = max(new)
                 padded, left, top = (square, square), (square - new[0]) // 2, (square - new[1]) // 2
             else:

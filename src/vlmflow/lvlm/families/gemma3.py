@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
+from vlmflow.lvlm.families.base import Family, PromptPictures, setting, token_runs
 from vlmflow.lvlm.families.tiles import THUMBNAIL, TILES
 from vlmflow.lvlm.geometry import Preimage, require_pipeline
 from vlmflow.lvlm.grids import ImageGrid, IntArray
@@ -22,15 +22,15 @@ class Gemma3(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return the picture and its crops; see :meth:`Family.grids`."""
-        require_pipeline(prepared.processor.image_processor, "gemma3")
-        side = int(prepared.config.mm_tokens_per_image**0.5)
-        crops = [_crops(prepared.processor, size) for size in prepared.image_sizes]
+        require_pipeline(prompt.processor.image_processor, "gemma3")
+        side = int(prompt.config.mm_tokens_per_image**0.5)
+        crops = [_crops(prompt.processor, size) for size in prompt.image_sizes]
         counts = [(1 + (x > 1 or y > 1) * x * y) * side**2 for x, y in crops]
         grids = []
-        for image, run in enumerate(token_runs(prepared.positions, counts)):
-            size, (across, down) = prepared.image_sizes[image], crops[image]
+        for image, run in enumerate(token_runs(prompt.positions, counts)):
+            size, (across, down) = prompt.image_sizes[image], crops[image]
             boxes = Preimage.of_resize(size, (side, side)).boxes(side, side, 1, 1)
             whole, rest = run[: side**2].reshape(side, side), run[side**2 :]
             kind = THUMBNAIL if rest.size else "full"
@@ -54,12 +54,12 @@ def _crop_grid(
 def _edges(length: int, crops: int, side: int) -> Any:
     """Return start and end of every token along one axis, (crops * side, 2)."""
     step = ceil(length / crops)
-    found = []
+    edges = []
     for crop in range(crops):
         start, stop = crop * step, min((crop + 1) * step, length)
         marks = np.linspace(start, stop, side + 1)
-        found.append(np.stack([marks[:-1], marks[1:]], axis=1))
-    return np.concatenate(found)
+        edges.append(np.stack([marks[:-1], marks[1:]], axis=1))
+    return np.concatenate(edges)
 
 
 def _crops(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
@@ -70,13 +70,13 @@ def _crops(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
 
     width, height = size
     # The rules are those of either back end; of the picture only the shape is read.
-    found = Gemma3ImageProcessorPil.pan_and_scan(
+    crops = Gemma3ImageProcessorPil.pan_and_scan(
         processor.image_processor,
         np.broadcast_to(np.uint8(0), (3, height, width)),
         setting(processor, "pan_and_scan_min_crop_size"),
         setting(processor, "pan_and_scan_max_num_crops"),
         setting(processor, "pan_and_scan_min_ratio_to_activate"),
     )
-    if not found:
+    if not crops:
         return 1, 1
-    return (len(found), 1) if width >= height else (1, len(found))
+    return (len(crops), 1) if width >= height else (1, len(crops))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
+from vlmflow.lvlm.families.base import Family, PromptPictures, setting, token_runs
 from vlmflow.lvlm.families.tiles import tile_grids
 from vlmflow.lvlm.geometry import MapUnavailableError, require_pipeline
 from vlmflow.lvlm.grids import ImageGrid
@@ -22,23 +22,23 @@ class Idefics3(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return tiles and thumbnail per picture; see :meth:`Family.grids`."""
-        require_pipeline(prepared.processor.image_processor, "idefics3", "smolvlm")
-        patch, merge = prepared.config.vision_config.patch_size, prepared.config.scale_factor
-        tall, wide = prepared.inputs["pixel_values"].shape[-2:]
+        require_pipeline(prompt.processor.image_processor, "idefics3", "smolvlm")
+        patch, merge = prompt.config.vision_config.patch_size, prompt.config.scale_factor
+        tall, wide = prompt.inputs["pixel_values"].shape[-2:]
         if tall != wide or tall % (patch * merge):
             raise MapUnavailableError(
                 f"no map over pixels: tiles of {tall} x {wide} pixels do not divide into squares "
                 f"of {merge} x {merge} patches of {patch} pixels"
             )
         side = tall // patch // merge
-        splits = [_splits(prepared.processor, size) for size in prepared.image_sizes]
+        splits = [_splits(prompt.processor, size) for size in prompt.image_sizes]
         counts = [(rows * cols + (rows * cols > 1)) * side**2 for rows, cols in splits]
-        runs = token_runs(prepared.positions, counts)
+        runs = token_runs(prompt.positions, counts)
         grids: list[ImageGrid] = []
         for image, (run, (rows, cols)) in enumerate(zip(runs, splits, strict=True)):
-            size = prepared.image_sizes[image]
+            size = prompt.image_sizes[image]
             grids += tile_grids(image, run, size, rows, cols, side, side)
         return tuple(grids)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
+from vlmflow.lvlm.families.base import Family, PromptPictures, setting, token_runs
 from vlmflow.lvlm.families.tiles import tile_grids
 from vlmflow.lvlm.geometry import require_pipeline
 from vlmflow.lvlm.grids import ImageGrid
@@ -19,26 +19,26 @@ class InternVL(Family):
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     pipeline: ClassVar[str] = "got_ocr2"
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return tiles and thumbnail per picture; see :meth:`Family.grids`."""
-        processor = prepared.processor
+        processor = prompt.processor
         require_pipeline(processor.image_processor, self.pipeline)
-        tall, wide = prepared.inputs["pixel_values"].shape[-2:]
-        patch_height, patch_width = self._token_size(prepared.config)
+        tall, wide = prompt.inputs["pixel_values"].shape[-2:]
+        patch_height, patch_width = self._token_size(prompt.config)
         rows, cols = tall // patch_height, wide // patch_width
         most = setting(processor, "max_patches")
-        splits = [(1, 1)] * len(prepared.image_sizes)
+        splits = [(1, 1)] * len(prompt.image_sizes)
         if setting(processor, "crop_to_patches") and most > 1:
             least = setting(processor, "min_patches")
             canvases = [
                 self._canvas((height, width), (tall, wide), least, most)
-                for width, height in prepared.image_sizes
+                for width, height in prompt.image_sizes
             ]
             splits = [(down, across) for across, down in canvases]
         counts = [(down * across + (down * across > 1)) * rows * cols for down, across in splits]
         grids: list[ImageGrid] = []
-        for image, run in enumerate(token_runs(prepared.positions, counts)):
-            grids += tile_grids(image, run, prepared.image_sizes[image], *splits[image], rows, cols)
+        for image, run in enumerate(token_runs(prompt.positions, counts)):
+            grids += tile_grids(image, run, prompt.image_sizes[image], *splits[image], rows, cols)
         return tuple(grids)
 
     def _canvas(self, *choice: Any) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
+from vlmflow.lvlm.families.base import Family, PromptPictures, setting, token_runs
 from vlmflow.lvlm.families.tiles import THUMBNAIL, TILES
 from vlmflow.lvlm.geometry import Preimage, require_pipeline
 from vlmflow.lvlm.grids import ImageGrid, IntArray
@@ -21,16 +21,16 @@ class Lfm2Vl(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("lfm2_vl",)
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return tiles and thumbnail per picture; see :meth:`Family.grids`."""
-        require_pipeline(prepared.processor.image_processor, "lfm2_vl")
-        merge = int(prepared.config.downsample_factor)
+        require_pipeline(prompt.processor.image_processor, "lfm2_vl")
+        merge = int(prompt.config.downsample_factor)
         # Rows and columns of tokens of every tile and thumbnail of every picture.
-        shapes: IntArray = prepared.inputs["spatial_shapes"].cpu().numpy() // merge
-        runs = token_runs(prepared.positions, shapes.prod(1).tolist())
+        shapes: IntArray = prompt.inputs["spatial_shapes"].cpu().numpy() // merge
+        runs = token_runs(prompt.positions, shapes.prod(1).tolist())
         grids, first = [], 0
-        for image, size in enumerate(prepared.image_sizes):
-            across, down = _tiles(prepared.processor, size)
+        for image, size in enumerate(prompt.image_sizes):
+            across, down = _tiles(prompt.processor, size)
             tiles = across * down if across * down > 1 else 0
             if tiles:
                 rows, cols = shapes[first].tolist()
@@ -40,7 +40,7 @@ class Lfm2Vl(Family):
                 positions = positions.transpose(0, 2, 1, 3).reshape(whole)
                 grids.append(ImageGrid(image, positions, boxes, TILES))
                 first += tiles
-            if not tiles or setting(prepared.processor, "use_thumbnail"):
+            if not tiles or setting(prompt.processor, "use_thumbnail"):
                 rows, cols = shapes[first].tolist()
                 boxes = Preimage.of_resize(size, (cols, rows)).boxes(rows, cols, 1, 1)
                 kind = THUMBNAIL if tiles else "full"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in
+from vlmflow.lvlm.families.base import Family, PromptPictures, places_in
 from vlmflow.lvlm.families.pixtral import Pixtral
 from vlmflow.lvlm.geometry import MapUnavailableError, preimage
 from vlmflow.lvlm.grids import FloatArray, ImageGrid
@@ -22,31 +22,31 @@ class Llava(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("llava", "vipllava")
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return one grid per picture; see :meth:`Family.grids`."""
-        if getattr(prepared.config.vision_config, "model_type", None) == "pixtral":
-            return Pixtral().grids(prepared)
-        pixels = prepared.inputs["pixel_values"]
-        pictures = len(prepared.image_sizes)
+        if getattr(prompt.config.vision_config, "model_type", None) == "pixtral":
+            return Pixtral().grids(prompt)
+        pixels = prompt.inputs["pixel_values"]
+        pictures = len(prompt.image_sizes)
         if pixels.ndim != 4 or pixels.shape[0] != pictures:
             raise MapUnavailableError(
                 f"no map over pixels: pixel_values has shape {tuple(pixels.shape)}, not one "
                 f"(channels, height, width) for each of {pictures} picture(s)"
             )
-        patch_height, patch_width = _patch_size(prepared)
+        patch_height, patch_width = _patch_size(prompt)
         rows, cols = pixels.shape[-2] // patch_height, pixels.shape[-1] // patch_width
-        per_picture, rest = divmod(prepared.positions.size, pictures)
+        per_picture, rest = divmod(prompt.positions.size, pictures)
         in_front = per_picture - rows * cols
         if rest or in_front < 0:
             raise MapUnavailableError(
-                f"no map over pixels: {prepared.positions.size} image tokens for {pictures} "
+                f"no map over pixels: {prompt.positions.size} image tokens for {pictures} "
                 f"picture(s) do not cover {rows} x {cols} patches each"
             )
         grids = []
-        for image, (width, height) in enumerate(prepared.image_sizes):
-            back = preimage(prepared.processor.image_processor, width, height)
+        for image, (width, height) in enumerate(prompt.image_sizes):
+            back = preimage(prompt.processor.image_processor, width, height)
             first = image * per_picture + in_front
-            positions = prepared.positions[first : first + rows * cols].reshape(rows, cols)
+            positions = prompt.positions[first : first + rows * cols].reshape(rows, cols)
             boxes = back.boxes(rows, cols, patch_height, patch_width)
             grids.append(ImageGrid(image=image, positions=positions, boxes=boxes))
         return tuple(grids)
@@ -78,9 +78,9 @@ class Llava(Family):
         return places_in([(rows, cols)] * pictures, first, tokens)
 
 
-def _patch_size(prepared: PreparedPictures) -> tuple[int, int]:
+def _patch_size(prompt: PromptPictures) -> tuple[int, int]:
     """Return ``(height, width)`` of a patch: the vision tower's, which cut the picture."""
-    size: Any = getattr(prepared.config.vision_config, "patch_size", None)
+    size: Any = getattr(prompt.config.vision_config, "patch_size", None)
     if size is None:
         raise MapUnavailableError(
             "no map over pixels: the vision tower's config names no patch_size"

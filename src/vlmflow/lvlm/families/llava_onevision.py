@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.families.base import PreparedPictures, token_runs
+from vlmflow.lvlm.families.base import PromptPictures, token_runs
 from vlmflow.lvlm.families.llava_next import LlavaNext, tile_side
 from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, preimage, require_pipeline
 from vlmflow.lvlm.grids import FloatArray, ImageGrid
@@ -34,17 +34,17 @@ class LlavaOnevision(LlavaNext):
     pipeline: ClassVar[str] = "llava_onevision"
     takes_videos: ClassVar[bool] = True
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return the grids of one picture or of several; see :meth:`Family.grids`."""
-        if len(prepared.image_sizes) == 1:
-            return super().grids(prepared)
-        require_pipeline(prepared.processor.image_processor, self.pipeline)
-        side, patch = tile_side(prepared), prepared.config.vision_config.patch_size
+        if len(prompt.image_sizes) == 1:
+            return super().grids(prompt)
+        require_pipeline(prompt.processor.image_processor, self.pipeline)
+        side, patch = tile_side(prompt), prompt.config.vision_config.patch_size
         across = side // patch
-        counts = [across**2 + 1] * len(prepared.image_sizes)
+        counts = [across**2 + 1] * len(prompt.image_sizes)
         grids = []
-        for image, run in enumerate(token_runs(prepared.positions, counts)):
-            width, height = prepared.image_sizes[image]
+        for image, run in enumerate(token_runs(prompt.positions, counts)):
+            width, height = prompt.image_sizes[image]
             square = max(width, height)
             scale = square / side
             left, top = (square - width) // 2, (square - height) // 2
@@ -61,11 +61,11 @@ class LlavaOnevision(LlavaNext):
                 "videos of one length only in a prompt: pass as many frames of each"
             )
 
-    def video_grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def video_grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return one grid per frame; see :meth:`Family.video_grids`."""
-        side = int(prepared.config.vision_config.image_size)
-        patch = int(prepared.config.vision_config.patch_size)
-        videos, frames, _, *given = prepared.inputs["pixel_values_videos"].shape
+        side = int(prompt.config.vision_config.image_size)
+        patch = int(prompt.config.vision_config.patch_size)
+        videos, frames, _, *given = prompt.inputs["pixel_values_videos"].shape
         if given != [side, side]:
             raise MapUnavailableError(
                 f"no map over pixels: the frames are {given[1]} x {given[0]} pixels for the vision "
@@ -76,17 +76,17 @@ class LlavaOnevision(LlavaNext):
         step = across * patch / pooled
         counts = ([pooled**2] * (frames - 1) + [pooled**2 + 1]) * videos
         grids = []
-        for image, run in enumerate(token_runs(prepared.positions, counts)):
-            back = preimage(prepared.processor.video_processor, *prepared.image_sizes[image])
+        for image, run in enumerate(token_runs(prompt.positions, counts)):
+            back = preimage(prompt.processor.video_processor, *prompt.image_sizes[image])
             positions = run[: pooled**2].reshape(pooled, pooled)
             grids.append(ImageGrid(image, positions, back.boxes(pooled, pooled, step, step)))
         return tuple(grids)
 
     def _boxes(
-        self, prepared: PreparedPictures, size: tuple[int, int], side: int
+        self, prompt: PromptPictures, size: tuple[int, int], side: int
     ) -> tuple[FloatArray, FloatArray]:
-        small, tiles = super()._boxes(prepared, size, side)
-        most = int(prepared.config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        small, tiles = super()._boxes(prompt, size, side)
+        most = int(prompt.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         rows, cols = tiles.shape[:2]
         ratio = sqrt(rows * cols / (most * small.shape[0] ** 2))
         if ratio > SHRINK_FROM:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, setting, token_runs
+from vlmflow.lvlm.families.base import Family, PromptPictures, setting, token_runs
 from vlmflow.lvlm.families.tiles import tile_grids
 from vlmflow.lvlm.geometry import require_pipeline
 from vlmflow.lvlm.grids import ImageGrid
@@ -18,21 +18,21 @@ class PerceptionLM(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("perception_lm",)
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return thumbnail and tiles per picture; see :meth:`Family.grids`."""
-        processor = prepared.processor
+        processor = prompt.processor
         require_pipeline(processor.image_processor, "perception_lm")
-        side = prepared.inputs["pixel_values"].shape[-1]
+        side = prompt.inputs["pixel_values"].shape[-1]
         side = side // int(processor.patch_size) // int(processor.pooling_ratio)
-        splits = [_tiles(processor, size) for size in prepared.image_sizes]
+        splits = [_tiles(processor, size) for size in prompt.image_sizes]
         counts = [(1 + across * down) * side**2 for across, down in splits]
         grids: list[ImageGrid] = []
-        for image, run in enumerate(token_runs(prepared.positions, counts)):
+        for image, run in enumerate(token_runs(prompt.positions, counts)):
             across, down = splits[image]
             grids += tile_grids(
                 image,
                 run,
-                prepared.image_sizes[image],
+                prompt.image_sizes[image],
                 down,
                 across,
                 side,

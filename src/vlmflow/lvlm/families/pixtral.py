@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in, token_runs
+from vlmflow.lvlm.families.base import Family, PromptPictures, places_in, token_runs
 from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, require_pipeline
 from vlmflow.lvlm.grids import FloatArray, ImageGrid
 
@@ -19,23 +19,23 @@ class Pixtral(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("mistral3",)
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return one grid per picture; see :meth:`Family.grids`."""
-        image_processor = prepared.processor.image_processor
+        image_processor = prompt.processor.image_processor
         require_pipeline(image_processor, "pixtral")
         if getattr(image_processor, "do_center_crop", False):
             raise MapUnavailableError(
                 "no map over pixels: do_center_crop of a Pixtral image processor is not inverted "
                 "here"
             )
-        side = _side(prepared.config)
-        sizes = prepared.inputs["image_sizes"].tolist()
+        side = _side(prompt.config)
+        sizes = prompt.inputs["image_sizes"].tolist()
         shapes = [(height // side, width // side) for height, width in sizes]
-        runs = token_runs(prepared.positions, [rows * cols for rows, cols in shapes])
+        runs = token_runs(prompt.positions, [rows * cols for rows, cols in shapes])
         grids = []
         for image, (run, (rows, cols)) in enumerate(zip(runs, shapes, strict=True)):
             height, width = sizes[image]
-            back = Preimage.of_resize(prepared.image_sizes[image], (width, height))
+            back = Preimage.of_resize(prompt.image_sizes[image], (width, height))
             boxes = back.boxes(rows, cols, side, side)
             grids.append(ImageGrid(image, run.reshape(rows, cols), boxes))
         return tuple(grids)

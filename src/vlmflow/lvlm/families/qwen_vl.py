@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlmflow.lvlm.families.base import Family, PreparedPictures, places_in, token_runs
+from vlmflow.lvlm.families.base import Family, PromptPictures, places_in, token_runs
 from vlmflow.lvlm.geometry import Preimage, require_pipeline
 from vlmflow.lvlm.grids import FloatArray, ImageGrid, IntArray
 
@@ -31,20 +31,20 @@ class QwenVL(Family):
     )
     takes_videos: ClassVar[bool] = True
 
-    def grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return one grid per picture; see :meth:`Family.grids`."""
-        patches = prepared.inputs["image_grid_thw"].tolist()  # frames, rows, columns
+        patches = prompt.inputs["image_grid_thw"].tolist()  # frames, rows, columns
         shapes = [(rows, cols) for _, rows, cols in patches]
-        return _grids(prepared, shapes, prepared.processor.image_processor)
+        return _grids(prompt, shapes, prompt.processor.image_processor)
 
     def frames_together(self, processor: Any) -> int:
         """Return how deep a patch is; see :meth:`Family.frames_together`."""
         return int(processor.video_processor.temporal_patch_size)
 
-    def video_grids(self, prepared: PreparedPictures) -> tuple[ImageGrid, ...]:
+    def video_grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Return one grid per group of frames; see :meth:`Family.video_grids`."""
-        shapes = list(_each_group(prepared.inputs["video_grid_thw"].tolist()))
-        return _grids(prepared, shapes, prepared.processor.video_processor)
+        shapes = list(_each_group(prompt.inputs["video_grid_thw"].tolist()))
+        return _grids(prompt, shapes, prompt.processor.video_processor)
 
     def places(
         self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
@@ -77,17 +77,17 @@ class QwenVL(Family):
 
 
 def _grids(
-    prepared: PreparedPictures, patches: Sequence[tuple[int, int]], processor: Any
+    prompt: PromptPictures, patches: Sequence[tuple[int, int]], processor: Any
 ) -> tuple[ImageGrid, ...]:
     """Lay grids of so many (rows, columns) of patches over pictures."""
     require_pipeline(processor, "qwen2_vl", "qwen3_vl", "glm4v")
     merge = int(processor.merge_size)
     side = merge * int(processor.patch_size)
     shapes = [(rows // merge, cols // merge) for rows, cols in patches]
-    runs = token_runs(prepared.positions, [rows * cols for rows, cols in shapes])
+    runs = token_runs(prompt.positions, [rows * cols for rows, cols in shapes])
     grids = []
     for image, (size, run, (rows, cols)) in enumerate(
-        zip(prepared.image_sizes, runs, shapes, strict=True)
+        zip(prompt.image_sizes, runs, shapes, strict=True)
     ):
         boxes = Preimage.of_resize(size, (cols * side, rows * side)).boxes(rows, cols, side, side)
         grids.append(ImageGrid(image, run.reshape(rows, cols), boxes))

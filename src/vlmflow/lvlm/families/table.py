@@ -44,7 +44,7 @@ _TILES = "tiles, and the whole picture small"
 _ONE = "one grid"
 _SHAPED = "one grid in the picture's own shape"
 _EXPERTS = "mixture of experts"
-_DEEPSTACK = "features are added again behind the first layers (DeepStack); truncation follows"
+_DEEPSTACK = "features are added again after the first layers (DeepStack); truncation follows"
 _QUERIES = "the map is spread over patches as the Q-Former's cross-attention is; one picture"
 _NO_ORACLE = "oracle rankings while generating: its generate runs the language model alone"
 _LINEAR = "layers without attention report none; rankings by attention need a layer that has it"
@@ -95,16 +95,16 @@ CROSS_ATTENTION = (
 
 UNKNOWN = (
     "any other type with an image_token_id: curves, saliency, truncation and removal curves work, "
-    "and the map over pixels is missing; CONTRIBUTING.md says how to add a family"
+    "and the map over pixels is missing; docs/adding-a-family.md says how to add a family"
 )
 
 
 def rows() -> Iterator[tuple[str, ...]]:
     """Give the table: type, example, image tokens, videos, by place, what is lacking, note."""
     yield "model type", "for example", "image tokens", "video", "by place", "does not work", "note"
-    for one in SUPPORTED:
-        video, by_place = ("yes" if yes else "no" for yes in (one.videos, one.by_place))
-        yield one.model_type, one.example, one.grids, video, by_place, one.lacks, one.note
+    for row in SUPPORTED:
+        video, by_place = ("yes" if yes else "no" for yes in (row.videos, row.by_place))
+        yield row.model_type, row.example, row.grids, video, by_place, row.lacks, row.note
 
 
 def markdown() -> str:

@@ -43,10 +43,12 @@ def tile_grids(
         One over all tiles and one over the thumbnail, or one of kind ``"full"``.
     """
     whole = Preimage.of_resize(size, (wide, tall)).boxes(tall, wide, 1, 1)
-    one = tall * wide
-    if run.size == one:
+    per_tile = tall * wide
+    if run.size == per_tile:
         return [ImageGrid(image, run.reshape(tall, wide), whole)]
-    small, many = (run[:one], run[one:]) if thumbnail_first else (run[-one:], run[:-one])
+    small, many = (
+        (run[:per_tile], run[per_tile:]) if thumbnail_first else (run[-per_tile:], run[:-per_tile])
+    )
     by_tile = many.reshape(rows, cols, tall, wide)
     positions = by_tile.transpose(0, 2, 1, 3).reshape(rows * tall, cols * wide)
     back = Preimage.of_resize(size, (cols * wide, rows * tall))

@@ -19,6 +19,7 @@ from vlmflow.files import write_files
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.reports.explain.page_data import Packed, page_data
 from vlmflow.reports.palette import theme_css
+from vlmflow.result.convergence import top_mass
 from vlmflow.result.sentences import image_share_sentence, percent
 
 if TYPE_CHECKING:
@@ -87,13 +88,13 @@ def second_line(flow: InformationFlow) -> str:
     sentences = []
     if flow.layers > 1 and image[peak] > 0:
         sentences.append(f"The image share is largest at layer {peak} ({percent(image[peak])}).")
-    if "flow" in flow.maps and flow.flags["flow"][0, 0] == 0:
-        from vlmflow.result.convergence import top_mass
-
-        mass = top_mass(flow.maps["flow"][0, 0])
+    summed = [signal for signal, about in flow.about.items() if about.summed is not None]
+    for signal in summed[:1]:
+        mass = top_mass(flow.maps[signal][0, 0])
         if mass is not None:
             sentences.append(
-                f"The strongest 10\u00a0% of the image tokens hold {percent(mass)} of the flow map."
+                f"The strongest 10\u00a0% of the image tokens hold {percent(mass)} of the "
+                f"{shown(flow.about[signal].label, 200)}."
             )
     return " ".join(sentences)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlmflow.escape_invisible import shown
-from vlmflow.flow.axes import FLAGS, SUMMED_OVER_LAYERS
+from vlmflow.flow.axes import FLAGS
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS, Segment
 from vlmflow.reports.explain.combined_cells import combined_cells
@@ -217,8 +217,16 @@ def page_data(flow: InformationFlow, room: int) -> Packed:
         "targets": ["whole answer", *(shown(t, TOKEN_CHARACTERS) for t in flow.targets[1:])],
         "tokens": [shown(token, TOKEN_CHARACTERS) for token in flow.answer_tokens],
         "signals": list(flow.signals),
-        "summed": [signal for signal in flow.signals if signal in SUMMED_OVER_LAYERS],
-        "flowLayers": flow.settings.get("flow_layers"),
+        "about": {
+            signal: {
+                "label": shown(about.label, TOKEN_CHARACTERS),
+                "summary": shown(about.summary, 2_000),
+                "source": shown(about.source, 2_000),
+                "colour": about.colour,
+                "summed": about.summed,
+            }
+            for signal, about in flow.about.items()
+        },
         "pictures": _pictures(flow),
         "mapScale": MAP_SCALE.capitalize(),
         "grids": [

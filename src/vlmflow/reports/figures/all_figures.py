@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 from vlmflow.errors import InputError
 from vlmflow.files import write_files
-from vlmflow.flow.axes import SUMMED_OVER_LAYERS
 from vlmflow.reports.figures.figure_files import FORMATS, figure_files
 from vlmflow.result.checks import plural, valid_index
 
@@ -136,7 +135,7 @@ def save_figures(
         for image in sorted({grid.image for grid in flow.layout.grids}):
             name = f"maps_{signal}" + (f"_picture{image}" if image else "")
             figures[name] = strip_figure(flow, signal, target, image=image)
-            if signal not in SUMMED_OVER_LAYERS:
+            if flow.about[signal].summed is None:
                 shared = strip_figure(flow, signal, target, image=image, scale="shared")
                 figures[f"{name}_shared"] = shared
     contents = figure_files(figures, formats)

@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from vlmflow.flow.axes import SUMMED_OVER_LAYERS
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.reports.figures.style import (
     HEAD,
-    SIGNAL_NAMES,
     WIDTH,
     figure_style,
     header,
@@ -67,7 +65,8 @@ class Place(NamedTuple):
 
 def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shared: bool) -> Figure:
     """See :func:`vlmflow.reports.figures.all_figures.strip_figure`."""
-    summed = signal in SUMMED_OVER_LAYERS
+    about = flow.map_info(signal)
+    summed = about.summed is not None
     layers: list[int | None] = [None] if summed else [*range(flow.layers)]
     maps = [flow.map(signal, layer, target) for layer in layers]
     tops = [_top(flow, values) for values in maps]
@@ -94,7 +93,7 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
     with figure_style():
         figure = Figure(figsize=(WIDTH, total))
         frames = flow.layout.frames_label(image)
-        title = SIGNAL_NAMES.get(signal, signal) + (f", {frames}" if frames else "")
+        title = about.label + (f", {frames}" if frames else "")
         header(figure, title, flow, target)
         # one canvas in inches, y downwards: much quicker than a set of axes per layer
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(total, 0), autoscale_on=False)

@@ -39,13 +39,6 @@ SEGMENT_LINES: dict[str, dict[str, Any]] = {
 
 SEGMENT_NAMES: dict[str, str] = {"answer": "earlier answer"}
 
-SIGNAL_NAMES: dict[str, str] = {
-    "flow": "flow map",
-    "llava_cam": "LLaVA-CAM",
-    "llava_cam_smooth": "LLaVA-CAM, smoothed",
-    "llava_cam_code": "LLaVA-CAM, paper's code",
-}
-
 _FONTS: tuple[Any, ...] = ("font.family", "font.sans-serif", "font.serif", "font.monospace")
 
 _STYLE: dict[Any, Any] = {

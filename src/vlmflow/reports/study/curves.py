@@ -15,13 +15,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, fit
 from vlmflow.reports.palette import GREY, LIGHT, SERIES
 from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED
+from vlmflow.truncation.amounts import Amount, Share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from vlmflow.studies.truncations.results import StudyResult
     from vlmflow.studies.truncations.summaries import ArmSummary
-    from vlmflow.truncation.policy import Truncation
+    from vlmflow.truncation.truncation import Truncation
 
 Curves = dict[str, list["ArmSummary"]]
 """Summaries of every curve, by their layer; named by what they keep."""
@@ -83,7 +84,7 @@ def curves_of(study: StudyResult) -> dict[str, Curves]:
             continue
         if len(policy.stages) > 1:
             continue
-        ((_, keep),) = policy.stages
+        keep = policy.stages[0].keep
         if policy.ranks:
             curves = rankings.setdefault(_ranking(policy), {})
             curves.setdefault(_kept(keep), []).append(summary)
@@ -92,7 +93,7 @@ def curves_of(study: StudyResult) -> dict[str, Curves]:
     none = {name: summaries for name, summaries in none.items() if len(summaries) > 1}
     panels = {}
     for title, curves in rankings.items():
-        kept = {name: _stage(summaries[0])[1] for name, summaries in curves.items()}.__getitem__
+        kept = {name: _amount(summaries[0]).plain for name, summaries in curves.items()}.__getitem__
         several = {name: curves[name] for name in sorted(curves, key=kept) if len(curves[name]) > 1}
         if several:
             panels[title] = none | several
@@ -192,21 +193,21 @@ def _head(
 
 
 def _layer(summary: ArmSummary) -> int:
-    return _stage(summary)[0]
-
-
-def _stage(summary: ArmSummary) -> tuple[int, int | float]:
     assert summary.arm.truncation is not None
-    return summary.arm.truncation.stages[0]
+    return summary.arm.truncation.first_layer
 
 
-def _kept(keep: int | float) -> str:
-    return f"keep {100 * keep:.3g} %" if isinstance(keep, float) else f"keep {keep} tokens"
+def _amount(summary: ArmSummary) -> Amount:
+    assert summary.arm.truncation is not None
+    return summary.arm.truncation.stages[0].keep
+
+
+def _kept(keep: Amount) -> str:
+    return f"keep {keep}" if isinstance(keep, Share) else f"keep {keep} tokens"
 
 
 def _ranking(policy: Truncation) -> str:
-    seed = f", seed {policy.seed}" if policy.rank_by == "random" and policy.seed else ""
-    return f"kept by {policy.rank_by}{_rest(policy)}{seed}"
+    return f"kept by {policy.ranking.title}{_rest(policy)}"
 
 
 def _rest(policy: Truncation) -> str:

@@ -75,10 +75,10 @@ function offerLayer() {
     const summed = isSummed(choice.signal);
     slider.disabled = summed;
     slider.value = choice.layer;
-    const upTo = (head.flowLayers ?? head.layers) - 1;
-    find("layer-value").textContent = summed ? `Σ 0–${upTo}` : `${choice.layer} of 0–${head.layers - 1}`;
+    const span = summed ? head.about[choice.signal].summed.join("–") : "";
+    find("layer-value").textContent = summed ? `Σ ${span}` : `${choice.layer} of 0–${head.layers - 1}`;
     find("layer-note").textContent = summed
-      ? `The flow map is a sum over layers 0–${upTo}: choose another signal to go layer by layer.`
+      ? `This map (${signalWords(choice.signal).label}) is a sum over layers ${span}: choose another signal to go layer by layer.`
       : "Also with the keys ← and →, or by choosing a layer in a chart.";
   };
   follow(["layer", "signal"], show);
@@ -112,8 +112,8 @@ function offerSignals() {
   const signals = d3.sort(head.signals, (signal) => (isSummed(signal) ? 0 : 1));
   radios(find("signals"), "signal", signals.map((signal) => [signal, signalWords(signal).label]));
   const show = () => {
-    const { says, source } = signalWords(choice.signal);
-    find("signal-definition").replaceChildren(`${says} `, make("cite", { textContent: source }));
+    const { summary, source } = signalWords(choice.signal);
+    find("signal-definition").replaceChildren(asSentence(summary), " ", make("cite", { textContent: asSentence(source) }));
   };
   follow(["signal"], show);
   show();

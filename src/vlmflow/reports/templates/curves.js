@@ -44,7 +44,7 @@ function showConvergence() {
   const tokens = head.counts[1];
   for (const [column, [id, yLabel, format]] of Object.entries(charts)) {
     const series = layered.map((signal, i) => ({
-      ...SIGNAL_SERIES[i % SIGNAL_SERIES.length], name: signal, label: signalWords(signal).label,
+      ...SIGNAL_SERIES[i % SIGNAL_SERIES.length], ...ownColour(signal), name: signal, label: signalWords(signal).label,
       values: d3.range(head.layers).map((layer) => numbers.convergence(column, signal, layer, choice.target)),
     })).filter(({ values }) => values.some((value) => value !== null));
     if (series.length === 0) nothing(id, "No map to measure.");

@@ -272,7 +272,7 @@ function whyNoMap() {
   if (head.signals.length === 0) return "No signal was measured.";
   if (!numbers.hasMap(choice.target)) return "The map of this token is not in this page, to keep it small. flow.safetensors holds it.";
   const flag = numbers.flag(choice.signal, mapLayer(), choice.target);
-  if (flag !== 0) return flagReason(flag, choice.signal, choice.layer);
+  if (flag !== 0) return flagReason(flag, choice.layer);
   return null;
 }
 

@@ -5,7 +5,7 @@ const head = JSON.parse(find("head").textContent);
 async function start() {
   await numbers.open();
   const layered = head.signals.filter((signal) => !isSummed(signal));
-  choice.signal = head.signals.includes("flow") ? "flow" : head.signals[0] ?? "";
+  choice.signal = head.signals.find(isSummed) ?? head.signals[0] ?? "";
   choice.deep = head.layers - 1;
   // the layer where the image counts most is the one to begin with
   const image = d3.range(head.layers).map((layer) => numbers.attention(layer, 0)?.[1] ?? 0);

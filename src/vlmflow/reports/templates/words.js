@@ -1,51 +1,20 @@
 // Every word of the page that depends on what was measured: one place, one vocabulary.
 
-const PAPER = "From Redundancy to Relevance (NAACL 2025)";
-const ANCHORS = "Label Words are Anchors (EMNLP 2023)";
+const signalWords = (signal) => head.about[signal] ?? { label: signal, summary: "", source: "" };
 
-const SIGNALS = {
-  flow: {
-    label: "flow map",
-    says: "What each image token sends on: saliency summed over layers and over all text positions.",
-    source: `vlmflow's sum over layers of the saliency of ${ANCHORS}.`,
-  },
-  attention: {
-    label: "attention",
-    says: "Attention, averaged over heads, from the position that predicts the answer token to each image token.",
-    source: `${PAPER}, eq. 6–9.`,
-  },
-  saliency: {
-    label: "saliency",
-    says: "|Σ over heads of A ⊙ ∂target/∂A|, received by each image token from all text positions.",
-    source: `${ANCHORS}.`,
-  },
-  llava_cam: {
-    label: "LLaVA-CAM",
-    says: "Grad-CAM on a decoder layer at the image positions: channels weighted by their gradient, positive part.",
-    source: `${PAPER}, eq. 1–3.`,
-  },
-  llava_cam_smooth: {
-    label: "LLaVA-CAM, smoothed",
-    says: "LLaVA-CAM averaged over noisy copies of the picture.",
-    source: `${PAPER}, eq. 1–5.`,
-  },
-  llava_cam_code: {
-    label: "LLaVA-CAM, paper's code",
-    says: "The variant in the paper's code: gradients cut at zero, values below half of the largest dropped.",
-    source: `Code of ${PAPER}.`,
-  },
-};
+// The colour that a signal brings along, where it does.
+const ownColour = (signal) => (head.about[signal]?.colour ? { colour: head.about[signal].colour } : {});
 
-const signalWords = (signal) => SIGNALS[signal] ?? { label: signal, says: "", source: "" };
+// A line as a sentence: with a capital and a full stop.
+function asSentence(line) {
+  return line === "" ? "" : `${line[0].toUpperCase()}${line.slice(1)}${/[.!?]$/.test(line) ? "" : "."}`;
+}
 
 const FLAG_WORDS = ["", "undefined", "empty", "no attention here"];
 
-function flagReason(flag, signal, layer) {
-  if (flag === 1 && signal.startsWith("llava_cam")) {
-    return `Undefined: at layer ${layer} the image positions no longer reach the answer through this hook, so their gradient is exactly 0.`;
-  }
+function flagReason(flag, layer) {
   return {
-    1: "Undefined: this signal does not exist here.",
+    1: `Undefined: at layer ${layer} the image positions no longer reach the answer through this hook, so their gradient is exactly 0.`,
     2: "Empty: no image token has a positive value here.",
     3: `No attention here: layer ${layer} has none, so there is nothing to read.`,
   }[flag];

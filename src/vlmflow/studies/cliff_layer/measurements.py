@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.flow.measure import Measurement, measure
-from vlmflow.lvlm.batch import collate, generate_batch, pad_id
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.saliency import Saliency
+from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.removal.curve import RemovalCurve, removal_curves
 from vlmflow.result.convergence import top_mass
@@ -89,16 +91,15 @@ def _measure_chunk(
     vlm: LVLM, task: Task, chunk: Sequence[TaskSample]
 ) -> Iterator[SampleMeasurement]:
     prompts = [vlm.prepare(sample.pictures, sample.question) for sample in chunk]
-    answers = generate_batch(vlm, prompts, max_new_tokens=task.max_new_tokens)
+    answers = vlm.generate_batch(prompts, max_new_tokens=task.max_new_tokens)
     answered = [number for number, ids in enumerate(answers) if ids]
     with_answers = [vlm.with_answer(prompts[number], answers[number]) for number in answered]
     curves, flows = [], []
     if with_answers:
         curves = removal_curves(vlm, with_answers)
         inputs, layouts = collate(with_answers, pad_id(vlm.processor.tokenizer))
-        flows = measure(
-            vlm.model, vlm.decoder_layers, inputs, layouts, signals=("saliency",), per_token=False
-        )
+        options = ExplainOptions(signals=[Saliency()], per_token=False)
+        flows = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)
     for number, sample in enumerate(chunk):
         if number not in answered:
             yield SampleMeasurement(sample, "", _score(task, sample, ""), None, {})
@@ -115,7 +116,7 @@ def _score(task: Task, sample: TaskSample, answer: str) -> float:
 
 def _signals(measured: Measurement) -> dict[str, FloatArray]:
     image = SEGMENTS.index("image")
-    maps = measured.maps["saliency"][:, 0]
+    maps = measured.maps[Saliency.known_as()][:, 0]
     flow = measured.saliency_sum[:, 0, :, image].sum(1, dtype=np.float64)
     return {
         "attention share": measured.attention_share[:, 0, image].astype(np.float64),

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-import vlmflow
 from vlmflow.errors import InputError
 from vlmflow.escape_invisible import shown
 from vlmflow.notebook import fragment
@@ -22,6 +21,7 @@ from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement,
 from vlmflow.studies.cliff_layer.prediction import Prediction, predictions, true_cliffs
 from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, headline, interval
 from vlmflow.tasks.base import Task
+from vlmflow.version import __version__
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -159,7 +159,7 @@ class CliffStudy:
             "layers": frame.astype(object).where(frame.notna(), None).to_dict("records"),
             "model": self.model,
             "settings": self.settings,
-            "vlmflow": vlmflow.__version__,
+            "vlmflow": __version__,
         }
 
     def _with_interval(self, name: str, values: FloatArray) -> dict[str, FloatArray]:

@@ -13,12 +13,12 @@ from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.store import StoredResult
 from vlmflow.tasks.base import TaskSample
 from vlmflow.truncation.flops import DecoderShape, PrefillCost, formula_share, prefill_cost
-from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.shared_answers import shared_answers
+from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+    from vlmflow.lvlm.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -54,41 +54,41 @@ def answer_sample(
         In the order of ``items``.
     """
     try:
-        prepared = vlm.prepare(sample.pictures, sample.question)
+        prompt = vlm.prepare(sample.pictures, sample.question)
     except Exception as error:  # one broken sample must not end a study of thousands
         return [_failed(item, error) for item in items]
     results: dict[str, StoredResult] = {}
     whole = [item for item in items if not item.arm.is_down_sampled]
     if whole:
-        results |= _whole_pictures(vlm, prepared, whole, max_new_tokens)
+        results |= _whole_pictures(vlm, prompt, whole, max_new_tokens)
     smaller = [item for item in items if item.arm.is_down_sampled]
     if smaller:
-        results |= _smaller_pictures(vlm, prepared, sample, smaller, max_new_tokens)
+        results |= _smaller_pictures(vlm, prompt, sample, smaller, max_new_tokens)
     return [results[item.id] for item in items]
 
 
 def _whole_pictures(
-    vlm: LVLM, prepared: Prepared, items: Sequence[WorkItem], max_new_tokens: int
+    vlm: LVLM, prompt: Prompt, items: Sequence[WorkItem], max_new_tokens: int
 ) -> dict[str, StoredResult]:
     policies = [item.arm.truncation for item in items]
     cut = [policy for policy in policies if policy is not None]
     try:
-        own, *others = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)
+        own, *others = shared_answers(vlm, prompt, cut, max_new_tokens=max_new_tokens)
     except Exception:  # whichever arm it was, the others are answered alone
         return {
-            item.id: _alone(vlm, prepared, item, item.arm.truncation, max_new_tokens, prepared)
+            item.id: _alone(vlm, prompt, item, item.arm.truncation, max_new_tokens, prompt)
             for item in items
         }
     results, rest = {}, iter(others)
     for item, policy in zip(items, policies, strict=True):
         ids = own if policy is None else next(rest)
-        results[item.id] = _result(vlm, prepared, item, policy, ids, prepared)
+        results[item.id] = _result(vlm, prompt, item, policy, ids, prompt)
     return results
 
 
 def _smaller_pictures(
     vlm: LVLM,
-    whole: Prepared,
+    whole: Prompt,
     sample: TaskSample,
     items: Sequence[WorkItem],
     max_new_tokens: int,
@@ -103,40 +103,40 @@ def _smaller_pictures(
             if growing is None:
                 growing = grows(vlm, whole, sample.question)
             share = mean_share(policy, vlm.num_layers, tokens)
-            prepared, rest = down_sampled(vlm, whole, sample.question, share, growing=growing)
+            prompt, rest = down_sampled(vlm, whole, sample.question, share, growing=growing)
         except Exception as error:  # see answer_sample
             results[item.id] = _failed(item, error)
             continue
-        results[item.id] = _alone(vlm, prepared, item, rest, max_new_tokens, whole)
+        results[item.id] = _alone(vlm, prompt, item, rest, max_new_tokens, whole)
     return results
 
 
 def _alone(
     vlm: LVLM,
-    prepared: Prepared,
+    prompt: Prompt,
     item: WorkItem,
     policy: Truncation | None,
     max_new_tokens: int,
-    whole: Prepared,
+    whole: Prompt,
 ) -> StoredResult:
     try:
         cut = [] if policy is None else [policy]
-        ids = shared_answers(vlm, prepared, cut, max_new_tokens=max_new_tokens)[-1]
-        return _result(vlm, prepared, item, policy, ids, whole)
+        ids = shared_answers(vlm, prompt, cut, max_new_tokens=max_new_tokens)[-1]
+        return _result(vlm, prompt, item, policy, ids, whole)
     except Exception as error:  # see answer_sample
         return _failed(item, error)
 
 
 def _result(
     vlm: LVLM,
-    prepared: Prepared,
+    prompt: Prompt,
     item: WorkItem,
     policy: Truncation | None,
     ids: tuple[int, ...],
-    whole: Prepared,
+    whole: Prompt,
 ) -> StoredResult:
-    cost, untouched = _cost(vlm, prepared, policy), _cost(vlm, whole, None)
-    text = len(prepared.layout) - int(prepared.layout.image_positions.size)
+    cost, untouched = _cost(vlm, prompt, policy), _cost(vlm, whole, None)
+    text = len(prompt.layout) - int(prompt.layout.image_positions.size)
     shape = DecoderShape.of(vlm.model, vlm.decoder_layers)
     return StoredResult(
         id=item.id,
@@ -148,9 +148,9 @@ def _result(
     )
 
 
-def _cost(vlm: LVLM, prepared: Prepared, policy: Truncation | None) -> PrefillCost:
+def _cost(vlm: LVLM, prompt: Prompt, policy: Truncation | None) -> PrefillCost:
     counts = [
-        int(prepared.layout.positions_of(segment).size)
+        int(prompt.layout.positions_of(segment).size)
         for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
     ]
     return prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlmflow.truncation.amounts import Count
 from vlmflow.truncation.flops import DecoderShape, tokens_per_layer
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.rankings.random import Random
+from vlmflow.truncation.truncation import Truncation
 
 UNTOUCHED, NO_IMAGE = "untouched", "no image"
 KINDS = (UNTOUCHED, NO_IMAGE, "truncation", "random", "down-sampled")
@@ -42,24 +44,25 @@ class Arm:
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides about answers, and nothing else."""
-        plain = None if self.truncation is None else self.truncation.to_json()
-        return {"down_sampled": self.is_down_sampled, "truncation": plain}
+        policy = self.truncation
+        return {
+            "down_sampled": self.is_down_sampled,
+            "truncation": None if policy is None else policy.to_json(),
+            # An edited ranking gives other answers under the same name.
+            "code": policy.ranking.fingerprint() if policy is not None and policy.ranks else None,
+        }
 
 
 def label(policy: Truncation) -> str:
     """Describe a truncation in a few words: ``"layer 2, keep 50 % by last_attention"``."""
-    layers = " : ".join(str(layer) for layer, _ in policy.stages)
-    keeps = " : ".join(
-        f"{100 * keep:.3g} %" if isinstance(keep, float) else str(keep) for _, keep in policy.stages
-    )
+    layers = " : ".join(str(stage.layer) for stage in policy.stages)
+    keeps = " : ".join(str(stage.keep) for stage in policy.stages)
     text = f"layer {layers}, keep {keeps}"
     if policy.ranks:
-        text += f" by {policy.rank_by}"
+        text += f" by {policy.ranking.title}"
     if policy.remainder != "drop":
         text += f", {policy.remainder}"
-    if policy.positions != "keep":
-        text += f", {policy.positions}"
-    return text if policy.seed == 0 else f"{text}, seed {policy.seed}"
+    return text if policy.positions == "keep" else f"{text}, {policy.positions}"
 
 
 def arms_of(
@@ -103,11 +106,11 @@ def arms_of(
         for name, policy in truncations
     }
     for name, policy in named.items():
-        if policy.ranks and policy.rank_by != "random":
-            drawn = replace(policy, rank_by="random", seed=seed)
+        if policy.ranks and not isinstance(policy.ranking, Random):
+            drawn = replace(policy, rank_by=Random(seed))
             add(Arm(f"random: {label(drawn)}", "random", drawn, of=name))
     for name, policy in named.items():
-        counted = any(isinstance(keep, int) and keep for _, keep in policy.stages)
+        counted = any(isinstance(stage.keep, Count) and stage.keep for stage in policy.stages)
         share = round(mean_share(policy, layers, 1000), 3)
         if counted or 0 < share < 1:
             control = Arm(f"down-sampled as {name}", "down-sampled", policy, of=name)

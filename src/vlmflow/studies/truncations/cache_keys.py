@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-import vlmflow
 from vlmflow.lvlm.images import open_image
 from vlmflow.studies.truncations.arms import Arm
 from vlmflow.studies.truncations.store import StoredSample
 from vlmflow.tasks.base import TaskSample
+from vlmflow.version import __version__
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -39,7 +39,7 @@ def model_identity(vlm: LVLM) -> str:
         "images": str(vlm.processor.image_processor),
         "words": len(vlm.processor.tokenizer),
         "device": vlm.device.type,
-        "versions": [vlmflow.__version__, torch.__version__, transformers.__version__],
+        "versions": [__version__, torch.__version__, transformers.__version__],
     }
     summary.pop("name")  # the same model from another directory
     digest.update(_text(summary).replace(str(vlm.model.config.name_or_path), "").encode())

@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.grids import Grid
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
+    from vlmflow.lvlm.prompt import Prompt
 
 
-def grows(vlm: LVLM, whole: Prepared, question: str) -> bool:
+def grows(vlm: LVLM, whole: Prompt, question: str) -> bool:
     """Whether a much smaller picture has fewer image tokens.
 
     Much: large pictures may be scaled down to the same size by the processor.
@@ -33,8 +33,8 @@ def grows(vlm: LVLM, whole: Prepared, question: str) -> bool:
 
 
 def down_sampled(
-    vlm: LVLM, whole: Prepared, question: str, share: float, *, growing: bool
-) -> tuple[Prepared, Truncation | None]:
+    vlm: LVLM, whole: Prompt, question: str, share: float, *, growing: bool
+) -> tuple[Prompt, Truncation | None]:
     """Prepare a prompt whose pictures have fewer image tokens because they are smaller.
 
     A model whose image tokens grow with the picture is simply given a smaller one. A model that
@@ -45,7 +45,7 @@ def down_sampled(
     ----------
     vlm : LVLM
         The model.
-    whole : Prepared
+    whole : Prompt
         The prompt with the pictures as they are.
     question : str
         What it asks.
@@ -56,7 +56,7 @@ def down_sampled(
 
     Returns
     -------
-    prepared : Prepared
+    prompt : Prompt
         The prompt.
     truncation : Truncation or None
         What takes the even ground away.
@@ -80,21 +80,21 @@ def down_sampled(
     return vlm.prepare(shrunk, question), Truncation(0, kept, rank_by="top_left")
 
 
-def _refuse_videos(whole: Prepared) -> None:
+def _refuse_videos(whole: Prompt) -> None:
     if whole.layout.frames:
         raise InputError("a video is not down-sampled: this control is one of pictures")
 
 
-def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float) -> Prepared:
+def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float) -> Prompt:
     """Find the size that comes nearest to the tokens wanted, in a few steps."""
-    tried: list[tuple[float, float, Prepared]] = []
+    tried: list[tuple[float, float, Prompt]] = []
     low, high = 0.0, 1.0
     for _ in range(8):
         scale = (low + high) / 2
-        prepared = vlm.prepare([_resized(picture, scale) for picture in whole], question)
-        tokens = prepared.layout.image_positions.size
+        prompt = vlm.prepare([_resized(picture, scale) for picture in whole], question)
+        tokens = prompt.layout.image_positions.size
         # Of pictures with as many tokens, the largest shows most.
-        tried.append((abs(tokens - wanted), -scale, prepared))
+        tried.append((abs(tokens - wanted), -scale, prompt))
         low, high = (scale, high) if tokens <= wanted else (low, scale)
     return min(tried, key=lambda attempt: attempt[:2])[2]
 

@@ -12,8 +12,8 @@ import yaml
 
 from vlmflow.errors import InputError
 from vlmflow.studies.truncations.arms import Arm, arms_of
-from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.presets import check_preset, preset
+from vlmflow.truncation.truncation import Truncation
 
 _SWEEPABLE = ("layer", "keep", "rank_by", "remainder", "positions")
 
@@ -30,7 +30,7 @@ class Plan:
         As :func:`vlmflow.load` takes it.
     truncations : tuple
         Each a text (``"layer=6,keep=0"``), a mapping of the fields of
-        :class:`vlmflow.truncation.policy.Truncation` with an optional ``name``, or
+        :class:`vlmflow.truncation.truncation.Truncation` with an optional ``name``, or
         ``{"preset": NAME}``.
     sweep : mapping, optional
         Lists of layers, keeps and rankings: every combination is one more truncation.
@@ -190,7 +190,7 @@ def _swept(sweep: Mapping[str, Any]) -> list[Truncation]:
         if plain["keep"] == 0:
             plain.pop("rank_by", None)  # keeping none takes no choice
         policy = Truncation.from_json(plain)
-        if repr(policy) not in map(repr, policies):  # keep=1 is one token and keep=1.0 all of them
+        if policy not in policies:
             policies.append(policy)
     return policies
 

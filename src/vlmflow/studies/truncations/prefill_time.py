@@ -18,8 +18,8 @@ from vlmflow.truncation.timing import timed_answer
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prepared
-    from vlmflow.truncation.policy import Truncation
+    from vlmflow.lvlm.prompt import Prompt
+    from vlmflow.truncation.truncation import Truncation
 
 REPEATS = 3
 
@@ -78,8 +78,8 @@ def time_prefills(
         for _ in range(REPEATS):
             for arm, name in zip(arms, ids, strict=True):
                 try:
-                    prepared, policy = _prompt(vlm, sample, arm)
-                    timed = timed_answer(vlm, prepared, policy, max_new_tokens=1)
+                    prompt, policy = _prompt(vlm, sample, arm)
+                    timed = timed_answer(vlm, prompt, policy, max_new_tokens=1)
                 except Exception:  # its answers tell what is wrong with the arm
                     continue
                 seconds.setdefault(name, []).append(timed.prefill)
@@ -94,12 +94,12 @@ def describe_machine(vlm: LVLM) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def _prompt(vlm: LVLM, sample: TaskSample, arm: Arm) -> tuple[Prepared, Truncation | None]:
-    prepared = vlm.prepare(sample.pictures, sample.question)
+def _prompt(vlm: LVLM, sample: TaskSample, arm: Arm) -> tuple[Prompt, Truncation | None]:
+    prompt = vlm.prepare(sample.pictures, sample.question)
     if not arm.is_down_sampled:
-        return prepared, arm.truncation
+        return prompt, arm.truncation
     assert arm.truncation is not None
-    tokens = int(prepared.layout.image_positions.size)
+    tokens = int(prompt.layout.image_positions.size)
     share = mean_share(arm.truncation, vlm.num_layers, tokens)
-    growing = grows(vlm, prepared, sample.question)
-    return down_sampled(vlm, prepared, sample.question, share, growing=growing)
+    growing = grows(vlm, prompt, sample.question)
+    return down_sampled(vlm, prompt, sample.question, share, growing=growing)

@@ -22,6 +22,8 @@ from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample
 from vlmflow.studies.truncations.summaries import ArmSummary, Failure, Recommendation, is_within
 from vlmflow.tasks.base import SPLITS, Task
 from vlmflow.tasks.registry import task as find_task
+from vlmflow.truncation.amounts import Count
+from vlmflow.truncation.rankings.random import Random
 
 DRAWS = 2000
 
@@ -270,14 +272,14 @@ def _is_control(candidate: Arm, arm: Arm, layers: int, seed: int) -> bool:
     policy, other = arm.truncation, candidate.truncation
     if arm.kind != "truncation" or policy is None or other is None or candidate is arm:
         return False
-    # repr, unlike equality, tells keep=1 (one token) from keep=1.0 (all of them).
     if candidate.is_down_sampled:
-        keeps = [keep for both in (policy, other) for _, keep in both.stages]
-        counted = any(isinstance(keep, int) and keep for keep in keeps)
+        amounts = [stage.keep for both in (policy, other) for stage in both.stages]
+        counted = any(isinstance(keep, Count) and keep for keep in amounts)
         shares = {round(mean_share(both, layers, 1000), 3) for both in (policy, other)}
-        return repr(other) == repr(policy) or (not counted and len(shares) == 1)
-    alike = repr(other) == repr(replace(policy, rank_by="random", seed=seed))
-    return policy.ranks and policy.rank_by != "random" and alike
+        return other == policy or (not counted and len(shares) == 1)
+    if not policy.ranks or isinstance(policy.ranking, Random):
+        return False
+    return other == replace(policy, rank_by=Random(seed))
 
 
 def _ratio(spent: Sequence[float | None], whole: Sequence[float | None]) -> float | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
-import vlmflow
 from vlmflow.errors import InputError
-from vlmflow.lvlm.loading import load
+from vlmflow.lvlm.loading import open_model
+from vlmflow.lvlm.model import LVLM
 from vlmflow.studies.truncations.answering import WorkItem, answer_sample
 from vlmflow.studies.truncations.cache_keys import model_identity, result_id, stored_sample
 from vlmflow.studies.truncations.plan import Plan
@@ -20,9 +20,7 @@ from vlmflow.studies.truncations.prefill_time import describe_machine, time_pref
 from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample, writing
 from vlmflow.tasks.base import SPLITS, Task, TaskSample
 from vlmflow.tasks.registry import task as find_task
-
-if TYPE_CHECKING:
-    from vlmflow.lvlm.model import LVLM
+from vlmflow.version import __version__
 
 
 @dataclass(frozen=True)
@@ -129,13 +127,14 @@ def run_study(
 
 def load_model(plan: Plan) -> LVLM:
     """Open the model of a plan."""
-    return load(
+    model, processor = open_model(
         plan.model,
         device=plan.device,
         dtype=plan.dtype,
         revision=plan.revision,
         device_map=plan.device_map,
     )
+    return LVLM(model, processor, name=plan.model)
 
 
 def collect(
@@ -226,7 +225,7 @@ def collect(
             "model": about.summary,
             "machine": about.machine,
             "versions": {
-                "vlmflow": vlmflow.__version__,
+                "vlmflow": __version__,
                 "torch": str(torch.__version__),
                 "transformers": transformers.__version__,
             },

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vlmflow.truncation.rankings.base import Candidates, Ranking
+from vlmflow.truncation.rankings.candidates import Candidates
+from vlmflow.truncation.rankings.ranking import Ranking, RankingSize
 
 
+@dataclass(frozen=True)
 class Diversity(Ranking):
     """Max-min diversity by cosine distance, greedily.
 
@@ -16,9 +20,13 @@ class Diversity(Ranking):
     already chosen. DivPrune does this on the projected patches, before the decoder: layer 0.
     """
 
-    def select(self, candidates: Candidates, keep: int) -> Tensor:
+    name = "diversity"
+    summary = "farthest from those already kept (DivPrune)"
+    source = "Alvar et al. 2025, arXiv 2503.02175"
+
+    def select(self, seen: Candidates, keep: int) -> Tensor:
         """Choose by farthest points; see :meth:`Ranking.select`."""
-        directions = normalize(candidates.hidden[candidates.image].float(), dim=-1)
+        directions = normalize(seen.hidden[seen.image].float(), dim=-1)
         distance = 1 - directions @ directions.T
         distance.fill_diagonal_(torch.inf)
         chosen = [distance.amin(1).argmax()]
@@ -30,3 +38,7 @@ class Diversity(Ranking):
             nearest = torch.minimum(nearest, distance[chosen[-1]])
             nearest[chosen[-1]] = -torch.inf
         return torch.stack(chosen).sort().values
+
+    def flops(self, size: RankingSize) -> int:
+        """Count the products of all image tokens with each other."""
+        return 2 * size.image**2 * size.width

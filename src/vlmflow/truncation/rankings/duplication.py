@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vlmflow.truncation.rankings.base import Candidates, Ranking
+from vlmflow.errors import InputError
+from vlmflow.truncation.rankings.candidates import Candidates
+from vlmflow.truncation.rankings.ranking import Ranking, RankingSize
 
-PIVOTS = 8
 
-
+@dataclass(frozen=True)
 class Duplication(Ranking):
     """A few pivots, then the tokens that are least like them.
 
@@ -18,14 +21,29 @@ class Duplication(Ranking):
     does). Each pivot in turn takes the tokens of lowest cosine similarity to it that are still
     free, the same number for each. DART also uses text tokens as pivots; here all are image
     tokens.
+
+    Parameters
+    ----------
+    pivots : int
+        How many; at least 1.
     """
 
-    def select(self, candidates: Candidates, keep: int) -> Tensor:
+    name = "duplication"
+    summary = "least like a few pivot tokens (DART)"
+    source = "Wen et al. 2025, arXiv 2502.11494"
+    reads = "keys"
+
+    pivots: int = 8
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pivots, bool) or not isinstance(self.pivots, int) or self.pivots < 1:
+            raise InputError(f"pivots={self.pivots!r}, but it takes at least 1 pivot token")
+
+    def select(self, seen: Candidates, keep: int) -> Tensor:
         """Choose pivots and what differs from them; see :meth:`Ranking.select`."""
-        keys = candidates.attention.key[candidates.sample][:, candidates.image_keys]
-        norms = keys.float().norm(p=1, dim=-1).mean(0)
-        pivots = norms.sort(descending=True, stable=True).indices[: min(PIVOTS, keep)]
-        directions = normalize(candidates.hidden[candidates.image].float(), dim=-1)
+        norms = seen.keys.float().norm(p=1, dim=-1).mean(0)
+        pivots = norms.sort(descending=True, stable=True).indices[: min(self.pivots, keep)]
+        directions = normalize(seen.hidden[seen.image].float(), dim=-1)
         alike = directions @ directions[pivots].T
         free = torch.ones(len(directions), dtype=torch.bool, device=directions.device)
         free[pivots] = False
@@ -36,3 +54,7 @@ class Duplication(Ranking):
             free[scores.sort(stable=True).indices[:share]] = False
             left -= share
         return (~free).nonzero()[:, 0]
+
+    def flops(self, size: RankingSize) -> int:
+        """Count the products of image tokens with the pivots."""
+        return 2 * size.image * self.pivots * size.width

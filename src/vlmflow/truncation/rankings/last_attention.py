@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from vlmflow.flow.attention_rows import mean_attention
-from vlmflow.truncation.rankings.base import Candidates, ScoreRanking
+from vlmflow.truncation.rankings.candidates import Candidates
+from vlmflow.truncation.rankings.ranking import Ranking
 
 
-class LastAttention(ScoreRanking):
+@dataclass(frozen=True)
+class LastAttention(Ranking):
     """``mean_h A[l, h, last, j]`` at the layer before."""
 
-    def scores(self, candidates: Candidates) -> Tensor:
-        """Score by one row of attention; see :meth:`ScoreRanking.scores`."""
-        last = torch.cat([candidates.image, candidates.text]).amax()[None]
-        row = mean_attention(candidates.attention, candidates.sample, last)[0]
-        return row[candidates.image_keys]
+    name = "last_attention"
+    summary = "attention of the last prompt token (the paper's eq. 12; FastV's code)"
+    source = "Zhang et al. 2025, arXiv 2406.06579, eq. 12"
+    reads = "attention"
+    rows = "last"
+
+    def scores(self, seen: Candidates) -> Tensor:
+        """Score by one row of attention; see :meth:`Ranking.scores`."""
+        return seen.attention[0]

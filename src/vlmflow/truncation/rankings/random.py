@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from vlmflow.truncation.rankings.base import Candidates, Ranking
+from vlmflow.errors import InputError
+from vlmflow.truncation.rankings.candidates import Candidates
+from vlmflow.truncation.rankings.ranking import Ranking
 
 
+@dataclass(frozen=True)
 class Random(Ranking):
-    """Seeded by the policy's seed and the prompt's ids: the same alone and in any batch."""
+    """Drawn from the seed and the prompt's ids: the same alone and in any batch.
 
-    def select(self, candidates: Candidates, keep: int) -> Tensor:
+    Parameters
+    ----------
+    seed : int
+        From 0 on.
+    """
+
+    name = "random"
+    summary = "seeded random choice: the control"
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"seed={self.seed!r} is not a seed; give an integer from 0 on")
+
+    def select(self, seen: Candidates, keep: int) -> Tensor:
         """Choose at random; see :meth:`Ranking.select`."""
-        generator = torch.Generator().manual_seed(candidates.seed)
-        order = torch.randperm(len(candidates.image), generator=generator)
-        return order[:keep].sort().values.to(candidates.image.device)
+        order = torch.randperm(len(seen.image), generator=seen.generator(self.seed))
+        return order[:keep].sort().values.to(seen.image.device)

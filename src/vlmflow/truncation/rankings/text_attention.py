@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from vlmflow.flow.attention_rows import mean_attention
-from vlmflow.truncation.rankings.base import Candidates, ScoreRanking
+from vlmflow.truncation.rankings.candidates import Candidates
+from vlmflow.truncation.rankings.ranking import Ranking
 
 
-class TextAttention(ScoreRanking):
+@dataclass(frozen=True)
+class TextAttention(Ranking):
     """``mean over text rows i and h of A[l, h, i, j]`` at the layer before.
 
     All text after the first image token rates. SparseVLM lets only those words rate that look like
     the picture more than the average word does.
     """
 
-    def scores(self, candidates: Candidates) -> Tensor:
-        """Score by the text rows' mean; see :meth:`ScoreRanking.scores`."""
-        rows = candidates.text if len(candidates.text) else candidates.image[-1:]
-        attention = mean_attention(candidates.attention, candidates.sample, rows)
-        return attention[:, candidates.image_keys].mean(0)
+    name = "text_attention"
+    summary = "mean attention from the text after the picture (SparseVLM's raters)"
+    source = "Zhang et al. 2025, arXiv 2410.04417"
+    reads = "attention"
+    rows = "text"
+
+    def scores(self, seen: Candidates) -> Tensor:
+        """Score by the text rows' mean; see :meth:`Ranking.scores`."""
+        return seen.attention.mean(0)

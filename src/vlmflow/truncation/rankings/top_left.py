@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from vlmflow.errors import InputError
-from vlmflow.truncation.rankings.base import Candidates, ScoreRanking
+from vlmflow.truncation.rankings.candidates import Candidates
+from vlmflow.truncation.rankings.ranking import Ranking
 
 
-class TopLeft(ScoreRanking):
+@dataclass(frozen=True)
+class TopLeft(Ranking):
     """Keeps a corner of every picture, of the picture's own proportions."""
 
-    def scores(self, candidates: Candidates) -> Tensor:
-        """Score by how far right or down, as a share of the picture; see :class:`ScoreRanking`."""
-        places = candidates.places
-        if places is None:
-            raise InputError(
-                "rank_by='top_left' needs rows and columns of image tokens, which are not known "
-                "for this model; choose another ranking"
-            )
-        _, row, column = places.to(candidates.image.device).unbind(1)
+    name = "top_left"
+    summary = "the top left corner: for studies' down-sampled pictures, which lie there"
+    reads = "places"
+
+    def scores(self, seen: Candidates) -> Tensor:
+        """Score by how far right or down, as a share of the picture; see :class:`Ranking`."""
+        _, row, column = seen.places.to(seen.image.device).unbind(1)
         return -torch.maximum((row + 1) / (row.max() + 1), (column + 1) / (column.max() + 1))

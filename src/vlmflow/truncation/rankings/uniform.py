@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlmflow.truncation.rankings.base import Candidates, Ranking
+from vlmflow.truncation.rankings.candidates import Candidates
+from vlmflow.truncation.rankings.ranking import Ranking
 
 
+@dataclass(frozen=True)
 class Uniform(Ranking):
     """Farthest-point sampling over the grid of patches, starting in the middle.
 
@@ -18,14 +21,18 @@ class Uniform(Ranking):
     steps of the sequence.
     """
 
-    def select(self, candidates: Candidates, keep: int) -> Tensor:
+    name = "uniform"
+    summary = "evenly over the picture: the other control"
+    reads = "places"
+
+    def select(self, seen: Candidates, keep: int) -> Tensor:
         """Choose by place; see :meth:`Ranking.select`."""
-        tokens, places = len(candidates.image), candidates.places
+        tokens, places = len(seen.image), seen.places_if_known
         if places is None:
-            steps = torch.arange(keep, device=candidates.image.device)
+            steps = torch.arange(keep, device=seen.image.device)
             return (2 * steps + 1) * tokens // (2 * keep)
         chosen = _farthest(tuple(map(tuple, places.tolist())), keep)
-        return torch.tensor(chosen, device=candidates.image.device)
+        return torch.tensor(chosen, device=seen.image.device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,0 +1,206 @@
+"""The front: a model with everything that can be asked of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from vlmflow.explanation.explain import explain
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.registry import DEFAULT_SIGNALS
+from vlmflow.flow.signals.signal import Signal
+from vlmflow.lvlm import model as ground_floor
+from vlmflow.lvlm.chat import VisualSource
+from vlmflow.lvlm.loading import open_model
+from vlmflow.lvlm.prompt import Prompt
+from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
+from vlmflow.result.information_flow import InformationFlow
+from vlmflow.truncation.rankings.ranking import Ranking
+
+
+class LVLM(ground_floor.LVLM):
+    """A large vision-language model that can answer, be explained and lose its image tokens.
+
+    Parameters
+    ----------
+    model, processor, name
+        As for :class:`vlmflow.lvlm.model.LVLM`, with its errors.
+    """
+
+    def explain(
+        self,
+        images: VisualSource | Sequence[VisualSource] | None,
+        question: str | Sequence[Mapping[str, Any]],
+        answer: str | Sequence[int] | None = None,
+        *,
+        signals: Iterable[str | Signal] = DEFAULT_SIGNALS,
+        target: str = "logprob",
+        per_token: bool = True,
+        max_new_tokens: int = 64,
+        low_memory: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> InformationFlow:
+        """Measure which tokens an answer draws on, in every decoder layer.
+
+        One forward pass, and one backward pass per answer token (one in all without
+        ``per_token``). The model is left exactly as found, also when something raises.
+
+        Parameters
+        ----------
+        images, question, answer
+            As for :meth:`prepare`. Without an answer the model gives its own (greedy), and the very
+            tokens it gave are explained.
+        signals : iterable of str or Signal
+            Maps that are wanted: what ``vlmflow signals`` lists, with parameters in brackets where
+            they are not the defaults (``"flow_map(layers=8)"``, ``"llava_cam_smooth(copies=8)"``),
+            or instances of subclasses of :class:`vlmflow.Signal`.
+        target : str
+            The scalar that is explained: ``"logprob"``, ``"logit"`` (the paper's) or ``"margin"``,
+            see :func:`vlmflow.flow.targets.target_values`.
+        per_token : bool
+            Explain each answer token beside the whole answer.
+        max_new_tokens : int
+            Longest answer to generate.
+        low_memory : bool
+            Recompute layers in the backward pass instead of keeping their activations.
+        progress : callable, optional
+            Called with ``(passes done, passes in all)`` after each pass.
+
+        Raises
+        ------
+        InputError
+            For a signal, picture, question or answer that cannot be used, or an empty answer.
+        ModelError
+            If the model cannot be followed, or its logits or gradients are not finite.
+        """
+        options = ExplainOptions(
+            signals=signals,
+            target=target,
+            per_token=per_token,
+            max_new_tokens=max_new_tokens,
+            low_memory=low_memory,
+        )
+        return explain(self, images, question, answer, options, progress=progress)
+
+    def removal_curve(
+        self,
+        images: VisualSource | Sequence[VisualSource] | None,
+        question: str | Sequence[Mapping[str, Any]],
+        answer: str | Sequence[int] | None = None,
+        *,
+        keep: int | float = 0,
+        rank_by: str | Ranking | None = None,
+        max_new_tokens: int = 64,
+    ) -> RemovalCurve:
+        """Measure what removing image tokens from each layer on does to an answer, in one pass.
+
+        Parameters
+        ----------
+        images, question, answer
+            As for :meth:`prepare`. Without an answer the model gives its own.
+        keep : int or float
+            Image tokens that stay: a count, or a fraction.
+        rank_by : str or Ranking, optional
+            Which ones, by name or as an object; not an oracle. They are chosen at each layer anew.
+        max_new_tokens : int
+            Longest answer to generate.
+
+        Raises
+        ------
+        InputError
+            For settings that are impossible, or a model that gives no answer.
+        """
+        return removal_curve(
+            self,
+            images,
+            question,
+            answer,
+            keep=keep,
+            rank_by=rank_by,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def removal_curves(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        keep: int | float = 0,
+        rank_by: str | Ranking | None = None,
+    ) -> list[RemovalCurve]:
+        """Measure the removal curves of a batch of prompts with answers in one forward pass.
+
+        Parameters
+        ----------
+        prompts : sequence of Prompt
+            Prompts with answers (:meth:`prepare`).
+        keep, rank_by
+            As for :meth:`removal_curve`.
+
+        Returns
+        -------
+        list of RemovalCurve
+            In the order of the prompts.
+        """
+        return removal_curves(self, prompts, keep=keep, rank_by=rank_by)
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> LVLM:
+    """Open an LVLM and its processor.
+
+    A bundled name or a local directory is opened without any network access.
+
+    Parameters
+    ----------
+    name : str or path
+        Name of a bundled model (``"scenes-llava"``), a local directory that ``from_pretrained``
+        can open, or a hub id ``"owner/model"``. A bundled name wins over a directory of that name;
+        write ``"./name"`` for the directory.
+    device : str or torch.device, optional
+        Where the model goes; a GPU if there is one, else the CPU.
+    dtype : str or torch.dtype, optional
+        ``"float32"``, ``torch.bfloat16``, ...; what the weights were saved in where left out.
+    revision : str, optional
+        Branch, tag or commit of a hub model.
+    device_map : str or dict, optional
+        ``"auto"`` or a map spreads the model over several devices (needs ``accelerate``); instead
+        of ``device``.
+    attn_implementation : str, optional
+        ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ...; transformers' choice where left out.
+    trust_remote_code : bool
+        Run Python code that the model's author ships with the weights. Only for authors you trust.
+
+    Returns
+    -------
+    LVLM
+        In evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model or directory, it cannot be opened, or it is not an
+        image-text-to-text model.
+    InputError
+        If the device, dtype or their combination cannot be used.
+    """
+    model, processor = open_model(
+        name,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    return LVLM(model, processor, name=str(name))

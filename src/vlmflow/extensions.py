@@ -1,0 +1,299 @@
+"""What users add: classes with a name and parameters, known from their definition on.
+
+A ranking or a signal is a subclass of a base of its own; the base is an :class:`Extension`, and a
+:class:`Registry` finds its subclasses by name. Nothing has to be registered: a class in a notebook
+cell is there at once, other packages offer theirs as entry points, and the files of a folder of
+ours are listed by parsing them, so that a list of names imports none of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from vlmflow.errors import InputError
+
+_CALL = re.compile(r"\s*([^(),]+?)\s*(?:\((.*)\))?\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A class that users derive from; the fields of a subclass are its parameters."""
+
+    name: ClassVar[str] = ""
+    """What it is called; empty: the class's name in lower case (``MyRanking``: ``my_ranking``)."""
+
+    summary: ClassVar[str] = ""
+    """One line for lists; empty: the first line of the docstring."""
+
+    source: ClassVar[str] = ""
+    """The paper it comes from."""
+
+    version: ClassVar[str] = ""
+    """To be changed with the code where its source cannot be read (a class made by a program): a
+    study never takes up results of another version."""
+
+    @classmethod
+    def known_as(cls) -> str:
+        """Return its name."""
+        if cls.__dict__.get("name"):
+            return cls.name
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__.lstrip("_")).lower()
+
+    @classmethod
+    def in_one_line(cls) -> str:
+        """Describe it in one line."""
+        if cls.__dict__.get("summary"):
+            return cls.summary
+        lines = (cls.__doc__ or "").strip().splitlines()
+        return lines[0] if lines else ""
+
+    @property
+    def title(self) -> str:
+        """Its name, with the parameters that are not at their defaults: ``random(seed=3)``."""
+        changed = [
+            f"{field.name}={value!r}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return self.known_as() + (f"({', '.join(changed)})" if changed else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return name and parameters as a dictionary that JSON can hold.
+
+        Raises
+        ------
+        InputError
+            If a parameter is something else than texts, numbers, booleans and lists of them.
+        """
+        plain: dict[str, Any] = {"name": self.known_as()}
+        for field in fields(self):
+            plain[field.name] = _plain(getattr(self, field.name), f"{plain['name']}.{field.name}")
+        return plain
+
+    def fingerprint(self) -> str:
+        """Hash name, parameters and code, so that an edited class never passes for the old one.
+
+        The code is the source of the class and of the classes it derives from; what they call is
+        not looked at. A class that states a :attr:`version` is taken at its word.
+
+        Raises
+        ------
+        InputError
+            If the source cannot be read and no version is stated.
+        """
+        code = f"version {self.version}" if self.version else "".join(self._sources())
+        text = f"{sorted(self.to_json().items())!r}\n{code}"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def _sources(self) -> Iterator[str]:
+        for cls in type(self).__mro__:
+            if cls.__module__.startswith("vlmflow.") and Extension in cls.__bases__:
+                return  # the base that users derive from
+            try:
+                yield inspect.getsource(cls)
+            except (OSError, TypeError) as error:
+                raise InputError(
+                    f"the source of {self.known_as()!r} cannot be read, so a study could not tell "
+                    "an edited one from the old one; write version = '1' into the class and "
+                    "change it with the code"
+                ) from error
+
+
+E = TypeVar("E", bound=Extension)
+
+
+class Registry(Generic[E]):
+    """Finds the subclasses of one base by their names.
+
+    Parameters
+    ----------
+    base : type
+        What they derive from.
+    noun : str
+        What errors call them: ``"ranking"``.
+    package : str
+        Whose files hold one bundled class each, called as the file is.
+    group : str
+        Entry-point group in which other packages offer theirs.
+    """
+
+    def __init__(self, base: type[E], *, noun: str, package: str, group: str) -> None:
+        self.base, self.noun, self.package, self.group = base, noun, package, group
+
+    def find(self, name: str) -> type[E]:
+        """Find a class by its name.
+
+        Raises
+        ------
+        InputError
+            If there is none, or two go by the name.
+        """
+        if name in _bundled(self.package):
+            importlib.import_module(f"{self.package}.{name}")
+        # A cell that is run again defines the class again: the last one counts.
+        classes = {
+            f"{cls.__module__}.{cls.__qualname__}": cls
+            for cls in _subclasses(self.base)
+            if cls.known_as() == name
+        }
+        for entry in () if classes else metadata.entry_points(group=self.group, name=name):
+            loaded = entry.load()
+            if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
+                raise InputError(
+                    f"entry point {entry.value!r} of {self.group} is not a subclass of "
+                    f"vlmflow.{self.base.__name__}"
+                )
+            classes[entry.value] = loaded
+        if not classes:
+            raise InputError(
+                f"{self.noun} {name!r} is unknown; there are {', '.join(self.names())}"
+            )
+        if len(classes) > 1:
+            raise InputError(
+                f"{self.noun} {name!r} means {' and '.join(sorted(classes))}: give yours another "
+                "name in its class (name = '...'), or pass an instance of it"
+            )
+        return next(iter(classes.values()))
+
+    def read(self, given: object) -> E:
+        """Return the object that a user names or hands over.
+
+        Parameters
+        ----------
+        given : str, extension or mapping
+            A name, with parameters in brackets where they are not the defaults
+            (``"random(seed=3)"``); an instance; or what :meth:`Extension.to_json` gave.
+
+        Raises
+        ------
+        InputError
+            If it is none of these, or cannot be found.
+        """
+        if isinstance(given, self.base):
+            return given
+        if isinstance(given, str):
+            return self._parsed(given)
+        if isinstance(given, Mapping) and isinstance(given.get("name"), str):
+            parameters = {key: value for key, value in given.items() if key != "name"}
+            return self._made(given["name"], parameters)
+        if isinstance(given, type) and issubclass(given, self.base):
+            raise InputError(
+                f"{given.__name__} is a class; pass an instance of it: {given.__name__}()"
+            )
+        raise InputError(
+            f"{given!r} is not a {self.noun}; give a name ({', '.join(self.names())}) or an "
+            f"instance of a subclass of vlmflow.{self.base.__name__}"
+        )
+
+    def names(self) -> dict[str, str]:
+        """List every name with its one line, without importing what has not been imported."""
+        names = dict(_bundled(self.package))
+        for cls in _subclasses(self.base):
+            names.setdefault(cls.known_as(), cls.in_one_line())
+        for entry in metadata.entry_points(group=self.group):
+            names.setdefault(entry.name, f"from {entry.value}")
+        return names
+
+    def _parsed(self, text: str) -> E:
+        matched = _CALL.fullmatch(text)
+        if matched is None:
+            raise InputError(f"{text!r} is not a {self.noun}; write for example name(parameter=3)")
+        name, inside = matched.groups()
+        parameters: dict[str, Any] = {}
+        for part in (inside or "").split(",") if inside and inside.strip() else ():
+            key, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not key or not value or key in parameters:
+                raise InputError(f"{part.strip()!r} in {text!r} is not a parameter; write name=3")
+            parameters[key] = literal(value)
+        return self._made(name, parameters)
+
+    def _made(self, name: str, parameters: Mapping[str, Any]) -> E:
+        cls = self.find(name)
+        names = [field.name for field in fields(cls)]
+        for key in parameters:
+            if key not in names:
+                has = f"its parameters are {', '.join(names)}" if names else "it has none"
+                raise InputError(f"{self.noun} {name!r} has no parameter {key!r}; {has}")
+        values = {
+            key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str)
+            else value
+            for key, value in parameters.items()
+        }  # fmt: skip
+        try:
+            return cls(**values)
+        except TypeError as error:  # a parameter without a default is missing
+            raise InputError(f"{self.noun} {name!r}: {error}") from error
+
+
+def literal(text: str) -> bool | int | float | str | None:
+    """Read a parameter as a command line gives it: a number or a truth value if it looks like one.
+
+    Quotes around a text are taken away.
+    """
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text == "None":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return text
+
+
+def _plain(value: Any, name: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, name) for item in value]
+    raise InputError(
+        f"{name} is a {type(value).__name__}, which cannot be saved; parameters are texts, "
+        "numbers, booleans and tuples of them"
+    )
+
+
+def _subclasses(parent: type[E]) -> list[type[E]]:
+    """Return all classes derived from one, in the order of their definition."""
+    classes: list[type[E]] = []
+    for cls in parent.__subclasses__():
+        classes += [cls, *_subclasses(cls)]
+    return classes
+
+
+@functools.cache
+def _bundled(package: str) -> dict[str, str]:
+    """Name and line of the classes in a folder of ours: a file is called as what it holds."""
+    spec = find_spec(package)
+    names = {}
+    for folder in () if spec is None else spec.submodule_search_locations or ():
+        for path in sorted(Path(folder).glob("*.py")):
+            for node in ast.parse(path.read_text("utf-8")).body:
+                constants = _constants(node) if isinstance(node, ast.ClassDef) else {}
+                if constants.get("name") == path.stem:
+                    names[path.stem] = str(constants.get("summary", ""))
+    return names
+
+
+def _constants(node: ast.ClassDef) -> dict[str, Any]:
+    """Read the constants that a class body assigns."""
+    constants = {}
+    for statement in node.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
+            for target in statement.targets:
+                if isinstance(target, ast.Name):
+                    constants[target.id] = statement.value.value
+    return constants

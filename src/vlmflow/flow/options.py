@@ -1,0 +1,73 @@
+"""What is asked of an explanation: checked once, handed on whole, and kept with the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vlmflow.errors import InputError
+from vlmflow.flow.signals.registry import DEFAULT_SIGNALS, as_signals, named_signals
+from vlmflow.flow.signals.signal import Signal
+from vlmflow.flow.targets import check_target
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """How an answer is explained.
+
+    Parameters
+    ----------
+    signals : iterable of str or Signal
+        Maps that are wanted: names, with parameters in brackets where they are not the defaults
+        (``"flow_map(layers=8)"``), or instances of subclasses of :class:`vlmflow.Signal`. Held as
+        instances.
+    target : str
+        ``"logprob"``, ``"logit"`` (the paper's) or ``"margin"``.
+    per_token : bool
+        Explain each answer token beside the whole answer.
+    max_new_tokens : int
+        Longest answer to generate where none is given.
+    low_memory : bool
+        Recompute layers in the backward pass instead of keeping their activations.
+
+    Raises
+    ------
+    InputError
+        For an option that cannot be used.
+    """
+
+    signals: Iterable[str | Signal] = DEFAULT_SIGNALS
+    target: str = "logprob"
+    per_token: bool = True
+    max_new_tokens: int = 64
+    low_memory: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "signals", as_signals(self.signals))
+        check_target(self.target)
+        count = self.max_new_tokens
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"max_new_tokens={count!r}, but an answer needs at least 1")
+
+    @property
+    def named(self) -> dict[str, Signal]:
+        """The signals by the names of their maps."""
+        return named_signals(as_signals(self.signals))
+
+    def check_model(self, layers: nn.ModuleList) -> None:
+        """Refuse signals that do not fit a model's decoder layers."""
+        for signal in self.named.values():
+            signal.check_model(layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as a dictionary that JSON can hold."""
+        return {
+            "signals": [signal.to_json() for signal in self.named.values()],
+            "target": self.target,
+            "per_token": self.per_token,
+            "max_new_tokens": self.max_new_tokens,
+            "low_memory": self.low_memory,
+        }

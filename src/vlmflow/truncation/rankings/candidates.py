@@ -1,0 +1,164 @@
+"""What a ranking may look at: one prompt at the input of the layer that truncates."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vlmflow.errors import InputError
+from vlmflow.flow.attention_rows import AttentionCall, mean_attention
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The image tokens of one prompt, and what is known about them.
+
+    ``n`` tokens at the stage, padding included; ``P`` of them image tokens, ``U`` text after the
+    first of these.
+
+    Parameters
+    ----------
+    name, reads, rows : str, tuple of str, str
+        The ranking that looks, and what it declares to read: nothing else is there.
+    layer : int
+        The layer that truncates, counted from 0.
+    hidden : (n, width)
+        Hidden states at its input.
+    image, text : (P,), (U,) int64
+        Image tokens that are still there, and text after the first of them: indices into
+        ``hidden``, in order.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    rows: str
+    layer: int
+    hidden: Tensor
+    image: Tensor
+    text: Tensor
+    _sample: int = 0
+    _call: AttentionCall | None = None
+    _places: Callable[[], Tensor | None] = field(default=lambda: None)
+    _maps: Callable[[], Tensor | None] = field(default=lambda: None)
+    _words: Callable[[], Sequence[int]] = field(default=tuple)
+
+    @property
+    def queries(self) -> Tensor:
+        """Queries of the layer before: (heads, n, head_dim), after rotary embedding."""
+        return self._attention_call("queries").query[self._sample]
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys of the image tokens at the layer before: (key heads, P, head_dim)."""
+        call = self._attention_call("keys")
+        return call.key[self._sample][:, self._image_keys(call)]
+
+    @property
+    def values(self) -> Tensor:
+        """Values of the image tokens at the layer before: (key heads, P, head_dim)."""
+        call = self._attention_call("values")
+        return call.value[self._sample][:, self._image_keys(call)]
+
+    @property
+    def attention(self) -> Tensor:
+        """Attention of the declared rows to the image tokens, mean over the heads: (rows, P).
+
+        Of the layer before. Without any text after the picture, ``"text"`` means its last token.
+        """
+        if self.rows == "last":
+            return self.attention_of(torch.cat([self.image, self.text]).amax()[None])
+        if self.rows == "text":
+            return self.attention_of(self.text if len(self.text) else self.image[-1:])
+        return self.attention_of(torch.cat([self.image, self.text]).sort().values)
+
+    def attention_of(self, rows: Tensor) -> Tensor:
+        """Attention of any rows to the image tokens, mean over the heads.
+
+        Parameters
+        ----------
+        rows : (R,) int64
+            Indices into ``hidden``.
+
+        Returns
+        -------
+        (R, P) float32
+        """
+        call = self._attention_call("attention")
+        return mean_attention(call, self._sample, rows)[:, self._image_keys(call)]
+
+    @property
+    def places(self) -> Tensor:
+        """Picture, row and column of each image token, in patches: (P, 3) float64, on the CPU.
+
+        Raises
+        ------
+        InputError
+            If they are not known.
+        """
+        places = self.places_if_known
+        if places is None:
+            raise InputError(
+                f"rank_by={self.name!r} needs rows and columns of image tokens, "
+                "which are not known for this model; choose another ranking"
+            )
+        return places
+
+    @property
+    def places_if_known(self) -> Tensor | None:
+        """:attr:`places`, or None where they are not known."""
+        self._require("places", "places")
+        return self._places()
+
+    @property
+    def maps(self) -> Tensor:
+        """The declared signal's map of every layer, for the first answer token: (L, P).
+
+        (1, P) for a signal that sums over layers.
+
+        Raises
+        ------
+        InputError
+            If the prompt was not measured as a whole.
+        """
+        self._require("answer", "maps")
+        maps = self._maps()
+        if maps is None:
+            raise InputError(
+                "an oracle ranking needs the whole prompt in one call; start a new conversation "
+                "instead of continuing one"
+            )
+        return maps
+
+    def generator(self, seed: int = 0) -> torch.Generator:
+        """Return a random generator of its own for this prompt, layer and seed.
+
+        It does not depend on the batch that the prompt is in.
+        """
+        words = list(self._words())
+        return torch.Generator().manual_seed(zlib.crc32(repr((seed, self.layer, words)).encode()))
+
+    def _image_keys(self, call: AttentionCall) -> Tensor:
+        """Where the image tokens are among the keys: a cache may hold keys before them."""
+        return self.image + (call.key.shape[2] - call.query.shape[2])
+
+    def _attention_call(self, what: str) -> AttentionCall:
+        self._require(("keys", "attention"), what)
+        if self._call is None:
+            raise InputError(
+                f"layer {self.layer - 1} has no attention to rank by; choose another layer, or a "
+                "ranking that reads hidden states (diversity, question_similarity) or nothing "
+                "(random, uniform)"
+            )
+        return self._call
+
+    def _require(self, words: str | tuple[str, ...], what: str) -> None:
+        names = (words,) if isinstance(words, str) else words
+        if not set(names) & set(self.reads):
+            raise InputError(
+                f"ranking {self.name!r} looks at seen.{what} but declares "
+                f"reads={self.reads!r}; add {' or '.join(map(repr, names))} to it"
+            )

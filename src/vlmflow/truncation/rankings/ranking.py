@@ -1,0 +1,168 @@
+"""The seam for rankings: which image tokens of one prompt stay.
+
+A ranking is a subclass of :class:`Ranking`, in a notebook cell, in another package or in a file of
+this folder; an instance of it is what ``Truncation(rank_by=...)`` takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from vlmflow.errors import InputError
+from vlmflow.extensions import Extension
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlmflow.flow.signals.signal import Signal
+    from vlmflow.truncation.rankings.candidates import Candidates
+
+READS = ("hidden", "keys", "attention", "places", "answer")
+"""What a ranking can read, see :attr:`Ranking.reads`."""
+
+ROWS = ("last", "text", "all")
+"""Whose attention it can read, see :attr:`Ranking.rows`."""
+
+
+@dataclass(frozen=True)
+class RankingSize:
+    """Sizes that the cost of a ranking depends on.
+
+    Parameters
+    ----------
+    image, text, user : int
+        Image tokens at the stage, all other tokens of the prompt, and those of them after the
+        picture.
+    width : int
+        Of the hidden states.
+    inner : int
+        Query heads times their width.
+    """
+
+    image: int
+    text: int
+    user: int
+    width: int
+    inner: int
+
+
+@dataclass(frozen=True)
+class Ranking(Extension):
+    """Chooses which image tokens of a prompt stay.
+
+    Subclass it as a frozen dataclass whose fields are its parameters, and override :meth:`scores`
+    (the highest stay) or :meth:`select` (any choice):
+
+    >>> @dataclass(frozen=True)
+    ... class Contrast(vlmflow.Ranking):
+    ...     '''Keeps tokens that differ from their picture's mean state.'''
+    ...     power: float = 1.0
+    ...     reads = "hidden"
+    ...
+    ...     def scores(self, seen):
+    ...         states = seen.hidden[seen.image].float()
+    ...         return (states - states.mean(0)).norm(dim=-1) ** self.power
+
+    A subclass is known by its name from then on, to the command line and to saved policies, too.
+    """
+
+    reads: ClassVar[str | tuple[str, ...]] = "hidden"
+    """What it looks at, beside the hidden states that every ranking is given.
+
+    ``"keys"``: queries, keys and values of the layer before. ``"attention"``: that layer's
+    attention to the image tokens (of which rows, says :attr:`rows`). ``"places"``: rows and columns
+    of the image tokens. ``"answer"``: a map of the model's own first answer token (which one, says
+    :attr:`signal`), which takes a whole forward and backward pass and makes it an oracle: an upper
+    bound, not a method. Several go in a tuple.
+    """
+
+    rows: ClassVar[str] = "last"
+    """For ``"attention"``: whose. ``"last"``: the last token of the prompt. ``"text"``: all text
+    after the first image token. ``"all"``: image tokens, too."""
+
+    signal: ClassVar[str | Signal] = ""
+    """For ``"answer"``: the map, as :meth:`vlmflow.LVLM.explain` takes it."""
+
+    def scores(self, seen: Candidates) -> Tensor:
+        """Give every image token a score; the highest stay, of equal ones the earlier.
+
+        Parameters
+        ----------
+        seen : Candidates
+            What there is to look at.
+
+        Returns
+        -------
+        (P,)
+            In any order of magnitude, without NaN.
+        """
+        raise NotImplementedError(f"{type(self).__name__} overrides neither scores nor select")
+
+    def select(self, seen: Candidates, keep: int) -> Tensor:
+        """Choose ``keep`` of the P image tokens, ``1 <= keep <= P``.
+
+        Returns
+        -------
+        (keep,) int64
+            Indices into ``seen.image``, increasing.
+        """
+        scores = self.scores(seen)
+        if scores.shape != seen.image.shape:
+            raise InputError(
+                f"ranking {self.title} gave scores of shape {tuple(scores.shape)}, but there are "
+                f"{len(seen.image)} image tokens: return one score for each"
+            )
+        if bool(scores.isnan().any()):
+            raise InputError(f"ranking {self.title} gave a score that is not a number (NaN)")
+        return scores.sort(descending=True, stable=True).indices[:keep].sort().values
+
+    def flops(self, size: RankingSize) -> int:
+        """Count the operations of its matrix products at one stage.
+
+        By default those of the attention rows that it reads. Override it to add more.
+        """
+        if "attention" not in self.all_reads:
+            return 0
+        rows = {"last": 1, "text": size.user, "all": size.image + size.user}[self.rows]
+        return 2 * rows * (size.image + size.text) * size.inner
+
+    @property
+    def all_reads(self) -> tuple[str, ...]:
+        """:attr:`reads` as a tuple."""
+        return (self.reads,) if isinstance(self.reads, str) else tuple(self.reads)
+
+    def check_declared(self) -> None:
+        """Refuse a class that declares what does not exist.
+
+        Raises
+        ------
+        InputError
+            Naming it.
+        """
+        for word in self.all_reads:
+            if word not in READS:
+                raise InputError(
+                    f"ranking {self.known_as()} declares reads={self.reads!r}, but "
+                    f"{word!r} is none of {', '.join(READS)}"
+                )
+        if self.rows not in ROWS:
+            raise InputError(
+                f"ranking {self.known_as()} declares rows={self.rows!r}, which is none of "
+                f"{', '.join(ROWS)}"
+            )
+        if self.is_oracle and not self.signal:
+            raise InputError(
+                f"ranking {self.known_as()} reads the answer but declares no signal; write for "
+                "example signal = 'saliency'"
+            )
+
+    @property
+    def needs_layer_before(self) -> bool:
+        """Whether it reads queries, keys, values or attention of the layer before."""
+        return bool({"keys", "attention"} & set(self.all_reads))
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether it looks at the answer."""
+        return "answer" in self.all_reads
