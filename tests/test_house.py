@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import entry_points, requires, version
 from importlib.resources import files
 from pathlib import Path
@@ -24,8 +25,8 @@ ROOMS = (
     "errors",
     "version",
     "extensions",
-    "files",
     "escape_invisible",
+    "files",
     "notebook",
     "statistics",
     "lvlm",
