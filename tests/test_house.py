@@ -233,6 +233,7 @@ def test_no_public_function_takes_options_of_any_kind():
         if node.args.kwarg is not None
         and not node.name.startswith("_")
         and node.args.kwarg.arg not in ("_kwargs", "_options")
+        and path.name != "notebook.py"  # the values of a template
         and ast.get_docstring(node) is not None
     ]
     assert vague == []

@@ -189,8 +189,10 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
     for prompt in prompts(vlm, (None, None)):
         length = len(prompt.layout)
         _, output = vlm.generate_with(
-            prompt, max_new_tokens=4, truncation=policy, min_new_tokens=4, output_logits=True,
-            suppress_tokens=[*vlm.image_token_ids, *end_ids(vlm.model, vlm.processor.tokenizer)],
+            prompt, max_new_tokens=4, truncation=policy, options={
+                "min_new_tokens": 4, "output_logits": True, "suppress_tokens":
+                [*vlm.image_token_ids, *end_ids(vlm.model, vlm.processor.tokenizer)],
+            },
         )  # fmt: skip
         whole = vlm.with_answer(prompt, output.sequences[0, length:-1].tolist())
         expected, seen = masked_logits(vlm.model, vlm.decoder_layers, whole, policy, token)

@@ -105,8 +105,10 @@ def test_truncation_equals_hiding_tokens_behind_masks(family, policy):
     for prompt in prompts(vlm, (None, None)):
         length = len(prompt.layout)
         _, output = vlm.generate_with(
-            prompt, max_new_tokens=3, truncation=policy, min_new_tokens=3, output_logits=True,
-            suppress_tokens=[*vlm.image_token_ids, *end_ids(vlm.model, vlm.processor.tokenizer)],
+            prompt, max_new_tokens=3, truncation=policy, options={
+                "min_new_tokens": 3, "output_logits": True, "suppress_tokens":
+                [*vlm.image_token_ids, *end_ids(vlm.model, vlm.processor.tokenizer)],
+            },
         )  # fmt: skip
         whole = vlm.with_answer(prompt, output.sequences[0, length:-1].tolist())
         expected, _ = masked_logits(

@@ -124,6 +124,17 @@ def test_maps_by_name_layer_and_target():
     assert flow.flag("flow_map") == "ok"
 
 
+def test_a_target_is_named_by_its_text():
+    flow = synthetic_flow(answer_tokens=(" red", " and", " red", " 70"))
+    np.testing.assert_array_equal(flow.map("saliency", 1, "70"), flow.maps["saliency"][1, 4])
+    np.testing.assert_array_equal(flow.map("saliency", 1, "answer"), flow.maps["saliency"][1, 0])
+    assert flow.flag("saliency", 1, "and") == flow.flag("saliency", 1, 2)
+    with pytest.raises(InputError, match=r"'red' stands in the answer several .* 1, 3"):
+        flow.map("saliency", 1, "red")
+    with pytest.raises(InputError, match=r"'blue', but the targets .* are 'answer', 'red', "):
+        flow.map("saliency", 1, "blue")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

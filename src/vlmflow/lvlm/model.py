@@ -237,9 +237,16 @@ class LVLM:
         *,
         max_new_tokens: int = 64,
         truncation: Truncating | None = None,
-        **options: Any,
+        options: Mapping[str, Any] | None = None,
     ) -> tuple[tuple[int, ...], Any]:
         """Answer as :meth:`generate_ids` does, with options and output of transformers' own.
+
+        Parameters
+        ----------
+        prompt, max_new_tokens, truncation
+            As for :meth:`generate_ids`.
+        options : mapping, optional
+            More of what ``model.generate`` takes.
 
         Returns
         -------
@@ -259,7 +266,7 @@ class LVLM:
                 do_sample=False,
                 num_beams=1,
                 return_dict_in_generate=True,
-                **options,
+                **(options or {}),
             )
         return until_end(output.sequences[0, length:].tolist(), ends), output
 
@@ -320,7 +327,15 @@ class LVLM:
         max_new_tokens: int = 64,
         truncation: Truncating | None = None,
     ) -> str:
-        """Let the model answer greedily, as text; see :meth:`prepare` and :meth:`generate_ids`."""
+        """Let the model answer greedily, as text.
+
+        Parameters
+        ----------
+        images, question
+            As for :meth:`prepare`.
+        max_new_tokens, truncation
+            As for :meth:`generate_ids`.
+        """
         ids = self.generate_ids(
             self.prepare(images, question), max_new_tokens=max_new_tokens, truncation=truncation
         )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
+from vlmflow.flow.axes import FLAGS, WHOLE_ANSWER
 from vlmflow.lvlm.layout import TokenLayout
+from vlmflow.result.map_info import MapInfo
 
 
 def read_only(value: Any, name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> Any:
@@ -109,3 +111,94 @@ def display_copies(
             )
         copies.append(read_only(array, f"pictures[{index}]", np.uint8, array.shape))
     return tuple(copies)
+
+
+def checked_targets(
+    answer_tokens: Sequence[str], targets: Sequence[str], layout: TokenLayout
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the texts of answer tokens and targets as tuples.
+
+    Raises
+    ------
+    InputError
+        If they are no texts, or do not fit the layout or each other.
+    """
+    for name, texts in (("answer_tokens", answer_tokens), ("targets", targets)):
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{name} must hold texts only")
+    count, given = layout.answer_positions.size, len(answer_tokens)
+    if count == 0 or given != count:
+        raise InputError(
+            f"answer_tokens must name each answer token of the layout: it has {count}, but {given} "
+            "were given"
+        )
+    tokens, texts = tuple(answer_tokens), tuple(targets)
+    if texts[:1] != (WHOLE_ANSWER,) or texts[1:] not in ((), tokens):
+        raise InputError(
+            f"targets must be {WHOLE_ANSWER!r}, alone or followed by the answer tokens"
+        )
+    return tokens, texts
+
+
+def valid_target(target: int | str, targets: Sequence[str]) -> int:
+    """Return the index of a target that is given by its number or its text.
+
+    Raises
+    ------
+    InputError
+        If there is none, or several tokens have the text.
+    """
+    count = len(targets)
+    if not isinstance(target, str):
+        return valid_index("target", target, count, f"this result has {plural(count, 'target')}")
+    if target == WHOLE_ANSWER:
+        return 0
+    places = [place for place, text in enumerate(targets) if place and text.strip() == target]
+    if len(places) == 1:
+        return places[0]
+    if places:
+        numbers = ", ".join(map(str, places))
+        raise InputError(f"target={target!r} stands in the answer several times; give {numbers}")
+    texts = ", ".join(repr(text.strip()) for text in targets)
+    raise InputError(f"target={target!r}, but the targets of this result are {texts}")
+
+
+def checked_maps(
+    maps: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    about: Mapping[str, MapInfo],
+    shape: tuple[int, int, int],
+) -> tuple[dict[str, MapInfo], dict[str, Any], dict[str, Any]]:
+    """Return a description, read-only maps and flags for every signal.
+
+    Parameters
+    ----------
+    maps, flags, about : mapping
+        By signal; a signal that is not described gets what its name and shape say.
+    shape : (L, G, P)
+        Of a map with one row per layer; one that is summed over layers has a single row.
+
+    Raises
+    ------
+    InputError
+        If an array does not fit, or a signal has maps or flags alone.
+    """
+    if set(maps) != set(flags):
+        raise InputError(
+            f"every map needs flags, but maps are {sorted(maps)} and flags {sorted(flags)}"
+        )
+    layers, targets, tokens = shape
+    infos: dict[str, MapInfo] = {}
+    values, worth = {}, {}
+    for signal in maps:
+        single = layers > 1 and len(maps[signal]) == 1
+        given = MapInfo(signal, summed=(0, layers - 1) if single else None)
+        infos[signal] = about.get(signal, given)
+        rows = layers if infos[signal].summed is None else 1
+        name = f"maps[{signal!r}]"
+        values[signal] = read_only(maps[signal], name, np.float32, (rows, targets, tokens))
+        name = f"flags[{signal!r}]"
+        worth[signal] = read_only(flags[signal], name, np.int8, (rows, targets))
+        if not np.isin(worth[signal], range(len(FLAGS))).all():
+            raise InputError(f"{name} must hold 0..{len(FLAGS) - 1} (see FLAGS)")
+    return infos, values, worth

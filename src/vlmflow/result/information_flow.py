@@ -13,11 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.flow.axes import DESTINATIONS, FLAGS, WHOLE_ANSWER
+from vlmflow.flow.axes import DESTINATIONS, FLAGS
+from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
-from vlmflow.result import notebook, parts, storage
-from vlmflow.result.checks import check_grids, display_copies, plural, read_only, valid_index
+from vlmflow.result import notebook, parts, storage, tables
+from vlmflow.result.checks import (
+    check_grids,
+    checked_maps,
+    checked_targets,
+    display_copies,
+    plural,
+    read_only,
+    valid_index,
+    valid_target,
+)
 from vlmflow.result.map_info import MapInfo
 
 if TYPE_CHECKING:
@@ -94,7 +104,12 @@ class InformationFlow:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._check_texts()
+        for name in _TEXTS:
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} must be a text, not {getattr(self, name)!r}")
+        tokens, texts = checked_targets(self.answer_tokens, self.targets, self.layout)
+        object.__setattr__(self, "answer_tokens", tokens)
+        object.__setattr__(self, "targets", texts)
         check_grids(self.layout)
         object.__setattr__(self, "pictures", display_copies(self.pictures, self.layout))
         shape = np.shape(self.attention_share)
@@ -108,59 +123,18 @@ class InformationFlow:
         self._freeze("attention_share", share)
         self._freeze("saliency_mean", pairs)
         self._freeze("saliency_sum", pairs)
-        if set(self.maps) != set(self.flags):
-            raise InputError(
-                f"every map needs flags, but maps are {sorted(self.maps)} "
-                f"and flags {sorted(self.flags)}"
-            )
-        tokens = self.layout.image_positions.size
-        about = {signal: self._described(signal, layers) for signal in self.maps}
-        maps, flags = {}, {}
-        for signal in self.maps:
-            rows = layers if about[signal].summed is None else 1
-            name = f"maps[{signal!r}]"
-            shape = (rows, targets, tokens)
-            maps[signal] = read_only(self.maps[signal], name, np.float32, shape)
-            name = f"flags[{signal!r}]"
-            flags[signal] = read_only(self.flags[signal], name, np.int8, (rows, targets))
-            if not np.isin(flags[signal], range(len(FLAGS))).all():
-                raise InputError(f"{name} must hold 0..{len(FLAGS) - 1} (see FLAGS)")
+        about, maps, flags = checked_maps(
+            self.maps, self.flags, self.about, (layers, targets, self.layout.image_positions.size)
+        )
         object.__setattr__(self, "about", about)
         object.__setattr__(self, "maps", maps)
         object.__setattr__(self, "flags", flags)
         object.__setattr__(self, "settings", storage.as_json(self.settings, "settings"))
         object.__setattr__(self, "versions", storage.as_json(self.versions, "versions"))
 
-    def _described(self, signal: str, layers: int) -> MapInfo:
-        """Return what was said about a signal; its name and what its shape shows otherwise."""
-        if signal in self.about:
-            return self.about[signal]
-        one = layers > 1 and len(self.maps[signal]) == 1
-        return MapInfo(signal, summed=(0, layers - 1) if one else None)
-
     def _freeze(self, name: str, shape: Sequence[int]) -> None:
         array = read_only(getattr(self, name), name, np.float32, shape)
         object.__setattr__(self, name, array)
-
-    def _check_texts(self) -> None:
-        for name in _TEXTS:
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"{name} must be a text, not {getattr(self, name)!r}")
-        for name in ("answer_tokens", "targets"):
-            texts = tuple(getattr(self, name))
-            if not all(isinstance(text, str) for text in texts):
-                raise InputError(f"{name} must hold texts only")
-            object.__setattr__(self, name, texts)
-        count = self.layout.answer_positions.size
-        if count == 0 or len(self.answer_tokens) != count:
-            raise InputError(
-                f"answer_tokens must name each answer token of the layout: it has {count}, "
-                f"but {len(self.answer_tokens)} were given"
-            )
-        if self.targets[:1] != (WHOLE_ANSWER,) or self.targets[1:] not in ((), self.answer_tokens):
-            raise InputError(
-                f"targets must be {WHOLE_ANSWER!r}, alone or followed by the answer tokens"
-            )
 
     def __repr__(self) -> str:
         answer = self.answer if len(self.answer) <= 60 else f"{self.answer[:59]}…"
@@ -185,7 +159,7 @@ class InformationFlow:
         """Names of the maps, in the order they were measured."""
         return tuple(self.maps)
 
-    def map(self, signal: str, layer: int | None = None, target: int = 0) -> Float32Array:
+    def map(self, signal: str, layer: int | None = None, target: int | str = 0) -> Float32Array:
         """Return one map over all image tokens.
 
         Parameters
@@ -194,8 +168,9 @@ class InformationFlow:
             One of :attr:`signals`.
         layer : int, optional
             Decoder layer, counted from 0; leave it out for a signal summed over layers.
-        target : int
-            0 is the whole answer, t the t-th answer token counted from 1.
+        target : int or str
+            0 or ``"answer"`` is the whole answer; t is the t-th answer token counted from 1, or its
+            text where it stands in the answer once.
 
         Returns
         -------
@@ -210,7 +185,7 @@ class InformationFlow:
         values: Float32Array = self.maps[signal][row, column]
         return values
 
-    def flag(self, signal: str, layer: int | None = None, target: int = 0) -> str:
+    def flag(self, signal: str, layer: int | None = None, target: int | str = 0) -> str:
         """Say what :meth:`map` gives is worth: one of :data:`~vlmflow.flow.axes.FLAGS`."""
         row, column = self._place(signal, layer, target)
         return FLAGS[int(self.flags[signal][row, column])]
@@ -219,7 +194,7 @@ class InformationFlow:
         self,
         signal: str,
         layer: int | None = None,
-        target: int = 0,
+        target: int | str = 0,
         image: int = 0,
         *,
         kind: str | None = None,
@@ -249,7 +224,7 @@ class InformationFlow:
         self,
         signal: str,
         layer: int | None = None,
-        target: int = 0,
+        target: int | str = 0,
         image: int = 0,
         *,
         kind: str | None = None,
@@ -266,8 +241,6 @@ class InformationFlow:
         InputError
             Also if the picture's pixels under the tokens are not known.
         """
-        from vlmflow.lvlm.geometry import paint
-
         values = self.map(signal, layer, target)
         return paint(self._grids(image, kind), values, self.layout, image)
 
@@ -306,11 +279,10 @@ class InformationFlow:
             )
         return self.about[signal]
 
-    def _place(self, signal: str, layer: int | None, target: int) -> tuple[int, int]:
+    def _place(self, signal: str, layer: int | None, target: int | str) -> tuple[int, int]:
         """Row and column of a map in its array."""
         summed = self.map_info(signal).summed is not None
-        count = len(self.targets)
-        column = valid_index("target", target, count, f"this result has {plural(count, 'target')}")
+        column = valid_target(target, self.targets)
         if summed:
             if layer is not None:
                 raise InputError(
@@ -325,8 +297,7 @@ class InformationFlow:
         return valid_index("layer", layer, self.layers, has), column
 
     def _grids(self, image: int, kind: str | None = None) -> tuple[Grid, ...]:
-        count = len(self.layout.image_sizes)
-        if count == 0:
+        if (count := len(self.layout.image_sizes)) == 0:
             raise InputError(f"image={image!r}, but this result has no pictures")
         index = valid_index("image", image, count, f"this result has {plural(count, 'picture')}")
         grids = tuple(grid for grid in self.layout.grids if grid.image == index)
@@ -348,8 +319,6 @@ class InformationFlow:
             ``layer, target, token, segment, attention_share``; the share is missing (NaN) where
             the layer has no attention.
         """
-        from vlmflow.result import tables
-
         return tables.segment_frame(self.targets, self.attention_share)
 
     def saliency_frame(self) -> pd.DataFrame:
@@ -361,8 +330,6 @@ class InformationFlow:
             ``layer, target, token, source, destination, mean, sum``; both figures are missing
             (NaN) where the layer has no attention.
         """
-        from vlmflow.result import tables
-
         return tables.saliency_frame(
             self.targets, self.attention_share, self.saliency_sum, self.saliency_mean
         )
@@ -391,8 +358,6 @@ class InformationFlow:
         InputError
             If ``box`` is not a box, or ``image`` not a picture whose tokens have known pixels.
         """
-        from vlmflow.result import tables
-
         inside = None
         if box is not None:
             place = partial(tables.placed, self.layout, self.token_boxes(image), image)

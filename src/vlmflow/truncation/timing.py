@@ -80,7 +80,7 @@ def timed_answer(
         prompt,
         max_new_tokens=max_new_tokens,
         truncation=truncation,
-        stopping_criteria=StoppingCriteriaList([clock]),
+        options={"stopping_criteria": StoppingCriteriaList([clock])},
     )
     _wait(vlm.device)
     end = time.perf_counter()
