@@ -23,6 +23,8 @@ HEAVY = ("torch", "transformers", "matplotlib", "pandas")
 ROOMS = (
     "errors",
     "version",
+    "parameters",
+    "extensions",
     "staging",
     "files",
     "statistics",

@@ -13,17 +13,20 @@ import functools
 import hashlib
 import importlib
 import inspect
+import linecache
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from vlmflow.errors import InputError
+from vlmflow.parameters import as_plain, as_tuples, literal, split_outside_brackets
 
 _CALL = re.compile(r"\s*([^(),]+?)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Extension:
         """Its name, with the parameters that are not at their defaults: ``random(seed=3)``."""
         changed = [
             f"{field.name}={value!r}"
-            for field in fields(self)
-            if (value := getattr(self, field.name)) != field.default
+            for field in _parameters(self)
+            if (value := getattr(self, field.name)) != _default(field)
         ]
         return self.known_as() + (f"({', '.join(changed)})" if changed else "")
 
@@ -74,18 +77,19 @@ class Extension:
         Raises
         ------
         InputError
-            If a parameter is something else than texts, numbers, booleans and lists of them.
+            If a parameter is something else than texts, finite numbers, booleans and tuples of
+            them.
         """
         plain: dict[str, Any] = {"name": self.known_as()}
-        for field in fields(self):
-            plain[field.name] = _plain(getattr(self, field.name), f"{plain['name']}.{field.name}")
+        for field in _parameters(self):
+            plain[field.name] = as_plain(getattr(self, field.name), f"{plain['name']}.{field.name}")
         return plain
 
     def fingerprint(self) -> str:
         """Hash name, parameters and code, so that an edited class never passes for the old one.
 
-        The code is the source of the class and of the classes it derives from; what they call is
-        not looked at. A class that states a :attr:`version` is taken at its word.
+        The code is the source of the class and of the classes it derives from; the functions that
+        they call are not looked at. A class that states a :attr:`version` is taken at its word.
 
         Raises
         ------
@@ -98,15 +102,45 @@ class Extension:
 
     def _sources(self) -> Iterator[str]:
         for cls in type(self).__mro__:
-            if cls.__module__.startswith("vlmflow.") and Extension in cls.__bases__:
-                return  # the base that users derive from
-            try:
-                yield inspect.getsource(cls)
-            except (OSError, TypeError) as error:
+            ours = cls.__module__.startswith("vlmflow.") and Extension in cls.__bases__
+            if ours or cls is Extension or cls.__module__ in ("builtins", "abc", "typing"):
+                continue  # the base that users derive from, and what it derives from
+            source = _source(cls)
+            if source is None:
                 raise InputError(
                     f"the source of {self.known_as()!r} cannot be read, so a study could not tell "
                     "an edited one from the old one; write version = '1' into the class and "
                     "change it with the code"
+                )
+            yield source
+
+    def check_parameters(self) -> None:
+        """Refuse a name that lists and files cannot hold, and parameters that cannot be compared.
+
+        Raises
+        ------
+        InputError
+            Naming the class and what is wrong.
+        """
+        name = self.known_as()
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"name={name!r} of {type(self).__name__} is not a name; use letters, digits, '_', "
+                "'-' and '.'"
+            )
+        for field in _parameters(self):
+            if field.name == "name":
+                raise InputError(
+                    f"{type(self).__name__} has a parameter called 'name', which is what the "
+                    "class is called by; leave out its annotation, or rename the parameter"
+                )
+            try:
+                hash(getattr(self, field.name))
+            except TypeError as error:
+                value = getattr(self, field.name)
+                raise InputError(
+                    f"{name}.{field.name} is a {type(value).__name__}, which can change after it "
+                    "was passed; parameters are texts, numbers, booleans and tuples of them"
                 ) from error
 
 
@@ -148,13 +182,7 @@ class Registry(Generic[E]):
             if cls.known_as() == name
         }
         for entry in () if classes else metadata.entry_points(group=self.group, name=name):
-            loaded = entry.load()
-            if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
-                raise InputError(
-                    f"entry point {entry.value!r} of {self.group} is not a subclass of "
-                    f"vlmflow.{self.base.__name__}"
-                )
-            classes[entry.value] = loaded
+            classes[entry.value] = self._loaded(entry)
         if not classes:
             raise InputError(
                 f"{self.noun} {name!r} is unknown; there are {', '.join(self.names())}"
@@ -198,12 +226,34 @@ class Registry(Generic[E]):
 
     def names(self) -> dict[str, str]:
         """List every name with its one line, without importing what has not been imported."""
-        names = dict(_bundled(self.package))
-        for cls in _subclasses(self.base):
-            names.setdefault(cls.known_as(), cls.in_one_line())
+        bundled = _bundled(self.package)
+        own = {cls.known_as(): cls.in_one_line() for cls in _subclasses(self.base)}
+        names = dict(bundled)
+        names |= {name: line for name, line in own.items() if name not in bundled}
         for entry in metadata.entry_points(group=self.group):
             names.setdefault(entry.name, f"from {entry.value}")
         return names
+
+    def _loaded(self, entry: metadata.EntryPoint) -> type[E]:
+        """Import what another package offers."""
+        try:
+            loaded = entry.load()
+        except Exception as error:  # code of another package may raise anything
+            raise InputError(
+                f"{self.noun} {entry.name!r} cannot be loaded from {entry.value} "
+                f"({type(error).__name__}: {error}): repair or uninstall its package"
+            ) from error
+        if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
+            raise InputError(
+                f"entry point {entry.value!r} of {self.group} is not a subclass of "
+                f"vlmflow.{self.base.__name__}"
+            )
+        if loaded.known_as() != entry.name:
+            raise InputError(
+                f"entry point {entry.name!r} of {self.group} is {entry.value}, whose name is "
+                f"{loaded.known_as()!r}; the two names must be the same"
+            )
+        return loaded
 
     def _parsed(self, text: str) -> E:
         matched = _CALL.fullmatch(text)
@@ -211,7 +261,7 @@ class Registry(Generic[E]):
             raise InputError(f"{text!r} is not a {self.noun}; write for example name(parameter=3)")
         name, inside = matched.groups()
         parameters: dict[str, Any] = {}
-        for part in (inside or "").split(",") if inside and inside.strip() else ():
+        for part in split_outside_brackets(inside or ""):
             key, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or not key or not value or key in parameters:
                 raise InputError(f"{part.strip()!r} in {text!r} is not a parameter; write name=3")
@@ -220,50 +270,49 @@ class Registry(Generic[E]):
 
     def _made(self, name: str, parameters: Mapping[str, Any]) -> E:
         cls = self.find(name)
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in _parameters(cls)]
         for key in parameters:
             if key not in names:
                 has = f"its parameters are {', '.join(names)}" if names else "it has none"
                 raise InputError(f"{self.noun} {name!r} has no parameter {key!r}; {has}")
-        values = {
-            key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str)
-            else value
-            for key, value in parameters.items()
-        }  # fmt: skip
         try:
-            return cls(**values)
+            return cls(**{key: as_tuples(value) for key, value in parameters.items()})
         except TypeError as error:  # a parameter without a default is missing
             raise InputError(f"{self.noun} {name!r}: {error}") from error
 
 
-def literal(text: str) -> bool | int | float | str | None:
-    """Read a parameter as a command line gives it: a number or a truth value if it looks like one.
+def _parameters(owner: Extension | type[Extension]) -> list[Field[Any]]:
+    """List the fields that a user gives."""
+    return [field for field in fields(owner) if field.init]
 
-    Quotes around a text are taken away.
-    """
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text == "None":
-        return None
-    for kind in (int, float):
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _source(cls: type) -> str | None:
+    """Read the source of a class; None where there is none."""
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):
+        pass  # a class of a notebook has no file, but its methods know the cell that they are from
+    for value in vars(cls).values():
+        function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        if not inspect.isfunction(function) or function.__qualname__ != f"{cls.__qualname__}." + (
+            function.__name__
+        ):
+            continue  # a dataclass adds functions that are from nowhere
+        lines = linecache.getlines(function.__code__.co_filename)
         try:
-            return kind(text)
-        except ValueError:
-            continue
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    return text
-
-
-def _plain(value: Any, name: str) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item, name) for item in value]
-    raise InputError(
-        f"{name} is a {type(value).__name__}, which cannot be saved; parameters are texts, "
-        "numbers, booleans and tuples of them"
-    )
+            nodes = list(ast.walk(ast.parse("".join(lines))))
+        except SyntaxError:  # a cell with commands of the notebook's own
+            nodes = []
+        for node in nodes:
+            if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
+                first, last = node.lineno, node.end_lineno or node.lineno
+                if first <= function.__code__.co_firstlineno <= last:
+                    return "".join(lines[first - 1 : last])
+    return None
 
 
 def _subclasses(parent: type[E]) -> list[type[E]]:

@@ -6,6 +6,7 @@ this folder; names and instances are what ``vlm.explain(..., signals=[...])`` ta
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,6 +24,8 @@ READS = (ATTENTION, SALIENCY, FEATURES)
 
 ROWS = ("answer", "text")
 """Whose attention it can be made of, see :attr:`Signal.rows`."""
+
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 POST_ATTENTION_NORM = "post_attention_norm"
 """The paper's hook point (App. A.1): the output of each layer's norm between attention and MLP."""
@@ -122,7 +125,7 @@ class Signal(Extension):
         return gradient
 
     def summed_layers(self, layers: int) -> range:
-        """For a sum over layers: which of a model's ``layers`` are summed."""
+        """For a sum over layers: which of a model's ``layers`` are summed, one after the other."""
         return range(layers)
 
     @property
@@ -157,6 +160,7 @@ class Signal(Extension):
         InputError
             Naming it.
         """
+        self.check_parameters()
         name = self.known_as()
         if type(self).of_layer is Signal.of_layer:
             raise InputError(f"signal {name!r} says nothing: define of_layer(self, seen)")
@@ -179,4 +183,9 @@ class Signal(Extension):
         if self.rows not in ROWS:
             raise InputError(
                 f"signal {name!r} declares rows={self.rows!r}, which is none of {', '.join(ROWS)}"
+            )
+        if self.colour and not COLOUR.fullmatch(self.colour):
+            raise InputError(
+                f"signal {name!r} has colour={self.colour!r}, which is not a colour; write it as "
+                "six digits: '#0072b2'"
             )
