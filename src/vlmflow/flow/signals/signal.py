@@ -160,7 +160,6 @@ class Signal(Extension):
         InputError
             Naming it.
         """
-        self.check_parameters()
         name = self.known_as()
         if type(self).of_layer is Signal.of_layer:
             raise InputError(f"signal {name!r} says nothing: define of_layer(self, seen)")
