@@ -16,7 +16,7 @@ import inspect
 import linecache
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import Field, dataclass, fields
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,9 @@ from vlmflow.parameters import as_plain, as_tuples, literal, split_outside_brack
 
 _CALL = re.compile(r"\s*([^(),]+?)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _NAME = re.compile(r"[\w.-]+")
+_KEPT = "_source_text"
+_BARE = ("builtins", "abc", "typing")
+"""Modules whose classes say nothing about what a user's class does."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,16 @@ class Extension:
         text = f"{sorted(self.to_json().items())!r}\n{code}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A class of a notebook goes to other processes by value, where its cell is not at hand.
+        for cls in type(self).__mro__:
+            _source(cls)
+        return super().__reduce_ex__(protocol)
+
     def _sources(self) -> Iterator[str]:
         for cls in type(self).__mro__:
             ours = cls.__module__.startswith("vlmflow.") and Extension in cls.__bases__
-            if ours or cls is Extension or cls.__module__ in ("builtins", "abc", "typing"):
+            if ours or cls is Extension or cls.__module__ in _BARE:
                 continue  # the base that users derive from, and what it derives from
             source = _source(cls)
             if source is None:
@@ -287,11 +296,21 @@ def _parameters(owner: Extension | type[Extension]) -> list[Field[Any]]:
 
 
 def _default(field: Field[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
+    # Not compared with MISSING: a class that came from another process brings a copy of that.
+    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 def _source(cls: type) -> str | None:
-    """Read the source of a class; None where there is none."""
+    """Read the source of a class, once; None where there is none."""
+    text: str | None = vars(cls).get(_KEPT)
+    if text is None and cls.__module__ not in _BARE:
+        text = _read_source(cls)
+        if text is not None:
+            setattr(cls, _KEPT, text)
+    return text
+
+
+def _read_source(cls: type) -> str | None:
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):

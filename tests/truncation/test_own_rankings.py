@@ -794,6 +794,50 @@ def test_the_source_of_a_notebook_cell_is_read(monkeypatch):
     assert prints[0] == prints[1] != prints[2]
 
 
+SCRIPT = """
+import base64, pickle, sys
+from dataclasses import dataclass
+import vlmflow
+
+@dataclass(frozen=True)
+class Shipped(vlmflow.Ranking):
+    power: float = 1.0
+    def scores(self, seen):
+        return seen.image ** self.power
+
+if __name__ == "__main__":
+    from ray import cloudpickle
+    ranking = Shipped(2.0)
+    sent = base64.b64encode(cloudpickle.dumps(ranking)).decode()
+    print(sent, ranking.fingerprint())
+"""
+
+
+def test_a_class_of_a_script_goes_to_workers_with_its_code(tmp_path):
+    """As Ray ships what is defined in ``__main__``: by value, without the file."""
+    pytest.importorskip("ray")
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    sent, expected = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
+    path.unlink()
+    code = f"""
+    import base64, pickle
+    ranking = pickle.loads(base64.b64decode({sent!r}))
+    from vlmflow.truncation.rankings.registry import RANKINGS
+    assert RANKINGS.read("shipped(power=2.0)") == ranking
+    assert ranking.title == "shipped(power=2.0)"
+    assert type(ranking)().title == "shipped"
+    print(ranking.fingerprint())
+    """
+    there = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+    )
+    assert there.returncode == 0, there.stderr
+    assert there.stdout.strip() == expected
+
+
 def install(monkeypatch, name: str, value: str) -> None:
     """Let an installed package offer a ranking."""
     module = ModuleType("their_rankings")
