@@ -25,7 +25,7 @@ from rich.table import Table
 
 import vlmflow
 from vlmflow.scenes import POINTING, Sample, samples
-from vlmflow.scenes.scoring import is_right, wilson_interval
+from vlmflow.statistics.intervals import wilson_interval
 
 SIGNALS = ("attention", "saliency", "llava_cam", "llava_cam_code")
 
@@ -74,7 +74,7 @@ def measure(vlm: vlmflow.LVLM, asked: list[Sample], seed: int) -> dict[str, npt.
         hits["random"].append([bool(inside[rng.integers(inside.size)])])
         middle = (x - one.scene.width / 2) ** 2 + (y - one.scene.height / 2) ** 2
         hits["centre"].append([bool(inside[middle.argmin()])])
-        hits["right answer"].append([is_right(one, flow.answer)])
+        hits["right answer"].append([one.accepts(flow.answer)])
     return {name: np.array(values) for name, values in hits.items()}
 
 

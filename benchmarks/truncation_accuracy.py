@@ -28,8 +28,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from training.evaluate import MODEL
 from vlmflow.lvlm.model_parts import decoder_layers
-from vlmflow.scenes.scoring import is_right, score_captions, wilson_interval
-from vlmflow.scenes.tasks import TASKS, Sample, samples
+from vlmflow.scenes.tasks import TASKS, Sample, mentions, samples
+from vlmflow.statistics.intervals import wilson_interval
+from vlmflow.tasks.metrics.chair import chair
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.rankings.random import Random
 from vlmflow.truncation.rankings.registry import RANKINGS, as_ranking
@@ -123,10 +124,10 @@ def main() -> None:
                     longest = 64 if task == "scenes-caption" else 6
                     said = answers(model, processor, encoded[task], longest)
                 if task == "scenes-caption":
-                    captions = score_captions(asked[task], said)
+                    captions = chair(said, [one.objects for one in asked[task]], mentions)
                     right, count = right + captions.hits, count + captions.objects
                 else:
-                    right += sum(map(is_right, asked[task], said))
+                    right += sum(map(Sample.accepts, asked[task], said))
                     count += len(said)
             low, high = wilson_interval(right, count)
             scores.append(Score(name, task, right, count, right / count, low, high))

@@ -20,8 +20,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmflow.lvlm.loading import BUNDLED
 from vlmflow.scenes.questions import EXISTENCE_SUBSETS, REASONING
-from vlmflow.scenes.scoring import is_right, score_captions, wilson_interval
-from vlmflow.scenes.tasks import TASKS, Sample, samples
+from vlmflow.scenes.tasks import TASKS, Sample, mentions, samples
+from vlmflow.statistics.intervals import wilson_interval
+from vlmflow.tasks.metrics.chair import chair
 
 MODEL = BUNDLED / "scenes-llava"
 BATCH = 32
@@ -84,13 +85,11 @@ def evaluate(model: Any, processor: Any, split: str, count: int) -> list[Row]:
         seen = list(answers(model, processor, asked, blind=False))
         unseen = list(answers(model, processor, asked, blind=True))
         if task == "scenes-caption":
-            with_it, without = score_captions(asked, seen), score_captions(asked, unseen)
+            objects = [one.objects for one in asked]
+            scores = [chair(captions, objects, mentions) for captions in (seen, unseen)]
             for measure, pick in (("objects named", "hits"), ("CHAIRi", "mentions")):
-                trials = [s.objects if pick == "hits" else s.mentions for s in (with_it, without)]
-                good = [
-                    s.hits if pick == "hits" else round(s.chair_i * s.mentions)
-                    for s in (with_it, without)
-                ]
+                trials = [s.objects if pick == "hits" else s.mentions for s in scores]
+                good = [s.hits if pick == "hits" else round(s.chair_i * s.mentions) for s in scores]
                 rows.append(_row(task, measure, good, trials, None))
             continue
         groups = {"accuracy": list(range(count))}
@@ -101,7 +100,7 @@ def evaluate(model: Any, processor: Any, split: str, count: int) -> list[Row]:
             for number, make in enumerate(REASONING):
                 groups[make.__name__] = list(range(number, count, len(REASONING)))
         for measure, chosen in groups.items():
-            good = [sum(is_right(asked[i], said[i]) for i in chosen) for said in (seen, unseen)]
+            good = [sum(asked[i].accepts(said[i]) for i in chosen) for said in (seen, unseen)]
             options = [len(asked[i].asked.choices) for i in chosen]
             if task == "scenes-reasoning":
                 chance = sum(1 / n for n in options) / len(options)

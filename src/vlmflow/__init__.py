@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from vlmflow.removal.cliff import Cliff as Cliff
     from vlmflow.removal.cliff import cliff as cliff
     from vlmflow.removal.curve import RemovalCurve as RemovalCurve
+    from vlmflow.reports.write import figures as figures
+    from vlmflow.reports.write import report as report
     from vlmflow.result.information_flow import InformationFlow as InformationFlow
-    from vlmflow.truncation.policy import Truncation as Truncation
     from vlmflow.truncation.presets import preset as preset
     from vlmflow.truncation.rankings.ranking import Ranking as Ranking
+    from vlmflow.truncation.truncation import Truncation as Truncation
 
 __all__ = [
     "LVLM",
@@ -44,9 +46,11 @@ __all__ = [
     "Video",
     "__version__",
     "cliff",
+    "figures",
     "load",
     "preset",
     "register_family",
+    "report",
 ]
 
 _HOMES = {
@@ -54,12 +58,14 @@ _HOMES = {
     "Family": "vlmflow.lvlm.families.base",
     "RemovalCurve": "vlmflow.removal.curve",
     "cliff": "vlmflow.removal.cliff",
+    "figures": "vlmflow.reports.write",
+    "report": "vlmflow.reports.write",
     "InformationFlow": "vlmflow.result.information_flow",
     "LVLM": "vlmflow.api",
     "ExplainOptions": "vlmflow.flow.options",
     "Ranking": "vlmflow.truncation.rankings.ranking",
     "Signal": "vlmflow.flow.signals.signal",
-    "Truncation": "vlmflow.truncation.policy",
+    "Truncation": "vlmflow.truncation.truncation",
     "Video": "vlmflow.lvlm.videos",
     "load": "vlmflow.api",
     "preset": "vlmflow.truncation.presets",

@@ -15,7 +15,7 @@ from vlmflow.tasks.registry import known_tasks
 from vlmflow.truncation.presets import PRESETS
 from vlmflow.truncation.rankings.registry import RANKINGS
 
-FILES = {"study.html", "study.png", "study.pdf", "settings.csv", "results.csv", "results.parquet"}
+FILES = {"study.html", "study.png", "study.pdf", "arms.csv", "results.csv", "results.parquet"}
 
 
 def run(*arguments):
@@ -43,10 +43,10 @@ def test_a_study_from_a_file_and_options(model, tmp_path):
     assert {one.name for one in out.iterdir()} >= FILES
     results = pd.read_parquet(out / "results.parquet")
     table = pd.read_csv(out / "results.csv", dtype=str, keep_default_na=False)
-    for column in ("split", "key", "setting", "question", "answer"):
+    for column in ("split", "key", "arm", "question", "answer"):
         assert table[column].tolist() == results[column].tolist()
     assert len(results[results["split"] == "test"]["key"].unique()) == 3
-    names = set(pd.read_csv(out / "settings.csv")["setting"])
+    names = set(pd.read_csv(out / "arms.csv")["arm"])
     assert names >= {
         *("untouched", "no image", "layer 1, keep 0", "fastv"),
         *("layer 2, keep 50 % by last_attention", "random: layer 2, keep 50 % by random"),
@@ -64,14 +64,14 @@ def test_a_study_from_a_file_and_options(model, tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("task: scenes-reading\nlayers: 3", [], "no setting 'layers'"),
+        ("task: scenes-reading\nlayers: 3", [], "no option 'layers'"),
         ("task: scenes-readng\ntruncations: ['layer=1,keep=0']", [], "unknown task"),
         ("task: scenes-reading", [], "there is none"),
         ("task: scenes-reading", ["--preset", "fastw"], "unknown preset"),
         ("task: scenes-reading", ["--truncate", "layer=99,keep=0"], "layer=99"),
         ("task: scenes-reading", ["--truncate", "layer=9,keep=0", "--samples", "0"], "samples=0"),
         ("task: scenes-reading", ["--preset", "vtw", "--workers", "slurm"], "workers='slurm'"),
-        ("task: [", ["--preset", "vtw"], "no YAML"),
+        ("task: [", ["--preset", "vtw"], "not YAML"),
     ],
 )
 def test_a_wrong_study_is_one_line_and_leaves_nothing(tmp_path, text, options, words):

@@ -133,7 +133,7 @@ class Both(vlmflow.Signal):
 
 
 @dataclass(frozen=True)
-class InputTimesGradient(vlmflow.Signal):
+class GradientTimesInput(vlmflow.Signal):
     """Features times their gradient, channel by channel."""
 
     reads = "features"
@@ -210,7 +210,7 @@ class Shaken(vlmflow.Signal):
         return seen.attention.amax(0)
 
 
-OWN = (Peak(), Words(), Supporting(), Both(), InputTimesGradient(), Pooled(), MiddleLayers())
+OWN = (Peak(), Words(), Supporting(), Both(), GradientTimesInput(), Pooled(), MiddleLayers())
 
 
 def picture(seed: int = 0) -> Image.Image:
@@ -316,7 +316,7 @@ def test_a_padded_batch_is_its_rows():
 
 def test_a_layer_without_gradient_is_undefined(flow):
     """What the last layer's norm shows of image tokens reaches no answer."""
-    for name in ("input_times_gradient", "pooled"):
+    for name in ("gradient_times_input", "pooled"):
         assert flow.flag(name, layer=3) == "undefined"
         assert flow.flag(name, layer=2) == "ok"
     assert flow.flag("middle_layers") == "ok"
@@ -324,7 +324,7 @@ def test_a_layer_without_gradient_is_undefined(flow):
 
 def test_another_hook_point():
     @dataclass(frozen=True)
-    class AtInput(InputTimesGradient):
+    class AtInput(GradientTimesInput):
         hook: str = "layer_input"
 
         @property
@@ -332,9 +332,9 @@ def test_another_hook_point():
             return self.hook
 
     vlm = lvlm()
-    signals = [AtInput(), InputTimesGradient(), AtInput("layer_output")]
+    signals = [AtInput(), GradientTimesInput(), AtInput("layer_output")]
     flow = vlm.explain(picture(), QUESTION, ANSWER, signals=signals)
-    names = ("at_input", "input_times_gradient", "at_input(hook='layer_output')")
+    names = ("at_input", "gradient_times_input", "at_input(hook='layer_output')")
     assert flow.signals == names
     inputs, norms, outputs = flow.maps.values()
     # One layer's output is the next one's input, and the last one's input reaches the answer.

@@ -17,6 +17,7 @@ from vlmflow.lvlm.families import unregister_family
 from vlmflow.lvlm.families.registry import GROUP
 from vlmflow.lvlm.families.table import SUPPORTED, markdown
 from vlmflow.truncation import Truncation
+from vlmflow.truncation.amounts import amount
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "families.md"
@@ -101,5 +102,5 @@ def test_the_notebook_cells_of_the_worked_example_run():
     (expected,) = LVLM(*tiny_llava(tower="siglip")).prepare(names["picture"], "?").layout.grids
     (grid,) = names["flow"].layout.grids
     np.testing.assert_allclose(grid.boxes, expected.boxes, atol=1e-12)
-    assert names["curve"].keep == 4
+    assert names["curve"].keep == amount(4)
     assert f'[project.entry-points."{GROUP}"]' in page

@@ -14,9 +14,9 @@ import pytest
 from tests.support.browser import OpenPage, running_browser
 from tests.support.synthetic import HOSTILE, synthetic_flow
 from vlmflow.errors import InputError
+from vlmflow.escape_invisible import clipped, visible
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.videos import Frames
-from vlmflow.reports.escape_invisible import clipped, visible
 from vlmflow.reports.explain.page import LIBRARIES, headline, percent, second_line, write_report
 from vlmflow.reports.explain.page_data import coded
 
@@ -194,7 +194,7 @@ def reader(browser, tmp_path):
 def test_the_page_opens_on_the_flow_map_of_the_whole_answer(reader):
     flow = synthetic_flow()
     opened = reader(flow)
-    assert opened.shown() == "flow/0/0"
+    assert opened.shown() == "flow_map/0/0"
     assert opened.page.locator("h1").inner_text() == headline(flow)
     assert opened.page.locator(".chart-box > svg").count() == 6
     assert opened.page.locator("#layer").is_disabled()
@@ -309,7 +309,7 @@ def test_the_canvas_is_brightest_where_the_map_is(reader):
 def test_everything_is_reached_with_the_keyboard(reader):
     opened = reader(synthetic_flow())
     keys = opened.page.keyboard
-    opened.page.focus("input[name=signal][value=flow]")
+    opened.page.focus("input[name=signal][value=flow_map]")
     keys.press("ArrowRight")
     assert opened.shown().startswith("attention/")
     opened.page.focus("#layer")
@@ -355,7 +355,7 @@ def test_choosing_a_word_changes_picture_charts_and_table(reader):
     opened = reader(flow)
     before = opened.page.locator("#attention-chart svg").inner_html()
     opened.page.get_by_role("radio", name="token 4: red").click()
-    assert opened.shown() == "flow/0/4"
+    assert opened.shown() == "flow_map/0/4"
     assert opened.page.locator("#attention-chart svg").inner_html() != before
     row = opened.page.locator("#numbers tbody tr[data-layer='5'] td").all_inner_texts()
     image = 100 * flow.attention_share[5, 4, 1]
@@ -442,7 +442,7 @@ def test_hostile_texts_show_as_text_and_run_nothing(reader, payload):
     assert said in opened.page.locator("footer").text_content()
     for target in range(5):
         opened.page.locator(f"#tokens [data-target='{target}']").click()
-        assert opened.shown() == f"flow/0/{target}"
+        assert opened.shown() == f"flow_map/0/{target}"
     token = opened.page.locator("#tokens [data-target='4']").text_content()
     assert said.strip().replace("\n", "⏎") in token
     assert not opened.page.locator("img[src='x']").count()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
 import numpy as np
 import pytest
 
 from tests.support.browser import OpenPage, running_browser
-from tests.support.synthetic_study import HOSTILE, WordTask, synthetic_outcome
+from tests.support.synthetic_study import HOSTILE, WordTask, synthetic_study
 from vlmflow.reports.figures.label_places import Label, place_labels
 from vlmflow.reports.study.curves import curves_of, study_curves
 from vlmflow.reports.study.figure import pareto_front, study_figure
 from vlmflow.reports.study.page import study_page
-from vlmflow.reports.study.sentences import cautions, headline, points, second_line, signed
+from vlmflow.reports.study.sentences import cautions, headline, second_line
 from vlmflow.studies.truncations.plan import Plan
+from vlmflow.studies.truncations.sentences import points, signed
 
 SWEEP = {"layer": [3, 6, 9], "keep": [0, 0.25]}
 SCORES = {
@@ -34,26 +36,26 @@ def plan(**given):
     return Plan(**{"task": "t", "sweep": SWEEP, **sizes, **given})
 
 
-def known(setting, split):
+def known(arm, split):
     """Safe from layer 6 on; controls are bad."""
-    return SCORES.get(setting.name, 0.4)
+    return SCORES.get(arm.name, 0.4)
 
 
-def fails_on_test(setting, split):
-    return 0.8 if setting.name == "layer 6, keep 0" and split == "test" else known(setting, split)
+def fails_on_test(arm, split):
+    return 0.8 if arm.name == "layer 6, keep 0" and split == "test" else known(arm, split)
 
 
-def never_safe(setting, split):
-    return known(setting, split) - 0.1 * (setting.kind != "untouched")
+def never_safe(arm, split):
+    return known(arm, split) - 0.1 * (arm.kind != "untouched")
 
 
-def best_at_random(setting, split):
-    return 0.97 if setting.kind in ("random", "down-sampled") else known(setting, split)
+def best_at_random(arm, split):
+    return 0.97 if arm.kind in ("random", "down-sampled") else known(arm, split)
 
 
 @pytest.fixture(scope="module")
-def outcome():
-    return synthetic_outcome(plan(), known)
+def study():
+    return synthetic_study(plan(), known)
 
 
 def words_of(page):
@@ -70,27 +72,27 @@ def row_of(page, name):
 
 
 @pytest.fixture(scope="module")
-def page(outcome):
-    return study_page(outcome)
+def page(study):
+    return study_page(study)
 
 
-def test_a_recommendation_that_holds(outcome):
+def test_a_recommendation_that_holds(study):
     # Layer 6 of 12, keep 0: half of 70 % of the operations are gone.
-    assert headline(outcome) == (
+    assert headline(study) == (
         "scenes-reasoning: layer 6, keep 0 saves 35 % of the prefill's operations; the score "
         "changes by 0.0 points (−1.4 to +1.4) on the test samples"
     )
-    second = second_line(outcome)
+    second = second_line(study)
     assert "6 truncations tried on 200 calibration samples" in second
     assert "the 200 test samples had no part in it" in second
     assert "at most 2 points" in second
     assert "accuracy there is 90.0 % (85.1 to 93.4)" in second
     assert "on 4 calibration samples" in second
-    assert cautions(outcome) == []
+    assert cautions(study) == []
 
 
 def test_a_recommendation_that_does_not_hold_on_test():
-    broken = synthetic_outcome(plan(), fails_on_test)
+    broken = synthetic_study(plan(), fails_on_test)
     assert headline(broken) == (
         "scenes-reasoning: no truncation is shown to be safe: layer 6, keep 0, chosen on the "
         "calibration samples, does not hold on the test samples, where the score changes by "
@@ -106,7 +108,7 @@ def test_a_recommendation_that_does_not_hold_on_test():
 
 
 def test_no_recommendation():
-    none = synthetic_outcome(plan(max_loss=0.05), never_safe)
+    none = synthetic_study(plan(max_loss=0.05), never_safe)
     assert headline(none) == (
         "scenes-reasoning: no truncation is safe: none keeps the loss below 5 points with 95 % "
         "confidence"
@@ -119,20 +121,20 @@ def test_no_recommendation():
 
 def test_too_few_samples_are_named():
     """136 samples without any difference leave room for 2.01 points, 137 for 1.99."""
-    (doubt,) = cautions(synthetic_outcome(plan(samples=20, calibration=136), known))
+    (doubt,) = cautions(synthetic_study(plan(samples=20, calibration=136), known))
     assert "136 calibration samples cannot show that little" in doubt
     assert "at least 137" in doubt
-    enough = synthetic_outcome(plan(samples=20, calibration=137), known)
+    enough = synthetic_study(plan(samples=20, calibration=137), known)
     assert enough.recommendation is not None
     assert any("20 test samples cannot show" in one for one in cautions(enough))
-    (doubt,) = cautions(synthetic_outcome(plan(max_loss=0.0), known))
+    (doubt,) = cautions(synthetic_study(plan(max_loss=0.0), known))
     assert "no number is enough" in doubt
 
 
-def test_controls_that_are_not_beaten_are_named(outcome, page):
+def test_controls_that_are_not_beaten_are_named(study, page):
     assert "✓ beats random choice: " in row_of(page, "layer 6, keep 25 % by last_attention")
     assert "✓ beats down-sampled picture: " in row_of(page, "layer 6, keep 0")
-    equal = synthetic_outcome(plan(), best_at_random)
+    equal = synthetic_study(plan(), best_at_random)
     (doubt,) = cautions(equal)
     assert "layer 6, keep 0 is not shown to score higher than down-sampled picture" in doubt
     row = row_of(study_page(equal), "layer 3, keep 25 % by last_attention")
@@ -143,25 +145,25 @@ def test_controls_that_are_not_beaten_are_named(outcome, page):
 def test_shared_controls_count_for_every_truncation():
     """Two rankings at one layer have one random choice and one down-sampled picture."""
     sweep = {"layer": [6], "keep": [0.25], "rank_by": ["last_attention", "diversity"]}
-    shared = synthetic_outcome(plan(sweep=sweep, samples=5, calibration=5), known)
-    first, second = (one for one in shared.settings if one.kind == "truncation")
+    shared = synthetic_study(plan(sweep=sweep, samples=5, calibration=5), known)
+    first, second = (one for one in shared.arms if one.kind == "truncation")
     assert [one.of for one in shared.controls(second)] == [first.name, first.name]
     assert shared.controls(first) == shared.controls(second)
     # One token and all tokens are equal as numbers, and nothing else.
     both = ("layer=6,keep=1", "layer=6,keep=1.0")
-    apart = synthetic_outcome(plan(sweep=None, truncations=both, samples=5, calibration=5), known)
-    one, everything = (one for one in apart.settings if one.kind == "truncation")
+    apart = synthetic_study(plan(sweep=None, truncations=both, samples=5, calibration=5), known)
+    one, everything = (one for one in apart.arms if one.kind == "truncation")
     assert not {x.name for x in apart.controls(one)} & {x.name for x in apart.controls(everything)}
 
 
-def test_against_is_paired_over_common_samples(outcome):
-    by_name = {one.name: one for one in outcome.settings}
+def test_against_is_paired_over_common_samples(study):
+    by_name = {one.name: one for one in study.arms}
     good, bad = by_name["layer 6, keep 0"], by_name["layer 3, keep 0"]
     # Samples are right in the same order under both: all differences have one sign.
-    found = outcome.against(good, bad, "test")
+    found = study.against(good, bad, "test")
     assert found.value == pytest.approx(0.4)
     failed = {(f"test-{i}", "layer 3, keep 0"): "broken" for i in range(200)}
-    assert synthetic_outcome(plan(), known, failed=failed).against(good, bad, "test") is None
+    assert synthetic_study(plan(), known, failed=failed).against(good, bad, "test") is None
 
 
 def test_failures_are_counted_and_explained():
@@ -170,33 +172,33 @@ def test_failures_are_counted_and_explained():
         ("test-4", "layer 6, keep 0"): "out of memory",
         ("calibration-0", "layer 6, keep 0"): "out of memory",
     }
-    one = synthetic_outcome(plan(), known, failed=failed)
+    one = synthetic_study(plan(), known, failed=failed)
     page = study_page(one)
     words = words_of(page)
-    assert "3 of 400 samples failed under some setting" in words
+    assert "3 of 400 samples failed under some arm" in words
     assert "layer 6, keep 0 1 2" in words
     assert "untouched 0 1" in words
-    assert f"test-3 test all {len(one.settings)} OSError: no picture" in words
-    assert "left out of that setting's figures" in words
+    assert f"test-3 test all {len(one.arms)} OSError: no picture" in words
+    assert "left out of that arm's figures" in words
     assert row_of(page, "layer 6, keep 0").endswith("198 2")
 
 
-def test_a_setting_without_any_answer_keeps_its_row():
+def test_an_arm_without_any_answer_keeps_its_row():
     failed = {(f"test-{i}", "layer 3, keep 0"): "broken" for i in range(200)}
-    page = study_page(synthetic_outcome(plan(), known, failed=failed))
+    page = study_page(synthetic_study(plan(), known, failed=failed))
     assert row_of(page, "layer 3, keep 0").endswith("– – – – – – – – 0 200")
 
 
 @pytest.mark.parametrize("split", ["calibration", "test"])
 def test_a_split_without_any_answer_is_said(split):
     failed = {(f"{split}-{i}", "*"): "broken" for i in range(200)}
-    empty = synthetic_outcome(plan(), known, failed=failed)
+    empty = synthetic_study(plan(), known, failed=failed)
     assert headline(empty).endswith(f"no {split} sample was answered")
     assert "all" in words_of(study_page(empty))
 
 
 def test_nothing_timed_leaves_one_picture():
-    untimed = synthetic_outcome(plan(timed=0), known)
+    untimed = synthetic_study(plan(timed=0), known)
     figure = study_figure(untimed)
     assert len(figure.axes) == 1
     assert any("not timed" in text.get_text() for text in figure.texts)
@@ -207,15 +209,15 @@ def test_nothing_timed_leaves_one_picture():
 
 def test_every_figure_of_the_task_is_shown():
     """Sums are shown as they are, shares as percent; a lone score is not shown twice."""
-    summed = study_page(synthetic_outcome(plan(), known, task=WordTask(points=True)))
+    summed = study_page(synthetic_study(plan(), known, task=WordTask(points=True)))
     assert '<th scope="col">chair &lt;b&gt;</th>' in summed
     assert "untouched 90.0 % 360.00 10.0 %" in words_of(summed)
-    assert "own figures" not in words_of(study_page(synthetic_outcome(plan(), known)))
+    assert "own figures" not in words_of(study_page(synthetic_study(plan(), known)))
 
 
-def test_the_pareto_picture_shows_every_setting(outcome):
-    figure = study_figure(outcome)
-    lines = [line for line in outcome.lines if line.split == "test"]
+def test_the_pareto_picture_shows_every_arm(study):
+    figure = study_figure(study)
+    lines = [line for line in study.summaries if line.split == "test"]
     for axes, cost in zip(figure.axes, ("cost_share", "prefill_share"), strict=True):
         drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
         for kind, label in {
@@ -225,13 +227,13 @@ def test_the_pareto_picture_shows_every_setting(outcome):
             "no image": "no image",
         }.items():
             expected = [
-                (getattr(one, cost), one.score.value) for one in lines if one.setting.kind == kind
+                (getattr(one, cost), one.score.value) for one in lines if one.arm.kind == kind
             ]
             np.testing.assert_allclose(drawn[label], expected)
-        chosen = outcome.recommendation.test
+        chosen = study.recommendation.test
         expected = [(getattr(chosen, cost), chosen.score.value)]
         np.testing.assert_allclose(drawn["recommended"], expected)
-    front = [line.setting.name for line in pareto_front(lines, "cost_share")]
+    front = [line.arm.name for line in pareto_front(lines, "cost_share")]
     assert front == ["layer 3, keep 0", "layer 3, keep 25 % by last_attention", "layer 6, keep 0"]
     xs, ys = zip(*drawn["Pareto front of the truncations"], strict=True)
     assert list(xs) == sorted(xs)
@@ -239,27 +241,27 @@ def test_the_pareto_picture_shows_every_setting(outcome):
 
 
 def test_oracles_are_no_part_of_the_front():
-    oracle = synthetic_outcome(
+    oracle = synthetic_study(
         plan(truncations=("layer=2,keep=0.1,rank_by=saliency",)),
-        lambda setting, split: 0.95 if "saliency" in setting.name else known(setting, split),
+        lambda arm, split: 0.95 if "saliency" in arm.name else known(arm, split),
     )
-    lines = [line for line in oracle.lines if line.split == "test"]
-    assert all("saliency" not in one.setting.name for one in pareto_front(lines, "cost_share"))
+    lines = [line for line in oracle.summaries if line.split == "test"]
+    assert all("saliency" not in one.arm.name for one in pareto_front(lines, "cost_share"))
     assert "never recommended" in row_of(study_page(oracle), "layer 2, keep 10 % by saliency")
 
 
-def test_curves_hold_truncations_that_differ_in_their_layer_only(outcome):
-    ((title, curves),) = curves_of(outcome).items()
+def test_curves_hold_truncations_that_differ_in_their_layer_only(study):
+    ((title, curves),) = curves_of(study).items()
     assert title == "kept by last_attention"
     assert {name: [line.score.value for line in lines] for name, lines in curves.items()} == {
         "keep 0": [0.5, 0.9, 0.9],
         "keep 25 %": [0.7, 0.9, 0.9],
     }
-    (axes,) = study_curves(outcome).axes
+    (axes,) = study_curves(study).axes
     drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
     np.testing.assert_allclose(drawn["keep 0"], [(3, 0.5), (6, 0.9), (9, 0.9)])
     single = plan(sweep=None, truncations=("layer=6,keep=0", "layer=3:6,keep=0.5:0.25"))
-    assert study_curves(synthetic_outcome(single, known)) is None
+    assert study_curves(synthetic_study(single, known)) is None
 
 
 def test_labels_cover_no_mark_and_each_other():
@@ -269,7 +271,7 @@ def test_labels_cover_no_mark_and_each_other():
     axes = figure.subplots()
     axes.set(xlim=(0, 1), ylim=(0, 1))
     places = np.random.default_rng(0).uniform(0.1, 0.9, (12, 2))
-    labels = [Label(x, y, f"setting {i}", bold=i == 0) for i, (x, y) in enumerate(places)]
+    labels = [Label(x, y, f"arm {i}", bold=i == 0) for i, (x, y) in enumerate(places)]
     place_labels(axes, labels, places, np.zeros((0, 2)), width=1.5)
     figure.draw_without_rendering()
     texts = [one for one in axes.texts if one.get_text()]
@@ -284,7 +286,7 @@ def test_labels_cover_no_mark_and_each_other():
     crowd = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60)), -1).reshape(-1, 2)
     before = len(axes.texts)
     place_labels(axes, labels[:3], crowd, np.zeros((0, 2)), width=1.5)
-    assert {one.get_text() for one in axes.texts[before:]} - {""} == {"setting 0"}
+    assert {one.get_text() for one in axes.texts[before:]} - {""} == {"arm 0"}
 
 
 @pytest.mark.parametrize(
@@ -300,14 +302,14 @@ def test_points():
     ]  # fmt: skip
 
 
-def test_the_page_opens_and_runs_nothing(outcome, page, tmp_path):
+def test_the_page_opens_and_runs_nothing(study, page, tmp_path):
     path = tmp_path / "study.html"
     path.write_text(page, "utf-8")
     assert re.search(r"\b(nan|None|inf)\b", words_of(page)) is None
     with running_browser() as browser:
         opened = OpenPage(browser, path)
         seen = opened.page
-        assert seen.inner_text("h1").replace("\u00a0", " ") == headline(outcome)
+        assert seen.inner_text("h1").replace("\u00a0", " ") == headline(study)
         (chosen,) = seen.locator("section tr.chosen:visible").all_inner_texts()
         assert chosen.startswith("layer 6, keep 0 ★ recommended")
         for number in range(2):
@@ -324,9 +326,9 @@ def test_the_page_opens_and_runs_nothing(outcome, page, tmp_path):
 
 
 def test_hostile_texts_stay_texts(tmp_path):
-    """Task, model, settings, questions, answers and reasons come from elsewhere."""
+    """Task, model, arms, questions, answers and reasons come from elsewhere."""
     named = tuple({"layer": 5 + i, "keep": 0, "name": f"{i} {HOSTILE}"} for i in range(2))
-    hostile = synthetic_outcome(
+    hostile = synthetic_study(
         plan(truncations=named, samples=60, calibration=30),
         known,
         task=WordTask(HOSTILE, points=True),
@@ -348,3 +350,18 @@ def test_hostile_texts_stay_texts(tmp_path):
         assert opened.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert opened.complaints == []
         assert opened.outside_requests() == []
+
+
+def test_a_study_shows_itself_in_a_notebook(study):
+    html = study._repr_html_()
+    text = unescape(words_of(html))
+    assert headline(study) in text
+    for summary in study.summaries:
+        assert summary.arm.name in text
+    chosen = study.recommendation.test.arm.name
+    assert re.search(re.escape(chosen) + r"\s*\(recommended\)", text)
+    hostile = synthetic_study(plan(), known, task=WordTask(HOSTILE), text=HOSTILE)
+    fragment = hostile._repr_html_()
+    assert "<script" not in fragment
+    assert "<img" not in fragment
+    assert "⟦U+202E⟧" in fragment

@@ -18,8 +18,8 @@ from vlmflow.scenes.generator import (
     render,
 )
 from vlmflow.scenes.questions import EXISTENCE_SUBSETS, LETTERS, REASONING, place
-from vlmflow.scenes.scoring import is_right, mentions, score_captions, wilson_interval
-from vlmflow.scenes.tasks import scene_seed
+from vlmflow.scenes.tasks import mentions, scene_seed
+from vlmflow.tasks.metrics.chair import chair
 
 SEEDS = [(1, 2, index, 0) for index in range(60)]
 
@@ -202,12 +202,12 @@ def test_reading_asks_for_the_number_in_the_box() -> None:
 def test_caption_scores_on_a_worked_example() -> None:
     one = sample("scenes-caption", "test", 0)
     here = {thing.category for thing in one.scene.objects}
-    perfect = score_captions([one], [one.answer])
+    perfect = chair([one.answer], [one.objects], mentions)
     assert (perfect.named, perfect.chair_i, perfect.chair_s) == (1.0, 0.0, 0.0)
     absent = next((c, k) for c in COLOURS for k in KINDS if (c, k) not in here)
     first = one.scene.objects[0]
     said = f"A {first.colour} {first.kind} and a {absent[0]} {absent[1]}."
-    scored = score_captions([one], [said])
+    scored = chair([said], [one.objects], mentions)
     assert scored.named == pytest.approx(1 / len(here))
     assert (scored.chair_i, scored.chair_s) == (0.5, 1.0)
     assert mentions("An ORANGE star, a redstar and blue circles") == [("orange", "star")]
@@ -215,14 +215,5 @@ def test_caption_scores_on_a_worked_example() -> None:
 
 def test_answers_are_compared_without_case_and_full_stop() -> None:
     one = sample("scenes-existence", "test", 0)
-    assert is_right(one, f" {one.answer.upper()}. ")
-    assert not is_right(one, "perhaps")
-
-
-def test_wilson_interval_has_known_values() -> None:
-    # Wilson (1927), as tabulated for 8 successes in 10 trials.
-    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-4)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-    low, high = wilson_interval(0, 20)
-    assert low == 0.0
-    assert high == pytest.approx(0.1611, abs=5e-4)
+    assert one.accepts(f" {one.answer.upper()}. ")
+    assert not one.accepts("perhaps")

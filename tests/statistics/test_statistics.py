@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlmflow.statistics.intervals import mean_estimate, paired_difference
+from vlmflow.statistics.bootstrap import mean_interval, resamples
+from vlmflow.statistics.intervals import mean_estimate, paired_difference, wilson_interval
 
 TRIALS = 1500
 
@@ -127,3 +128,29 @@ def test_all_right_about_few_pictures_is_no_certainty():
     found = mean_estimate([1.0] * 60, names, draws=50, seed=0)
     assert (found.value, found.high) == pytest.approx((1.0, 1.0))
     assert found.low == pytest.approx(mean_estimate([1.0] * 10, draws=1, seed=0).low)
+
+
+def test_wilson_interval_has_known_values():
+    # Wilson (1927), as tabulated for 8 successes in 10 trials.
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-4)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    low, high = wilson_interval(0, 20)
+    assert low == 0.0
+    assert high == pytest.approx(0.1611, abs=5e-4)
+
+
+def test_a_bootstrap_draws_the_same_samples_at_once_as_one_after_another():
+    rng = np.random.default_rng(3)
+    expected = [rng.integers(199, size=199).tolist() for _ in range(20)]
+    assert resamples(199, 20, 3).tolist() == expected
+
+
+def test_the_bootstrap_of_a_mean_by_hand():
+    values = np.array([[0.0, 1.0], [2.0, 5.0], [4.0, 0.0]])
+    means = np.array([values[picked].mean(0) for picked in resamples(3, 100, 0)])
+    low, high = mean_interval(values, 100, 0)
+    for column in range(2):
+        ranked = np.sort(means[:, column])
+        # NumPy's linear quantile of 100 draws: between the 3rd and 4th, the 97th and 98th.
+        assert low[column] == pytest.approx(ranked[2] + 0.475 * (ranked[3] - ranked[2]))
+        assert high[column] == pytest.approx(ranked[96] + 0.525 * (ranked[97] - ranked[96]))

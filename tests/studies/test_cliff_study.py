@@ -1,24 +1,28 @@
-"""A cliff study measures what it says, foretells fairly, and shows it on a page."""
+"""A cliff study measures what it says, predicts fairly, and shows it on a page."""
 
 from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import vlmflow
 from tests.support.browser import OpenPage, running_browser
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, cli
 from vlmflow.errors import InputError
 from vlmflow.removal.curve import RemovalCurve, removal_curve
 from vlmflow.reports.cliff.page import cliff_page, headline
-from vlmflow.statistics.intervals import bootstrap_interval
-from vlmflow.studies.cliff_layer.measurements import SIGNALS, Observed, observe
-from vlmflow.studies.cliff_layer.prediction import foretold, predictions, spearman, true_cliffs
+from vlmflow.statistics.bootstrap import mean_interval
+from vlmflow.statistics.rank_correlation import spearman
+from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement, measure_samples
+from vlmflow.studies.cliff_layer.prediction import predicted_cliff, predictions, true_cliffs
 from vlmflow.studies.cliff_layer.study import cliff_study
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.folder import FolderTask
@@ -64,8 +68,8 @@ def test_batches_are_answered_like_single_prompts(vlm, questions):
     assert together == [vlm.generate_ids(one, max_new_tokens=4) for one in prompts]
 
 
-def test_what_is_observed_is_what_single_calls_measure(vlm, study):
-    for one in study.observed:
+def test_what_is_measured_is_what_single_calls_measure(vlm, study):
+    for one in study.measurements:
         (picture,) = one.sample.pictures
         curve = removal_curve(vlm, picture, one.sample.question, max_new_tokens=4)
         np.testing.assert_allclose(one.curve.kl, curve.kl, rtol=1e-3, atol=1e-5)
@@ -84,7 +88,9 @@ def test_what_is_observed_is_what_single_calls_measure(vlm, study):
 
 def test_progress_counts_samples(vlm, questions):
     done = []
-    found = list(observe(vlm, FolderTask(questions), "test", 5, batch=2, progress=done.append))
+    found = list(
+        measure_samples(vlm, FolderTask(questions), "test", 5, batch=2, progress=done.append)
+    )
     assert len(found) == 5
     assert done == [2, 4, 5]
 
@@ -100,7 +106,7 @@ def test_the_tables_hold_every_layer_and_sample(study):
     assert (layers["changed high"] - layers["changed low"] > 0.3).all()
     assert (layers["kl low"] <= layers["kl"]).all()
     assert (layers["kl"] <= layers["kl high"]).all()
-    assert samples["cliff"].tolist() == true_cliffs(study.observed, 0.1).tolist()
+    assert samples["cliff"].tolist() == true_cliffs(study.measurements, 0.1).tolist()
     assert samples["group"].tolist() == ["noise"] * 6
     plain = json.loads(json.dumps(study.to_json(), allow_nan=False))
     assert [row["layer"] for row in plain["layers"]] == [0, 1, 2, 3]
@@ -116,7 +122,7 @@ def known(cliff, layers=6, **signals):
     )  # fmt: skip
     sample = TaskSample("1", (), "?", ("yes",))
     flat = {name: np.ones(layers) for name in SIGNALS}
-    return Observed(sample, "yes", 1.0, curve, {**flat, **signals})
+    return SampleMeasurement(sample, "yes", 1.0, curve, {**flat, **signals})
 
 
 def with_signal(cliff, layers=6):
@@ -153,8 +159,8 @@ def test_a_signal_that_knows_is_told_from_one_that_does_not():
         ("convergence", [0.1, 0.7, 0.2, 0.3], 0.0, 2),
     ],
 )
-def test_what_a_signal_foretells(signal, values, threshold, layer):
-    assert foretold(signal, np.array(values, dtype=np.float64), threshold) == layer
+def test_what_a_signal_predicts(signal, values, threshold, layer):
+    assert predicted_cliff(signal, np.array(values, dtype=np.float64), threshold) == layer
 
 
 def test_rank_correlation_by_counting():
@@ -181,14 +187,14 @@ def test_bootstrap_intervals_cover_the_mean():
     covered = []
     for trial in range(200):
         values = rng.exponential(1.0, size=(60, 1))
-        low, high = bootstrap_interval(values, 200, trial)
+        low, high = mean_interval(values, 200, trial)
         covered.append(bool(low[0] <= 1.0 <= high[0]))
     # A percentile bootstrap of 60 skewed values covers a little less than 95 %.
     assert 0.88 <= np.mean(covered) <= 0.99
 
 
 def test_no_answer_at_all_is_said(vlm):
-    silent = [Observed(TaskSample("1", (), "?", ("yes",)), "", 0.0, None, {})]
+    silent = [SampleMeasurement(TaskSample("1", (), "?", ("yes",)), "", 0.0, None, {})]
     with pytest.raises(InputError, match="no answer to any sample"):
         predictions(silent, silent, 0.1)
 
@@ -197,6 +203,23 @@ def test_no_answer_at_all_is_said(vlm):
 def test_settings_that_measure_nothing_are_refused(vlm, questions, name):
     with pytest.raises(InputError, match=f"{name}=0"):
         cliff_study(vlm, FolderTask(questions), **{name: 0})
+
+
+def test_a_study_shows_itself_in_a_notebook(study):
+    html = study._repr_html_()
+    assert headline(study) in unescape(html)
+    assert html.count("<tr") == 1 + len(study.layers)
+    hostile = replace(study, task="<script>x</script>", model={"name": "<img src=x>\u202e"})
+    assert "<script" not in hostile._repr_html_()
+    assert "<img" not in hostile._repr_html_()
+    assert "⟦U+202E⟧" in hostile._repr_html_()
+
+
+def test_pages_and_figures_are_written_by_one_call(study, tmp_path):
+    page = vlmflow.report(study, tmp_path / "page.html")
+    assert page.read_text("utf-8") == cliff_page(study)
+    files = vlmflow.figures(study, tmp_path / "figures")
+    assert [path.name for path in files] == ["cliff.png", "cliff.pdf"]
 
 
 def test_the_page_shows_the_study_and_runs_nothing(study, tmp_path):
@@ -261,4 +284,4 @@ def test_answers_that_are_scored_together_are(vlm, questions):
             return [1 / len(answers)] * len(answers)
 
     found = cliff_study(vlm, Together(questions), count=6, calibration=3, batch=4, draws=20)
-    assert [one.score for one in found.observed] == [1 / 6] * 6
+    assert [one.score for one in found.measurements] == [1 / 6] * 6

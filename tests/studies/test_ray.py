@@ -12,7 +12,7 @@ import pytest
 from tests.studies.test_study import plan_of, write_questions
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError, ModelError
-from vlmflow.studies.truncations.results import read_outcome
+from vlmflow.studies.truncations.results import read_study
 from vlmflow.studies.truncations.run import run_study
 from vlmflow.studies.truncations.workers import run_with
 
@@ -59,10 +59,10 @@ def test_one_worker_is_killed_and_the_table_is_the_same(cluster, model, tmp_path
     run_with("ray:2", plan, tmp_path / "ray", kill_one)
     assert killed
     run_study(plan, tmp_path / "alone")
-    one, other = (read_outcome(tmp_path / name) for name in ("ray", "alone"))
+    one, other = (read_study(tmp_path / name) for name in ("ray", "alone"))
     pd.testing.assert_frame_equal(one.result_frame(), other.result_frame())
     assert not one.failures
-    assert all(line.prefill for line in one.lines)
+    assert all(line.prefill for line in one.summaries)
 
 
 def test_a_piece_that_kills_every_worker_is_told_as_failed(cluster, model, tmp_path, monkeypatch):
@@ -79,9 +79,9 @@ def test_a_piece_that_kills_every_worker_is_told_as_failed(cluster, model, tmp_p
     questions = write_questions(tmp_path)
     plan = plan_of(questions, model=str(model), timed=0)
     run_with("ray:2", plan, tmp_path / "out")
-    outcome = read_outcome(tmp_path / "out")
-    assert {(one.split, one.key) for one in outcome.failures} == {("calibration", "4")}
-    assert "died 3 times" in outcome.failures[0].reason
+    study = read_study(tmp_path / "out")
+    assert {(one.split, one.key) for one in study.failures} == {("calibration", "4")}
+    assert "died 3 times" in study.failures[0].reason
 
 
 def test_a_model_that_cannot_be_opened_is_told_in_one_line(cluster, tmp_path):

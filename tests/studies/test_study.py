@@ -22,11 +22,11 @@ from tests.support.families import FAMILIES
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError
-from vlmflow.studies.truncations.arms import mean_share, settings_of
+from vlmflow.studies.truncations.arms import arms_of, mean_share
 from vlmflow.studies.truncations.cache_keys import model_identity
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.plan import Plan, read_plan
-from vlmflow.studies.truncations.results import read_outcome
+from vlmflow.studies.truncations.results import read_study
 from vlmflow.studies.truncations.run import run_study
 from vlmflow.studies.truncations.store import FILE, Store, StoredResult, StoredSample, writing
 from vlmflow.truncation.amounts import amount
@@ -68,7 +68,7 @@ def plan_of(questions, **options):
 
 
 def table_of(directory):
-    return read_outcome(directory).result_frame()
+    return read_study(directory).result_frame()
 
 
 # --- what is to be done ---
@@ -77,7 +77,7 @@ def table_of(directory):
 @pytest.mark.parametrize(
     ("plain", "words"),
     [
-        ({"task": "x", "sampels": 3}, "no setting 'sampels'"),
+        ({"task": "x", "sampels": 3}, "no option 'sampels'"),
         ({"model": "x"}, "needs a task"),
         ({"task": "x"}, "there is none"),
         ({"task": "x", "truncations": ["layer=1,keep=0"], "samples": 0}, "samples=0"),
@@ -85,7 +85,7 @@ def table_of(directory):
         ({"task": "x", "truncations": ["layer=1,keep=0"], "max_loss": "2 %"}, "max_loss='2 %'"),
         ({"task": "x", "truncations": ["layer=1,keep=0"], "max_new_tokens": 0}, "max_new_tokens"),
         ({"task": 3, "truncations": ["layer=1,keep=0"]}, "task=3"),
-        ({"task": "x", "truncations": "layer=1,keep=0"}, "is no list"),
+        ({"task": "x", "truncations": "layer=1,keep=0"}, "is not a list"),
         ({"task": "x", "truncations": [3]}, "truncation 3"),
         ({"task": "x", "truncations": ["layer=1"]}, "needs keep"),
         ({"task": "x", "truncations": [{"layer": 1, "keep": 0, "kepe": 1}]}, "'kepe'"),
@@ -95,7 +95,7 @@ def table_of(directory):
         ({"task": "x", "sweep": {"layer": [1]}}, "keep values"),
         ({"task": "x", "sweep": {"layer": [1], "keep": 0}}, "takes a list"),
         ({"task": "x", "sweep": {"layer": [1], "keep": [0], "seed": [1]}}, "no 'seed'"),
-        ({"task": "x", "sweep": [1]}, "no mapping"),
+        ({"task": "x", "sweep": [1]}, "not a mapping"),
         (
             {"task": "x", "truncations": [{"name": "a", "layer": n, "keep": 0} for n in (1, 2)]},
             "two truncations are called 'a'",
@@ -109,7 +109,7 @@ def test_a_wrong_plan_is_refused_before_anything_runs(plain, words):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("task: [", "no YAML in line"), ("- a", "not a list of"), ("3: x", "not a list of")],
+    [("task: [", "not YAML in line"), ("- a", "not a list of"), ("3: x", "not a list of")],
 )
 def test_a_file_that_is_no_plan_is_refused(tmp_path, text, words):
     path = tmp_path / "study.yaml"
@@ -128,27 +128,27 @@ def test_a_plan_survives_json_and_sweeps_every_combination():
             "sweep": {"layer": [1, 3], "keep": [0, 0.5], "rank_by": ["random", "uniform"]},
         }
     )
-    settings = plan.settings(8)
-    assert Plan.from_mapping(json.loads(json.dumps(plan.to_json()))).settings(8) == settings
-    policies = [one.truncation for one in settings if one.kind == "truncation"]
+    arms = plan.arms(8)
+    assert Plan.from_mapping(json.loads(json.dumps(plan.to_json()))).arms(8) == arms
+    policies = [one.truncation for one in arms if one.kind == "truncation"]
     assert policies[0] == Truncation(1, 0.5)  # layer 2 of 32, and no earlier than 1
     assert len(policies) == 1 + 2 * 2 + 2  # keep 0 takes no ranking
     with pytest.raises(InputError, match="layer=3"):
-        plan.settings(3)
+        plan.arms(3)
 
 
 def test_every_truncation_gets_its_controls_and_shared_ones_appear_once():
     policies = [Truncation(2, 0), Truncation(2, 0.5), Truncation(2, 0.5, "uniform")]
-    settings = settings_of([("", one) for one in policies], 4, seed=3)
-    kinds = [one.kind for one in settings]
+    arms = arms_of([("", one) for one in policies], 4, seed=3)
+    kinds = [one.kind for one in arms]
     assert kinds[:2] == ["untouched", "no image"]
-    assert settings[1].truncation == Truncation(0, 0)
-    (control,) = [one for one in settings if one.kind == "random"]
+    assert arms[1].truncation == Truncation(0, 0)
+    (control,) = [one for one in arms if one.kind == "random"]
     assert control.truncation == Truncation(2, 0.5, Random(3))
     # Keeping half from layer 2 of 4 on leaves 3/4 to an average layer, whatever ranks.
-    smaller = [one for one in settings if one.kind == "down-sampled"]
+    smaller = [one for one in arms if one.kind == "down-sampled"]
     assert [mean_share(one.truncation, 4, 16) for one in smaller] == [0.5, 0.75]
-    assert len({one.name for one in settings}) == len(settings)
+    assert len({one.name for one in arms}) == len(arms)
 
 
 # --- the control that shrinks pictures ---
@@ -202,9 +202,9 @@ def test_costs_that_cannot_be_computed_are_told_by_the_formula(questions, tmp_pa
     for path in questions.parent.glob("*.png"):
         Image.effect_noise((168, 140), 90).convert("RGB").save(path)
     run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=growing_model())
-    lines = read_outcome(tmp_path / "out").lines
+    lines = read_study(tmp_path / "out").summaries
     assert {line.flops_share for line in lines} == {None}
-    costs = {line.setting.kind: line.cost_share for line in lines if line.setting.of != "half"}
+    costs = {line.arm.kind: line.cost_share for line in lines if line.arm.of != "half"}
     assert costs["untouched"] == 1
     assert 0 < costs["no image"] < costs["truncation"] < 1
     assert costs["no image"] < costs["down-sampled"] < 1
@@ -217,28 +217,26 @@ def test_answers_are_those_of_the_model_one_by_one(vlm, questions, tmp_path):
     plan = plan_of(questions)
     told = []
     run_study(plan, tmp_path / "out", vlm=vlm, progress=told.append)
-    outcome = read_outcome(tmp_path / "out")
+    study = read_study(tmp_path / "out")
     assert [one.done for one in told] == list(range(1, 9))
     assert told[-1].total == 8
     for split in ("calibration", "test"):
-        for stored, sample in zip(
-            outcome.samples[split], outcome.task.samples(split, 4), strict=True
-        ):
-            for setting in outcome.settings:
-                if setting.is_down_sampled:
+        for stored, sample in zip(study.samples[split], study.task.samples(split, 4), strict=True):
+            for arm in study.arms:
+                if arm.is_down_sampled:
                     continue
                 said = vlm.generate(
                     sample.pictures,
                     sample.question,
                     max_new_tokens=4,
-                    truncation=setting.truncation,
+                    truncation=arm.truncation,
                 )
-                assert outcome.answers[stored.id, setting.name].answer == said
-    assert all(line.prefill and line.prefill_share for line in outcome.lines)
-    untouched = outcome.lines[0]
-    assert untouched.setting.kind == "untouched"
-    assert untouched.flops_share == untouched.loyalty.value == 1
-    assert outcome.setting_frame()["n"].eq(4).all()
+                assert study.answers[stored.id, arm.name].answer == said
+    assert all(line.prefill and line.prefill_share for line in study.summaries)
+    untouched = study.summaries[0]
+    assert untouched.arm.kind == "untouched"
+    assert untouched.flops_share == untouched.agreement.value == 1
+    assert study.arm_frame()["n"].eq(4).all()
 
 
 def test_nothing_is_computed_twice(vlm, questions, tmp_path, monkeypatch):
@@ -264,9 +262,9 @@ def test_a_further_truncation_computes_only_itself(vlm, questions, tmp_path, mon
     asked = []
     answer = run.answer_sample
 
-    def noting(model, sample, settings, length):
-        asked.extend(one.setting.name for one in settings)
-        return answer(model, sample, settings, length)
+    def noting(model, sample, arms, length):
+        asked.extend(one.arm.name for one in arms)
+        return answer(model, sample, arms, length)
 
     monkeypatch.setattr(run, "answer_sample", noting)
     more = replace(plan, truncations=(*plan.truncations, "layer=3,keep=0"))
@@ -285,27 +283,27 @@ def test_whatever_changes_results_changes_their_hash(vlm, questions, tmp_path):
     run_study(plan_of(questions, timed=0), tmp_path / "both", vlm=vlm)
     pd.testing.assert_frame_equal(table_of(tmp_path / "both"), table_of(tmp_path / "out"))
     # Another picture under the same name is another sample.
-    before = {one.id for one in read_outcome(tmp_path / "out").samples["test"]}
+    before = {one.id for one in read_study(tmp_path / "out").samples["test"]}
     Image.new("RGB", (50, 50), "red").save(questions.parent / "7.png")
     run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)
-    assert len(before & {one.id for one in read_outcome(tmp_path / "out").samples["test"]}) == 3
+    assert len(before & {one.id for one in read_study(tmp_path / "out").samples["test"]}) == 3
 
 
 def test_failed_samples_are_told_and_left_out(vlm, questions, tmp_path):
     (questions.parent / "5.png").write_bytes(b"no picture")
     plan = plan_of(questions, truncations=("layer=1,keep=0", "layer=2,keep=40"), timed=1)
     run_study(plan, tmp_path / "out", vlm=vlm)
-    outcome = read_outcome(tmp_path / "out")
-    broken = [one for one in outcome.failures if one.split == "test" and len(one.settings) > 4]
+    study = read_study(tmp_path / "out")
+    broken = [one for one in study.failures if one.split == "test" and len(one.arms) > 4]
     assert [one.key for one in broken] == ["6"]
     assert "5.png" in broken[0].reason
-    # More tokens than there are: that setting fails everywhere, and no other one.
-    lines = {line.setting.name: line for line in outcome.lines if line.split == "test"}
+    # More tokens than there are: that arm fails everywhere, and no other one.
+    lines = {line.arm.name: line for line in study.summaries if line.split == "test"}
     assert "layer 2, keep 40 by last_attention" not in lines
     assert lines["layer 1, keep 0"].count == 3
     assert lines["layer 1, keep 0"].failed == 1
-    frame = outcome.result_frame()
-    told = frame[frame["setting"] == "layer 2, keep 40 by last_attention"]["failure"]
+    frame = study.result_frame()
+    told = frame[frame["arm"] == "layer 2, keep 40 by last_attention"]["failure"]
     assert told.str.contains("keep").sum() == 7
     assert frame[frame["failure"].notna()]["score"].isna().all()
 
@@ -324,9 +322,9 @@ def test_an_unfinished_study_has_no_report(tmp_path):
     with writing(tmp_path) as store:
         store.write("study", None)
     with pytest.raises(InputError, match="not finished"):
-        read_outcome(tmp_path)
+        read_study(tmp_path)
     with pytest.raises(InputError, match="holds no study"):
-        read_outcome(tmp_path / "elsewhere")
+        read_study(tmp_path / "elsewhere")
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
@@ -350,6 +348,23 @@ def test_a_directory_that_cannot_hold_a_study_is_refused(tmp_path):
     (tmp_path / FILE).write_text("no database, but long enough to look like one " * 100)
     with pytest.raises(InputError, match="cannot hold a study"):
         Store(tmp_path)
+
+
+def test_a_study_of_another_format_is_refused_and_left_alone(tmp_path):
+    base = sqlite3.connect(tmp_path / FILE)
+    base.execute("CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL)")  # format 0
+    base.execute("INSERT INTO study VALUES ('study', 'null')")
+    base.commit()
+    base.close()
+    before = (tmp_path / FILE).read_bytes()
+    for refused in (lambda: Store(tmp_path), lambda: writing(tmp_path).__enter__()):
+        with pytest.raises(InputError, match=r"has format 0, but .* format 2; run it again in"):
+            refused()
+    base = sqlite3.connect(tmp_path / FILE)
+    assert [name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type='table'")] \
+        == ["study"]  # fmt: skip
+    base.close()
+    assert len(before) == (tmp_path / FILE).stat().st_size
 
 
 def test_a_commit_is_there_after_a_kill(tmp_path):
@@ -384,7 +399,7 @@ run_study(
 
 def test_a_killed_study_goes_on_and_ends_with_the_same_table(vlm, questions, tmp_path):
     root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
     command = [sys.executable, "-c", RUN, str(questions), str(tmp_path / "killed")]
     for stop in (2, 5):
         with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Made-up outcomes of studies with known scores: no model, no pictures."""
+"""Made-up studies with known scores: no model, no pictures."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vlmflow.studies.truncations.arms import Setting, mean_share
+from vlmflow.studies.truncations.arms import Arm, mean_share
 from vlmflow.studies.truncations.plan import Plan
-from vlmflow.studies.truncations.results import Outcome
+from vlmflow.studies.truncations.results import StudyResult
 from vlmflow.studies.truncations.store import StoredResult, StoredSample
 from vlmflow.tasks.base import Task, TaskSample
 
 LAYERS = 12
 HOSTILE = "<script>ranPayload++</script><img src=x onerror=ranPayload++>\u202e\x00$x_1$"
 
-Accuracy = Callable[[Setting, str], float]
-"""Share of right answers of a setting on a split."""
+Accuracy = Callable[[Arm, str], float]
+"""Share of right answers of an arm on a split."""
 
 
 class WordTask(Task):
@@ -42,7 +42,7 @@ class WordTask(Task):
                        if self.points else {})  # fmt: skip
 
 
-def synthetic_outcome(
+def synthetic_study(
     plan: Plan,
     accuracy: Accuracy,
     *,
@@ -50,19 +50,19 @@ def synthetic_outcome(
     failed: Mapping[tuple[str, str], str] | None = None,
     text: str = "",
     seed: int = 0,
-) -> Outcome:
-    """Build an outcome: every setting is right on the first ``accuracy`` share of shuffled samples.
+) -> StudyResult:
+    """Build a study: every arm is right on the first ``accuracy`` share of shuffled samples.
 
     Parameters
     ----------
     plan, accuracy
         What was asked for, and what came of it.
-    failed : mapping of (sample key, setting name or "*") to str, optional
+    failed : mapping of (sample key, arm name or "*") to str, optional
         Reasons of failures.
     text : str
         Stands in every question and wrong answer.
     """
-    settings = plan.settings(LAYERS)
+    arms = plan.arms(LAYERS)
     counts = {"calibration": plan.calibration, "test": plan.samples}
     samples = {
         split: tuple(
@@ -78,25 +78,25 @@ def synthetic_outcome(
     answers = {}
     for group in samples.values():
         for one in group:
-            for setting in settings:
+            for arm in arms:
                 reasons = failed or {}
-                reason = reasons.get((one.key, setting.name)) or reasons.get((one.key, "*"))
-                right = luck[one.id] < accuracy(setting, one.split)
-                if setting.kind in ("random", "down-sampled"):
-                    right = draw.random() < accuracy(setting, one.split)
+                reason = reasons.get((one.key, arm.name)) or reasons.get((one.key, "*"))
+                right = luck[one.id] < accuracy(arm, one.split)
+                if arm.kind in ("random", "down-sampled"):
+                    right = draw.random() < accuracy(arm, one.split)
                 answer = None if reason else "two" if right else f"three {text}"
-                policy = setting.truncation
+                policy = arm.truncation
                 share = 1.0 if policy is None else mean_share(policy, LAYERS, 144)
-                answers[one.id, setting.name] = StoredResult(
-                    f"{one.id} {setting.name}", answer, reason, 144 * share,
+                answers[one.id, arm.name] = StoredResult(
+                    f"{one.id} {arm.name}", answer, reason, 144 * share,
                     1e9 * (0.3 + 0.7 * share), 1e9, share,
                 )  # fmt: skip
     seconds = {}
-    for setting in settings:
-        policy = setting.truncation
+    for arm in arms:
+        policy = arm.truncation
         share = 1.0 if policy is None else mean_share(policy, LAYERS, 144)
         spread = 1 + 0.05 * draw.random()
-        seconds[setting.name] = [
+        seconds[arm.name] = [
             0.2 * (0.4 + 0.6 * share) * spread if policy else 0.2 for _ in range(plan.timed)
         ]
     about = {
@@ -104,4 +104,4 @@ def synthetic_outcome(
         "machine": "x86_64 CPU, 2 threads",
         "versions": {"vlmflow": "0.1.0", "torch": "2.13.0"},
     }
-    return Outcome(plan, task or WordTask(), settings, samples, answers, seconds, about)
+    return StudyResult(plan, task or WordTask(), arms, samples, answers, seconds, about)

@@ -11,10 +11,10 @@ import pytest
 
 from vlmflow.errors import InputError
 from vlmflow.tasks.base import TaskSample
-from vlmflow.tasks.metrics.chair import chair, mentions
+from vlmflow.tasks.metrics.chair import chair
 from vlmflow.tasks.metrics.choices import ChosenOption, chosen_letter
 from vlmflow.tasks.metrics.cider import Cider, CocoCaptions, tokenized
-from vlmflow.tasks.metrics.coco_objects import PHRASES, SYNONYMS
+from vlmflow.tasks.metrics.coco_objects import PHRASES, SYNONYMS, coco_mentions
 from vlmflow.tasks.metrics.direct_answer import DirectAnswer
 from vlmflow.tasks.metrics.exact import ExactMatch
 from vlmflow.tasks.metrics.mme import COGNITION, PERCEPTION, Mme
@@ -238,16 +238,18 @@ def test_there_are_words_for_eighty_categories_and_none_has_two():
     ],
 )
 def test_objects_that_a_caption_mentions(text, found):
-    assert mentions(text) == found
+    assert coco_mentions(text) == found
 
 
 def test_chair_by_hand():
     found = chair(
         ["A man with a dog and a dog.", "Two cats on a couch.", "It is dark."],
-        [("a person walks", "a lady"), ("a kitten on the sofa",), ("a bus",)],
+        [{"person"}, {"cat", "couch"}, {"bus"}],
+        coco_mentions,
     )
     assert (found.mentions, found.chair_i, found.chair_s) == (5, 2 / 5, 1 / 3)
-    assert chair([], []).chair_i == 0
+    assert (found.objects, found.hits, found.named) == (4, 3, 3 / 4)
+    assert chair([], [], coco_mentions).chair_i == 0
 
 
 @needs_java

@@ -35,7 +35,7 @@ SIDE = 4
 
 
 @dataclass(frozen=True)
-class Contrast(vlmflow.Ranking):
+class Departure(vlmflow.Ranking):
     """Keeps tokens that differ from their picture's mean state."""
 
     power: float = 1.0
@@ -79,7 +79,7 @@ class Loudness(vlmflow.Ranking):
 
 
 @dataclass(frozen=True)
-class Overlooked(vlmflow.Ranking):
+class Unseen(vlmflow.Ranking):
     """Keeps what the last token looks at least."""
 
     reads = "attention"
@@ -197,7 +197,7 @@ class FifthBefore(vlmflow.Ranking):
         return seen.maps[seen.layer - 1]
 
 
-OWN = (Contrast(), Loudness(), Overlooked(), AnyWord(), AnyToken(), Corner(), EveryOther())
+OWN = (Departure(), Loudness(), Unseen(), AnyWord(), AnyToken(), Corner(), EveryOther())
 ORACLES = (SaliencyBefore(), FifthBefore())
 EACH = pytest.mark.parametrize("ranking", OWN, ids=lambda ranking: ranking.known_as())
 WITH_ORACLES = pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_the_cost_of_a_prefill_counts_the_ranking(ranking):
     text = system + user
     expected = 0
     for tokens in (image, 8):
-        if ranking == Contrast():
+        if ranking == Departure():
             expected += 3 * tokens * width
         elif "attention" in ranking.all_reads:
             rows = {"last": 1, "text": user, "all": tokens + user}[ranking.rows]
@@ -396,7 +396,7 @@ TUNED = (
 )
 
 
-@pytest.mark.parametrize("ranking", [*OWN, *ORACLES, Contrast(2.0), *TUNED], ids=str)
+@pytest.mark.parametrize("ranking", [*OWN, *ORACLES, Departure(2.0), *TUNED], ids=str)
 def test_a_policy_survives_json_and_is_read_by_its_title(ranking):
     policy = vlmflow.Truncation((1, 3), (0.5, 2), ranking, "average", "repack")
     again = vlmflow.Truncation.from_json(json.loads(json.dumps(policy.to_json(), allow_nan=False)))
@@ -411,14 +411,14 @@ def test_a_policy_survives_json_and_is_read_by_its_title(ranking):
 
 
 def test_parameters_are_settings_of_a_policy_too():
-    expected = vlmflow.Truncation(2, 4, Contrast(2.0))
-    assert vlmflow.Truncation.parse("layer=2,keep=4,rank_by=contrast,power=2.0") == expected
-    assert vlmflow.Truncation.parse("layer=2, keep=4, rank_by=contrast( power = 2.0 )") == expected
-    plain = {"layer": 2, "keep": 4, "rank_by": "contrast", "power": 2.0}
+    expected = vlmflow.Truncation(2, 4, Departure(2.0))
+    assert vlmflow.Truncation.parse("layer=2,keep=4,rank_by=departure,power=2.0") == expected
+    assert vlmflow.Truncation.parse("layer=2, keep=4, rank_by=departure( power = 2.0 )") == expected
+    plain = {"layer": 2, "keep": 4, "rank_by": "departure", "power": 2.0}
     assert vlmflow.Truncation.from_json(plain) == expected
-    assert repr(expected) == "Truncation(layer=2, keep=4, rank_by=Contrast(power=2.0))"
-    assert Contrast(2.0).title == "contrast(power=2.0)"
-    assert Contrast().title == "contrast"
+    assert repr(expected) == "Truncation(layer=2, keep=4, rank_by=Departure(power=2.0))"
+    assert Departure(2.0).title == "departure(power=2.0)"
+    assert Departure().title == "departure"
     assert Tuned().title == "tuned"
 
 
@@ -465,7 +465,7 @@ def test_rows_of_attention_need_no_more_than_keys():
         def scores(self, seen):
             return -seen.attention_of(seen.text[-1:])[0]
 
-    torch.testing.assert_close(forward(ByKeys()), forward(Overlooked()), rtol=0, atol=0)
+    torch.testing.assert_close(forward(ByKeys()), forward(Unseen()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -546,8 +546,8 @@ def test_a_class_without_a_choice_and_a_class_for_an_instance_are_refused():
 
     with refused(r"ranking 'silent' chooses nothing: define scores\(self, seen\) or select"):
         vlmflow.Truncation(2, 4, Silent())
-    with refused(r"Contrast is a class; pass an instance of it: Contrast\(\)"):
-        vlmflow.Truncation(2, 4, Contrast)
+    with refused(r"Departure is a class; pass an instance of it: Departure\(\)"):
+        vlmflow.Truncation(2, 4, Departure)
     with refused("7 is not a ranking; give a name"):
         vlmflow.Truncation(2, 4, 7)
     with refused("is not a ranking; give a name"):
@@ -581,18 +581,18 @@ def test_a_layer_without_attention_is_named():
     for ranking in (Loudness(), AnyWord()):
         with refused("layer 1 has no attention to rank by; choose another layer"):
             forward(ranking, layer=2, vlm=vlm)
-    assert forward(Contrast(), layer=2, vlm=vlm).isfinite().all()
+    assert forward(Departure(), layer=2, vlm=vlm).isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("contrast(strength=2)", "ranking 'contrast' has no parameter 'strength'; .* power"),
-        ("overlooked(power=2)", "ranking 'overlooked' has no parameter 'power'; it has none"),
-        ("contrast(power)", "'power' in .* is not a parameter; write name=3"),
-        ("contrast(power=1,power=2)", "is not a parameter"),
-        ("contrast(power=1", "is not a ranking; write for example"),
-        ("contrasts", "ranking 'contrasts' is unknown; there are .*contrast"),
+        ("departure(strength=2)", "ranking 'departure' has no parameter 'strength'; .* power"),
+        ("unseen(power=2)", "ranking 'unseen' has no parameter 'power'; it has none"),
+        ("departure(power)", "'power' in .* is not a parameter; write name=3"),
+        ("departure(power=1,power=2)", "is not a parameter"),
+        ("departure(power=1", "is not a ranking; write for example"),
+        ("departures", "ranking 'departures' is unknown; there are .*departure"),
     ],
 )
 def test_bad_spellings_are_refused(text, words):
@@ -841,7 +841,7 @@ def test_a_class_of_a_script_goes_to_workers_with_its_code(tmp_path):
 def install(monkeypatch, name: str, value: str) -> None:
     """Let an installed package offer a ranking."""
     module = ModuleType("their_rankings")
-    module.Contrast, module.number, module.Fifth = Contrast, 7, Fifth
+    module.Departure, module.number, module.Fifth = Departure, 7, Fifth
     monkeypatch.setitem(sys.modules, "their_rankings", module)
     point = metadata.EntryPoint(name, value, RANKINGS.group)
 
@@ -878,7 +878,11 @@ def test_an_installed_package_adds_rankings(monkeypatch):
         ("fifths", "their_rankings:Fifth", "is not a subclass of vlmflow.Ranking"),
         ("gone", "their_rankings:Gone", r"'gone' cannot be loaded from .* \(AttributeError"),
         ("none", "no_such_package:Mine", r"'none' cannot be loaded from .* uninstall its package"),
-        ("misnamed", "their_rankings:Contrast", "whose name is 'contrast'; the two names must be"),
+        (
+            "misnamed",
+            "their_rankings:Departure",
+            "whose name is 'departure'; the two names must be",
+        ),
     ],
 )
 def test_an_installed_ranking_that_cannot_be_used_is_one_sentence(monkeypatch, name, value, words):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,7 +59,6 @@ def cliff(
             show(f"Loading {model}")
             quiet_libraries()
             import vlmflow
-            from vlmflow.result.storage import write_files
             from vlmflow.studies.cliff_layer.study import cliff_study
             from vlmflow.tasks.registry import task as find
 
@@ -78,29 +76,26 @@ def cliff(
                 progress=lambda done, total: show(f"Measuring {task}", done, total),
             )
             show("Writing")
-            folder = write_files(out, _files(study))
+            _write(study, out)
     _print(study)
-    typer.echo(f"\nwritten to {printable(str(folder / 'cliff.html'))}")
+    typer.echo(f"\nwritten to {printable(str(out / 'cliff.html'))}")
 
 
-def _files(study: CliffStudy) -> dict[str, bytes]:
-    from vlmflow.reports.cliff.figure import cliff_figure
-    from vlmflow.reports.cliff.page import cliff_page
-    from vlmflow.reports.figures.style import figure_style
+def _write(study: CliffStudy, out: Path) -> None:
+    """Write everything about a study, or nothing."""
+    from vlmflow.files import staged, write_files
+    from vlmflow.reports.write import figures, report
 
-    figure = cliff_figure(study)
-    files = {
-        "cliff.html": cliff_page(study).encode(),
-        "cliff.json": (json.dumps(study.to_json(), indent=2, allow_nan=False) + "\n").encode(),
+    body = json.dumps(study.to_json(), indent=2, allow_nan=False) + "\n"
+    tables = {
+        "cliff.json": body.encode(),
         "layers.csv": study.layer_frame().to_csv(index=False).encode(),
         "samples.csv": study.sample_frame().to_csv(index=False).encode(),
     }
-    with figure_style():
-        for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
-            files[f"cliff.{kind}"] = buffer.getvalue()
-    return files
+    with staged(out, tuple(tables)) as staging:
+        report(study, staging / "cliff.html")
+        figures(study, staging)
+        write_files(staging, tables)
 
 
 def _print(study: CliffStudy) -> None:
@@ -114,7 +109,7 @@ def _print(study: CliffStudy) -> None:
         changed = f"{share:5.1f} % ({low:.1f} to {high:.1f})"
         lost = f"{row['kl']:.3f} ({row['kl low']:.3f} to {row['kl high']:.3f})"
         typer.echo(f"layer {row['layer']:<4}    {changed:25}{lost}")
-    typer.echo("\nforetold by        mean error in layers     rank correlation")
+    typer.echo("\npredicted by       mean error in layers     rank correlation")
     for one in study.predictions:
         error = f"{one.error:.2f} ({one.error_low:.2f} to {one.error_high:.2f})"
         rank = "undefined" if one.rank is None else f"{one.rank:.2f}"

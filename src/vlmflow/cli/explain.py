@@ -155,7 +155,7 @@ def _run(
     answer: str | None = None,
 ) -> InformationFlow:
     """Load, measure, write; the files arrive in `out` together at the very end."""
-    from vlmflow.staging import staged
+    from vlmflow.files import staged
 
     with staged(out, (REPORT, NUMBERS, ARRAYS)) as staging, progress() as show:
         name = load.pop("name")
@@ -188,14 +188,13 @@ def _run(
 
 
 def _write(flow: InformationFlow, directory: Path, *, figures: bool) -> None:
-    from vlmflow.reports.explain.page import write_report
+    from vlmflow.reports.write import figures as write_figures
+    from vlmflow.reports.write import report
 
     flow.save(directory)
-    write_report(flow, directory / REPORT)
+    report(flow, directory / REPORT)
     if figures:
-        from vlmflow.reports.figures.all_figures import save_figures
-
-        save_figures(flow, directory / FIGURES)
+        write_figures(flow, directory / FIGURES)
 
 
 def _announce(flow: InformationFlow, out: Path, *, figures: bool, as_json: bool) -> None:

@@ -26,7 +26,7 @@ from vlmflow.errors import InputError
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
     from vlmflow.lvlm.prompt import Prompt
-    from vlmflow.truncation.policy import Truncation
+    from vlmflow.truncation.truncation import Truncation
 
 MIB = 2**20
 
@@ -70,8 +70,8 @@ def generate(
     """
     with errors_in_one_line():
         from vlmflow.lvlm.images import open_image
-        from vlmflow.truncation.policy import Truncation
         from vlmflow.truncation.presets import check_preset
+        from vlmflow.truncation.truncation import Truncation
 
         check_text("the question", question)
         check_range("--max-new-tokens", max_new_tokens, 1)

@@ -15,8 +15,9 @@ from vlmflow.cli.terminal import errors_in_one_line, printable, progress, quiet_
 from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
-    from vlmflow.studies.truncations.results import Line, Outcome
+    from vlmflow.studies.truncations.results import StudyResult
     from vlmflow.studies.truncations.run import Progress
+    from vlmflow.studies.truncations.summaries import ArmSummary
 
 NO_MODEL = typer.Option(
     help="A bundled model, a directory, or a name on the Hugging Face hub.",
@@ -97,16 +98,16 @@ def study(
 
             def tell(now: Progress) -> None:
                 rate = now.done / max(time.monotonic() - began, 1e-3)
-                words = f"{plan.task}: {now.done} of {now.total} samples, {rate:.1f}/s"
+                line = f"{plan.task}: {now.done} of {now.total} samples, {rate:.1f}/s"
                 if now.score is not None:
-                    words += f", untouched {100 * now.score:.1f} %"
-                show(words, now.done, now.total)
+                    line += f", untouched {100 * now.score:.1f} %"
+                show(line, now.done, now.total)
 
             show(f"Loading {plan.model}")
             run_with(workers, plan, out, tell)
             show("Writing")
-            outcome, page = _write(out)
-    _print(outcome, page)
+            result, page = _write(out)
+    _print(result, page)
 
 
 @app.command()
@@ -117,8 +118,8 @@ def report(
     with errors_in_one_line(), progress() as show:
         show("Writing")
         quiet_libraries()
-        outcome, page = _write(directory)
-    _print(outcome, page)
+        result, page = _write(directory)
+    _print(result, page)
 
 
 def _settings(
@@ -133,67 +134,61 @@ def _settings(
     plain |= {name: value for name, value in given.items() if value is not None}
     more = [*truncate, *({"preset": name} for name in presets)]
     if more:
-        there = plain.get("truncations") or []
-        plain["truncations"] = [*there, *more] if isinstance(there, list) else there
+        listed = plain.get("truncations") or []
+        plain["truncations"] = [*listed, *more] if isinstance(listed, list) else listed
     return plain
 
 
-def _write(directory: Path) -> tuple[Outcome, Path]:
-    from vlmflow.reports.figures.style import figure_style
-    from vlmflow.reports.study.figure import study_figure
-    from vlmflow.reports.study.page import study_page
-    from vlmflow.result.storage import write_files
-    from vlmflow.studies.truncations.results import read_outcome
+def _write(directory: Path) -> tuple[StudyResult, Path]:
+    """Write everything about a finished study, or nothing."""
+    from vlmflow.files import staged, write_files
+    from vlmflow.reports.write import figures, report
+    from vlmflow.studies.truncations.results import read_study
 
-    outcome = read_outcome(directory)
-    results = outcome.result_frame()
-    table = io.BytesIO()
-    results.to_parquet(table, index=False)
-    files = {
-        "study.html": study_page(outcome).encode(),
-        "settings.csv": outcome.setting_frame().to_csv(index=False).encode(),
+    result = read_study(directory)
+    results = result.result_frame()
+    parquet = io.BytesIO()
+    results.to_parquet(parquet, index=False)
+    tables = {
+        "arms.csv": result.arm_frame().to_csv(index=False).encode(),
         "results.csv": results.to_csv(index=False).encode(),
-        "results.parquet": table.getvalue(),
+        "results.parquet": parquet.getvalue(),
     }
-    figure = study_figure(outcome)
-    with figure_style():
-        for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
-            files[f"study.{kind}"] = buffer.getvalue()
-    return outcome, write_files(directory, files) / "study.html"
+    with staged(directory, tuple(tables)) as staging:
+        report(result, staging / "study.html")
+        figures(result, staging)
+        write_files(staging, tables)
+    return result, directory / "study.html"
 
 
-def _print(outcome: Outcome, page: Path) -> None:
+def _print(result: StudyResult, page: Path) -> None:
     from vlmflow.reports.study.sentences import headline
 
-    typer.echo(printable(headline(outcome)) + "\n")
+    typer.echo(printable(headline(result)) + "\n")
     rows: list[tuple[str, ...]] = [
         ("on the test split", "score", "difference", "same answer", "FLOPs", "prefill", "n")
     ]
-    rows += [_row(line) for line in outcome.lines if line.split == "test"]
+    rows += [_row(summary) for summary in result.summaries if summary.split == "test"]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for name, *cells in rows:
-        told = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        typer.echo(printable("   ".join((f"{name:{widths[0]}}", *told))))
-    if outcome.failures:
-        typer.echo(
-            f"\n{len(outcome.failures)} samples failed under some setting; the page says why"
-        )
+        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        typer.echo(printable("   ".join((f"{name:{widths[0]}}", *padded))))
+    if result.failures:
+        typer.echo(f"\n{len(result.failures)} samples failed under some arm; the page says why")
     typer.echo(f"\nwritten to {printable(str(page))}")
 
 
-def _row(line: Line) -> tuple[str, ...]:
-    score, difference = line.score, ""
-    if line.difference is not None:
-        low, high = 100 * line.difference.low, 100 * line.difference.high
-        difference = f"{100 * line.difference.value:+.1f} ({low:+.1f} to {high:+.1f})"
+def _row(summary: ArmSummary) -> tuple[str, ...]:
+    score, difference = summary.score, ""
+    if summary.difference is not None:
+        low, high = 100 * summary.difference.low, 100 * summary.difference.high
+        difference = f"{100 * summary.difference.value:+.1f} ({low:+.1f} to {high:+.1f})"
     return (
-        line.setting.name,
+        summary.arm.name,
         f"{100 * score.value:.1f} ({100 * score.low:.0f} to {100 * score.high:.0f})",
         difference,
-        f"{100 * line.loyalty.value:.1f} %",
-        f"{100 * line.cost_share:.0f} %",
-        "" if line.prefill_share is None else f"{100 * line.prefill_share:.0f} %",
-        str(line.count),
+        f"{100 * summary.agreement.value:.1f} %",
+        f"{100 * summary.cost_share:.0f} %",
+        "" if summary.prefill_share is None else f"{100 * summary.prefill_share:.0f} %",
+        str(summary.count),
     )

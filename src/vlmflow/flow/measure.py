@@ -23,7 +23,8 @@ from vlmflow.flow.recorder import (
     Recorder,
     SampleRecord,
 )
-from vlmflow.flow.signals.signal import FEATURES, Signal
+from vlmflow.flow.signals.readings import FEATURES
+from vlmflow.flow.signals.signal import Signal
 from vlmflow.flow.targets import target_values
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 

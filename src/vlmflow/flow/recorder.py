@@ -19,7 +19,8 @@ from vlmflow.flow.attention_rows import (
 )
 from vlmflow.flow.segment_flow import attention_share, segment_saliency
 from vlmflow.flow.signals.layer_view import LayerView
-from vlmflow.flow.signals.signal import ATTENTION, FEATURES, SALIENCY, Signal
+from vlmflow.flow.signals.readings import ATTENTION, FEATURES, SALIENCY
+from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 
 SHARE, SALIENCY_MEAN, SALIENCY_SUM = "share", "saliency mean", "saliency sum"
@@ -109,7 +110,8 @@ class SampleRecord:
             seen = values[:, places.image]
             for name, signal in self._on_saliency.items():
                 view = LayerView(
-                    signal,
+                    name,
+                    signal.all_reads,
                     layer,
                     places.is_answer,
                     _attention=looks if ATTENTION in signal.all_reads else None,
@@ -135,7 +137,9 @@ class SampleRecord:
                 continue
             pooled = signal.pool(gradients)
             for number, values in self._with_whole(name, layer, target, pooled):
-                view = LayerView(signal, layer, nothing, _features=at_image, _gradient=values)
+                view = LayerView(
+                    name, signal.all_reads, layer, nothing, _features=at_image, _gradient=values
+                )
                 self._keep(name, signal, layer, number, view)
 
     def stacked(self, name: str, layers: range, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -179,7 +183,9 @@ class SampleRecord:
                     chosen = order[order <= last]
                 else:
                     chosen = answer if target == 0 else answer[target - 1 : target]
-                view = LayerView(signal, layer, is_answer[chosen], _attention=looks[chosen])
+                view = LayerView(
+                    name, signal.all_reads, layer, is_answer[chosen], _attention=looks[chosen]
+                )
                 self._keep(name, signal, layer, target, view)
 
     def _wanted(self, places: _Places) -> Tensor:

@@ -184,10 +184,8 @@ class TokenLayout:
                 _grid_of(grid, arrays, f"grid{index}_") for index, grid in enumerate(grids)
             ),
             grids_missing=str(plain["grids_missing"]),
-            # Results that were saved before there were videos have none.
             frames=tuple(
-                None if group is None else Frames.from_dict(group)
-                for group in plain.get("frames", ())
+                None if group is None else Frames.from_dict(group) for group in plain["frames"]
             ),
         )
 

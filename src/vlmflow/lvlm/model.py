@@ -34,7 +34,7 @@ from vlmflow.lvlm.videos import Frames, Video, frame_groups
 
 
 class Truncating(Protocol):
-    """What removes image tokens: :class:`vlmflow.truncation.policy.Truncation`."""
+    """What removes image tokens: :class:`vlmflow.truncation.truncation.Truncation`."""
 
     def __call__(self, model: Any) -> AbstractContextManager[Any]:
         """Truncate a model for the length of a block."""

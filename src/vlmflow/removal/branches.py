@@ -1,10 +1,10 @@
 """One forward pass with a branch per layer: "image tokens removed from here on".
 
-The model runs as always. Behind each decoder layer, a hook runs the same layer once more for all
-branches that have begun by then, batched. A branch holds the kept image tokens and the text behind
+The model runs as always. After each decoder layer, a hook runs the same layer once more for all
+branches that have begun by then, batched. A branch holds the kept image tokens and the text after
 the first one. What stands before the picture never sees it, so its keys and values are those of
-the untouched run and are read from there. Behind the last layer, only the rows that predict the
-answer go on, those of the branches behind the untouched ones: norm and head are the model's own.
+the untouched run and are read from there. After the last layer, only the rows that predict the
+answer go on, those of the branches after the untouched ones: norm and head are the model's own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,14 +22,14 @@ from transformers.cache_utils import Cache
 from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.watch_attention import watch_attention
-from vlmflow.lvlm.families import family_of
+from vlmflow.lvlm.families import Family
 from vlmflow.truncation.amounts import Amount
-from vlmflow.truncation.forward_call import Call, Cut
-from vlmflow.truncation.layer_inputs import LayerInputs, cut_argument
-from vlmflow.truncation.masks import cut_mask, take
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.forward_call import Cut, ForwardCall
+from vlmflow.truncation.layer_inputs import LayerInputs
+from vlmflow.truncation.masks import take
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.selection import choose
+from vlmflow.truncation.truncation import Truncation
 
 
 class _Prefix(Cache):
@@ -64,6 +63,8 @@ class Branches:
     ----------
     model, layers : nn.Module, nn.ModuleList
         A transformers LVLM and its decoder layers.
+    family : Family
+        The model's.
     first : int
         Layer of the first branch.
     keep : Count or Share
@@ -74,6 +75,7 @@ class Branches:
 
     model: Any
     layers: nn.ModuleList
+    family: Family
     first: int
     keep: Amount
     ranking: Ranking
@@ -141,29 +143,31 @@ class _Pass:
     ) -> None:
         self.settings = branches
         self.model, self.layers = branches.model, branches.layers
-        self.rows = rows
+        self.rows, self.batch = rows, len(rows)
         self.inputs = [
             LayerInputs.of(self.model, self.layers, index, repack=False)
             for index in range(len(self.layers))
         ]
         self.recurrent = any(inputs.recurrent for inputs in self.inputs)
-        there = torch.ones_like(is_image) if valid is None else valid
-        self.prompt = Call(
+        # (B, N) bool: slots that hold a token, padding left out.
+        self.tokens = torch.ones_like(is_image) if valid is None else valid
+        self.prompt = ForwardCall(
             arguments=inputs,
             ids=ids,
             past=0,
-            valid=there & ~is_answer,
+            valid=self.tokens & ~is_answer,
             is_image=is_image,
             images=is_image.sum(1).tolist(),
         )
-        self.there = there
-        self.family = family_of(self.model.config.model_type)
-        self.late = self.family.execution(self.model.config).late_features
+        self.late = branches.family.execution(self.model.config).late_features
         self.before_late: Tensor | None = None
+        # (B, m) int64: positions before the picture, whose keys all branches read off the cache.
         self.prefix: Tensor | None = None
-        self.behind = there
+        # (B, N) bool: the slots that branches compute themselves.
+        self.computed = self.tokens
+        # Branch after branch along the batch axis: (branches * B, n, width), n the same for all.
         self.hidden: Tensor | None = None
-        self.calls: list[Call] = []
+        self.calls: list[ForwardCall] = []
         self.branching = False
 
     def on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
@@ -187,10 +191,10 @@ class _Pass:
                 assert self.hidden is not None
                 given = self._arguments(index, kwargs)
                 # Not through __call__: hooks and checkpointing are the untouched run's.
-                found = module.forward(self.hidden, *args[1:], **given)
+                branched = module.forward(self.hidden, *args[1:], **given)
             finally:
                 self.branching = False
-            self.hidden = found[0] if isinstance(found, tuple) else found
+            self.hidden = branched[0] if isinstance(branched, tuple) else branched
             if index < self.late:
                 self.before_late = output[0] if isinstance(output, tuple) else output
             if index + 1 < len(self.layers):
@@ -201,7 +205,7 @@ class _Pass:
         return hook
 
     def _add_late(self, main: Tensor) -> None:
-        """Give the branches what the model added to image tokens behind the layer before."""
+        """Give the branches what the model added to image tokens after the layer before."""
         if self.hidden is None or self.before_late is None:
             return
         added = main - self.before_late.to(main.device)
@@ -213,19 +217,19 @@ class _Pass:
         """Leave out of the branches what stands before the pictures and cannot see them."""
         if self.recurrent:
             return  # a state holds what came before it, but nobody can read it at one position
-        before = self.there & (self.prompt.is_image.cumsum(1) == 0)
+        before = self.tokens & (self.prompt.is_image.cumsum(1) == 0)
         if bool(before.any()) and not _sees(mask, before, self.prompt.is_image):
             self.prefix = _positions(before)
-            self.behind = self.there & ~before
+            self.computed = self.tokens & ~before
 
     def _begin(self, layer: int, main: Tensor) -> None:
         """Start the branch of a layer with the tokens that stay there."""
         settings = self.settings
         if not settings.keep and self.calls:
-            call = self.calls[0]
+            call = self.calls[0]  # without any image token all branches keep the same
         else:
             policy = Truncation(layer=layer, keep=settings.keep, rank_by=settings.ranking)
-            call = Call(
+            call = ForwardCall(
                 arguments=self.prompt.arguments,
                 ids=self.prompt.ids,
                 past=0,
@@ -234,8 +238,8 @@ class _Pass:
                 images=self.prompt.images,
                 attention=self.prompt.attention,
             )
-            cut = choose(policy, call, layer, main, self.family, self.model.config)
-            call.cuts.append(_behind(cut, self.behind))
+            cut = choose(policy, call, layer, main, settings.family, self.model.config)
+            call.cuts.append(_narrowed(cut, self.computed))
         self.calls.append(call)
         new = take(main, call.cuts[0].slots, -2)
         self.hidden = (
@@ -243,36 +247,48 @@ class _Pass:
         )
 
     def _arguments(self, index: int, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the layer is called with for all branches."""
-        joined: dict[str, Any] = {
-            "past_key_values": self._prefix_at(index, given.get("past_key_values"))
+        """Return what the layer is called with for all branches, one after the other."""
+        mask = given.get("attention_mask")
+        if mask is not None and not isinstance(mask, Tensor):
+            raise ModelError(
+                f"a mask of type {type(mask).__name__} cannot be cut for a removal curve; load the "
+                "model with attn_implementation='sdpa'"
+            )
+        own = {
+            name: value
+            for name, value in given.items()
+            if name not in ("hidden_states", "past_key_values")
         }
-        for name, value in given.items():
-            if name in ("hidden_states", "past_key_values"):
-                continue
-            if name == "attention_mask":
-                masks = [self._mask(index, call, value) for call in self.calls]
-                joined[name] = _join(masks, 0, len(self.rows))
-            else:
-                joined[name] = self._argument(name, value)
-        return joined
-
-    def _argument(self, name: str, value: Any) -> Any:
-        if value is None:
-            return None
+        prefix = self.prefix
         parts = [
-            call.once(
-                (name, id(value)), value, partial(cut_argument, name, value, call, call.cuts[0])
+            self.inputs[index].arguments(
+                call,
+                call.cuts[0],
+                own,
+                earlier=prefix,
+                # With keys before its own tokens, "causal" has to be spelled out.
+                ragged=call.cuts[0].ragged or prefix is not None,
+                shared=True,
             )
             for call in self.calls
         ]
+        joined = {
+            name: _join([part[name] for part in parts], self._batch_axis(name, value), self.batch)
+            for name, value in own.items()
+        }
+        return {**joined, "past_key_values": self._prefix_at(index, given.get("past_key_values"))}
+
+    def _batch_axis(self, name: str, value: Any) -> int | None:
+        """Return the axis along which branches follow each other; None: all share the argument."""
+        if name == "attention_mask":
+            return 0
         if name == "position_ids":
-            return _join(parts, -2, len(self.rows))
+            return -2
         if name.startswith("position_embeddings"):
-            return _join(parts, -3, len(self.rows))
+            return -3
         if isinstance(value, Tensor) and value.shape[:2] == self.prompt.ids.shape:
-            return _join(parts, 0, len(self.rows))
-        return parts[0]
+            return 0
+        return None
 
     def _prefix_at(self, index: int, cache: Any) -> _Prefix | None:
         """Read what the untouched run holds of the tokens before the pictures."""
@@ -293,44 +309,17 @@ class _Pass:
 
         return _Prefix(pick(layer.keys), pick(layer.values), len(self.calls))
 
-    def _mask(self, index: int, call: Call, mask: Any) -> Any:
-        inputs = self.inputs[index]
-        cut = call.cuts[0]
-        if mask is not None and not isinstance(mask, Tensor):
-            raise ModelError(
-                f"a mask of type {type(mask).__name__} cannot be cut for a removal curve; load the "
-                "model with attn_implementation='sdpa'"
-            )
-        out_of_window = inputs.window is not None and call.length > inputs.window
-
-        def make() -> Any:
-            columns, prefix = cut.slots, self.prefix
-            if prefix is not None:
-                columns = torch.cat([prefix, columns], dim=1)
-            return cut_mask(
-                mask,
-                cut.slots,
-                columns,
-                call.length,
-                # With keys before its own tokens, "causal" has to be spelled out.
-                ragged=cut.ragged or prefix is not None,
-                padding_only=inputs.takes_padding_mask,
-                window=inputs.window,
-                out_of_window=out_of_window,
-            )
-
-        return call.once(("mask", id(mask), inputs.window), mask, make)
-
     def _answer_rows(self, main: Tensor) -> Tensor:
         """(B, N, width) and the branches -> (B, (1 + branches) * T, width)."""
         assert self.hidden is not None
-        found = [take(main, self.rows, -2)]
+        wanted = [take(main, self.rows, -2)]
         for number, call in enumerate(self.calls):
             own = self.hidden[number * len(main) : (number + 1) * len(main)]
             slots = call.cuts[0].slots
+            # From slots, which rows wants, to the rows that are left: text always is.
             local = (slots[:, None, :] == self.rows[:, :, None]).int().argmax(-1)
-            found.append(take(own.to(main.device), local, -2))
-        return torch.cat(found, dim=1)
+            wanted.append(take(own.to(main.device), local, -2))
+        return torch.cat(wanted, dim=1)
 
 
 def _with_positions(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -344,21 +333,21 @@ def _with_positions(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _positions(chosen: Tensor) -> Tensor:
     """(B, N) bool -> (B, n) int64: where it is true, in order, short rows led by -1."""
-    found = [row.nonzero()[:, 0] for row in chosen]
-    longest = max(map(len, found))
-    return torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=-1) for row in found])
+    return _padded([row.nonzero()[:, 0] for row in chosen])
 
 
-def _behind(cut: Cut, behind: Tensor) -> Cut:
-    """Narrow a cut to the tokens of each row that a branch computes, (B, N) bool."""
-    slots = torch.where(take(behind, cut.slots, -1), cut.slots, -1)
-    found = [row[row >= 0] for row in slots]
-    longest = max(map(len, found))
-    slots = torch.stack(
-        [nn.functional.pad(row, (longest - len(row), 0), value=-1) for row in found]
-    )
-    ragged = any(len(row) < longest for row in found)
-    return replace(cut, slots=slots, ragged=ragged)
+def _narrowed(cut: Cut, computed: Tensor) -> Cut:
+    """Narrow a cut to the slots that a branch computes, (B, N) bool."""
+    slots = torch.where(take(computed, cut.slots, -1), cut.slots, -1)
+    rows = [row[row >= 0] for row in slots]
+    longest = max(map(len, rows))
+    return replace(cut, slots=_padded(rows), ragged=any(len(row) < longest for row in rows))
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    """Stack rows of different lengths, short ones led by -1."""
+    longest = max(map(len, rows))
+    return torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=-1) for row in rows])
 
 
 def _sees(mask: Any, rows: Tensor, columns: Tensor) -> bool:
@@ -370,9 +359,11 @@ def _sees(mask: Any, rows: Tensor, columns: Tensor) -> bool:
     return bool((visible & rows & columns.to(mask.device)).any())
 
 
-def _join(parts: list[Any], axis: int, batch: int) -> Any:
-    """Put the arguments of all branches behind each other along the axis of the batch."""
+def _join(parts: list[Any], axis: int | None, batch: int) -> Any:
+    """Put the arguments of all branches one after the other along the axis of the batch."""
     first = parts[0]
+    if axis is None:
+        return first
     if isinstance(first, Tensor):
         if first.shape[axis] == 1 and all(part is first for part in parts):
             return first  # the same for everyone

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from vlmflow.errors import InputError
 from vlmflow.removal.curve import RemovalCurve
+from vlmflow.statistics.bootstrap import percentile_interval, resamples
 
 LOSSES = ("kl", "answer", "first", "logprob")
 """What a curve can lose: mean KL in nats, the answer (share of changed answers), its first token,
@@ -127,24 +128,21 @@ def cliff(
         raise InputError(f"draws={draws}, but a bootstrap needs at least 1")
     layers = curves[0].layers
     lost = np.stack([losses(curve, loss) for curve in curves])
-    found = cliff_layer(lost.mean(0), layers, tolerance)
-    rng = np.random.default_rng(seed)
     beyond = layers[-1] + 1
-    drawn = []
-    for _ in range(draws):
-        picked = lost[rng.integers(len(lost), size=len(lost))].mean(0)
-        layer = cliff_layer(picked, layers, tolerance)
-        drawn.append(beyond if layer is None else layer)
+    drawn_layers = []
+    for picked in resamples(len(lost), draws, seed):
+        layer = cliff_layer(lost[picked].mean(0), layers, tolerance)
+        drawn_layers.append(beyond if layer is None else layer)
     # Order statistics, not means of two layers: an interval's ends are layers, too.
-    low, high = (int(end) for end in np.quantile(drawn, [0.025, 0.975], method="inverted_cdf"))
+    low, high = (int(end) for end in percentile_interval(drawn_layers, "inverted_cdf"))
     return Cliff(
-        layer=found,
+        layer=cliff_layer(lost.mean(0), layers, tolerance),
         low=None if low == beyond else low,
         high=None if high == beyond else high,
         loss=loss,
         tolerance=tolerance,
         samples=len(curves),
-        without=float(np.mean(np.array(drawn) == beyond)),
+        without=float(np.mean(np.array(drawn_layers) == beyond)),
     )
 
 

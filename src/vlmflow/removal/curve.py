@@ -200,7 +200,7 @@ def removal_curves(
     longest = max(map(len, rows))
     padded = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
     first = 1 if kept and ranking.needs_layer_before else 0
-    branches = Branches(vlm.model, vlm.decoder_layers, first, kept, ranking)
+    branches = Branches(vlm.model, vlm.decoder_layers, vlm.family, first, kept, ranking)
     with untouched(vlm.model), torch.inference_mode(False), torch.no_grad():
         logits = branches.logits(
             inputs,

@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from vlmflow.reports.figures.style import figure_style
+from vlmflow.reports.palette import GREY, theme_css
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +24,8 @@ def plain_page(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    # Figures are white in every theme, hence their captions' grey.
+    environment.globals |= {"theme": Markup(theme_css()), "grey": GREY}
     return environment.get_template(name)
 
 

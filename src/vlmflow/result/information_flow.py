@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS, WHOLE_ANSWER
 from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
-from vlmflow.result import parts, storage
+from vlmflow.result import notebook, parts, storage
 from vlmflow.result.checks import check_grids, display_copies, plural, read_only, valid_index
 from vlmflow.result.map_info import MapInfo
 
@@ -160,6 +161,19 @@ class InformationFlow:
             raise InputError(
                 f"targets must be {WHOLE_ANSWER!r}, alone or followed by the answer tokens"
             )
+
+    def __repr__(self) -> str:
+        answer = self.answer if len(self.answer) <= 60 else f"{self.answer[:59]}…"
+        return (
+            f"InformationFlow(model={self.model!r}, answer={answer!r}, layers={self.layers}, "
+            f"image_tokens={self.layout.image_positions.size}, signals={', '.join(self.signals)})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the picture with its map, the answer and one sentence in a notebook."""
+        texts = {name: getattr(self, name) for name in ("model", "question", "answer")}
+        arrays = self.attention_share, self.maps, self.flags
+        return notebook.answer_html(texts, self.layout, self.pictures, *arrays)
 
     @property
     def layers(self) -> int:
@@ -336,7 +350,7 @@ class InformationFlow:
         """
         from vlmflow.result import tables
 
-        return tables.segment_frame(self)
+        return tables.segment_frame(self.targets, self.attention_share)
 
     def saliency_frame(self) -> pd.DataFrame:
         """Give saliency flow as a tidy table, one row per layer, target, source and destination.
@@ -349,7 +363,9 @@ class InformationFlow:
         """
         from vlmflow.result import tables
 
-        return tables.saliency_frame(self)
+        return tables.saliency_frame(
+            self.targets, self.attention_share, self.saliency_sum, self.saliency_mean
+        )
 
     def convergence_frame(
         self, box: Sequence[float] | None = None, *, image: int = 0
@@ -377,7 +393,14 @@ class InformationFlow:
         """
         from vlmflow.result import tables
 
-        return tables.convergence_frame(self, box, image)
+        inside = None
+        if box is not None:
+            place = partial(tables.placed, self.layout, self.token_boxes(image), image)
+            inside = partial(tables.inside, place, box)
+            # a bad box must be refused even where every map is flagged
+            inside(np.zeros(self.layout.image_positions.size))
+        summed = [signal for signal, about in self.about.items() if about.summed is not None]
+        return tables.convergence_frame(self.targets, self.maps, self.flags, summed, inside)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``flow.json`` and ``flow.safetensors`` into a directory, both or neither.
@@ -392,7 +415,8 @@ class InformationFlow:
         InputError
             If it cannot be written.
         """
-        return storage.write_pair(directory, *parts.take_apart(self))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return storage.write_pair(directory, *parts.take_apart(values))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> InformationFlow:

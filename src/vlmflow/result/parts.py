@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,6 @@ from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result.map_info import MapInfo
 
-if TYPE_CHECKING:
-    from vlmflow.result.information_flow import InformationFlow
-
 Arrays = dict[str, npt.NDArray[Any]]
 
 _TEXTS = ("model", "question", "prompt", "answer")
@@ -23,25 +20,33 @@ _SHARES = ("attention_share", "saliency_mean", "saliency_sum")
 _AXES = {"segments": list(SEGMENTS), "destinations": list(DESTINATIONS), "flags": list(FLAGS)}
 
 
-def take_apart(flow: InformationFlow) -> tuple[dict[str, Any], Arrays]:
-    """Return a body that JSON can hold, and the arrays beside it."""
-    layout, layout_arrays = flow.layout.to_dict()
+def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
+    """Return a body that JSON can hold, and the arrays beside it.
+
+    Parameters
+    ----------
+    fields : mapping
+        Of an :class:`~vlmflow.result.information_flow.InformationFlow`, by their names.
+    """
+    layout, layout_arrays = fields["layout"].to_dict()
     body = {
-        **{name: getattr(flow, name) for name in _TEXTS},
-        "answer_tokens": list(flow.answer_tokens),
-        "targets": list(flow.targets),
-        "signals": [{"name": signal, **about.to_json()} for signal, about in flow.about.items()],
+        **{name: fields[name] for name in _TEXTS},
+        "answer_tokens": list(fields["answer_tokens"]),
+        "targets": list(fields["targets"]),
+        "signals": [
+            {"name": signal, **about.to_json()} for signal, about in fields["about"].items()
+        ],
         # the names along the axes, for readers in other languages
         "axes": _AXES,
-        "settings": dict(flow.settings),
-        "versions": dict(flow.versions),
+        "settings": dict(fields["settings"]),
+        "versions": dict(fields["versions"]),
         "layout": layout,
     }
-    arrays: Arrays = {name: getattr(flow, name) for name in _SHARES}
+    arrays: Arrays = {name: fields[name] for name in _SHARES}
     arrays |= {f"layout.{name}": array for name, array in layout_arrays.items()}
-    arrays |= {f"pictures.{index}": array for index, array in enumerate(flow.pictures)}
-    arrays |= {f"maps.{signal}": array for signal, array in flow.maps.items()}
-    arrays |= {f"flags.{signal}": array for signal, array in flow.flags.items()}
+    arrays |= {f"pictures.{index}": array for index, array in enumerate(fields["pictures"])}
+    for name in ("maps", "flags"):
+        arrays |= {f"{name}.{signal}": array for signal, array in fields[name].items()}
     return body, arrays
 
 

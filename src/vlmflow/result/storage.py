@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.staging import staged
+from vlmflow.files import write_files
 
 FORMAT_VERSION = 2
 JSON_NAME = "flow.json"
@@ -67,36 +67,6 @@ def _digest(body: Mapping[str, Any]) -> str:
     """Digest of what a JSON body says, whatever its white space and order of keys."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def write_files(directory: str | os.PathLike[str], contents: Mapping[str, bytes]) -> Path:
-    """Write files into a directory, all of them or none.
-
-    Parameters
-    ----------
-    directory : path
-        Created with its parents where missing.
-    contents : dict of file name to bytes
-        Files of these names that are already there are replaced.
-
-    Returns
-    -------
-    Path
-        The directory.
-
-    Raises
-    ------
-    InputError
-        If the directory cannot be written; what this call created is removed again.
-    """
-    folder = Path(directory)
-    try:
-        with staged(folder, tuple(contents)) as staging:
-            for name, content in contents.items():
-                (staging / name).write_bytes(content)
-    except OSError as error:
-        raise InputError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
-    return folder
 
 
 def write_pair(directory: str | os.PathLike[str], body: Mapping[str, Any], arrays: Arrays) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,10 @@ import pandas as pd
 
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.grids import SharedGrid
-from vlmflow.lvlm.layout import SEGMENTS
+from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result import convergence
 
-if TYPE_CHECKING:
-    from vlmflow.result.information_flow import InformationFlow
+Array = npt.NDArray[Any]
 
 
 def _named(names: Sequence[str], index: npt.NDArray[np.intp]) -> list[str]:
@@ -24,33 +23,34 @@ def _named(names: Sequence[str], index: npt.NDArray[np.intp]) -> list[str]:
     return [shown[number] for number in index.tolist()]
 
 
-def segment_frame(flow: InformationFlow) -> pd.DataFrame:
+def segment_frame(targets: Sequence[str], attention_share: Array) -> pd.DataFrame:
     """See :meth:`vlmflow.result.information_flow.InformationFlow.segment_frame`."""
-    absent = (flow.attention_share == 0).all(axis=2, keepdims=True)
-    share = np.where(absent, np.nan, flow.attention_share.astype(np.float64))
+    absent = (attention_share == 0).all(axis=2, keepdims=True)
+    share = np.where(absent, np.nan, attention_share.astype(np.float64))
     layer, target, segment = np.indices(share.shape).reshape(3, -1)
     return pd.DataFrame(
         {
             "layer": layer,
             "target": target,
-            "token": _named(flow.targets, target),
+            "token": _named(targets, target),
             "segment": _named(SEGMENTS, segment),
             "attention_share": share.ravel(),
         }
     )
 
 
-def saliency_frame(flow: InformationFlow) -> pd.DataFrame:
+def saliency_frame(
+    targets: Sequence[str], attention_share: Array, total: Array, mean: Array
+) -> pd.DataFrame:
     """See :meth:`vlmflow.result.information_flow.InformationFlow.saliency_frame`."""
-    total, mean = flow.saliency_sum, flow.saliency_mean
-    absent = (flow.attention_share == 0).all(axis=2) & (total == 0).all(axis=(2, 3))
+    absent = (attention_share == 0).all(axis=2) & (total == 0).all(axis=(2, 3))
     hidden = np.broadcast_to(absent[:, :, None, None], total.shape)
     layer, target, destination, source = np.indices(total.shape).reshape(4, -1)
     return pd.DataFrame(
         {
             "layer": layer,
             "target": target,
-            "token": _named(flow.targets, target),
+            "token": _named(targets, target),
             "source": _named(SEGMENTS, source),
             "destination": _named(DESTINATIONS, destination),
             "mean": np.where(hidden, np.nan, mean.astype(np.float64)).ravel(),
@@ -60,23 +60,26 @@ def saliency_frame(flow: InformationFlow) -> pd.DataFrame:
 
 
 def convergence_frame(
-    flow: InformationFlow, box: Sequence[float] | None, image: int
+    targets: Sequence[str],
+    maps: Mapping[str, Array],
+    flags: Mapping[str, Array],
+    summed: Collection[str],
+    inside: Callable[[Array], float | None] | None,
 ) -> pd.DataFrame:
-    """See :meth:`vlmflow.result.information_flow.InformationFlow.convergence_frame`."""
-    figures = ["entropy", "top10_mass"]
-    if box is not None:
-        figures.append("inside_mass")
-        # a bad box must be refused even where every map is flagged
-        nothing, boxes = _placed(flow, np.zeros(flow.layout.image_positions.size), image)
-        convergence.mass_inside(nothing, boxes, box)
-    tokens = _named(flow.targets, np.arange(len(flow.targets)))
+    """See :meth:`vlmflow.result.information_flow.InformationFlow.convergence_frame`.
+
+    ``summed`` names the signals that are summed over layers; ``inside`` gives the mass of a map
+    inside a box, where there is one.
+    """
+    figures = ["entropy", "top10_mass", *(["inside_mass"] if inside is not None else [])]
+    tokens = _named(targets, np.arange(len(targets)))
     rows: list[dict[str, Any]] = []
-    for signal, maps in flow.maps.items():
-        for (layer, target), flag in np.ndenumerate(flow.flags[signal]):
-            values = maps[layer, target]
+    for signal in maps:
+        for (layer, target), flag in np.ndenumerate(flags[signal]):
+            values = maps[signal][layer, target]
             row: dict[str, Any] = {
                 "signal": signal,
-                "layer": pd.NA if flow.about[signal].summed is not None else layer,
+                "layer": pd.NA if signal in summed else layer,
                 "target": target,
                 "token": tokens[target],
                 "flag": FLAGS[flag],
@@ -84,9 +87,8 @@ def convergence_frame(
             if flag == 0:
                 row["entropy"] = convergence.entropy(values)
                 row["top10_mass"] = convergence.top_mass(values, 0.1)
-                if box is not None:
-                    spread, boxes = _placed(flow, values, image)
-                    row["inside_mass"] = convergence.mass_inside(spread, boxes, box)
+                if inside is not None:
+                    row["inside_mass"] = inside(values)
                 if row["entropy"] is None:
                     row["flag"] = "empty"
             rows.append(row)
@@ -98,17 +100,24 @@ def convergence_frame(
     return frame
 
 
-def _placed(
-    flow: InformationFlow, values: npt.NDArray[Any], image: int
+def inside(
+    place: Callable[[Array], tuple[Array, Array]], box: Sequence[float], values: Array
+) -> float | None:
+    """Mass of a map inside a box; ``place`` gives values with their boxes, see :func:`placed`."""
+    return convergence.mass_inside(*place(values), box)
+
+
+def placed(
+    layout: TokenLayout, token_boxes: Array, image: int, values: Array
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Values with the box of each in one picture: tokens, and patches that tokens share.
 
     What a token gives to patches it does not keep, so that the sum stays.
     """
     own = values.astype(np.float64)
-    spread, boxes = [own], [flow.token_boxes(image)]
-    positions = flow.layout.image_positions
-    for grid in flow.layout.grids:
+    spread, boxes = [own], [token_boxes]
+    positions = layout.image_positions
+    for grid in layout.grids:
         if grid.image == image and isinstance(grid, SharedGrid):
             spread.append(grid.values(own, positions).ravel())
             boxes.append(grid.boxes.reshape(-1, 4))

@@ -197,22 +197,24 @@ def existence(
     ``"popular"`` (the most frequent ones) or ``"adversarial"`` (those that most often co-occur
     with what is in the picture).
     """
-    here = sorted({thing.category for thing in scene.objects})
+    categories = sorted({thing.category for thing in scene.objects})
     present = bool(rng.random() < 0.5) if present is None else present
     subset = str(rng.choice(EXISTENCE_SUBSETS)) if subset is None else subset
     if present:
-        asked = here[int(rng.integers(len(here)))]
+        category = categories[int(rng.integers(len(categories)))]
     else:
-        absent = sorted({(c, k) for c in COLOURS for k in KINDS} - set(here))
+        absent = sorted({(c, k) for c in COLOURS for k in KINDS} - set(categories))
         single, pairs = category_statistics()
         if subset == "popular":
             absent = sorted(absent, key=lambda c: (-single[c], c))[:10]
         elif subset == "adversarial":
-            together = {c: sum(pairs[frozenset((c, h))] / single[h] for h in here) for c in absent}
+            together = {
+                c: sum(pairs[frozenset((c, h))] / single[h] for h in categories) for c in absent
+            }
             absent = sorted(absent, key=lambda c: (-together[c], c))[:5]
-        asked = absent[int(rng.integers(len(absent)))]
-    text = f"Is there {with_article(' '.join(asked))} in the picture?"
-    boxes = [thing.box for thing in scene.objects if thing.category == asked]
+        category = absent[int(rng.integers(len(absent)))]
+    text = f"Is there {with_article(' '.join(category))} in the picture?"
+    boxes = [thing.box for thing in scene.objects if thing.category == category]
     box = boxes[0] if len(boxes) == 1 else None
     return Question("existence", text, "yes" if present else "no", box=box, subset=subset)
 
@@ -316,22 +318,22 @@ def side(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def presence(scene: Scene, rng: np.random.Generator) -> Question:
     """Ask which of four objects is in the picture, by letter (only for training)."""
-    here = sorted({thing.category for thing in scene.objects})
-    absent = sorted({(c, k) for c in COLOURS for k in KINDS} - set(here))
+    categories = sorted({thing.category for thing in scene.objects})
+    absent = sorted({(c, k) for c in COLOURS for k in KINDS} - set(categories))
     wrong = [" ".join(absent[int(i)]) for i in rng.permutation(len(absent))[:3]]
-    answer = with_article(" ".join(here[int(rng.integers(len(here)))]))
+    answer = with_article(" ".join(categories[int(rng.integers(len(categories)))]))
     stem = "Which of these is in the picture?"
     return _multiple_choice(rng, "presence", stem, answer, [with_article(w) for w in wrong])
 
 
 def named(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Ask for the letter of an option that is named: reading, not seeing (only for training)."""
-    asked = REASONING[int(rng.integers(len(REASONING)))](scene, rng)
-    if asked is None or asked.content is None:
+    question = REASONING[int(rng.integers(len(REASONING)))](scene, rng)
+    if question is None or question.content is None:
         return None
-    others = [choice for choice in asked.choices if choice != asked.content]
+    others = [choice for choice in question.choices if choice != question.content]
     return _multiple_choice(
-        rng, "named", f"Which of these is {asked.content}?", asked.content, others
+        rng, "named", f"Which of these is {question.content}?", question.content, others
     )
 
 

@@ -56,10 +56,10 @@ def find_weights() -> Path:
     if path is None or not path.is_file():
         where = f"{named} is not a file" if named else f"the package {PACKAGE} is not installed"
         raise ModelError(f"this model stands on SmolLM2-135M-Instruct, but {where}: {GET_IT}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != SHA256:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != SHA256:
         raise ModelError(
-            f"{path} is not the file that this model stands on (SHA-256 {found[:12]}..., not "
+            f"{path} is not the file that this model stands on (SHA-256 {digest[:12]}..., not "
             f"{SHA256[:12]}...): {GET_IT}"
         )
     return path
@@ -164,8 +164,8 @@ def build_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     model = LlavaForConditionalGeneration(config)
     language = model.model.language_model
     weights = decoder.model.state_dict()
-    words = weights["embed_tokens.weight"]
-    weights["embed_tokens.weight"] = torch.cat([words, words.mean(0, keepdim=True)])
+    embeddings = weights["embed_tokens.weight"]
+    weights["embed_tokens.weight"] = torch.cat([embeddings, embeddings.mean(0, keepdim=True)])
     language.load_state_dict(weights)
     model.tie_weights()
     return model, processor

@@ -7,6 +7,7 @@ object whose box is known; maps are scored with it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.scenes.generator import Scene, draw_scene, render
+from vlmflow.scenes.generator import COLOURS, KINDS, Scene, draw_scene, render
 from vlmflow.scenes.questions import (
     EXISTENCE_SUBSETS,
     REASONING,
@@ -28,6 +29,8 @@ from vlmflow.scenes.questions import (
 SPLITS = ("train", "calibration", "test")
 TASKS = ("scenes-reasoning", "scenes-existence", "scenes-reading", "scenes-caption")
 POINTING = "scenes-pointing"
+
+_MENTION = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(KINDS)})\b")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,20 @@ class Sample:
     def answer(self) -> str:
         """The right answer."""
         return self.asked.answer
+
+    @property
+    def objects(self) -> set[tuple[str, str]]:
+        """The ``(colour, kind)`` of every object in the picture, without doubles."""
+        return {thing.category for thing in self.scene.objects}
+
+    def accepts(self, answer: str) -> bool:
+        """Whether an answer is the right one, up to case, outer spaces and a full stop."""
+        return answer.strip().rstrip(".").lower() == self.answer.strip().rstrip(".").lower()
+
+
+def mentions(caption: str) -> list[tuple[str, str]]:
+    """Return every ``(colour, kind)`` that a caption names, in its order."""
+    return [(colour, kind) for colour, kind in _MENTION.findall(caption.lower())]
 
 
 def scene_seed(task: str, split: str, index: int, attempt: int = 0) -> tuple[int, ...]:

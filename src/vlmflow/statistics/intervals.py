@@ -1,18 +1,20 @@
-"""Intervals of means and of paired differences, for samples that may share pictures."""
+"""Intervals of shares, means and paired differences, for samples that may share pictures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from vlmflow.scenes.scoring import wilson_interval
+from vlmflow.statistics.bootstrap import percentile_interval, resamples
 
 FloatArray = npt.NDArray[np.float64]
 
 Z = 1.959964
+"""97.5 % quantile of the standard normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,15 @@ class Estimate:
     high: float
 
 
-def bootstrap_interval(values: FloatArray, draws: int, seed: int) -> tuple[FloatArray, FloatArray]:
-    """Bootstrap 95 % interval of the mean over samples: (n, K) -> two of (K,)."""
-    rng = np.random.default_rng(seed)
-    means = np.stack(
-        [values[rng.integers(len(values), size=len(values))].mean(0) for _ in range(draws)]
-    )
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    return low, high
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson 1927); ``(0, 1)`` for no trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    share = successes / trials
+    centre = share + Z * Z / (2 * trials)
+    spread = Z * math.sqrt(share * (1 - share) / trials + Z * Z / (4 * trials * trials))
+    scale = 1 + Z * Z / trials
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def mean_estimate(
@@ -54,15 +57,13 @@ def mean_estimate(
     """
     values = np.asarray(scores, dtype=np.float64)
     groups = _groups(len(values), clusters)
-    known, alone = bool(np.isin(values, (0.0, 1.0)).all()), int(groups.max()) + 1
-    if known and (alone == len(values) or values.min() == values.max()):
-        low, high = wilson_interval(round(alone * values.mean()), alone, Z)
-        return Estimate(float(values.mean()), low, high)
+    is_binary, group_count = bool(np.isin(values, (0.0, 1.0)).all()), int(groups.max()) + 1
+    if is_binary and (group_count == len(values) or values.min() == values.max()):
+        ends = wilson_interval(round(group_count * values.mean()), group_count)
+        return Estimate(float(values.mean()), *ends)
     sums, counts = np.bincount(groups, values), np.bincount(groups)
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(sums), size=(draws, len(sums)))
-    means = sums[chosen].sum(1) / counts[chosen].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    chosen = resamples(group_count, draws, seed)
+    low, high = percentile_interval(sums[chosen].sum(1) / counts[chosen].sum(1))
     return Estimate(float(values.mean()), float(low), float(high))
 
 
@@ -101,9 +102,9 @@ def _groups(count: int, clusters: Sequence[str] | None) -> npt.NDArray[np.int64]
     """Give every sample the number of its cluster; one without is its own."""
     if clusters is None:
         return np.arange(count)
-    names: dict[tuple[str, int], int] = {}
-    found = [
-        names.setdefault((cluster, -1 if cluster else place), len(names))
+    numbers: dict[tuple[str, int], int] = {}
+    groups = [
+        numbers.setdefault((cluster, -1 if cluster else place), len(numbers))
         for place, cluster in enumerate(clusters)
     ]
-    return np.array(found, dtype=np.int64)
+    return np.array(groups, dtype=np.int64)

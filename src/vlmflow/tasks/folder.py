@@ -53,30 +53,32 @@ class FolderTask(Task):
         lines = list(_lines(path))
         divided = any("split" in line.values for line in lines)
         for number, line in enumerate(lines):
-            split, one = _sample(path, line)
+            split, sample = _sample(path, line)
             if not divided and number % 3 == 2:
                 split = "calibration"
-            if one.key in keys:
-                raise _wrong(path, line, f"key {one.key!r} stands on line {keys[one.key]} already")
-            keys[one.key] = line.number
-            self._splits[split].append(one)
+            if sample.key in keys:
+                raise _wrong(
+                    path, line, f"key {sample.key!r} stands on line {keys[sample.key]} already"
+                )
+            keys[sample.key] = line.number
+            self._splits[split].append(sample)
         if not keys:
             raise InputError(f"task file {str(path)!r} has no questions in it")
 
     def samples(self, split: str, count: int | None = None) -> Iterator[TaskSample]:
         """Give lines in their order; see :meth:`vlmflow.tasks.base.Task.samples`."""
         check_split(split)
-        found = self._splits[split]
-        if not found:
+        samples = self._splits[split]
+        if not samples:
             raise InputError(
                 f"task file {str(self.path)!r} has no samples of the {split} split; give lines a "
                 f'"split": "{split}"'
             )
-        yield from found[:count]
+        yield from samples[:count]
 
     def score(self, sample: TaskSample, answer: str) -> float:
         """Score by equality with a reference."""
-        return float(_plain(answer) in {_plain(one) for one in sample.references})
+        return float(_plain(answer) in {_plain(reference) for reference in sample.references})
 
 
 def _plain(text: str) -> str:
@@ -118,7 +120,7 @@ def _sample(path: Path, line: _Line) -> tuple[str, TaskSample]:
     split = line.values.get("split", "test")
     if split not in ("calibration", "test"):
         raise _wrong(path, line, f"split {split!r} is neither calibration nor test")
-    pictures = tuple(path.parent / one for one in _texts(path, line, "image"))
+    pictures = tuple(path.parent / name for name in _texts(path, line, "image"))
     return split, TaskSample(
         key=str(line.values.get("key", line.number)),
         pictures=pictures,
@@ -134,10 +136,10 @@ def _texts(path: Path, line: _Line, name: str) -> tuple[str, ...]:
     value = line.values.get(name, ())
     if isinstance(value, str):
         several = value.split(SEPARATOR) if path.suffix.lower() == ".csv" else [value]
-        return tuple(one.strip() for one in several)
+        return tuple(text.strip() for text in several)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return (str(value),)
-    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
         return tuple(value)
     raise _wrong(path, line, f"{name!r} is neither a text nor a list of texts")
 

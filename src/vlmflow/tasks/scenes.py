@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import count as numbers
 
 from vlmflow.errors import InputError
-from vlmflow.scenes.scoring import is_right, score_captions
-from vlmflow.scenes.tasks import TASKS, Sample, sample
+from vlmflow.scenes.tasks import TASKS, Sample, mentions, sample
 from vlmflow.tasks.base import Task, TaskSample, check_split
+from vlmflow.tasks.metrics.chair import Chair, chair
 
 DESCRIPTIONS = {
     "scenes-reasoning": "multiple choice about coloured shapes, as ScienceQA",
@@ -48,33 +48,35 @@ class ScenesTask(Task):
         """Draw samples; see :meth:`vlmflow.tasks.base.Task.samples`."""
         check_split(split)
         for index in numbers() if count is None else range(count):
-            one = sample(self.name, split, index)
-            asked = one.asked
+            scene_sample = sample(self.name, split, index)
+            question = scene_sample.asked
             yield TaskSample(
                 key=f"{split}-{index}",
-                pictures=(one.picture,),
-                question=asked.text,
-                references=(asked.answer,),
-                choices=asked.choices,
-                box=asked.box,
-                group=asked.subset or asked.kind,
+                pictures=(scene_sample.picture,),
+                question=question.text,
+                references=(question.answer,),
+                choices=question.choices,
+                box=question.box,
+                group=question.subset or question.kind,
             )
 
     def score(self, sample: TaskSample, answer: str) -> float:
         """Score by the exact answer, or by the share of objects named."""
-        known = self._known(sample)
         if self.name == "scenes-caption":
-            return score_captions([known], [answer]).named
-        return float(is_right(known, answer))
+            return self._chair([sample], [answer]).named
+        return float(self._drawn_again(sample).accepts(answer))
 
     def summary(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:
         """Add CHAIR to captions; see :meth:`vlmflow.tasks.base.Task.summary`."""
         if self.name != "scenes-caption":
             return super().summary(samples, answers)
-        found = score_captions([self._known(one) for one in samples], answers)
-        return {self.metric: found.named, "CHAIRi": found.chair_i, "CHAIRs": found.chair_s}
+        score = self._chair(samples, answers)
+        return {self.metric: score.named, "CHAIRi": score.chair_i, "CHAIRs": score.chair_s}
 
-    def _known(self, one: TaskSample) -> Sample:
-        """Draw the scene again, whose objects captions are scored with."""
-        split, index = one.key.rsplit("-", 1)
+    def _chair(self, samples: Sequence[TaskSample], captions: Sequence[str]) -> Chair:
+        return chair(captions, [self._drawn_again(sample).objects for sample in samples], mentions)
+
+    def _drawn_again(self, task_sample: TaskSample) -> Sample:
+        """Draw the sample again, for its scene's objects and its answer."""
+        split, index = task_sample.key.rsplit("-", 1)
         return sample(self.name, split, int(index))

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.truncation import Truncation
 
 __all__ = ["Truncation"]

@@ -137,40 +137,55 @@ class TruncatedLayer(DynamicLayer):
         self._pieces = [piece[rows.to(piece.device)] for piece in self._pieces]
 
 
-def truncated_layer(cache: Any, layer: int) -> TruncatedLayer | None:
-    """Make a layer of a cache able to hold fewer keys than positions.
+def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | None:
+    """Make a layer of a cache ready to hold fewer keys than the conversation has positions.
+
+    The layer is replaced in the cache, and holds what it held. This is a step of its own, before a
+    layer runs: everything after it only reads the cache.
+
+    Parameters
+    ----------
+    cache : Cache, optional
+        None: there is none.
+    layer : int
+        Which layer.
+    fewer : bool
+        Whether tokens are missing in this call; if not, only a layer that was cut in an earlier
+        call is of interest.
 
     Returns
     -------
     TruncatedLayer or None
-        None where the layer keeps a state of fixed size and no keys (linear attention).
+        None where nothing is missing, or the layer keeps a state of fixed size and no keys (linear
+        attention).
 
     Raises
     ------
     InputError
         For caches whose layers cannot differ in length.
     """
+    if cache is None or not (fewer or _is_truncated(cache, layer)):
+        return None
     if isinstance(cache, Cache) and cache.layer_class_to_replicate is not None:
         while len(cache.layers) <= layer:
             cache.layers.append(cache.layer_class_to_replicate())
     layers: list[Any] = getattr(cache, "layers", [])
-    found: Any = layers[layer] if layer < len(layers) else None
-    if isinstance(found, TruncatedLayer):
-        return found
-    if type(found) in (DynamicLayer, DynamicSlidingWindowLayer) and not getattr(
-        found, "record_past", False
+    held: Any = layers[layer] if layer < len(layers) else None
+    if isinstance(held, TruncatedLayer):
+        return held
+    if type(held) in (DynamicLayer, DynamicSlidingWindowLayer) and not getattr(
+        held, "record_past", False
     ):
-        replaced = layers[layer] = TruncatedLayer(found)
+        replaced = layers[layer] = TruncatedLayer(held)
         return replaced
-    if type(found) is LinearAttentionLayer:
+    if type(held) is LinearAttentionLayer:
         return None
     raise InputError(
-        f"a {type(cache).__name__} of {type(found).__name__}s cannot hold layers of different "
+        f"a {type(cache).__name__} of {type(held).__name__}s cannot hold layers of different "
         "lengths; use transformers' DynamicCache (cache_implementation='dynamic')"
     )
 
 
-def is_truncated(cache: Any, layer: int) -> bool:
-    """Whether a layer of a cache has been cut before."""
+def _is_truncated(cache: Any, layer: int) -> bool:
     layers = getattr(cache, "layers", ())
     return layer < len(layers) and isinstance(layers[layer], TruncatedLayer)

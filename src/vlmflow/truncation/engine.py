@@ -1,12 +1,10 @@
-"""The engine: hooks on decoder layers that hand on fewer tokens, and nothing else.
+"""The engine: hooks that run a truncation inside a transformers model, and nothing else.
 
-A pre-hook of the model looks up where the image tokens of a call are. At each stage's layer a
-pre-hook chooses which of them stay and gathers the hidden states; from there on, pre-hooks give
-every layer the masks and positions of the tokens that are left. A hook behind the last layer puts
-rows back to their places, so that logits have the shape they always had; rows of removed tokens are
-zero there. The same is done behind layers where the model adds image features again (DeepStack),
-which it does by position. What a cache holds of which token, the cache itself remembers
-(:mod:`vlmflow.truncation.cache`).
+A pre-hook of the model reads where the image tokens of a call are. From the first stage on,
+pre-hooks of the decoder layers hand on what :class:`vlmflow.truncation.stages.Stages` says; a hook
+after the last layer (and after those where the model adds image features again) puts rows back to
+their slots, so that logits have the shape they always had; rows of removed tokens are zero there.
+What a cache holds of which token, the cache itself remembers (:mod:`vlmflow.truncation.cache`).
 """
 
 from __future__ import annotations
@@ -17,44 +15,37 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.watch_attention import watch_attention
-from vlmflow.lvlm.families import family_of
+from vlmflow.lvlm.families import Family, family_of
 from vlmflow.lvlm.model_parts import decoder_layers, image_token_ids
-from vlmflow.truncation.forward_call import Call, Cut
-from vlmflow.truncation.language_model_calls import InnerRuns, bound
-from vlmflow.truncation.layer_inputs import LayerInputs
-from vlmflow.truncation.masks import take
-from vlmflow.truncation.oracle import first_token_maps
-from vlmflow.truncation.policy import Truncation
-from vlmflow.truncation.remainder import fold
-from vlmflow.truncation.selection import choose
+from vlmflow.truncation.forward_call import ForwardCall
+from vlmflow.truncation.language_model_calls import LanguageModelCalls, bound
+from vlmflow.truncation.policy import Policy
+from vlmflow.truncation.stages import Stages
 
 _truncated: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def truncated(model: Any, policy: Truncation) -> Iterator[Any]:
+def truncated(model: Any, policy: Policy) -> Iterator[Any]:
     """Truncate a model for the length of a block, and leave it exactly as found.
 
     Raises
     ------
     InputError, ModelError
-        See :meth:`vlmflow.truncation.policy.Truncation.__call__`.
+        See :meth:`vlmflow.truncation.truncation.Truncation.__call__`.
     """
-    layers, tokens = decoder_layers(model), image_token_ids(model)
-    policy.check_layers(len(layers), type(model).__name__)
-    engine = Engine(model, layers, tokens, policy)
+    engine = Engine(model, policy)
     with ExitStack() as stack:
         stack.enter_context(engine.attached())
         if policy.watched_layers:
             stack.enter_context(
                 watch_attention(
-                    layers, engine.on_attention, only=policy.watched_layers, cached=True
+                    engine.layers, engine.on_attention, only=policy.watched_layers, cached=True
                 )
             )
         yield model
@@ -63,22 +54,16 @@ def truncated(model: Any, policy: Truncation) -> Iterator[Any]:
 class Engine:
     """The hooks of one truncation, and the call they are in."""
 
-    def __init__(
-        self, model: Any, layers: nn.ModuleList, image_tokens: tuple[int, ...], policy: Truncation
-    ) -> None:
+    def __init__(self, model: Any, policy: Policy, family: Family | None = None) -> None:
         self.model = model
-        self.layers = layers
-        self.policy = policy
-        self.stages = [stage.layer for stage in policy.stages]
-        self.tokens = image_tokens
-        self.family = family_of(model.config.model_type)
-        execution = self.family.execution(model.config)
-        self.late = execution.late_features
-        self.inner = InnerRuns(model, self.begin) if execution.generates_past_forward else None
+        self.layers, self.image_tokens = decoder_layers(model), image_token_ids(model)
+        family = family or family_of(model.config.model_type)
+        self.stages = Stages.of(model, self.layers, policy, family)
+        past_forward = family.execution(model.config).generates_past_forward
+        self.inner = LanguageModelCalls(model, self.begin) if past_forward else None
         self.signature = inspect.signature(model.forward)
-        self.call: Call | None = None
+        self.call: ForwardCall | None = None
         self.measuring = False
-        self.before = {index: self._before(index) for index in range(self.stages[0], len(layers))}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -100,11 +85,13 @@ class Engine:
             handles = [self.model.register_forward_pre_hook(self.on_model, with_kwargs=True)]
             if self.inner is not None:
                 handles += self.inner.hooks()
-            for index, hook in self.before.items():
-                layer = self.layers[index]
-                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-            for index in self.whole_after(len(self.layers)):
-                handles.append(self.layers[index].register_forward_hook(self.after(index)))
+            for index in self.stages.inputs:
+                before = self._before(index)
+                handles.append(
+                    self.layers[index].register_forward_pre_hook(before, with_kwargs=True)
+                )
+            for index in self.stages.whole_after:
+                handles.append(self.layers[index].register_forward_hook(self._after(index)))
             for handle in handles:
                 stack.callback(handle.remove)
             stack.callback(self.forget)
@@ -129,52 +116,15 @@ class Engine:
             If there are no token ids, or a stage keeps more image tokens than there are.
         """
         self.call = None
-        if not isinstance(ids, Tensor):
-            raise InputError(
-                "a truncation finds image tokens in input_ids, but the model was called without "
-                "them; pass input_ids and pixel_values instead of inputs_embeds"
-            )
-        cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
-        valid = None
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            valid = mask.to(ids.device) != 0
-        if ids.shape[1] > 1:
-            is_image = torch.isin(ids, torch.tensor(self.tokens, device=ids.device))
-            images = is_image.sum(1).tolist()
-        else:  # a picture is never one token alone, and decoding must not wait for the device
-            is_image, images = torch.zeros_like(ids, dtype=torch.bool), [0] * len(ids)
-        for count in filter(None, images):
-            for stage in self.policy.stages:
-                stage.keep.of(count)  # refuses to keep more than there are
-        call = Call(
-            arguments=arguments,
-            ids=ids,
-            past=0 if cache is None else int(cache.get_seq_length()),
-            valid=valid,
-            is_image=is_image,
-            images=images,
-        )
-        if call.has_images and self.policy.is_oracle and call.past == 0:
-            self._measure(call)
-        self.call = call
+        self.call = self.read_call(ids, arguments)
 
-    def _measure(self, call: Call) -> None:
-        if "inputs_embeds" in call.arguments:
-            raise InputError(
-                f"rank_by={self.policy.ranking.known_as()!r} runs the whole model first, which "
-                f"{type(self.model).__name__} does not do when it generates; choose another ranking"
-            )
-        real = call.valid if call.valid is not None else torch.ones_like(call.is_image)
+    def read_call(self, ids: object, arguments: Mapping[str, Any]) -> ForwardCall:
+        """Read a call, and measure what an oracle ranking asks for; see :meth:`begin`."""
+        call = ForwardCall.of(ids, arguments, self.image_tokens)
+        # An oracle runs the model once more from here: that run is not to be truncated.
         self.measuring = True
         try:
-            call.maps = first_token_maps(
-                self.model,
-                self.layers,
-                call.arguments,
-                real,
-                call.is_image,
-                self.policy.ranking.signal,
-            )
+            return self.stages.start(self.model, self.layers, call)
         finally:
             self.measuring = False
 
@@ -185,77 +135,34 @@ class Engine:
 
     def _before(self, layer: int) -> Callable[..., tuple[Any, Any] | None]:
         """Make the pre-hook of a layer."""
-        inputs = LayerInputs.of(
-            self.model, self.layers, layer, repack=self.policy.positions == "repack"
-        )
 
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-            call = self.call
             if self.measuring:
                 return None
-            if call is None:
-                name = type(self.model).__name__
+            if self.call is None:
                 raise ModelError(
-                    f"{name} runs its decoder past its own forward, so a truncation cannot know "
-                    "where the image tokens are; nothing was removed"
+                    f"{type(self.model).__name__} runs its decoder past its own forward, so a "
+                    "truncation cannot know where the image tokens are; nothing was removed"
                 )
             hidden = args[0] if args else kwargs["hidden_states"]
-            before = call.cut_at(layer - 1)
-            if 0 < layer <= self.late and before is not None:
-                hidden = take(hidden, before.slots, -2)  # put back behind the layer before
-            if layer in self.stages and call.has_images:
-                hidden = self._cut(call, layer, hidden)
-            cut = inputs.cut(call, hidden, kwargs)
+            hidden = self.stages.hidden_for(self.call, layer, hidden)
+            arguments = dict(self.stages.arguments_for(self.call, layer, hidden, kwargs))
             if args:
-                return (hidden, *args[1:]), cut
-            return args, {**cut, "hidden_states": hidden}
+                return (hidden, *args[1:]), arguments
+            return args, {**arguments, "hidden_states": hidden}
 
         return hook
 
-    def _cut(self, call: Call, layer: int, hidden: Tensor) -> Tensor:
-        """Hand on the hidden states of the tokens that stay."""
-        before = call.cut_at(layer - 1)
-        # A layer that is recomputed for its gradient gets what it got the first time.
-        cut = next((cut for cut in call.cuts if cut.layer == layer), None)
-        if cut is None:
-            cut = choose(self.policy, call, layer, hidden.detach(), self.family, self.model.config)
-            call.cuts.append(cut)
-        if self.policy.remainder != "drop":
-            sizes = before.sizes if before is not None else None
-            if sizes is None:
-                sizes = torch.ones(hidden.shape[:2], device=hidden.device)
-            folded = [
-                fold(hidden[row], sizes[row], kept, removed, self.policy.remainder)
-                for row, (kept, removed) in enumerate(zip(cut.kept, cut.removed, strict=True))
-            ]
-            hidden = torch.stack([state for state, _ in folded])
-            cut.sizes = take(torch.stack([size for _, size in folded]), cut.local, -1)
-        return take(hidden, cut.local, -2)
-
-    def whole_after(self, layers: int) -> list[int]:
-        """List the layers behind which every token is wanted at its place."""
-        return sorted({*range(self.stages[0], min(self.late, layers)), layers - 1})
-
-    def after(self, layer: int) -> Callable[..., Any]:
-        """Make the hook that puts the rows that are left back to their places among zeros."""
+    def _after(self, layer: int) -> Callable[..., Any]:
+        """Make the hook that puts the rows that are left back to their slots."""
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             if self.call is None or self.measuring:
                 return None
-            cut = self.call.cut_at(layer)
-            if cut is None:
-                return None
             hidden = output[0] if isinstance(output, tuple) else output
-            full = _put_back(hidden, cut, self.call.length)
-            return (full, *output[1:]) if isinstance(output, tuple) else full
+            whole = self.stages.put_back(self.call, layer, hidden)
+            if whole is None:
+                return None
+            return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
         return hook
-
-
-def _put_back(hidden: Tensor, cut: Cut, length: int) -> Tensor:
-    """(B, n, width) -> (B, length, width)."""
-    slots = cut.slots.to(hidden.device)
-    # What stands for nothing goes to one more place, which is cut off again.
-    places = torch.where(slots < 0, length, slots)[..., None].expand(-1, -1, hidden.shape[-1])
-    full = hidden.new_zeros(len(hidden), length + int(cut.ragged), hidden.shape[-1])
-    return full.scatter(1, places, hidden)[:, :length]

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmflow.errors import ModelError
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.rankings.ranking import RankingSize
+from vlmflow.truncation.truncation import Truncation
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class DecoderShape:
 
 
 def tokens_per_layer(
-    policy: Truncation | None, shape: DecoderShape, text: int, image: int
+    policy: Policy | None, shape: DecoderShape, text: int, image: int
 ) -> list[int]:
     """Count the tokens that each layer sees of a prompt of ``text + image`` tokens."""
     counts = []
@@ -143,7 +144,7 @@ def vision_flops(model: Any, tokens: int) -> int | None:
 
 
 def scoring_flops(
-    policy: Truncation | None, shape: DecoderShape, system: int, image: int, user: int
+    policy: Policy | None, shape: DecoderShape, system: int, image: int, user: int
 ) -> int:
     """Operations that the ranking adds: products over the image tokens, not sorting.
 
@@ -202,7 +203,7 @@ class PrefillCost:
 
 
 def prefill_cost(
-    model: Any, layers: Any, policy: Truncation | None, system: int, image: int, user: int
+    model: Any, layers: Any, policy: Policy | None, system: int, image: int, user: int
 ) -> PrefillCost:
     """Count one prefill of a prompt of ``system``, ``image`` and ``user`` tokens."""
     shape = DecoderShape.of(model, layers)
@@ -232,7 +233,7 @@ def _are_alike(layers: Any) -> bool:
     return not experts and all(shape == shapes[0] for shape in shapes)
 
 
-def measured_flops(model: Any, inputs: Mapping[str, Any], policy: Truncation | None) -> int:
+def measured_flops(model: Any, inputs: Mapping[str, Any], truncation: Truncation | None) -> int:
     """Run one prefill under ``torch.utils.flop_counter`` and return what it counts."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -243,6 +244,6 @@ def measured_flops(model: Any, inputs: Mapping[str, Any], policy: Truncation | N
     # The counter knows the fused attention kernels of GPUs, but not the one of CPUs.
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
     counter = FlopCounterMode(display=False, custom_mapping=fused)
-    with nullcontext() if policy is None else policy(model), torch.no_grad(), counter:
+    with nullcontext() if truncation is None else truncation(model), torch.no_grad(), counter:
         model(**inputs, use_cache=False, logits_to_keep=1)
     return int(counter.get_total_flops())

@@ -21,7 +21,7 @@ def bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any
     return arguments
 
 
-class InnerRuns:
+class LanguageModelCalls:
     """Tells of every run of ``model.language_model`` outside of the model's own forward.
 
     Parameters

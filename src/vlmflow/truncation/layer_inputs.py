@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmflow.errors import ModelError
-from vlmflow.truncation.cache import TruncatedLayer, is_truncated, truncated_layer
-from vlmflow.truncation.forward_call import Call, Cut
+from vlmflow.truncation.forward_call import Cut, ForwardCall
 from vlmflow.truncation.masks import cut_mask, cut_positions, take
 
 RECURRENT = ("linear_attention", "conv")
@@ -80,52 +80,55 @@ class LayerInputs:
         flash = "flash" in str(getattr(self.config, "_attn_implementation", ""))
         return self.recurrent or flash
 
-    def cut(self, call: Call, hidden: Tensor, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments for the tokens that are left.
+    def arguments(
+        self,
+        call: ForwardCall,
+        cut: Cut | None,
+        given: Mapping[str, Any],
+        *,
+        earlier: Tensor | None = None,
+        ragged: bool = False,
+        shared: bool = False,
+    ) -> dict[str, Any]:
+        """Return the layer's keyword arguments for the tokens that are left.
 
         Parameters
         ----------
-        call : Call
+        call : ForwardCall
             The model's call.
-        hidden : (B, n, width)
-            The layer's input, cut already.
-        given : dict
-            Keyword arguments of the layer; not changed.
+        cut : Cut, optional
+            What is left of its tokens; None: all.
+        given : mapping
+            Keyword arguments of the untouched layer; not changed.
+        earlier : (B, m) int64, optional
+            Positions of the keys that a cache holds before the call's own, -1 for nothing.
+        ragged : bool
+            Whether any key or query may stand for nothing.
+        shared : bool
+            Whether ``earlier`` is the same tensor for all layers, so that they share one mask.
         """
-        cut = call.cut_at(self.index)
-        cache, held = given.get("past_key_values"), None
-        if cache is not None and (cut is not None or is_truncated(cache, self.index)):
-            held = truncated_layer(cache, self.index)
-        if cut is None and held is None:
-            return given
-        rows = call.positions(cut)
-        ragged = cut is not None and cut.ragged
-        if held is not None:
-            held.expect(rows, call.length, ragged=ragged)
-            ragged = held.ragged
-        cuts = dict(given)
+        arguments = dict(given)
         if "attention_mask" in given:
-            cuts["attention_mask"] = self._mask(
-                call, given["attention_mask"], rows, held, cut, ragged
-            )
+            mask = given["attention_mask"]
+            arguments["attention_mask"] = self._mask(call, mask, cut, earlier, ragged, shared)
         if cut is not None:
             for name, value in given.items():
                 if value is not None and name not in ("attention_mask", "hidden_states"):
                     make = partial(cut_argument, name, value, call, cut)
-                    cuts[name] = call.once((name, id(value), id(cut)), value, make)
-        if self.rotary is not None:
-            self._repack(call, hidden, rows, held, cuts)
-        return cuts
+                    arguments[name] = call.once((name, id(value), id(cut)), value, make)
+        return arguments
 
     def _mask(
         self,
-        call: Call,
+        call: ForwardCall,
         mask: Any,
-        rows: Tensor,
-        held: TruncatedLayer | None,
         cut: Cut | None,
+        earlier: Tensor | None,
         ragged: bool,
+        shared: bool,
     ) -> Any:
+        # Keys outside the window: without gaps the window was a band of fixed width, which kernels
+        # cut out themselves; with gaps it has to be spelled out.
         out_of_window = self.window is not None and call.total > self.window
         if mask is None and not ragged and not out_of_window:
             return None
@@ -134,8 +137,12 @@ class LayerInputs:
                 f"layer {self.index} slides a window over positions, which flash attention cannot "
                 "do where tokens are missing; load the model with attn_implementation='sdpa'"
             )
+        rows = call.positions(cut)
 
-        def make(columns: Tensor) -> Any:
+        def make() -> Any:
+            columns = rows
+            if earlier is not None:
+                columns = torch.cat([earlier.to(rows.device), rows], dim=1)
             return cut_mask(
                 mask,
                 rows,
@@ -147,37 +154,48 @@ class LayerInputs:
                 out_of_window=out_of_window,
             )
 
-        earlier = held.positions if held is not None else None
-        if earlier is not None:
-            return make(torch.cat([earlier.to(rows.device), rows], dim=1))
-        return call.once(("mask", id(mask), id(cut), self.window), mask, lambda: make(rows))
+        if earlier is not None and not shared:
+            return make()
+        key = ("mask", id(mask), id(cut), id(earlier), self.window)
+        return call.once(key, (mask, earlier), make)
 
-    def _repack(
+    def repacked(
         self,
-        call: Call,
+        call: ForwardCall,
         hidden: Tensor,
         rows: Tensor,
-        held: TruncatedLayer | None,
-        cuts: dict[str, Any],
-    ) -> None:
-        """Count the tokens that are left 0, 1, 2, ... and embed those numbers."""
-        ids = cuts.get("position_ids")
-        if cuts.get("position_embeddings") is None or (isinstance(ids, Tensor) and ids.ndim > 2):
+        earlier: Tensor | None,
+        arguments: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Count the tokens that are left 0, 1, 2, ... and embed those numbers, where asked for.
+
+        Parameters
+        ----------
+        call, hidden
+            The call, and the layer's input (B, n, width).
+        rows, earlier : (B, n), (B, m) int64
+            Positions of the tokens that are left, and of those that a cache holds before them.
+        arguments : dict
+            From :meth:`arguments`.
+        """
+        if self.rotary is None:
+            return arguments
+        ids = arguments.get("position_ids")
+        embeddings = arguments.get("position_embeddings")
+        if embeddings is None or (isinstance(ids, Tensor) and ids.ndim > 2):
             raise _no_repacking(type(self.config).__name__)
         numbers = _real(call, rows).long().cumsum(1) - 1
-        earlier = held.positions if held is not None else None
         if earlier is not None:
             numbers = numbers + _real(call, earlier).sum(1, keepdim=True).to(numbers.device)
         numbers = numbers.clamp_min(0).to(hidden.device)
-        assert self.rotary is not None
-        cuts["position_embeddings"] = self.rotary(
-            hidden, position_ids=numbers, **self.rotary_options
-        )
+        embedded = self.rotary(hidden, position_ids=numbers, **self.rotary_options)
+        changed = {"position_embeddings": embedded}
         if ids is not None:
-            cuts["position_ids"] = numbers
+            changed["position_ids"] = numbers
+        return {**arguments, **changed}
 
 
-def cut_argument(name: str, value: Any, call: Call, cut: Cut) -> Any:
+def cut_argument(name: str, value: Any, call: ForwardCall, cut: Cut) -> Any:
     """Cut one argument of a layer; what is not per token stays as it is."""
     slots = call.slots(cut)
     if name == "position_ids":
@@ -192,7 +210,7 @@ def cut_argument(name: str, value: Any, call: Call, cut: Cut) -> Any:
     return value
 
 
-def _real(call: Call, positions: Tensor) -> Tensor:
+def _real(call: ForwardCall, positions: Tensor) -> Tensor:
     """Whether positions of the conversation hold a token: no padding, not nothing."""
     there = positions >= 0
     if call.valid is None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import InputError
 from vlmflow.parameters import literal, split_outside_brackets
 from vlmflow.truncation.amounts import Amount, Count, Share, amount
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.rankings.registry import DEFAULT, as_ranking
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 REMAINDERS = ("drop", "merge", "average")
 POSITIONS = ("keep", "repack")
@@ -28,38 +30,11 @@ class Stage:
 
 
 @dataclass(frozen=True, repr=False)
-class Truncation:
-    """Remove image tokens from the decoder's sequence, from a layer on.
-
-    ``with Truncation(layer=16, keep=0)(model): model.generate(**inputs)`` runs on any transformers
-    LVLM. Layers ``layer .. L-1`` do not see the removed tokens; layers before it do. With several
-    stages, ``layer`` and ``keep`` are sequences of the same length.
-
-    Parameters
-    ----------
-    layer : int or sequence of int
-        First decoder layer, counted from 0, that does not see the removed tokens. 0: none does.
-    keep : int, float or sequence of these
-        Image tokens of a prompt (of all its pictures together) that stay: a count (int), or a
-        fraction (float) of those the prompt has before any stage, rounded half up. ``1`` is one
-        token, ``1.0`` all of them.
-    rank_by : str or Ranking
-        Which tokens stay: the name of a ranking, or an instance of a subclass of
-        :class:`vlmflow.Ranking`.
-    remainder : str
-        ``"drop"``; ``"merge"``: each removed token is averaged into the most similar kept one,
-        weighted by how many tokens each stands for (Bolya et al. 2023, ToMe); ``"average"``: all
-        removed tokens become one more token, at the place of the last of them.
-    positions : str
-        ``"keep"`` the original positions, or ``"repack"`` them to 0, 1, 2, ... without gaps.
+class Policy:
+    """What a :class:`vlmflow.Truncation` removes; its parameters are explained there.
 
     Held as read: ``keep`` as :class:`~vlmflow.truncation.amounts.Count` or
     :class:`~vlmflow.truncation.amounts.Share`, ``rank_by`` as the ranking itself.
-
-    Raises
-    ------
-    InputError
-        For a setting that is unknown or impossible.
     """
 
     layer: int | tuple[int, ...]
@@ -111,7 +86,7 @@ class Truncation:
             for name, default in (("remainder", "drop"), ("positions", "keep"))
             if getattr(self, name) != default
         ]
-        return f"Truncation({', '.join(parts)})"
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     @property
     def first_layer(self) -> int:
@@ -134,20 +109,6 @@ class Truncation:
         if not self.ranking.needs_layer_before:
             return frozenset()
         return frozenset(stage.layer - 1 for stage in self.stages if stage.keep)
-
-    def __call__(self, model: Any) -> AbstractContextManager[Any]:
-        """Truncate a transformers model for the length of a ``with`` block.
-
-        Raises
-        ------
-        InputError
-            If a layer is out of the model's range, or the model is truncated already.
-        ModelError
-            If the model has no image tokens in its sequence.
-        """
-        from vlmflow.truncation.engine import truncated
-
-        return truncated(model, self)
 
     def check_layers(self, layers: int, model: str) -> None:
         """Refuse stages that a model of ``layers`` decoder layers does not have."""
@@ -172,7 +133,7 @@ class Truncation:
         }
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Truncation:
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
         """Rebuild a policy from :meth:`to_json`, or from settings as users write them.
 
         What is not a setting of a truncation is a parameter of its ranking: ``seed`` of
@@ -199,7 +160,7 @@ class Truncation:
         return cls(**settings)
 
     @classmethod
-    def parse(cls, text: str) -> Truncation:
+    def parse(cls, text: str) -> Self:
         """Read a policy as the command line takes it: ``"layer=2:8,keep=0.5:16,rank_by=random"``.
 
         Stages are separated by colons; a keep with a point is a fraction, without one a count.

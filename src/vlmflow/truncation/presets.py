@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vlmflow.errors import InputError
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.truncation import Truncation
 
 Preset = Callable[[int], Truncation]
 """Makes the policy for a model of L decoder layers."""

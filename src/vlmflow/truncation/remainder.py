@@ -21,7 +21,7 @@ def fold(
         Image tokens in order, as indices into ``hidden``.
     how : str
         ``"drop"``, ``"merge"`` or ``"average"`` (into the last removed token): see
-        :class:`vlmflow.truncation.policy.Truncation`.
+        :class:`vlmflow.truncation.truncation.Truncation`.
 
     Returns
     -------

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from vlmflow.errors import InputError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.lvlm.families import Family
-from vlmflow.truncation.forward_call import Call, Cut
+from vlmflow.truncation.forward_call import Cut, ForwardCall
 from vlmflow.truncation.masks import take
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.rankings.candidates import Candidates
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -20,13 +20,13 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @torch.no_grad()
 def choose(
-    policy: Truncation, call: Call, layer: int, hidden: Tensor, family: Family, config: Any
+    policy: Policy, call: ForwardCall, layer: int, hidden: Tensor, family: Family, config: Any
 ) -> Cut:
     """Make the cut of the stage at a layer.
 
     Parameters
     ----------
-    policy, call : Truncation, Call
+    policy, call : Policy, ForwardCall
         What is asked for, and the tokens it is asked of.
     layer : int
         A layer of one of the policy's stages.
@@ -71,7 +71,7 @@ def choose(
     )
 
 
-def _checked(chosen: Tensor, count: int, policy: Truncation, tokens: int) -> Tensor:
+def _checked(chosen: Tensor, count: int, policy: Policy, tokens: int) -> Tensor:
     """Refuse a choice that is not ``count`` different image tokens in order."""
     right = isinstance(chosen, Tensor) and chosen.dtype in _INTEGERS and chosen.shape == (count,)
     if right:
@@ -93,8 +93,8 @@ def _shown(chosen: object) -> str:
 
 
 def _candidates(
-    policy: Truncation,
-    call: Call,
+    policy: Policy,
+    call: ForwardCall,
     layer: int,
     hidden: Tensor,
     row: int,
@@ -116,7 +116,9 @@ def _candidates(
         return None if call.maps is None else call.maps[row][:, slots[image].cpu()].to(device)
 
     return Candidates(
-        ranking=policy.ranking,
+        name=policy.ranking.known_as(),
+        reads=policy.ranking.all_reads,
+        rows=policy.ranking.rows,
         layer=layer,
         hidden=hidden[row],
         image=image,
@@ -129,7 +131,9 @@ def _candidates(
     )
 
 
-def _places(call: Call, row: int, slots: Tensor, family: Family, config: Any) -> Tensor | None:
+def _places(
+    call: ForwardCall, row: int, slots: Tensor, family: Family, config: Any
+) -> Tensor | None:
     """Picture, row and column of image tokens, where the family knows them."""
     before = sum(call.images[:row])
     places = family.places(before, call.images[row], call.arguments, config)

@@ -16,8 +16,8 @@ from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.tokens import end_ids, until_end
 from vlmflow.truncation.cache import TruncatedLayer
 from vlmflow.truncation.engine import Engine
-from vlmflow.truncation.policy import Truncation
-from vlmflow.truncation.shared_prefill import Fork
+from vlmflow.truncation.shared_prefill import SharedPrefill
+from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -86,8 +86,9 @@ def shared_answers(
         inputs = model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **arguments
         )
-        fork = Fork(vlm.model, policies, model)
-        logits = fork.prefill(input_ids, inputs).logits
+        engines = [Engine(vlm.model, policy, vlm.family) for policy in policies]
+        prefill = SharedPrefill(engines, model)
+        logits = prefill.run(input_ids, inputs)
         own = decoder.go_on(
             input_ids, logits[:, 0], arguments, inputs["past_key_values"], None, None
         )
@@ -102,7 +103,7 @@ def shared_answers(
                     branch.engine,
                     own[0, length:],
                 )
-                for number, branch in enumerate(fork.branches)
+                for number, branch in enumerate(prefill.branches)
             ),
         ]
 

@@ -1,6 +1,6 @@
 """One prefill of a prompt that several truncations share.
 
-The untouched model runs as always. Behind each decoder layer, a hook runs the same layer once more
+The untouched model runs as always. After each decoder layer, a hook runs the same layer once more
 for every truncation that has begun by then, over the tokens that it has left. Picture encoding,
 embeddings and the layers before a truncation's first are run once for all of them.
 """
@@ -20,10 +20,9 @@ from transformers.cache_utils import DynamicLayer
 from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.watch_attention import watch_attention
-from vlmflow.lvlm.families import family_of
-from vlmflow.lvlm.model_parts import decoder_layers, image_token_ids
 from vlmflow.truncation.engine import Engine
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.forward_call import ForwardCall
+from vlmflow.truncation.policy import Policy
 
 
 @dataclass(eq=False)
@@ -32,46 +31,46 @@ class Branch:
 
     Parameters
     ----------
-    policy : Truncation
-        What is removed.
     engine : Engine
-        Chooses and cuts.
+        Truncates the decoding that follows; its stages are this prefill's, too.
+    call : ForwardCall
+        The prompt, and what the stages have left of it.
     cache : Cache
         What the truncated model holds of the prompt afterwards.
     hidden : (1, n, width), optional
-        Behind the layer that ran last.
+        After the layer that ran last.
     """
 
-    policy: Truncation
     engine: Engine
+    call: ForwardCall
     cache: Any
     hidden: Tensor | None = None
 
+    @property
+    def policy(self) -> Policy:
+        """What is removed."""
+        return self.engine.stages.policy
+
 
 @dataclass(eq=False)
-class Fork:
+class SharedPrefill:
     """A prefill with branches.
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        The model.
-    policies : sequence of Truncation
-        One branch each.
+    engines : sequence of Engine
+        One truncation each, of the same model.
     runner : nn.Module
         What is run: the model, or its language model where ``generate`` runs that alone.
     """
 
-    model: Any
-    policies: Sequence[Truncation]
+    engines: Sequence[Engine]
     runner: Any
     branches: list[Branch] = field(default_factory=list)
     _running: Branch | None = None
     _before_late: Tensor | None = None
-    _layers: int = 0
-    _late: int = 0
 
-    def prefill(self, ids: Tensor, inputs: Mapping[str, Any]) -> Any:
+    def run(self, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Run one prompt; :attr:`branches` then hold what each truncation has cached.
 
         Parameters
@@ -83,57 +82,46 @@ class Fork:
 
         Returns
         -------
-        output
-            The model's, whose ``logits`` are (1, 1 + branches, vocabulary): those behind the last
-            token for the untouched model, then for each branch.
+        (1, 1 + branches, vocabulary)
+            Logits after the last token, of the untouched model and then of each branch.
 
         Raises
         ------
         InputError, ModelError
             As the truncations themselves would raise.
         """
-        layers = decoder_layers(self.model)
-        self._layers = len(layers)
-        execution = family_of(self.model.config.model_type).execution(self.model.config)
-        self._late = execution.late_features
-        self.branches = [self._branch(policy, layers, ids, inputs) for policy in self.policies]
-        looked_at = set().union(*(branch.policy.watched_layers for branch in self.branches))
+        self.branches = [self._branch(engine, ids, inputs) for engine in self.engines]
+        watched = set().union(*(branch.policy.watched_layers for branch in self.branches))
+        layers = self.engines[0].layers if self.engines else nn.ModuleList()
         with ExitStack() as stack:
-            if looked_at:
+            if watched:
                 stack.enter_context(
-                    watch_attention(layers, self._on_attention, only=looked_at, cached=True)
+                    watch_attention(layers, self._on_attention, only=watched, cached=True)
                 )
             for index, layer in enumerate(layers):
                 hook = self._after(index, last=index + 1 == len(layers))
                 stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
             given = {**inputs, "logits_to_keep": 1 + len(self.branches), "return_dict": True}
-            output = self.runner(**given)
-        whole = inputs["past_key_values"].layers
+            logits: Tensor = self.runner(**given).logits
+        untouched = inputs["past_key_values"].layers
         for branch in self.branches:
-            before = branch.policy.first_layer
-            branch.cache.layers[:before] = [_shared(layer) for layer in whole[:before]]
-            branch.engine.forget()
+            # Layers before the first stage hold the same keys and values for all.
+            first = branch.policy.first_layer
+            branch.cache.layers[:first] = [_shared(layer) for layer in untouched[:first]]
             branch.hidden = None
-        return output
+        return logits
 
-    def _branch(
-        self, policy: Truncation, layers: nn.ModuleList, ids: Tensor, inputs: Mapping[str, Any]
-    ) -> Branch:
-        policy.check_layers(len(layers), type(self.model).__name__)
-        engine = Engine(self.model, layers, image_token_ids(self.model), policy)
+    def _branch(self, engine: Engine, ids: Tensor, inputs: Mapping[str, Any]) -> Branch:
         cache = copy.deepcopy(inputs["past_key_values"])  # empty still
-        engine.begin(ids, inputs)
-        return Branch(policy, engine, cache)
+        return Branch(engine, engine.read_call(ids, inputs), cache)
 
-    def _on_attention(self, layer: int, attention: AttentionCall, output: Tensor) -> None:
-        """Hand attention on to whoever ranks by it."""
-        if self._running is not None:
-            if layer in self._running.policy.watched_layers:
-                self._running.engine.on_attention(layer, attention, output)
-            return
+    def _on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
+        """Hand attention on to whoever ranks by it: its own, or the untouched run's before it."""
         for branch in self.branches:
-            if layer in branch.policy.watched_layers and layer == branch.policy.first_layer - 1:
-                branch.engine.on_attention(layer, attention, output)
+            own = branch is self._running
+            first = self._running is None and layer == branch.policy.first_layer - 1
+            if layer in branch.policy.watched_layers and (own or first):
+                branch.call.attention[layer] = attention
 
     def _after(self, index: int, *, last: bool) -> Any:
         """Make the hook that runs a layer for the branches."""
@@ -144,10 +132,12 @@ class Fork:
             for branch in self.branches:
                 if index >= branch.policy.first_layer:
                     self._run(branch, index, module, main, args[1:], kwargs)
-            self._before_late = hidden if index < self._late else None
+            late = max((branch.engine.stages.late for branch in self.branches), default=0)
+            self._before_late = hidden if index < late else None
             if not last:
                 return None
-            rows = [one.hidden[:, -1:] for one in self.branches if one.hidden is not None]
+            # Norm and head run once for all: the branches' last rows follow the untouched ones.
+            rows = [branch.hidden[:, -1:] for branch in self.branches if branch.hidden is not None]
             joined = torch.cat([hidden, *(row.to(hidden.device) for row in rows)], dim=1)
             return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
@@ -156,34 +146,32 @@ class Fork:
     def _run(
         self, branch: Branch, index: int, module: nn.Module, main: Tensor, args: Any, kwargs: Any
     ) -> None:
-        """Run a layer over what a branch has left."""
+        """Run a layer over what a branch has left, (1, n before, width) -> (1, n, width)."""
         if kwargs.get("past_key_values") is None:
             raise ModelError(
-                f"layer {index} of {type(self.model).__name__} is not given a cache by name, so "
-                "truncations cannot share a prefill"
+                f"layer {index} of {type(branch.engine.model).__name__} is not given a cache by "
+                "name, so truncations cannot share a prefill"
             )
-        begins = index == branch.policy.first_layer
-        hidden = main if begins else branch.hidden
-        if not begins and self._before_late is not None and hidden is not None:
-            # What the model added to image tokens behind the layer before; their places are kept.
+        stages, call = branch.engine.stages, branch.call
+        hidden = main if branch.hidden is None else branch.hidden
+        if branch.hidden is not None and self._before_late is not None:
+            # What the model added by slot after the layer before; the branch's rows were put back.
             hidden = hidden + (main - self._before_late.to(main.device)).to(hidden.device)
-        given = {
-            name: value
-            for name, value in {**kwargs, "past_key_values": branch.cache}.items()
-            if name != "hidden_states"
-        }
-        cut = branch.engine.before[index](module, (hidden, *args), given)
-        found_args, found_kwargs = ((hidden, *args), given) if cut is None else cut
+        hidden = stages.hidden_for(call, index, hidden)
+        given = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        given["past_key_values"] = branch.cache
+        arguments = stages.arguments_for(call, index, hidden, given)
         self._running = branch
         try:
             # Not through __call__: hooks and checkpointing are the untouched run's.
-            found = module.forward(*found_args, **found_kwargs)
+            output = module.forward(hidden, *args, **arguments)
         finally:
             self._running = None
-        if index in branch.engine.whole_after(self._layers):
-            whole = branch.engine.after(index)(module, args, found)
-            found = found if whole is None else whole
-        branch.hidden = found[0] if isinstance(found, tuple) else found
+        hidden = output[0] if isinstance(output, tuple) else output
+        if index in stages.whole_after:
+            whole = stages.put_back(call, index, hidden)
+            hidden = hidden if whole is None else whole
+        branch.hidden = hidden
 
 
 def _shared(layer: Any) -> Any:

@@ -12,7 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.lvlm.tokens import answer_text
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.truncation import Truncation
 
 
 class _Clock(StoppingCriteria):

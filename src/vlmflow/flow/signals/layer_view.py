@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlmflow.errors import InputError
-from vlmflow.flow.signals.signal import ATTENTION, FEATURES, SALIENCY, Signal
+from vlmflow.flow.signals.readings import ATTENTION, FEATURES, SALIENCY
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +19,8 @@ class LayerView:
 
     Parameters
     ----------
-    signal : Signal
-        Who looks: what it has not declared to read is not there.
+    name, reads : str, tuple of str
+        The signal that looks, and what it declares to read: nothing else is there.
     layer : int
         Counted from 0.
     is_answer : (R,) bool
@@ -28,7 +28,8 @@ class LayerView:
         rows (features) it is empty.
     """
 
-    signal: Signal
+    name: str
+    reads: tuple[str, ...]
     layer: int
     is_answer: Tensor
     _attention: Tensor | None = None
@@ -68,7 +69,7 @@ class LayerView:
     def _given(self, what: str, declared: str, value: Tensor | None) -> Tensor:
         if value is None:
             raise InputError(
-                f"signal {self.signal.known_as()!r} looks at seen.{what} but declares "
-                f"reads={self.signal.reads!r}; add {declared!r} to it"
+                f"signal {self.name!r} looks at seen.{what} but declares reads={self.reads!r}; "
+                f"add {declared!r} to it"
             )
         return value

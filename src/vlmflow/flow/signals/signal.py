@@ -12,18 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vlmflow.errors import InputError
 from vlmflow.extensions import Extension
+from vlmflow.flow.signals.readings import FEATURES, READS, ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlmflow.flow.signals.layer_view import LayerView
-
-ATTENTION, SALIENCY, FEATURES = "attention", "saliency", "features"
-READS = (ATTENTION, SALIENCY, FEATURES)
-"""What a signal can be made of, see :attr:`Signal.reads`."""
-
-ROWS = ("answer", "text")
-"""Whose attention it can be made of, see :attr:`Signal.rows`."""
 
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vlmflow.reports.figures.style import GREY, WIDTH, drawable, figure_style
+from vlmflow.reports.figures.style import WIDTH, drawable, figure_style
+from vlmflow.reports.palette import GREY, SERIES
 from vlmflow.studies.cliff_layer.measurements import SIGNALS
 from vlmflow.studies.cliff_layer.prediction import true_cliffs
 
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from vlmflow.studies.cliff_layer.study import CliffStudy
 
 _HEIGHT = 5.0
-_LOSS, _CLIFF = "#D55E00", "#0072B2"
-# Okabe & Ito (2008); dashes and marks say the same without colour.
+_LOSS, _CLIFF = SERIES[:2]
 _LINES: dict[str, dict[str, Any]] = {
-    "attention share": {"color": "#000000", "linestyle": (0, (1, 1.2)), "marker": "s"},
-    "saliency flow": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
-    "convergence": {"color": "#009E73", "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
+    "attention share": {"color": SERIES[1], "linestyle": (0, (5, 1.5)), "marker": "s"},
+    "saliency flow": {"color": SERIES[0], "linestyle": "-", "marker": "o"},
+    "convergence": {"color": SERIES[3], "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
 }
 
 
@@ -54,11 +54,11 @@ def cliff_figure(study: CliffStudy) -> Figure:
         _signals(grid[1, 1], frame)
         figure.text(0.014, 0.965, drawable(f"{study.task} on {study.model['name']}"),
                     fontsize=9, fontweight="bold", va="center")  # fmt: skip
-        words = (
+        note = (
             f"{len(study.curves)} samples; bands and shaded layers are 95 % intervals; dotted: "
             "tolerance"
         )
-        figure.text(0.014, 0.93, words, fontsize=7, color=GREY, va="center")
+        figure.text(0.014, 0.93, note, fontsize=7, color=GREY, va="center")
     return figure
 
 
@@ -75,15 +75,15 @@ def _curve(axes: Axes, frame: pd.DataFrame, name: str, cliff: Cliff, label: str)
     axes.axvspan(low - 0.25, min(high, end - 0.5) + 0.25, color=_CLIFF, alpha=0.12, linewidth=0)
     if cliff.layer is not None:
         axes.axvline(cliff.layer, color=_CLIFF, linewidth=1.2)
-    told = "no cliff layer" if cliff.layer is None else f"cliff layer {cliff.layer}"
-    axes.set_title(told, loc="right", fontsize=8, color=_CLIFF)
+    title = "no cliff layer" if cliff.layer is None else f"cliff layer {cliff.layer}"
+    axes.set_title(title, loc="right", fontsize=8, color=_CLIFF)
     axes.set_title(label, loc="left", fontsize=8)
     axes.set_ylim(bottom=0)
     _layers(axes, layers, "tokens removed from layer")
 
 
 def _samples(axes: Axes, study: CliffStudy) -> None:
-    cliffs = true_cliffs(study.observed, study.kl.tolerance)
+    cliffs = true_cliffs(study.measurements, study.kl.tolerance)
     end = study.layers[-1] + 1
     counts = np.bincount(cliffs, minlength=end + 1) / len(cliffs)
     axes.bar(range(end), counts[:end], color=_CLIFF, width=0.8)

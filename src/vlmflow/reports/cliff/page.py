@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vlmflow.escape_invisible import shown
 from vlmflow.reports.cliff.figure import cliff_figure
-from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.plain_page import embedded, plain_page
+from vlmflow.studies.cliff_layer import sentences
+from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, interval
 
 if TYPE_CHECKING:
-    from vlmflow.removal.cliff import Cliff
     from vlmflow.studies.cliff_layer.prediction import Prediction
     from vlmflow.studies.cliff_layer.study import CliffStudy
 
-SAMPLES_SHOWN, TEXT_SHOWN, NAME_SHOWN = 200, 600, 120
+SAMPLES_SHOWN, TEXT_SHOWN = 200, 600
 
 
 def cliff_page(study: CliffStudy) -> str:
@@ -49,7 +50,7 @@ def cliff_page(study: CliffStudy) -> str:
         second=second_line(study),
         figure=embedded(cliff_figure(study)),
         layers=study.layer_frame().to_dict("records"),
-        predictions=[_told(one) for one in study.predictions],
+        predictions=[_prediction_row(prediction) for prediction in study.predictions],
         samples=samples,
         hidden=max(0, len(frame) - SAMPLES_SHOWN),
         settings={**study.settings, **study.model},
@@ -61,16 +62,7 @@ def cliff_page(study: CliffStudy) -> str:
 
 def headline(study: CliffStudy) -> str:
     """Say the finding in one sentence."""
-    cliff, task = study.changed, shown(study.task, NAME_SHOWN)
-    most = f"{100 * cliff.tolerance:g} % of the answers"
-    if cliff.layer is None:
-        return f"{task}: removing all image tokens changes more than {most} at every layer"
-    if cliff.layer == 0:
-        return f"{task}: without the picture, at most {most} change"
-    return (
-        f"{task}: from layer {cliff.layer} of {len(study.layers)} on, all image tokens can go; "
-        f"at most {most} change"
-    )
+    return sentences.headline(study.task, study.changed, len(study.layers))
 
 
 def second_line(study: CliffStudy) -> str:
@@ -83,21 +75,16 @@ def second_line(study: CliffStudy) -> str:
     )
 
 
-def interval(cliff: Cliff) -> str:
-    """Return ``"5 to 7"``, ``"6"``, ``"11 to none"`` or ``"none"``."""
-    low, high = ("none" if end is None else str(end) for end in (cliff.low, cliff.high))
-    return low if low == high else f"{low} to {high}"
-
-
-def _told(one: Prediction) -> dict[str, Any]:
+def _prediction_row(prediction: Prediction) -> dict[str, Any]:
     rank = "undefined"
-    if one.rank is not None:
-        rank = f"{one.rank:.2f}"
-        if one.rank_low is not None and one.rank_high is not None:
-            rank += f" ({one.rank_low:.2f} to {one.rank_high:.2f})"
+    if prediction.rank is not None:
+        rank = f"{prediction.rank:.2f}"
+        if prediction.rank_low is not None and prediction.rank_high is not None:
+            rank += f" ({prediction.rank_low:.2f} to {prediction.rank_high:.2f})"
     return {
-        "signal": one.signal,
-        "error": f"{one.error:.2f} ({one.error_low:.2f} to {one.error_high:.2f})",
+        "signal": prediction.signal,
+        "error": f"{prediction.error:.2f} "
+        f"({prediction.error_low:.2f} to {prediction.error_high:.2f})",
         "rank": rank,
-        "threshold": "" if one.threshold is None else f"{one.threshold:.2f}",
+        "threshold": "" if prediction.threshold is None else f"{prediction.threshold:.2f}",
     }

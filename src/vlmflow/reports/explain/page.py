@@ -6,22 +6,21 @@ import base64
 import hashlib
 import json
 import os
-import secrets
-from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
-from vlmflow.errors import InputError
+from vlmflow.escape_invisible import shown
+from vlmflow.files import write_files
 from vlmflow.lvlm.layout import SEGMENTS
-from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.explain.page_data import Packed, page_data
+from vlmflow.reports.palette import theme_css
 from vlmflow.result.convergence import top_mass
+from vlmflow.result.sentences import image_share_sentence, percent
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -72,24 +71,14 @@ def write_report(flow: InformationFlow, path: str | os.PathLike[str]) -> Path:
     InputError
         If the path cannot be written; nothing half-written is left behind.
     """
-    return _written(Path(path), _rendered(flow).encode("utf-8"))
+    target = Path(path)
+    write_files(target.parent, {target.name: _rendered(flow).encode("utf-8")})
+    return target
 
 
 def headline(flow: InformationFlow) -> str:
     """Say what attention flow measured for this answer, in one sentence."""
-    share = flow.attention_share[:, 0]
-    attending = np.flatnonzero(share.any(axis=1))
-    if attending.size == 0:
-        return "No layer of this model has attention that could be measured."
-    first, last = int(attending[0]), int(attending[-1])
-    image = share[:, SEGMENTS.index("image")]
-    source = "image" if len(flow.pictures) == 1 else "images"
-    if flow.layout.frames:
-        source = "frames" if all(flow.layout.frames) else "images and frames"
-    opening = f"At layer {first} the answer draws {percent(image[first])} of its attention from"
-    if first == last:
-        return f"{opening} the {source}."
-    return f"{opening} the {source}, at layer {last} it draws {percent(image[last])}."
+    return image_share_sentence(flow.attention_share, flow.layout)
 
 
 def second_line(flow: InformationFlow) -> str:
@@ -110,23 +99,12 @@ def second_line(flow: InformationFlow) -> str:
     return " ".join(sentences)
 
 
-def percent(share: float) -> str:
-    """Write a share as text: whole per cent, one decimal below 10 %."""
-    value = 100 * float(share)
-    if value == 0:
-        return "0\u00a0%"
-    if value < 0.05:
-        return "less than 0.1\u00a0%"
-    # 9.96 rounds to 10.0, which reads better as 10
-    return f"{value:.1f}\u00a0%" if value < 9.95 else f"{value:.0f}\u00a0%"
-
-
 def _rendered(flow: InformationFlow) -> str:
     libraries = [_source("vendor", name) for name in LIBRARIES]
     parts = "\n".join(_source("templates", name) for name in SCRIPTS)
     # one closure: the files share their names with each other and with nothing else
     script = f'(() => {{\n"use strict";\n{parts}\n}})();'
-    style = _source("templates", "page.css")
+    style = theme_css() + _source("templates", "page.css")
     notices = [_source("vendor", f"{name}.LICENSE").strip() for name in ("d3", "plot")]
     texts = {
         "policy": _policy([*libraries, script], style),
@@ -146,7 +124,9 @@ def _rendered(flow: InformationFlow) -> str:
         "signals": len(flow.maps),
         "several": len(flow.pictures) > 1,
         "first_picture": _first_picture(flow),
-        "grouped": any(one is not None and one.last > one.first for one in flow.layout.frames),
+        "grouped": any(
+            group is not None and group.last > group.first for group in flow.layout.frames
+        ),
     }
     template = _environment().get_template("page.html.j2")
     empty = template.render(**texts, head=Markup("{}"), storage="")
@@ -241,30 +221,3 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _written(target: Path, content: bytes) -> Path:
-    """All of the file or none of it: written beside its place, then moved there."""
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
-    created: list[Path] = []
-    try:
-        created = [folder for folder in target.parents if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise IsADirectoryError(0, "it is a directory")
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    except BaseException as error:
-        with suppress(OSError, ValueError):
-            temporary.unlink(missing_ok=True)
-        for folder in created:
-            with suppress(OSError):
-                folder.rmdir()
-        if isinstance(error, (OSError, ValueError)):
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(
-                f"cannot write the report to {str(target)!r} ({reason}); "
-                "choose a path you can write to"
-            ) from error
-        raise
-    return target

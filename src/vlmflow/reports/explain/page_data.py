@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vlmflow.escape_invisible import shown
 from vlmflow.flow.axes import FLAGS
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS, Segment
-from vlmflow.reports.escape_invisible import shown
 from vlmflow.reports.explain.combined_cells import combined_cells
+from vlmflow.reports.palette import MAP_SCALE
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -227,6 +228,7 @@ def page_data(flow: InformationFlow, room: int) -> Packed:
             for signal, about in flow.about.items()
         },
         "pictures": _pictures(flow),
+        "mapScale": MAP_SCALE.capitalize(),
         "grids": [
             {
                 "image": int(grid.image),

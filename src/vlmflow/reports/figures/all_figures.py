@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlmflow.errors import InputError
+from vlmflow.files import write_files
+from vlmflow.reports.figures.figure_files import FORMATS, figure_files
 from vlmflow.result.checks import plural, valid_index
-from vlmflow.result.storage import write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,10 +21,6 @@ Scale = Literal["layer", "shared"]
 
 SCALES: tuple[Scale, ...] = ("layer", "shared")
 """Colours from 0 to the largest value of each layer, or of all layers."""
-
-FORMATS: tuple[str, ...] = ("png", "pdf")
-
-_DPI = 300
 
 
 def strip_figure(
@@ -131,8 +127,6 @@ def save_figures(
     InputError
         If a format is unknown, there is no such target, or the directory cannot be written.
     """
-    from vlmflow.reports.figures.style import figure_style
-
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise InputError(f"formats={list(formats)!r}, but figures are {' or '.join(FORMATS)}")
@@ -144,19 +138,6 @@ def save_figures(
             if flow.about[signal].summed is None:
                 shared = strip_figure(flow, signal, target, image=image, scale="shared")
                 figures[f"{name}_shared"] = shared
-    contents: dict[str, bytes] = {}
-    # inside the style: fonts are embedded when a figure is written, not when it is drawn
-    with figure_style():
-        for name, figure in figures.items():
-            for format_name in formats:
-                buffer = io.BytesIO()
-                # without a date the same result gives the same file
-                figure.savefig(
-                    buffer,
-                    format=format_name,
-                    dpi=_DPI,
-                    metadata={"CreationDate": None} if format_name == "pdf" else None,
-                )
-                contents[f"{name}.{format_name}"] = buffer.getvalue()
+    contents = figure_files(figures, formats)
     folder = write_files(directory, contents)
     return [folder / name for name in contents]

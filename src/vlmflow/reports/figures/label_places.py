@@ -13,7 +13,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextToPath
 
-from vlmflow.reports.figures.style import GREY, drawable, fit
+from vlmflow.reports.figures.style import drawable, fit
+from vlmflow.reports.palette import GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,21 +65,21 @@ def place_labels(
     figure = axes.get_figure()
     assert figure is not None
     scale = 72 / figure.dpi
-    soft, hard = (axes.transData.transform(one.reshape(-1, 2)) * scale for one in (lines, marks))
+    soft, hard = (axes.transData.transform(p.reshape(-1, 2)) * scale for p in (lines, marks))
     ends = axes.get_window_extent()
     inside = (ends.x0 * scale + 3, ends.y0 * scale, ends.x1 * scale, ends.y1 * scale)
     taken: list[Box] = []
     for label in labels:
         fonts = FontProperties(size=7, weight="bold" if label.bold else "normal")
-        words = fit(drawable(label.text), width, fonts)
-        wide, high, _ = _MEASURE.get_text_width_height_descent(words, fonts, ismath=False)
+        text = fit(drawable(label.text), width, fonts)
+        wide, high, _ = _MEASURE.get_text_width_height_descent(text, fonts, ismath=False)
         x, y = axes.transData.transform((label.x, label.y)) * scale
         best: tuple[float, float, float, Box] | None = None
         for distance in _DISTANCES:
             for angle in _ANGLES:
                 dx, dy = _offset(distance, angle, 1.05 * wide, high)
                 box = (x + dx, y + dy, x + dx + 1.05 * wide, y + dy + high)
-                blocked = _outside(box, inside) + sum(_overlap(box, one) for one in taken)
+                blocked = _outside(box, inside) + sum(_overlap(box, other) for other in taken)
                 blocked += _covered(box, hard, _MARK)
                 cost = 1000 * blocked + 3 * _covered(box, soft, 1) + distance / 4
                 if best is None or cost < best[0]:
@@ -88,13 +89,13 @@ def place_labels(
         if cost >= 1000 and not label.bold:
             continue
         taken.append(box)
-        _write(axes, label, words, (dx, dy), box, (x, y), fonts)
+        _write(axes, label, text, (dx, dy), box, (x, y), fonts)
 
 
 def _write(
     axes: Axes,
     label: Label,
-    words: str,
+    text: str,
     offset: tuple[float, float],
     box: Box,
     point: tuple[float, float],
@@ -112,7 +113,7 @@ def _write(
         )  # fmt: skip
     options: dict[str, Any] = {"path_effects": [withStroke(linewidth=2.2, foreground="white")]}
     axes.annotate(
-        words, (label.x, label.y), offset, textcoords="offset points", fontproperties=fonts,
+        text, (label.x, label.y), offset, textcoords="offset points", fontproperties=fonts,
         ha="left", va="bottom", zorder=6, **options,
     )  # fmt: skip
 

@@ -14,13 +14,13 @@ from PIL import Image
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.reports.figures.style import (
-    GREY,
     HEAD,
     WIDTH,
     figure_style,
     header,
     short,
 )
+from vlmflow.reports.palette import GREY, MAP_SCALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.float32]
 
-# viridis: even in lightness, so it reads in print and without colour vision
-_COLOURS = "viridis"
 # pixels on a panel's longer side: sharp in print at its size, small in a file
 _LONGEST = 400
 # steps of the colour bar
@@ -122,20 +120,20 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
             _draw_map(axes, place, grey, painted / np.float32(top_of_all if shared else top))
             unseen = unseen or not np.isfinite(painted).all()
             if note:
-                words = f"max {short(top)}"
-                _write(axes, place.middle, place.bottom + 0.02, words, 5.5, color=GREY, va="top")
+                text = f"max {short(top)}"
+                _write(axes, place.middle, place.bottom + 0.02, text, 5.5, color=GREY, va="top")
         if top_of_all > 0:
             most = "largest of the layer" + (", all pictures" if len(flow.pictures) > 1 else "")
             _draw_scale(axes, total - 0.26, most if note else top_of_all)
         grids = [grid for grid in flow.layout.grids if grid.image == image]
-        words = "patches: where query tokens look" if _shared(flow) else ""
+        text = "patches: where query tokens look" if _shared(flow) else ""
         if len(grids) > 1:
-            words = f"{' and '.join(grid.kind for grid in grids)} together, mean by area"
-        if words:
-            _write(axes, WIDTH - 0.1, total - 0.26, words, 6.5, color=GREY, ha="right", va="center")
+            text = f"{' and '.join(grid.kind for grid in grids)} together, mean by area"
+        if text:
+            _write(axes, WIDTH - 0.1, total - 0.26, text, 6.5, color=GREY, ha="right", va="center")
         if unseen:
-            words = "////  not seen by the model"
-            _write(axes, 0.1, total - 0.26, words, 6.5, color=GREY, ha="left", va="center")
+            text = "////  not seen by the model"
+            _write(axes, 0.1, total - 0.26, text, 6.5, color=GREY, ha="left", va="center")
     return figure
 
 
@@ -156,7 +154,7 @@ def _top(flow: InformationFlow, values: npt.NDArray[np.float32]) -> float:
     positions = flow.layout.image_positions
     own = values.astype(np.float64)
     drawn = [grid.values(own, positions) for grid in _shared(flow)] or [own]
-    return max(float(one.max(initial=0.0)) for one in drawn)
+    return max(float(part.max(initial=0.0)) for part in drawn)
 
 
 def _arrange(panels: int, ratio: float, note: float) -> tuple[int, float]:
@@ -196,14 +194,14 @@ def _mixed(shares: Pixels, grey: Pixels) -> Pixels:
 
     The picture is darkened, so that stronger always means lighter, whatever lies below.
     """
-    colours = matplotlib.colormaps[_COLOURS](shares)[..., :3]
+    colours = matplotlib.colormaps[MAP_SCALE](shares)[..., :3]
     veil = (0.4 + 0.55 * shares)[..., None]
     ground = (0.12 + 0.4 * grey)[..., None]
     return np.asarray(veil * colours + (1 - veil) * ground, dtype=np.float32)
 
 
-def _write(axes: Axes, x: float, y: float, words: str, size: float, **style: Any) -> None:
-    axes.text(x, y, words, fontsize=size, **{"ha": "center", **style})
+def _write(axes: Axes, x: float, y: float, text: str, size: float, **style: Any) -> None:
+    axes.text(x, y, text, fontsize=size, **{"ha": "center", **style})
 
 
 def _lay(axes: Axes, place: Place, pixels: npt.NDArray[Any], **style: Any) -> None:
@@ -224,10 +222,10 @@ def _draw_map(axes: Axes, place: Place, grey: Pixels, shares: Pixels) -> None:
 def _draw_nothing(axes: Axes, place: Place, grey: Pixels, flag: str) -> None:
     """Show that there is no map, and why."""
     _draw_faint(axes, place, grey, "xxxx")
-    words = flag.replace("no attention here", "no attention\nhere")
+    text = flag.replace("no attention here", "no attention\nhere")
     box = {"boxstyle": "square,pad=0.25", "facecolor": "white", "edgecolor": "none"}
     centre = (place.top + place.bottom) / 2
-    _write(axes, place.middle, centre, words, 6.5, va="center", bbox=box, zorder=3)
+    _write(axes, place.middle, centre, text, 6.5, va="center", bbox=box, zorder=3)
 
 
 def _draw_faint(axes: Axes, place: Place, grey: Pixels, hatch: str) -> None:
@@ -239,7 +237,7 @@ def _draw_faint(axes: Axes, place: Place, grey: Pixels, hatch: str) -> None:
 
 
 def _draw_scale(axes: Axes, y: float, top: float | str) -> None:
-    """Draw the colours: with numbers where all panels share them, with words otherwise."""
+    """Draw the colours: with numbers where all panels share them, with text otherwise."""
     left, right = WIDTH / 2 - 1.1, WIDTH / 2 + 1.1
     steps = np.linspace(0, 1, _STEPS, dtype=np.float32)[None]
     bar = _mixed(steps, np.full_like(steps, 0.5))
@@ -248,6 +246,6 @@ def _draw_scale(axes: Axes, y: float, top: float | str) -> None:
         ends = [(left, "0"), (right, top)]
     else:
         ends = [(left, "0"), (WIDTH / 2, short(top / 2)), (right, short(top))]
-    for x, words in ends:
+    for x, text in ends:
         axes.plot([x, x], [y - 0.045, y + 0.07], color="black", linewidth=0.6)
-        _write(axes, x, y + 0.08, words, 6.5, va="top")
+        _write(axes, x, y + 0.08, text, 6.5, va="top")

@@ -10,13 +10,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.reports.figures.style import (
-    GREY,
     SEGMENT_LINES,
     SEGMENT_NAMES,
     WIDTH,
     figure_style,
     header,
 )
+from vlmflow.reports.palette import GREY, GRID
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +81,7 @@ def _draw_curves(axes: Axes, flow: InformationFlow, target: int) -> None:
     axes.xaxis.set_major_locator(
         MaxNLocator(nbins=20, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
     )
-    axes.grid(axis="y", linewidth=0.4, color="#d9d9d9")
+    axes.grid(axis="y", linewidth=0.4, color=GRID)
     axes.set_axisbelow(True)
 
 

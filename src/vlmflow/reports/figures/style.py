@@ -12,7 +12,8 @@ from matplotlib import font_manager
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
-from vlmflow.reports.escape_invisible import visible
+from vlmflow.escape_invisible import visible
+from vlmflow.reports.palette import GREY, HATCH, LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,18 +26,15 @@ WIDTH = 7.16
 HEAD = 0.6
 """Inches at the top of a figure that :func:`header` fills."""
 
-GREY = "#5c5c5c"
-
 # more characters than a line can hold, few enough to measure quickly
 _CHARACTERS = 300
 _MEASURE = TextToPath()
 
-# Okabe & Ito (2008): told apart without colour vision; marks and dashes carry the same news.
 SEGMENT_LINES: dict[str, dict[str, Any]] = {
-    "system": {"color": "#000000", "linestyle": (0, (1, 1.2)), "marker": "s"},
-    "image": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
-    "user": {"color": "#0072B2", "linestyle": (0, (5, 1.5)), "marker": "^"},
-    "answer": {"color": "#009E73", "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
+    "system": {"color": LIGHT["system"], "linestyle": (0, (1, 1.2)), "marker": "^"},
+    "image": {"color": LIGHT["image"], "linestyle": "-", "marker": "o"},
+    "user": {"color": LIGHT["user"], "linestyle": (0, (5, 1.5)), "marker": "s"},
+    "answer": {"color": LIGHT["answer"], "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
 }
 
 SEGMENT_NAMES: dict[str, str] = {"answer": "earlier answer"}
@@ -49,7 +47,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "figure.dpi": 100,
     "font.size": 8,
-    "hatch.color": "#8a8a8a",
+    "hatch.color": HATCH,
     "hatch.linewidth": 0.5,
     # TrueType, whole and editable: what journals ask for
     "pdf.fonttype": 42,
@@ -107,21 +105,21 @@ def drawable(text: str) -> str:
     )
 
 
-def fit(words: str, width: float, fonts: FontProperties) -> str:
-    """Return the words, shortened with an ellipsis where they are wider than ``width`` inches."""
+def fit(text: str, width: float, fonts: FontProperties) -> str:
+    """Return the text, shortened with an ellipsis where they are wider than ``width`` inches."""
 
     def fits(shown: str) -> bool:
         points, _, _ = _MEASURE.get_text_width_height_descent(shown, fonts, ismath=False)
         # hinting makes letters on a screen up to a few percent wider
         return bool(points * 1.05 <= width * 72)
 
-    if fits(words):
-        return words
-    low, high = 0, len(words)
+    if fits(text):
+        return text
+    low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(words[:middle] + "…") else (low, middle - 1)
-    return words[:low].rstrip() + "…"
+        low, high = (middle, high) if fits(text[:middle] + "…") else (low, middle - 1)
+    return text[:low].rstrip() + "…"
 
 
 def header(figure: Figure, title: str, flow: InformationFlow, target: int) -> None:
@@ -137,14 +135,14 @@ def header(figure: Figure, title: str, flow: InformationFlow, target: int) -> No
 
 
 def _line(
-    figure: Figure, y: float, words: str, fonts: FontProperties, width: float, right: bool = False
+    figure: Figure, y: float, text: str, fonts: FontProperties, width: float, right: bool = False
 ) -> None:
     """Write one line, ``y`` inches below the upper edge."""
     _, height = figure.get_size_inches()
     figure.text(
         1 - 0.1 / WIDTH if right else 0.1 / WIDTH,
         1 - y / height,
-        fit(drawable(words[:_CHARACTERS]), width, fonts),
+        fit(drawable(text[:_CHARACTERS]), width, fonts),
         fontproperties=fonts,
         color=GREY if right else "black",
         ha="right" if right else "left",

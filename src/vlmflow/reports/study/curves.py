@@ -12,38 +12,35 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vlmflow.reports.figures.style import GREY, WIDTH, drawable, figure_style, fit
+from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, fit
+from vlmflow.reports.palette import GREY, LIGHT, SERIES
 from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED
 from vlmflow.truncation.amounts import Amount, Share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vlmflow.studies.truncations.results import Line, Outcome
-    from vlmflow.truncation.policy import Truncation
+    from vlmflow.studies.truncations.results import StudyResult
+    from vlmflow.studies.truncations.summaries import ArmSummary
+    from vlmflow.truncation.truncation import Truncation
 
-Curves = dict[str, list["Line"]]
-"""Lines of every curve, by their layer; named by what they keep."""
+Curves = dict[str, list["ArmSummary"]]
+"""Summaries of every curve, by their layer; named by what they keep."""
 
 _ROW, _HEAD, _FOOT = 2.35, 0.9, 0.42
-# Okabe & Ito (2008); marks say the same without colour.
-_LOOKS = (
-    {"color": "#D55E00", "marker": "o"},
-    {"color": "#0072B2", "marker": "^"},
-    {"color": "#009E73", "marker": "D"},
-    {"color": "#CC79A7", "marker": "v"},
-    {"color": "#8a6d00", "marker": "P"},
-    {"color": "#56B4E9", "marker": "<"},
-)
+# Marks say the same without colour.
+_LOOKS = [
+    {"color": colour, "marker": marker} for colour, marker in zip(SERIES, "o^DvP<", strict=True)
+]
 
 
-def study_curves(outcome: Outcome) -> Figure | None:
+def study_curves(study: StudyResult) -> Figure | None:
     """Draw the test score against the layer, for truncations that differ in their layer only.
 
     Parameters
     ----------
-    outcome : Outcome
-        What :func:`vlmflow.studies.truncations.results.read_outcome` read.
+    study : StudyResult
+        What :func:`vlmflow.studies.truncations.results.read_study` read.
 
     Returns
     -------
@@ -51,60 +48,60 @@ def study_curves(outcome: Outcome) -> Figure | None:
         One picture per ranking; not registered with pyplot. None where no two truncations differ
         in their layer only.
     """
-    found = curves_of(outcome)
-    if not found:
+    panels = curves_of(study)
+    if not panels:
         return None
-    columns = min(2, len(found))
-    rows = math.ceil(len(found) / columns)
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
     height = _HEAD + rows * _ROW
     with figure_style():
         figure = Figure(figsize=(WIDTH, height))
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         figure.subplots_adjust(0.085, _FOOT / height, 0.985, 1 - _HEAD / height, 0.06, 0.3)
-        looks = _looks(found)
-        for axes, (title, curves) in zip(grid, found.items(), strict=False):
-            _panel(axes, outcome, title, curves, looks)
-        for axes in grid[len(found) :]:
+        looks = _looks(panels)
+        for axes, (title, curves) in zip(grid, panels.items(), strict=False):
+            _panel(axes, study, title, curves, looks)
+        for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        for axes in grid[max(0, len(found) - columns) : len(found)]:
+        for axes in grid[max(0, len(panels) - columns) : len(panels)]:
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("truncated at layer, counted from 0", loc="left", fontsize=7.5)
-        _head(figure, height, outcome, looks)
+        _head(figure, height, study, looks)
     return figure
 
 
-def curves_of(outcome: Outcome) -> dict[str, Curves]:
-    """Group the test lines of one-stage truncations by ranking, and those by what they keep.
+def curves_of(study: StudyResult) -> dict[str, Curves]:
+    """Group the test summaries of one-stage truncations by ranking, and those by what they keep.
 
     Keeping none takes no ranking: that curve stands beside those of every ranking. Curves of a
     single layer are left out.
     """
-    panels: dict[str, Curves] = {}
-    none: dict[str, list[Line]] = {}
-    for line in outcome.lines:
-        policy = line.setting.truncation
-        if line.split != "test" or line.setting.kind != "truncation" or policy is None:
+    rankings: dict[str, Curves] = {}
+    none: dict[str, list[ArmSummary]] = {}
+    for summary in study.summaries:
+        policy = summary.arm.truncation
+        if summary.split != "test" or summary.arm.kind != "truncation" or policy is None:
             continue
         if len(policy.stages) > 1:
             continue
         keep = policy.stages[0].keep
         if policy.ranks:
-            curves = panels.setdefault(_ranking(policy), {})
-            curves.setdefault(_kept(keep), []).append(line)
+            curves = rankings.setdefault(_ranking(policy), {})
+            curves.setdefault(_kept(keep), []).append(summary)
         else:
-            none.setdefault(f"keep 0{_rest(policy)}", []).append(line)
-    none = {name: lines for name, lines in none.items() if len(lines) > 1}
-    found = {}
-    for title, curves in panels.items():
-        kept = {name: _amount(lines[0]).plain for name, lines in curves.items()}.__getitem__
+            none.setdefault(f"keep 0{_rest(policy)}", []).append(summary)
+    none = {name: summaries for name, summaries in none.items() if len(summaries) > 1}
+    panels = {}
+    for title, curves in rankings.items():
+        kept = {name: _amount(summaries[0]).plain for name, summaries in curves.items()}.__getitem__
         several = {name: curves[name] for name in sorted(curves, key=kept) if len(curves[name]) > 1}
         if several:
-            found[title] = none | several
-    if none and not found:
-        found["no image token kept"] = none
+            panels[title] = none | several
+    if none and not panels:
+        panels["no image token kept"] = none
     return {
-        title: {name: sorted(lines, key=_layer) for name, lines in curves.items()}
-        for title, curves in found.items()
+        title: {name: sorted(summaries, key=_layer) for name, summaries in curves.items()}
+        for title, curves in panels.items()
     }
 
 
@@ -113,27 +110,27 @@ def _looks(panels: dict[str, Curves]) -> dict[str, dict[str, Any]]:
     numbers = count()
     looks: dict[str, dict[str, Any]] = {}
     for curves in panels.values():
-        for name, lines in curves.items():
-            policy = lines[0].setting.truncation
+        for name, summaries in curves.items():
+            policy = summaries[0].arm.truncation
             if name not in looks and policy is not None and policy.ranks:
                 looks[name] = _LOOKS[next(numbers) % len(_LOOKS)]
-            looks.setdefault(name, {"color": "#000000", "marker": "s"})
+            looks.setdefault(name, {"color": LIGHT["ink"], "marker": "s"})
     return looks
 
 
 def _panel(
-    axes: Axes, outcome: Outcome, title: str, curves: Curves, looks: dict[str, dict[str, Any]]
+    axes: Axes, study: StudyResult, title: str, curves: Curves, looks: dict[str, dict[str, Any]]
 ) -> None:
-    tests = [line for line in outcome.lines if line.split == "test"]
-    for line in tests:
-        if line.setting.kind == UNTOUCHED:
-            axes.axhspan(line.score.low, line.score.high, color=GREY, alpha=0.15, linewidth=0)
-            axes.axhline(line.score.value, color=GREY, linewidth=1)
-        if line.setting.kind == NO_IMAGE:
-            axes.axhline(line.score.value, color=GREY, linewidth=1, linestyle=(0, (5, 2)))
-    for name, lines in curves.items():
-        _curve(axes, name, lines, looks[name])
-        at_random = _at_random(outcome, lines, tests)
+    tests = [summary for summary in study.summaries if summary.split == "test"]
+    for summary in tests:
+        if summary.arm.kind == UNTOUCHED:
+            axes.axhspan(summary.score.low, summary.score.high, color=GREY, alpha=0.15, linewidth=0)
+            axes.axhline(summary.score.value, color=GREY, linewidth=1)
+        if summary.arm.kind == NO_IMAGE:
+            axes.axhline(summary.score.value, color=GREY, linewidth=1, linestyle=(0, (5, 2)))
+    for name, summaries in curves.items():
+        _curve(axes, name, summaries, looks[name])
+        at_random = _at_random(study, summaries, tests)
         if len(at_random) > 1:
             layers = [_layer(own) for own, _ in at_random]
             scores = [control.score.value for _, control in at_random]
@@ -145,41 +142,44 @@ def _panel(
     axes.tick_params(labelsize=7.5)
 
 
-def _curve(axes: Axes, name: str, lines: Sequence[Line], look: dict[str, Any]) -> None:
-    layers = [_layer(line) for line in lines]
-    lows, highs = [line.score.low for line in lines], [line.score.high for line in lines]
+def _curve(axes: Axes, name: str, summaries: Sequence[ArmSummary], look: dict[str, Any]) -> None:
+    layers = [_layer(summary) for summary in summaries]
+    lows, highs = (
+        [summary.score.low for summary in summaries],
+        [summary.score.high for summary in summaries],
+    )
     axes.fill_between(layers, lows, highs, color=look["color"], alpha=0.13, linewidth=0)
-    scores = [line.score.value for line in lines]
+    scores = [summary.score.value for summary in summaries]
     axes.plot(layers, scores, label=name, linewidth=1.4, markersize=3.8, **look)
 
 
 def _at_random(
-    outcome: Outcome, lines: Sequence[Line], tests: Sequence[Line]
-) -> list[tuple[Line, Line]]:
-    """Pair the lines of a curve with those of their random controls."""
-    by_name = {line.setting.name: line for line in tests}
+    study: StudyResult, summaries: Sequence[ArmSummary], tests: Sequence[ArmSummary]
+) -> list[tuple[ArmSummary, ArmSummary]]:
+    """Pair the summaries of a curve with those of their random controls."""
+    by_name = {summary.arm.name: summary for summary in tests}
     return [
-        (line, by_name[control.name])
-        for line in lines
-        for control in outcome.controls(line.setting)
+        (summary, by_name[control.name])
+        for summary in summaries
+        for control in study.controls(summary.arm)
         if not control.is_down_sampled and control.name in by_name
     ]
 
 
 def _head(
-    figure: Figure, height: float, outcome: Outcome, looks: dict[str, dict[str, Any]]
+    figure: Figure, height: float, study: StudyResult, looks: dict[str, dict[str, Any]]
 ) -> None:
     bold, plain = FontProperties(size=9, weight="bold"), FontProperties(size=7)
-    title = drawable(f"Score by the layer of truncation: {outcome.task.name[:200]}")
+    title = drawable(f"Score by the layer of truncation: {study.task.name[:200]}")
     figure.text(
         0.014, 1 - 0.16 / height, fit(title, WIDTH - 0.2, bold), fontproperties=bold, va="center"
     )
-    words = (
-        f"{drawable(outcome.task.metric)[:60]} on the test samples; bands: 95 % intervals; grey: "
+    note = (
+        f"{drawable(study.task.metric)[:60]} on the test samples; bands: 95 % intervals; grey: "
         "untouched; dashed: no image; dotted: as many tokens at random"
     )
     figure.text(
-        0.014, 1 - 0.34 / height, fit(words, WIDTH - 0.2, plain), fontproperties=plain,
+        0.014, 1 - 0.34 / height, fit(note, WIDTH - 0.2, plain), fontproperties=plain,
         color=GREY, va="center",
     )  # fmt: skip
     handles = [
@@ -192,14 +192,14 @@ def _head(
     )  # fmt: skip
 
 
-def _layer(line: Line) -> int:
-    assert line.setting.truncation is not None
-    return line.setting.truncation.first_layer
+def _layer(summary: ArmSummary) -> int:
+    assert summary.arm.truncation is not None
+    return summary.arm.truncation.first_layer
 
 
-def _amount(line: Line) -> Amount:
-    assert line.setting.truncation is not None
-    return line.setting.truncation.stages[0].keep
+def _amount(summary: ArmSummary) -> Amount:
+    assert summary.arm.truncation is not None
+    return summary.arm.truncation.stages[0].keep
 
 
 def _kept(keep: Amount) -> str:

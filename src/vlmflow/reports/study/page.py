@@ -4,70 +4,63 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlmflow.reports.escape_invisible import shown
+from vlmflow.escape_invisible import shown
 from vlmflow.reports.plain_page import embedded, plain_page
 from vlmflow.reports.study import tables
 from vlmflow.reports.study.curves import study_curves
 from vlmflow.reports.study.figure import study_figure
-from vlmflow.reports.study.sentences import (
-    NAME_SHOWN,
-    cautions,
-    headline,
-    percent,
-    points,
-    second_line,
-    setting_words,
-)
+from vlmflow.reports.study.sentences import cautions, headline, second_line
+from vlmflow.studies.truncations.sentences import NAME_SHOWN, arm_words, percent, points
 
 if TYPE_CHECKING:
-    from vlmflow.studies.truncations.results import Outcome
+    from vlmflow.studies.truncations.results import StudyResult
 
 
-def study_page(outcome: Outcome) -> str:
+def study_page(study: StudyResult) -> str:
     """Write a study as one page of HTML.
 
     Parameters
     ----------
-    outcome : Outcome
-        What :func:`vlmflow.studies.truncations.results.read_outcome` read.
+    study : StudyResult
+        What :func:`vlmflow.studies.truncations.results.read_study` read.
 
     Returns
     -------
     str
-        The page. Texts of samples, settings and model are escaped; it has no scripts.
+        The page. Texts of samples, arms and model are escaped; it has no scripts.
     """
-    best, compared = outcome.recommendation, tables.answered_setting(outcome)
-    curves = study_curves(outcome)
-    figure_names, figures = tables.figure_table(outcome)
-    answers = [] if compared is None else tables.answer_rows(outcome, compared)
+    best, compared = study.recommendation, tables.answered_arm(study)
+    curves = study_curves(study)
+    figure_names, figures = tables.figure_table(study)
+    answers = [] if compared is None else tables.answer_rows(study, compared)
     return plain_page("study.html.j2").render(
-        task=shown(outcome.task.name, NAME_SHOWN),
-        metric=shown(outcome.task.metric, NAME_SHOWN),
-        model=shown(str(outcome.about["model"]["name"]), NAME_SHOWN),
-        headline=headline(outcome),
-        second=second_line(outcome),
-        cautions=cautions(outcome),
-        max_loss=points(outcome.plan.max_loss),
-        figure=embedded(study_figure(outcome)),
+        task=shown(study.task.name, NAME_SHOWN),
+        metric=shown(study.task.metric, NAME_SHOWN),
+        model=shown(str(study.about["model"]["name"]), NAME_SHOWN),
+        headline=headline(study),
+        second=second_line(study),
+        cautions=cautions(study),
+        max_loss=points(study.plan.max_loss),
+        figure=embedded(study_figure(study)),
         curves=None if curves is None else embedded(curves),
-        splits={split: tables.setting_rows(outcome, split) for split in ("test", "calibration")},
+        splits={split: tables.arm_rows(study, split) for split in ("test", "calibration")},
         figure_names=figure_names,
         figures=figures,
-        failure_counts=tables.failure_counts(outcome),
-        failures=tables.failure_rows(outcome),
-        failures_hidden=max(0, len(outcome.failures) - tables.FAILURES_SHOWN),
-        compared=None if compared is None else setting_words(compared),
+        failure_counts=tables.failure_counts(study),
+        failures=tables.failure_rows(study),
+        failures_hidden=max(0, len(study.failures) - tables.FAILURES_SHOWN),
+        compared=None if compared is None else arm_words(compared),
         is_recommended=best is not None,
         answers=answers,
-        answers_hidden=len(outcome.samples["test"]) - len(answers),
-        same=None if compared is None else _same(outcome, compared.name),
-        settings=tables.settings_table(outcome),
+        answers_hidden=len(study.samples["test"]) - len(answers),
+        same=None if compared is None else _same(study, compared.name),
+        settings=tables.settings_table(study),
     )
 
 
-def _same(outcome: Outcome, name: str) -> str:
+def _same(study: StudyResult, name: str) -> str:
     """Say how many test answers stay the untouched model's."""
-    for line in outcome.lines:
-        if line.split == "test" and line.setting.name == name:
-            return percent(line.loyalty.value)
+    for summary in study.summaries:
+        if summary.split == "test" and summary.arm.name == name:
+            return percent(summary.agreement.value)
     return percent(None)

@@ -35,7 +35,7 @@ function apart(heights, gap, low, high) {
 function layerChart(place, { series, format, yLabel, domain, summary, even }) {
   const width = Math.max(280, place.clientWidth);
   const height = width < 420 ? 256 : 296;
-  const labelWidth = 26 + 6.8 * d3.max(series, ({ label }) => label.length);
+  const labelWidth = 26 + 7.8 * d3.max(series, ({ label }) => label.length);
   const margin = { marginTop: 44, marginRight: Math.min(labelWidth, 0.4 * width), marginBottom: 38, marginLeft: 52 };
   const top = d3.max(series, ({ values }) => d3.max(values)) || 1;
   const [low, high] = domain ?? [0, 1.04 * top];

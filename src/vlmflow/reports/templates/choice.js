@@ -43,5 +43,5 @@ function choose(changes) {
   for (const name of changed) pending.add(name);
 }
 
-const isSummed = (signal) => head.about[signal].summed !== null;
+const isSummed = (signal) => (head.about[signal]?.summed ?? null) !== null;
 const mapLayer = () => (isSummed(choice.signal) ? 0 : choice.layer);

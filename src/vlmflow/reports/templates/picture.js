@@ -1,6 +1,6 @@
 // The map over the picture: one box per image token, in the original picture's pixels.
 
-const colour = d3.interpolateInferno;
+const colour = (share) => d3[`interpolate${head.mapScale}`](share);
 const stages = []; // per picture: { frame, canvas, picture, tokens, hint }
 let shown = { values: null, top: 0 }; // the map on screen and the value of its brightest colour
 let pointed = null; // image token, or cell, under the pointer or the keyboard's cursor

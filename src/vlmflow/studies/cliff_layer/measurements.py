@@ -28,7 +28,7 @@ SIGNALS = ("attention share", "saliency flow", "convergence")
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
+class SampleMeasurement:
     """One sample: its answer, its removal curve and its signals.
 
     Parameters
@@ -36,7 +36,7 @@ class Observed:
     sample : TaskSample
         What was asked.
     answer : str
-        The model's greedy answer; empty where it ended at once, and then nothing else is known.
+        The model's greedy answer; empty where it ended at once, and then nothing else is measured.
     score : float
         The task's score of that answer; NaN where answers cannot be scored one by one.
     curve : RemovalCurve, optional
@@ -54,7 +54,7 @@ class Observed:
     signals: dict[str, FloatArray]
 
 
-def observe(
+def measure_samples(
     vlm: LVLM,
     task: Task,
     split: str,
@@ -62,7 +62,7 @@ def observe(
     *,
     batch: int = 8,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[Observed]:
+) -> Iterator[SampleMeasurement]:
     """Answer and measure the first samples of a split.
 
     Parameters
@@ -81,31 +81,33 @@ def observe(
     samples = task.samples(split, count)
     done = 0
     while chunk := list(islice(samples, batch)):
-        yield from _observe(vlm, task, chunk)
+        yield from _measure_chunk(vlm, task, chunk)
         done += len(chunk)
         if progress is not None:
             progress(done)
 
 
-def _observe(vlm: LVLM, task: Task, chunk: Sequence[TaskSample]) -> Iterator[Observed]:
-    prompts = [vlm.prepare(one.pictures, one.question) for one in chunk]
+def _measure_chunk(
+    vlm: LVLM, task: Task, chunk: Sequence[TaskSample]
+) -> Iterator[SampleMeasurement]:
+    prompts = [vlm.prepare(sample.pictures, sample.question) for sample in chunk]
     answers = vlm.generate_batch(prompts, max_new_tokens=task.max_new_tokens)
-    told = [number for number, ids in enumerate(answers) if ids]
-    known = [vlm.with_answer(prompts[number], answers[number]) for number in told]
-    curves, measured = [], []
-    if known:
-        curves = removal_curves(vlm, known)
-        inputs, layouts = collate(known, pad_id(vlm.processor.tokenizer))
+    answered = [number for number, ids in enumerate(answers) if ids]
+    with_answers = [vlm.with_answer(prompts[number], answers[number]) for number in answered]
+    curves, flows = [], []
+    if with_answers:
+        curves = removal_curves(vlm, with_answers)
+        inputs, layouts = collate(with_answers, pad_id(vlm.processor.tokenizer))
         options = ExplainOptions(signals=[Saliency()], per_token=False)
-        measured = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)
+        flows = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)
     for number, sample in enumerate(chunk):
-        if number not in told:
-            yield Observed(sample, "", _score(task, sample, ""), None, {})
+        if number not in answered:
+            yield SampleMeasurement(sample, "", _score(task, sample, ""), None, {})
             continue
-        place = told.index(number)
-        text = known[place].answer or ""
+        place = answered.index(number)
+        text = with_answers[place].answer or ""
         score = _score(task, sample, text)
-        yield Observed(sample, text, score, curves[place], _signals(measured[place]))
+        yield SampleMeasurement(sample, text, score, curves[place], _signals(flows[place]))
 
 
 def _score(task: Task, sample: TaskSample, answer: str) -> float:
@@ -119,5 +121,5 @@ def _signals(measured: Measurement) -> dict[str, FloatArray]:
     return {
         "attention share": measured.attention_share[:, 0, image].astype(np.float64),
         "saliency flow": flow / max(flow.sum(), np.finfo(np.float64).tiny),
-        "convergence": np.array([top_mass(one) or 0.0 for one in maps]),
+        "convergence": np.array([top_mass(values) or 0.0 for values in maps]),
     }

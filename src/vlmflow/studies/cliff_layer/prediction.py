@@ -1,6 +1,6 @@
-"""Whether signals that cost one backward pass foretell the cliff layer: the paper's central claim.
+"""Whether signals that cost one backward pass predict the cliff layer: the paper's central claim.
 
-The true cliff layer of a sample comes from its removal curve. Each signal foretells one of its own,
+The true cliff layer of a sample comes from its removal curve. Each signal predicts one of its own,
 and is compared with the best constant guess.
 """
 
@@ -14,21 +14,23 @@ import numpy.typing as npt
 
 from vlmflow.errors import InputError
 from vlmflow.removal.cliff import cliff_layer, losses
-from vlmflow.studies.cliff_layer.measurements import SIGNALS, Observed
+from vlmflow.statistics.bootstrap import percentile_interval, resamples
+from vlmflow.statistics.rank_correlation import spearman
+from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement
 
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """How well one signal foretells the cliff layer of a sample.
+    """How well one signal predicts the cliff layer of a sample.
 
     Parameters
     ----------
     signal : str
         One of :data:`SIGNALS`, or ``"constant"``: the median cliff of the calibration samples.
     threshold : float, optional
-        What the signal may still sum up to behind its cliff, as a share; chosen on the calibration
+        What the signal may still sum up to from its cliff on, as a share; chosen on the calibration
         samples. None where there is nothing to choose.
     error, error_low, error_high : float
         Mean absolute error in layers on the test samples, with its bootstrap 95 % interval.
@@ -49,22 +51,24 @@ class Prediction:
     samples: int
 
 
-def true_cliffs(observed: Sequence[Observed], tolerance: float) -> npt.NDArray[np.int64]:
+def true_cliffs(
+    measurements: Sequence[SampleMeasurement], tolerance: float
+) -> npt.NDArray[np.int64]:
     """Cliff layer of every sample with a curve; L where there is none."""
-    found = []
-    for one in observed:
-        if one.curve is not None:
-            layers = one.curve.layers
-            layer = cliff_layer(losses(one.curve, "kl"), layers, tolerance)
-            found.append(layers[-1] + 1 if layer is None else layer)
-    return np.array(found, dtype=np.int64)
+    cliffs = []
+    for measurement in measurements:
+        if measurement.curve is not None:
+            layers = measurement.curve.layers
+            layer = cliff_layer(losses(measurement.curve, "kl"), layers, tolerance)
+            cliffs.append(layers[-1] + 1 if layer is None else layer)
+    return np.array(cliffs, dtype=np.int64)
 
 
-def foretold(signal: str, values: FloatArray, threshold: float) -> int:
+def predicted_cliff(signal: str, values: FloatArray, threshold: float) -> int:
     """Predict a cliff layer from one signal of one sample.
 
     Of attention share and saliency flow: the first K such that what the layers from K on hold is at
-    most ``threshold`` of what all hold. Of convergence: the layer behind the most concentrated one.
+    most ``threshold`` of what all hold. Of convergence: the layer after the most concentrated one.
     """
     if signal == "convergence":
         return int(values.argmax()) + 1
@@ -73,14 +77,14 @@ def foretold(signal: str, values: FloatArray, threshold: float) -> int:
 
 
 def predictions(
-    calibration: Sequence[Observed],
-    test: Sequence[Observed],
+    calibration: Sequence[SampleMeasurement],
+    test: Sequence[SampleMeasurement],
     tolerance: float,
     *,
     draws: int = 2000,
     seed: int = 0,
 ) -> list[Prediction]:
-    """Compare what cheap signals foretell with the true cliff layers of the test samples.
+    """Compare what cheap signals predict with the true cliff layers of the test samples.
 
     Thresholds are chosen on the calibration samples, by the least mean absolute error. Intervals
     are bootstraps over test samples.
@@ -90,24 +94,28 @@ def predictions(
     InputError
         If either has no sample with an answer.
     """
-    known = [one for one in calibration if one.curve is not None]
-    asked = [one for one in test if one.curve is not None]
-    if not known or not asked:
-        raise InputError("the model gave no answer to any sample, so there is nothing to foretell")
-    goal, truth = true_cliffs(known, tolerance), true_cliffs(asked, tolerance)
-    found = [_compare("constant", None, np.full(len(asked), np.median(goal)), truth, draws, seed)]
+    fitted = [measurement for measurement in calibration if measurement.curve is not None]
+    tested = [measurement for measurement in test if measurement.curve is not None]
+    if not fitted or not tested:
+        raise InputError("the model gave no answer to any sample, so there is nothing to predict")
+    goal, truth = true_cliffs(fitted, tolerance), true_cliffs(tested, tolerance)
+    constant = np.full(len(tested), np.median(goal))
+    compared = [_compare("constant", None, constant, truth, draws, seed)]
     for signal in SIGNALS:
         threshold = None
         if signal != "convergence":
             threshold = min(
                 np.linspace(0.01, 0.99, 99),
                 key=lambda share, signal=signal: np.abs(  # type: ignore[misc]
-                    [foretold(signal, one.signals[signal], share) for one in known] - goal
+                    [predicted_cliff(signal, sample.signals[signal], share) for sample in fitted]
+                    - goal
                 ).mean(),
             )
-        guess = [foretold(signal, one.signals[signal], threshold or 0.0) for one in asked]
-        found.append(_compare(signal, threshold, np.array(guess), truth, draws, seed))
-    return found
+        guess = [
+            predicted_cliff(signal, sample.signals[signal], threshold or 0.0) for sample in tested
+        ]
+        compared.append(_compare(signal, threshold, np.array(guess), truth, draws, seed))
+    return compared
 
 
 def _compare(
@@ -118,16 +126,14 @@ def _compare(
     draws: int,
     seed: int,
 ) -> Prediction:
-    rng = np.random.default_rng(seed)
     errors, ranks = [], []
-    for _ in range(draws):
-        picked = rng.integers(len(truth), size=len(truth))
+    for picked in resamples(len(truth), draws, seed):
         errors.append(np.abs(guess[picked] - truth[picked]).mean())
         ranks.append(spearman(guess[picked], truth[picked]))
     rank = spearman(guess, truth)
-    drawn = [one for one in ranks if one is not None]
-    low, high = np.quantile(errors, [0.025, 0.975])
-    rank_low, rank_high = np.quantile(drawn, [0.025, 0.975]) if drawn else (None, None)
+    defined = [drawn for drawn in ranks if drawn is not None]
+    low, high = percentile_interval(errors)
+    rank_low, rank_high = percentile_interval(defined) if defined else (None, None)
     return Prediction(
         signal=signal,
         threshold=None if threshold is None else float(threshold),
@@ -139,18 +145,3 @@ def _compare(
         rank_high=None if rank is None or rank_high is None else float(rank_high),
         samples=len(truth),
     )
-
-
-def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float | None:
-    """Rank correlation (Spearman 1904), ties at their mean rank; None where one is constant."""
-    first, second = (_ranks(np.asarray(one, dtype=np.float64)) for one in (a, b))
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean: FloatArray = (last - (counts - 1) / 2)[place]
-    return mean

@@ -11,12 +11,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from vlmflow.errors import InputError
+from vlmflow.escape_invisible import shown
+from vlmflow.notebook import fragment
 from vlmflow.removal.cliff import Cliff, cliff, losses
 from vlmflow.removal.curve import RemovalCurve
-from vlmflow.scenes.scoring import wilson_interval
-from vlmflow.statistics.intervals import bootstrap_interval
-from vlmflow.studies.cliff_layer.measurements import SIGNALS, Observed, observe
+from vlmflow.statistics.bootstrap import mean_interval
+from vlmflow.statistics.intervals import wilson_interval
+from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement, measure_samples
 from vlmflow.studies.cliff_layer.prediction import Prediction, predictions, true_cliffs
+from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, headline, interval
 from vlmflow.tasks.base import Task
 from vlmflow.version import __version__
 
@@ -41,12 +44,12 @@ class CliffStudy:
         The task and what its score is called.
     model : dict
         Summary of the model's configuration.
-    observed : tuple of Observed
+    measurements : tuple of SampleMeasurement
         The test samples, in order.
     kl, changed : Cliff
         Cliff layer by mean KL and by the share of changed answers.
     predictions : tuple of Prediction
-        What cheap signals foretell.
+        What cheap signals predict.
     settings : dict
         Everything else that was asked for.
     """
@@ -54,7 +57,7 @@ class CliffStudy:
     task: str
     metric: str
     model: dict[str, Any]
-    observed: tuple[Observed, ...]
+    measurements: tuple[SampleMeasurement, ...]
     kl: Cliff
     changed: Cliff
     predictions: tuple[Prediction, ...]
@@ -63,7 +66,7 @@ class CliffStudy:
     @property
     def curves(self) -> list[RemovalCurve]:
         """Removal curves of the samples that have an answer."""
-        return [one.curve for one in self.observed if one.curve is not None]
+        return [sample.curve for sample in self.measurements if sample.curve is not None]
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -73,7 +76,7 @@ class CliffStudy:
     @property
     def score(self) -> float:
         """Mean score of the untouched model."""
-        return float(np.mean([one.score for one in self.observed]))
+        return float(np.mean([sample.score for sample in self.measurements]))
 
     def layer_frame(self) -> pd.DataFrame:
         """One row per layer: losses and signals, each with its 95 % interval.
@@ -87,29 +90,58 @@ class CliffStudy:
         columns: dict[str, Any] = {"layer": list(self.layers)}
         columns |= self._with_interval("kl", kl)
         columns["changed"] = changed / len(kl)
-        bounds = np.array([wilson_interval(int(one), len(kl)) for one in changed])
+        bounds = np.array([wilson_interval(int(count), len(kl)) for count in changed])
         columns["changed low"], columns["changed high"] = bounds.T
         lost = kl.mean(0)
         columns["redundancy"] = 1 - lost / lost[0] if lost[0] > 0 else np.full(len(lost), np.nan)
         for signal in SIGNALS:
-            values = np.stack([one.signals[signal] for one in self.observed if one.signals])
+            values = np.stack(
+                [sample.signals[signal] for sample in self.measurements if sample.signals]
+            )
             columns |= self._with_interval(signal, values)
         return pd.DataFrame(columns)
 
     def sample_frame(self) -> pd.DataFrame:
         """One row per sample: question, answer, score, and its cliff layer (L: none)."""
-        cliffs = iter(true_cliffs(self.observed, self.kl.tolerance).tolist())
+        cliffs = iter(true_cliffs(self.measurements, self.kl.tolerance).tolist())
         return pd.DataFrame(
             {
-                "key": one.sample.key,
-                "group": one.sample.group,
-                "question": one.sample.question,
-                "reference": " | ".join(one.sample.references),
-                "answer": one.answer,
-                "score": one.score,
-                "cliff": next(cliffs) if one.curve is not None else None,
+                "key": measurement.sample.key,
+                "group": measurement.sample.group,
+                "question": measurement.sample.question,
+                "reference": " | ".join(measurement.sample.references),
+                "answer": measurement.answer,
+                "score": measurement.score,
+                "cliff": next(cliffs) if measurement.curve is not None else None,
             }
-            for one in self.observed
+            for measurement in self.measurements
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the finding and one row per layer in a notebook."""
+        rows = []
+        for row in self.layer_frame().to_dict("records"):
+            low, high = 100 * row["changed low"], 100 * row["changed high"]
+            rows.append(
+                {
+                    "layer": row["layer"],
+                    "is_cliff": row["layer"] == self.changed.layer,
+                    "changed": f"{100 * row['changed']:.1f} %",
+                    "changed_ends": f"{low:.1f} to {high:.1f}",
+                    "kl": f"{row['kl']:.3f}",
+                    "kl_ends": f"{row['kl low']:.3f} to {row['kl high']:.3f}",
+                }
+            )
+        return fragment(
+            "vlmflow.studies.cliff_layer",
+            headline=headline(self.task, self.changed, len(self.layers)),
+            model=shown(str(self.model["name"]), NAME_SHOWN),
+            metric=shown(self.metric, NAME_SHOWN),
+            score=f"{100 * self.score:.1f} %",
+            samples=len(self.curves),
+            changed=interval(self.changed),
+            kl=interval(self.kl),
+            rows=rows,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -119,11 +151,11 @@ class CliffStudy:
             "task": self.task,
             "metric": self.metric,
             "score": self.score,
-            "samples": len(self.observed),
-            "without_answer": sum(one.curve is None for one in self.observed),
+            "samples": len(self.measurements),
+            "without_answer": sum(sample.curve is None for sample in self.measurements),
             "cliff_by_kl": asdict(self.kl),
             "cliff_by_changed_answers": asdict(self.changed),
-            "predictions": [asdict(one) for one in self.predictions],
+            "predictions": [asdict(prediction) for prediction in self.predictions],
             "layers": frame.astype(object).where(frame.notna(), None).to_dict("records"),
             "model": self.model,
             "settings": self.settings,
@@ -131,7 +163,7 @@ class CliffStudy:
         }
 
     def _with_interval(self, name: str, values: FloatArray) -> dict[str, FloatArray]:
-        low, high = bootstrap_interval(values, self.settings["draws"], self.settings["seed"])
+        low, high = mean_interval(values, self.settings["draws"], self.settings["seed"])
         return {name: values.mean(0), f"{name} low": low, f"{name} high": high}
 
 
@@ -181,18 +213,18 @@ def cliff_study(
         if progress is not None:
             progress(before + done, calibration + count)
 
-    known = _observed(vlm, task, "calibration", calibration, batch, lambda done: tell(0, done))
-    asked = _observed(vlm, task, "test", count, batch, lambda done: tell(len(known), done))
-    found = predictions(known, asked, tolerance, draws=draws, seed=seed)
-    curves = [one.curve for one in asked if one.curve is not None]
+    fitted = _measured(vlm, task, "calibration", calibration, batch, lambda done: tell(0, done))
+    tested = _measured(vlm, task, "test", count, batch, lambda done: tell(len(fitted), done))
+    predicted = predictions(fitted, tested, tolerance, draws=draws, seed=seed)
+    curves = [sample.curve for sample in tested if sample.curve is not None]
     return CliffStudy(
         task=task.name,
         metric=task.metric,
         model=vlm.config_summary(),
-        observed=tuple(asked),
+        measurements=tuple(tested),
         kl=cliff(curves, tolerance, loss="kl", draws=draws, seed=seed),
         changed=cliff(curves, changed, loss="answer", draws=draws, seed=seed),
-        predictions=tuple(found),
+        predictions=tuple(predicted),
         settings={
             "count": count,
             "calibration": calibration,
@@ -205,9 +237,15 @@ def cliff_study(
     )
 
 
-def _observed(
+def _measured(
     vlm: LVLM, task: Task, split: str, count: int, batch: int, progress: Callable[[int], None]
-) -> Sequence[Observed]:
-    found = list(observe(vlm, task, split, count, batch=batch, progress=progress))
-    scores = task.scores([one.sample for one in found], [one.answer for one in found])
-    return [replace(one, score=score) for one, score in zip(found, scores, strict=True)]
+) -> Sequence[SampleMeasurement]:
+    measurements = list(measure_samples(vlm, task, split, count, batch=batch, progress=progress))
+    scores = task.scores(
+        [measurement.sample for measurement in measurements],
+        [measurement.answer for measurement in measurements],
+    )
+    return [
+        replace(measurement, score=score)
+        for measurement, score in zip(measurements, scores, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""One sample under every setting of a study, with all that the settings share done once."""
+"""One sample under every arm of a study, with all that the arms share done once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.tokens import answer_text
-from vlmflow.studies.truncations.arms import Setting, mean_share
+from vlmflow.studies.truncations.arms import Arm, mean_share
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.store import StoredResult
 from vlmflow.tasks.base import TaskSample
 from vlmflow.truncation.flops import DecoderShape, PrefillCost, formula_share, prefill_cost
-from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.shared_answers import shared_answers
+from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One setting of one sample, and the id its result will have."""
+class WorkItem:
+    """One arm of one sample that is still to be answered, and the id its result will have."""
 
-    setting: Setting
+    arm: Arm
     id: str
 
 
 def answer_sample(
-    vlm: LVLM, sample: TaskSample, asked: Sequence[Asked], max_new_tokens: int
+    vlm: LVLM, sample: TaskSample, items: Sequence[WorkItem], max_new_tokens: int
 ) -> list[StoredResult]:
-    """Answer one sample under some settings.
+    """Answer one sample under some arms.
 
-    Whatever goes wrong with the sample or with one setting becomes a failed result with its reason:
+    Whatever goes wrong with the sample or with one arm becomes a failed result with its reason:
     a study of thousands of samples must not end at one broken picture.
 
     Parameters
@@ -43,61 +43,61 @@ def answer_sample(
         The model.
     sample : TaskSample
         What is asked.
-    asked : sequence of S Asked
-        Settings.
+    items : sequence of S WorkItem
+        What to answer it under.
     max_new_tokens : int
         Longest answer.
 
     Returns
     -------
     list of S StoredResult
-        In the order of ``asked``.
+        In the order of ``items``.
     """
     try:
         prompt = vlm.prepare(sample.pictures, sample.question)
     except Exception as error:  # one broken sample must not end a study of thousands
-        return [_failed(one, error) for one in asked]
+        return [_failed(item, error) for item in items]
     results: dict[str, StoredResult] = {}
-    whole = [one for one in asked if not one.setting.is_down_sampled]
+    whole = [item for item in items if not item.arm.is_down_sampled]
     if whole:
         results |= _whole_pictures(vlm, prompt, whole, max_new_tokens)
-    smaller = [one for one in asked if one.setting.is_down_sampled]
+    smaller = [item for item in items if item.arm.is_down_sampled]
     if smaller:
         results |= _smaller_pictures(vlm, prompt, sample, smaller, max_new_tokens)
-    return [results[one.id] for one in asked]
+    return [results[item.id] for item in items]
 
 
 def _whole_pictures(
-    vlm: LVLM, prompt: Prompt, asked: Sequence[Asked], max_new_tokens: int
+    vlm: LVLM, prompt: Prompt, items: Sequence[WorkItem], max_new_tokens: int
 ) -> dict[str, StoredResult]:
-    policies = [one.setting.truncation for one in asked]
+    policies = [item.arm.truncation for item in items]
     cut = [policy for policy in policies if policy is not None]
     try:
         own, *others = shared_answers(vlm, prompt, cut, max_new_tokens=max_new_tokens)
-    except Exception:  # whichever setting it was, the others are answered alone
+    except Exception:  # whichever arm it was, the others are answered alone
         return {
-            one.id: _alone(vlm, prompt, one, one.setting.truncation, max_new_tokens, prompt)
-            for one in asked
+            item.id: _alone(vlm, prompt, item, item.arm.truncation, max_new_tokens, prompt)
+            for item in items
         }
-    found, rest = {}, iter(others)
-    for one, policy in zip(asked, policies, strict=True):
+    results, rest = {}, iter(others)
+    for item, policy in zip(items, policies, strict=True):
         ids = own if policy is None else next(rest)
-        found[one.id] = _told(vlm, prompt, one, policy, ids, prompt)
-    return found
+        results[item.id] = _result(vlm, prompt, item, policy, ids, prompt)
+    return results
 
 
 def _smaller_pictures(
     vlm: LVLM,
     whole: Prompt,
     sample: TaskSample,
-    asked: Sequence[Asked],
+    items: Sequence[WorkItem],
     max_new_tokens: int,
 ) -> dict[str, StoredResult]:
     tokens = int(whole.layout.image_positions.size)
     growing: bool | None = None
-    found = {}
-    for one in asked:
-        policy = one.setting.truncation
+    results = {}
+    for item in items:
+        policy = item.arm.truncation
         assert policy is not None
         try:
             if growing is None:
@@ -105,16 +105,16 @@ def _smaller_pictures(
             share = mean_share(policy, vlm.num_layers, tokens)
             prompt, rest = down_sampled(vlm, whole, sample.question, share, growing=growing)
         except Exception as error:  # see answer_sample
-            found[one.id] = _failed(one, error)
+            results[item.id] = _failed(item, error)
             continue
-        found[one.id] = _alone(vlm, prompt, one, rest, max_new_tokens, whole)
-    return found
+        results[item.id] = _alone(vlm, prompt, item, rest, max_new_tokens, whole)
+    return results
 
 
 def _alone(
     vlm: LVLM,
     prompt: Prompt,
-    one: Asked,
+    item: WorkItem,
     policy: Truncation | None,
     max_new_tokens: int,
     whole: Prompt,
@@ -122,15 +122,15 @@ def _alone(
     try:
         cut = [] if policy is None else [policy]
         ids = shared_answers(vlm, prompt, cut, max_new_tokens=max_new_tokens)[-1]
-        return _told(vlm, prompt, one, policy, ids, whole)
+        return _result(vlm, prompt, item, policy, ids, whole)
     except Exception as error:  # see answer_sample
-        return _failed(one, error)
+        return _failed(item, error)
 
 
-def _told(
+def _result(
     vlm: LVLM,
     prompt: Prompt,
-    one: Asked,
+    item: WorkItem,
     policy: Truncation | None,
     ids: tuple[int, ...],
     whole: Prompt,
@@ -139,7 +139,7 @@ def _told(
     text = len(prompt.layout) - int(prompt.layout.image_positions.size)
     shape = DecoderShape.of(vlm.model, vlm.decoder_layers)
     return StoredResult(
-        id=one.id,
+        id=item.id,
         answer=answer_text(vlm.processor.tokenizer, ids),
         image_tokens=_mean(cost.tokens_per_layer) - text,
         flops=None if cost.exact is None else float(cost.exact),
@@ -160,7 +160,7 @@ def _mean(values: Sequence[int]) -> float:
     return sum(values) / len(values)
 
 
-def _failed(one: Asked, error: Exception) -> StoredResult:
-    words = str(error).splitlines()
-    reason = f"{type(error).__name__}: {words[0] if words else 'no reason given'}"
-    return StoredResult(id=one.id, answer=None, failure=reason[:500])
+def _failed(item: WorkItem, error: Exception) -> StoredResult:
+    lines = str(error).splitlines()
+    reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    return StoredResult(id=item.id, answer=None, failure=reason[:500])

@@ -8,21 +8,21 @@ from typing import Any
 
 from vlmflow.truncation.amounts import Count
 from vlmflow.truncation.flops import DecoderShape, tokens_per_layer
-from vlmflow.truncation.policy import Truncation
 from vlmflow.truncation.rankings.random import Random
+from vlmflow.truncation.truncation import Truncation
 
 UNTOUCHED, NO_IMAGE = "untouched", "no image"
 KINDS = (UNTOUCHED, NO_IMAGE, "truncation", "random", "down-sampled")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One way of answering every sample.
+class Arm:
+    """One way of answering every sample: a truncation, or a control.
 
     Parameters
     ----------
     name : str
-        Names the setting within its study.
+        Names the arm within its study.
     kind : str
         One of :data:`KINDS`.
     truncation : Truncation, optional
@@ -57,17 +57,17 @@ def label(policy: Truncation) -> str:
     """Describe a truncation in a few words: ``"layer 2, keep 50 % by last_attention"``."""
     layers = " : ".join(str(stage.layer) for stage in policy.stages)
     keeps = " : ".join(str(stage.keep) for stage in policy.stages)
-    words = f"layer {layers}, keep {keeps}"
+    text = f"layer {layers}, keep {keeps}"
     if policy.ranks:
-        words += f" by {policy.ranking.title}"
+        text += f" by {policy.ranking.title}"
     if policy.remainder != "drop":
-        words += f", {policy.remainder}"
-    return words if policy.positions == "keep" else f"{words}, {policy.positions}"
+        text += f", {policy.remainder}"
+    return text if policy.positions == "keep" else f"{text}, {policy.positions}"
 
 
-def settings_of(
+def arms_of(
     truncations: Sequence[tuple[str, Truncation]], layers: int, *, seed: int
-) -> tuple[Setting, ...]:
+) -> tuple[Arm, ...]:
     """Put the controls beside the truncations.
 
     Every study has the untouched model and the one without any image token. A truncation that
@@ -84,38 +84,38 @@ def settings_of(
     seed : int
         Of the random choices.
     """
-    found: dict[str, Setting] = {}
-    same: dict[str, str] = {}
+    arms: dict[str, Arm] = {}
+    names: dict[str, str] = {}  # by what the arm does
 
-    def add(setting: Setting, what: Any = None) -> str:
-        """Add a setting under a name of its own, and return that."""
-        key = repr(what or setting.to_json())
-        if key not in same:
-            name, number = setting.name, 1
-            while setting.name in found:
+    def add(arm: Arm, what: Any = None) -> str:
+        """Add an arm under a name of its own, and return that."""
+        key = repr(what or arm.to_json())
+        if key not in names:
+            name, number = arm.name, 1
+            while arm.name in arms:
                 number += 1
-                setting = replace(setting, name=f"{name} ({number})")
-            same[key] = setting.name
-            found[setting.name] = setting
-        return same[key]
+                arm = replace(arm, name=f"{name} ({number})")
+            names[key] = arm.name
+            arms[arm.name] = arm
+        return names[key]
 
-    add(Setting(UNTOUCHED, UNTOUCHED))
-    add(Setting(NO_IMAGE, NO_IMAGE, Truncation(0, 0)))
+    add(Arm(UNTOUCHED, UNTOUCHED))
+    add(Arm(NO_IMAGE, NO_IMAGE, Truncation(0, 0)))
     named = {
-        add(Setting(name or label(policy), "truncation", policy)): policy
+        add(Arm(name or label(policy), "truncation", policy)): policy
         for name, policy in truncations
     }
     for name, policy in named.items():
         if policy.ranks and not isinstance(policy.ranking, Random):
-            control = replace(policy, rank_by=Random(seed))
-            add(Setting(f"random: {label(control)}", "random", control, of=name))
+            drawn = replace(policy, rank_by=Random(seed))
+            add(Arm(f"random: {label(drawn)}", "random", drawn, of=name))
     for name, policy in named.items():
         counted = any(isinstance(stage.keep, Count) and stage.keep for stage in policy.stages)
         share = round(mean_share(policy, layers, 1000), 3)
         if counted or 0 < share < 1:
-            control_of = Setting(f"down-sampled as {name}", "down-sampled", policy, of=name)
-            add(control_of, None if counted else ("down-sampled", share))
-    return tuple(found.values())
+            control = Arm(f"down-sampled as {name}", "down-sampled", policy, of=name)
+            add(control, None if counted else ("down-sampled", share))
+    return tuple(arms.values())
 
 
 def mean_share(policy: Truncation, layers: int, tokens: int) -> float:

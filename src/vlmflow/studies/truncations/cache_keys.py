@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from vlmflow.lvlm.images import open_image
-from vlmflow.studies.truncations.arms import Setting
+from vlmflow.studies.truncations.arms import Arm
 from vlmflow.studies.truncations.store import StoredSample
 from vlmflow.tasks.base import TaskSample
 from vlmflow.version import __version__
@@ -31,7 +31,7 @@ def model_identity(vlm: LVLM) -> str:
     vlm : LVLM
         The model.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     summary = vlm.config_summary() | {
         "config": vlm.model.config.to_json_string(use_diff=False),
         "generation": str(vlm.model.generation_config),
@@ -42,13 +42,13 @@ def model_identity(vlm: LVLM) -> str:
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
     summary.pop("name")  # the same model from another directory
-    found.update(_text(summary).replace(str(vlm.model.config.name_or_path), "").encode())
+    digest.update(_text(summary).replace(str(vlm.model.config.name_or_path), "").encode())
     for name, weight in vlm.model.named_parameters():
         flat = weight.detach().flatten()
         step = max(1, flat.numel() // _PROBED)
         values = flat[::step][:_PROBED].float().cpu().numpy().tobytes()
-        found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + values)
-    return found.hexdigest()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + values)
+    return digest.hexdigest()
 
 
 def stored_sample(task: str, split: str, sample: TaskSample) -> StoredSample:
@@ -57,15 +57,15 @@ def stored_sample(task: str, split: str, sample: TaskSample) -> StoredSample:
     A picture that cannot be read is hashed by its name.
     """
     texts = [task, split, sample.key, sample.question, sample.references, sample.choices]
-    found = hashlib.sha256(_text(texts).encode())
+    digest = hashlib.sha256(_text(texts).encode())
     for picture in sample.pictures:
         try:
             image = open_image(picture)
-            found.update(f"{image.size}".encode() + image.tobytes())
-        except Exception:  # whatever is wrong with it will be told when it is asked about
-            found.update(f"unreadable {picture}".encode())
+            digest.update(f"{image.size}".encode() + image.tobytes())
+        except Exception:  # what is wrong with it becomes the reason of its failures
+            digest.update(f"unreadable {picture}".encode())
     return StoredSample(
-        id=found.hexdigest(),
+        id=digest.hexdigest(),
         split=split,
         key=sample.key,
         question=sample.question,
@@ -89,14 +89,14 @@ def task_sample(stored: StoredSample) -> TaskSample:
     )
 
 
-def result_id(model: str, sample: str, setting: Setting, max_new_tokens: int) -> str:
+def result_id(model: str, sample: str, arm: Arm, max_new_tokens: int) -> str:
     """Hash what a result depends on.
 
     Parameters
     ----------
     model, sample : str
         :func:`model_identity` and the id of :func:`stored_sample`.
-    setting : Setting
+    arm : Arm
         How it is answered; its name does not matter.
     max_new_tokens : int
         Longest answer.
@@ -104,7 +104,7 @@ def result_id(model: str, sample: str, setting: Setting, max_new_tokens: int) ->
     plain: Mapping[str, Any] = {
         "model": model,
         "sample": sample,
-        "setting": setting.to_json(),
+        "arm": arm.to_json(),
         "max_new_tokens": max_new_tokens,
     }
     return hashlib.sha256(_text(plain).encode()).hexdigest()

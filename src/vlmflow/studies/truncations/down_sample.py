@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.truncation.policy import Truncation
+from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.grids import Grid
@@ -28,7 +28,7 @@ def grows(vlm: LVLM, whole: Prompt, question: str) -> bool:
         As for :func:`down_sampled`.
     """
     _refuse_videos(whole)
-    small = vlm.prepare([_resized(one, 1 / 8) for one in whole.images], question)
+    small = vlm.prepare([_resized(picture, 1 / 8) for picture in whole.images], question)
     return small.layout.image_positions.size < whole.layout.image_positions.size
 
 
@@ -87,16 +87,16 @@ def _refuse_videos(whole: Prompt) -> None:
 
 def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float) -> Prompt:
     """Find the size that comes nearest to the tokens wanted, in a few steps."""
-    found: list[tuple[float, float, Prompt]] = []
+    tried: list[tuple[float, float, Prompt]] = []
     low, high = 0.0, 1.0
     for _ in range(8):
         scale = (low + high) / 2
-        prompt = vlm.prepare([_resized(one, scale) for one in whole], question)
+        prompt = vlm.prepare([_resized(picture, scale) for picture in whole], question)
         tokens = prompt.layout.image_positions.size
         # Of pictures with as many tokens, the largest shows most.
-        found.append((abs(tokens - wanted), -scale, prompt))
+        tried.append((abs(tokens - wanted), -scale, prompt))
         low, high = (scale, high) if tokens <= wanted else (low, scale)
-    return min(found, key=lambda one: one[:2])[2]
+    return min(tried, key=lambda attempt: attempt[:2])[2]
 
 
 def _resized(picture: Image.Image, scale: float) -> Image.Image:
@@ -109,8 +109,8 @@ def _corner(grid: Grid, share: float) -> tuple[int, int]:
     rows, columns = grid.shape
     sides = sorted({(number + 1) / side for side in (rows, columns) for number in range(side)})
     corners = [(int(side * rows + 1e-9), int(side * columns + 1e-9)) for side in sides]
-    found = [(r, c) for r, c in corners if r and c]
-    return min(found, key=lambda corner: abs(corner[0] * corner[1] / (rows * columns) - share))
+    corners = [(r, c) for r, c in corners if r and c]
+    return min(corners, key=lambda corner: abs(corner[0] * corner[1] / (rows * columns) - share))
 
 
 def _into_corner(picture: Image.Image, grid: Grid, rows: int, columns: int) -> Image.Image:

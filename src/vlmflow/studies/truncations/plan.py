@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from vlmflow.errors import InputError
-from vlmflow.studies.truncations.arms import Setting, settings_of
-from vlmflow.truncation.policy import Truncation
+from vlmflow.studies.truncations.arms import Arm, arms_of
 from vlmflow.truncation.presets import check_preset, preset
+from vlmflow.truncation.truncation import Truncation
 
 _SWEEPABLE = ("layer", "keep", "rank_by", "remainder", "positions")
 
@@ -29,8 +29,8 @@ class Plan:
     model : str
         As :func:`vlmflow.load` takes it.
     truncations : tuple
-        Each a text (``"layer=6,keep=0"``), a mapping of the settings of
-        :class:`vlmflow.truncation.policy.Truncation` with an optional ``name``, or
+        Each a text (``"layer=6,keep=0"``), a mapping of the fields of
+        :class:`vlmflow.truncation.truncation.Truncation` with an optional ``name``, or
         ``{"preset": NAME}``.
     sweep : mapping, optional
         Lists of layers, keeps and rankings: every combination is one more truncation.
@@ -39,7 +39,7 @@ class Plan:
     max_loss : float
         Largest loss of the task's score that a recommendation may cost.
     timed : int
-        Calibration samples whose prefill is timed under every setting; 0: none.
+        Calibration samples whose prefill is timed under every arm; 0: none.
     seed : int
         Of random choices and bootstraps.
     max_new_tokens : int, optional
@@ -50,7 +50,7 @@ class Plan:
     Raises
     ------
     InputError
-        For settings that are unknown or impossible.
+        For options that are unknown or impossible.
     """
 
     task: str
@@ -77,10 +77,10 @@ class Plan:
             )
         named = [*self._named(None)]
         for name, _ in named:
-            if name and [one for one, _ in named].count(name) > 1:
+            if name and [other for other, _ in named].count(name) > 1:
                 raise InputError(f"two truncations are called {name!r}; names must differ")
 
-    def settings(self, layers: int) -> tuple[Setting, ...]:
+    def arms(self, layers: int) -> tuple[Arm, ...]:
         """Return truncations and controls for a model of so many decoder layers.
 
         Raises
@@ -91,12 +91,12 @@ class Plan:
         named = self._named(layers)
         for _, policy in named:
             policy.check_layers(layers, self.model)
-        return settings_of(named, layers, seed=self.seed)
+        return arms_of(named, layers, seed=self.seed)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON can hold it."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain["truncations"] = [_plain(one) for one in self.truncations]
+        plain["truncations"] = [_plain(truncation) for truncation in self.truncations]
         plain["sweep"] = None if self.sweep is None else dict(self.sweep)
         return plain
 
@@ -109,23 +109,22 @@ class Plan:
         InputError
             For unknown or missing keys, and whatever the plan itself refuses.
         """
-        known = [field.name for field in fields(cls)]
+        options = [field.name for field in fields(cls)]
         for key in plain:
-            if key not in known:
-                raise InputError(f"a study has no setting {key!r}; there are {', '.join(known)}")
+            if key not in options:
+                raise InputError(f"a study has no option {key!r}; there are {', '.join(options)}")
         if not plain.get("task"):
             raise InputError("a study needs a task; 'vlmflow tasks' lists them")
-        given = dict(plain)
-        if isinstance(given.get("truncations"), list):
-            given["truncations"] = tuple(given["truncations"])
-        return cls(**given)
+        values = dict(plain)
+        if isinstance(values.get("truncations"), list):
+            values["truncations"] = tuple(values["truncations"])
+        return cls(**values)
 
     def _named(self, layers: int | None) -> list[tuple[str, Truncation]]:
         """Return names and policies; without layers, presets are checked by name only."""
-        found = [_truncation(one, layers) for one in self.truncations]
-        for policy in _swept(self.sweep or {}):
-            found.append(("", policy))
-        return [one for one in found if one is not None]
+        listed = [_truncation(truncation, layers) for truncation in self.truncations]
+        swept = [("", policy) for policy in _swept(self.sweep or {})]
+        return [named for named in listed if named is not None] + swept
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -137,17 +136,17 @@ def read_plan(path: Path) -> dict[str, Any]:
         If it cannot be read or is not a mapping.
     """
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"study file {str(path)!r} cannot be read ({reason})") from error
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = "" if where is None else f" in line {where.line + 1}"
-        raise InputError(f"study file {str(path)!r} is no YAML{line}") from error
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise InputError(f"study file {str(path)!r} is not a list of 'setting: value' lines")
-    return found
+        raise InputError(f"study file {str(path)!r} is not YAML{line}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"study file {str(path)!r} is not a list of 'option: value' lines")
+    return content
 
 
 def _truncation(given: Any, layers: int | None) -> tuple[str, Truncation] | None:
@@ -162,14 +161,14 @@ def _truncation(given: Any, layers: int | None) -> tuple[str, Truncation] | None
     plain = dict(given)
     name = plain.pop("name", "")
     if not isinstance(name, str):
-        raise InputError(f"name {name!r} of a truncation is no text")
+        raise InputError(f"name {name!r} of a truncation is not text")
     if "preset" not in plain:
         return name, Truncation.from_json(plain)
     chosen = plain.pop("preset")
     if plain:
-        raise InputError(f"preset {chosen!r} takes no further setting {next(iter(plain))!r}")
+        raise InputError(f"preset {chosen!r} takes no further option {next(iter(plain))!r}")
     if not isinstance(chosen, str):
-        raise InputError(f"preset {chosen!r} is no name")
+        raise InputError(f"preset {chosen!r} is not a name")
     check_preset(chosen)
     return None if layers is None else (name or chosen, preset(chosen, layers))
 
@@ -185,15 +184,15 @@ def _swept(sweep: Mapping[str, Any]) -> list[Truncation]:
     for key in ("layer", "keep"):
         if key not in sweep:
             raise InputError(f"sweep needs a list of {key} values")
-    found: list[Truncation] = []
+    policies: list[Truncation] = []
     for values in itertools.product(*sweep.values()):
         plain = dict(zip(sweep, values, strict=True))
         if plain["keep"] == 0:
             plain.pop("rank_by", None)  # keeping none takes no choice
         policy = Truncation.from_json(plain)
-        if policy not in found:
-            found.append(policy)
-    return found
+        if policy not in policies:
+            policies.append(policy)
+    return policies
 
 
 def _plain(given: Any) -> Any:
@@ -217,8 +216,8 @@ def _check_types(plan: Plan) -> None:
     for name in ("task", "model", "revision", "device", "dtype", "device_map"):
         value = getattr(plan, name)
         if not isinstance(value, str) and (value is not None or name in ("task", "model")):
-            raise InputError(f"{name}={value!r} is no text")
+            raise InputError(f"{name}={value!r} is not text")
     if not isinstance(plan.truncations, tuple):
-        raise InputError(f"truncations={plan.truncations!r} is no list")
+        raise InputError(f"truncations={plan.truncations!r} is not a list")
     if plan.sweep is not None and not isinstance(plan.sweep, Mapping):
-        raise InputError(f"sweep={plan.sweep!r} is no mapping of lists")
+        raise InputError(f"sweep={plan.sweep!r} is not a mapping of lists")

@@ -58,13 +58,13 @@ class Worker:
 
     def answer(self, piece: Piece, length: int) -> list[StoredResult]:
         """Answer one piece; see :func:`vlmflow.studies.truncations.answering.answer_sample`."""
-        return answer_sample(self.vlm, piece.sample, piece.asked, length)
+        return answer_sample(self.vlm, piece.sample, piece.items, length)
 
-    def time(self, model: str, known: set[str]) -> list[tuple[str, float]]:
+    def time(self, model: str, measured: set[str]) -> list[tuple[str, float]]:
         """Time prefills; see :func:`vlmflow.studies.truncations.prefill_time.time_prefills`."""
         task = find_task(self.plan.task)
-        settings = self.plan.settings(self.vlm.num_layers)
-        return list(time_prefills(self.vlm, task, settings, self.plan.timed, model, known))
+        arms = self.plan.arms(self.vlm.num_layers)
+        return list(time_prefills(self.vlm, task, arms, self.plan.timed, model, measured))
 
 
 def run_on_ray(
@@ -105,8 +105,8 @@ def run_on_ray(
         about = pool.ask("about")
         length = plan.max_new_tokens or task.max_new_tokens
 
-        def timing(known: set[str]) -> Iterator[tuple[str, float]]:
-            yield from pool.ask("time", about.identity, known)
+        def timing(measured: set[str]) -> Iterator[tuple[str, float]]:
+            yield from pool.ask("time", about.identity, measured)
 
         with writing(directory) as store:
             answering = pool.answering(length)
@@ -216,4 +216,4 @@ class _Pool:
 
 def _killed(piece: Piece) -> list[StoredResult]:
     reason = f"its worker died {TRIES} times; is there enough memory?"
-    return [StoredResult(id=one.id, answer=None, failure=reason) for one in piece.asked]
+    return [StoredResult(id=item.id, answer=None, failure=reason) for item in piece.items]

@@ -1,4 +1,4 @@
-"""What a finished study says: a table of settings, and which truncation to take, if any."""
+"""What a finished study says: a table of arms, and which truncation to take, if any."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import pandas as pd
 
 from vlmflow.errors import InputError
 from vlmflow.statistics.intervals import Estimate, mean_estimate, paired_difference
-from vlmflow.studies.truncations.arms import UNTOUCHED, Setting, mean_share
+from vlmflow.studies.truncations.arms import UNTOUCHED, Arm, mean_share
 from vlmflow.studies.truncations.cache_keys import result_id, task_sample
+from vlmflow.studies.truncations.notebook import study_html
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import timing_id
 from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample
+from vlmflow.studies.truncations.summaries import ArmSummary, Failure, Recommendation, is_within
 from vlmflow.tasks.base import SPLITS, Task
 from vlmflow.tasks.registry import task as find_task
 from vlmflow.truncation.amounts import Count
@@ -26,104 +28,8 @@ from vlmflow.truncation.rankings.random import Random
 DRAWS = 2000
 
 
-@dataclass(frozen=True)
-class Line:
-    """One setting on one split, over the samples that neither it nor the untouched model failed on.
-
-    Parameters
-    ----------
-    setting : Setting
-        Which.
-    split : str
-        One of :data:`vlmflow.tasks.base.SPLITS`.
-    count, failed : int
-        Samples, and those that are left out because this setting or the untouched model failed.
-    score : Estimate
-        Mean of the task's score.
-    difference : Estimate or None
-        Score minus the untouched model's, over the same samples; None for the untouched model.
-    loyalty : Estimate
-        Share of answers that are the untouched model's.
-    figures : mapping
-        The task's own figures.
-    flops_share : float or None
-        Operations of the whole prefill as a share of the untouched prompt's; None where the model's
-        configuration does not tell them.
-    formula_share : float
-        The same by FastV's formula, for the decoder alone.
-    image_tokens : float
-        That an average layer sees, mean over samples.
-    prefill, prefill_share : float or None
-        Median seconds of a prefill, and median ratio to the untouched one; None: not timed.
-    """
-
-    setting: Setting
-    split: str
-    count: int
-    failed: int
-    score: Estimate
-    difference: Estimate | None
-    loyalty: Estimate
-    figures: Mapping[str, float]
-    flops_share: float | None
-    formula_share: float
-    image_tokens: float
-    prefill: float | None
-    prefill_share: float | None
-
-    @property
-    def cost_share(self) -> float:
-        """Operations of the whole prefill; where they are not known, FastV's formula."""
-        return self.formula_share if self.flops_share is None else self.flops_share
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The truncation chosen on the calibration split, and what it does on the test split.
-
-    Parameters
-    ----------
-    chosen : Line
-        On the calibration split: the largest saving whose loss is, with 95 % confidence, at most
-        ``max_loss``.
-    test : Line
-        The same setting on the test split, which had no part in the choice.
-    max_loss : float
-        What was asked for.
-    """
-
-    chosen: Line
-    test: Line
-    max_loss: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the loss is at most ``max_loss`` on the test split, too, with 95 % confidence."""
-        return _within(self.test, self.max_loss)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sample that some settings failed on.
-
-    Parameters
-    ----------
-    split, key : str
-        Which sample.
-    settings : tuple of str
-        Names of the settings.
-    reason : str
-        Of the first.
-    """
-
-    split: str
-    key: str
-    settings: tuple[str, ...]
-    reason: str
-
-
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class StudyResult:
     """A finished study, read from its directory.
 
     Parameters
@@ -132,108 +38,120 @@ class Outcome:
         What was asked for.
     task : Task
         The data.
-    settings : tuple of Setting
+    arms : tuple of Arm
         Untouched first.
     samples : dict of str to tuple of StoredSample
         Of each split, in order.
-    answers : dict of (sample id, setting name) to StoredResult
+    answers : dict of (sample id, arm name) to StoredResult
         Every result.
     seconds : dict of str to list of float or None
-        Of each setting: measured prefills, one per timed sample.
+        Of each arm: measured prefills, one per timed sample.
     about : dict
         Model, machine and versions.
     """
 
     plan: Plan
     task: Task
-    settings: tuple[Setting, ...]
+    arms: tuple[Arm, ...]
     samples: Mapping[str, tuple[StoredSample, ...]]
     answers: Mapping[tuple[str, str], StoredResult]
     seconds: Mapping[str, Sequence[float | None]]
     about: Mapping[str, Any]
-    _known: dict[Any, list[float]] = field(default_factory=dict, repr=False)
+    _score_cache: dict[Any, list[float]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def failures(self) -> list[Failure]:
-        """Samples that some setting failed on."""
-        found = []
+        """Samples that some arm failed on."""
+        failures = []
         for split in SPLITS:
             for sample in self.samples[split]:
-                results = {one.name: self.answers[sample.id, one.name] for one in self.settings}
-                failed = {name: one.failure for name, one in results.items() if one.answer is None}
-                if failed:
-                    reason = next(iter(failed.values())) or "no reason given"
-                    found.append(Failure(split, sample.key, tuple(failed), reason))
-        return found
+                results = {arm.name: self.answers[sample.id, arm.name] for arm in self.arms}
+                reasons = {
+                    name: result.failure
+                    for name, result in results.items()
+                    if result.answer is None
+                }
+                if reasons:
+                    reason = next(iter(reasons.values())) or "no reason given"
+                    failures.append(Failure(split, sample.key, tuple(reasons), reason))
+        return failures
 
     @cached_property
-    def lines(self) -> list[Line]:
-        """Every setting on every split, where it has answered any sample."""
+    def summaries(self) -> list[ArmSummary]:
+        """Every arm on every split, where it has answered any sample."""
         return [
-            self._line(setting, split)
+            self._summary(arm, split)
             for split in SPLITS
-            for setting in self.settings
-            if self._answered(setting, split)
+            for arm in self.arms
+            if self._answered(arm, split)
         ]
 
     @cached_property
     def recommendation(self) -> Recommendation | None:
         """The truncation to take, or None where no saving is safe enough."""
-        known = [line for line in self.lines if line.split == "calibration"]
         safe = [
-            line
-            for line in known
-            if line.setting.kind == "truncation"
-            and line.cost_share < 1
-            and line.setting.truncation is not None
-            and not line.setting.truncation.is_oracle
-            and _within(line, self.plan.max_loss)
+            summary
+            for summary in self.summaries
+            if summary.split == "calibration"
+            and summary.arm.kind == "truncation"
+            and summary.cost_share < 1
+            and summary.arm.truncation is not None
+            and not summary.arm.truncation.is_oracle
+            and is_within(summary, self.plan.max_loss)
         ]
         if not safe:
             return None
-        chosen = min(safe, key=lambda line: line.cost_share)
+        chosen = min(safe, key=lambda summary: summary.cost_share)
         tests = [
-            line
-            for line in self.lines
-            if line.split == "test" and line.setting.name == chosen.setting.name
+            summary
+            for summary in self.summaries
+            if summary.split == "test" and summary.arm.name == chosen.arm.name
         ]
         return Recommendation(chosen, tests[0], self.plan.max_loss) if tests else None
 
-    def controls(self, setting: Setting) -> tuple[Setting, ...]:
+    def controls(self, arm: Arm) -> tuple[Arm, ...]:
         """Return what a truncation has to beat: random choice and down-sampled pictures.
 
-        Truncations may share a control, whose :attr:`Setting.of` names only one of them.
+        Truncations may share a control, whose :attr:`Arm.of` names only one of them.
         """
         layers = int(self.about["model"]["layers"])
         return tuple(
-            one for one in self.settings if _controls(one, setting, layers, self.plan.seed)
+            control for control in self.arms if _is_control(control, arm, layers, self.plan.seed)
         )
 
-    def against(self, setting: Setting, control: Setting, split: str) -> Estimate | None:
-        """Estimate how much higher a setting scores than a control, on samples of both.
+    def against(self, arm: Arm, control: Arm, split: str) -> Estimate | None:
+        """Estimate how much higher an arm scores than a control, on samples of both.
 
         None where they have no sample in common.
         """
-        there = set(self._answered(control, split))
-        both = tuple(one for one in self._answered(setting, split) if one in there)
-        if not both:
+        of_control = set(self._answered(control, split))
+        common = tuple(sample for sample in self._answered(arm, split) if sample in of_control)
+        if not common:
             return None
-        scores, reference = (self._scores(one, both) for one in (setting, control))
-        return paired_difference(scores, reference, [one.cluster for one in both])
+        clusters = [sample.cluster for sample in common]
+        return paired_difference(self._scores(arm, common), self._scores(control, common), clusters)
 
-    def setting_frame(self) -> pd.DataFrame:
-        """One row per split and setting: everything of :class:`Line`, flat."""
-        return pd.DataFrame([_flat(line) for line in self.lines])
+    def _repr_html_(self) -> str:
+        """Show the finding and one row per arm in a notebook."""
+        texts = {"task": self.task.name, "metric": self.task.metric}
+        texts["model"] = str(self.about["model"]["name"])
+        return study_html(
+            texts, self.summaries, self.recommendation, self.plan.max_loss, len(self.failures)
+        )
+
+    def arm_frame(self) -> pd.DataFrame:
+        """One row per split and arm: everything of :class:`ArmSummary`, flat."""
+        return pd.DataFrame([_flat(summary) for summary in self.summaries])
 
     def result_frame(self) -> pd.DataFrame:
-        """One row per sample and setting: question, answer, score, failure, operations."""
+        """One row per sample and arm: question, answer, score, failure, operations."""
         rows = []
         for split in SPLITS:
-            for setting in self.settings:
-                there = self._answered(setting, split)
-                scores = dict(zip(there, self._scores(setting, there), strict=True))
+            for arm in self.arms:
+                samples = self._answered(arm, split)
+                scores = dict(zip(samples, self._scores(arm, samples), strict=True))
                 for sample in self.samples[split]:
-                    result = self.answers[sample.id, setting.name]
+                    result = self.answers[sample.id, arm.name]
                     untouched = self.answers[sample.id, UNTOUCHED].answer
                     answered = result.answer is not None
                     rows.append(
@@ -241,7 +159,7 @@ class Outcome:
                             "split": split,
                             "key": sample.key,
                             "group": sample.part,
-                            "setting": setting.name,
+                            "arm": arm.name,
                             "question": sample.question,
                             "references": sample.refs,
                             "answer": result.answer,
@@ -255,58 +173,57 @@ class Outcome:
                     )
         return pd.DataFrame(rows)
 
-    def _answered(self, setting: Setting, split: str) -> tuple[StoredSample, ...]:
-        """Return the samples that the setting and the untouched model have answered."""
+    def _answered(self, arm: Arm, split: str) -> tuple[StoredSample, ...]:
+        """Return the samples that the arm and the untouched model have answered."""
         return tuple(
-            one
-            for one in self.samples[split]
-            if self.answers[one.id, setting.name].answer is not None
-            and self.answers[one.id, UNTOUCHED].answer is not None
+            sample
+            for sample in self.samples[split]
+            if self.answers[sample.id, arm.name].answer is not None
+            and self.answers[sample.id, UNTOUCHED].answer is not None
         )
 
-    def _scores(self, setting: Setting, samples: tuple[StoredSample, ...]) -> list[float]:
-        key = (setting.name, samples)
-        if key not in self._known:
-            answers = [self.answers[one.id, setting.name].answer or "" for one in samples]
-            self._known[key] = self.task.scores([task_sample(one) for one in samples], answers)
-        return self._known[key]
+    def _scores(self, arm: Arm, samples: tuple[StoredSample, ...]) -> list[float]:
+        key = (arm.name, samples)
+        if key not in self._score_cache:
+            answers = [self.answers[sample.id, arm.name].answer or "" for sample in samples]
+            questions = [task_sample(sample) for sample in samples]
+            self._score_cache[key] = self.task.scores(questions, answers)
+        return self._score_cache[key]
 
-    def _line(self, setting: Setting, split: str) -> Line:
-        there = self._answered(setting, split)
-        clusters = [one.cluster for one in there]
-        results = [self.answers[one.id, setting.name] for one in there]
-        own = [self.answers[one.id, UNTOUCHED] for one in there]
-        scores = self._scores(setting, there)
+    def _summary(self, arm: Arm, split: str) -> ArmSummary:
+        samples = self._answered(arm, split)
+        clusters = [sample.cluster for sample in samples]
+        results = [self.answers[sample.id, arm.name] for sample in samples]
+        own = [self.answers[sample.id, UNTOUCHED] for sample in samples]
+        scores = self._scores(arm, samples)
         same = [float(a.answer == b.answer) for a, b in zip(results, own, strict=True)]
         difference = None
-        if setting.kind != UNTOUCHED:
-            reference = self._scores(self.settings[0], there)
+        if arm.kind != UNTOUCHED:
+            reference = self._scores(self.arms[0], samples)
             difference = paired_difference(scores, reference, clusters)
-        samples = [task_sample(one) for one in there]
-        spent, whole = (
-            [getattr(one, name) for one in results] for name in ("flops", "flops_untouched")
-        )
-        counted = None not in spent and None not in whole
-        seconds, untouched = self.seconds[setting.name], self.seconds[UNTOUCHED]
+        questions = [task_sample(sample) for sample in samples]
+        spent = [result.flops for result in results]
+        whole = [result.flops_untouched for result in results]
+        seconds, untouched = self.seconds[arm.name], self.seconds[UNTOUCHED]
         pairs = [(a, b) for a, b in zip(seconds, untouched, strict=True) if a and b]
-        return Line(
-            setting=setting,
+        return ArmSummary(
+            arm=arm,
             split=split,
-            count=len(there),
-            failed=len(self.samples[split]) - len(there),
+            count=len(samples),
+            failed=len(self.samples[split]) - len(samples),
             score=mean_estimate(scores, clusters, draws=DRAWS, seed=self.plan.seed),
             difference=difference,
-            loyalty=mean_estimate(same, clusters, draws=DRAWS, seed=self.plan.seed),
-            figures=self.task.summary(samples, [one.answer or "" for one in results]),
-            flops_share=sum(spent) / sum(whole) if counted else None,
-            formula_share=_mean([one.formula_share or 0.0 for one in results]),
-            image_tokens=_mean([one.image_tokens or 0.0 for one in results]),
+            agreement=mean_estimate(same, clusters, draws=DRAWS, seed=self.plan.seed),
+            figures=self.task.summary(questions, [result.answer or "" for result in results]),
+            flops_share=_ratio(spent, whole),
+            formula_share=_mean([result.formula_share or 0.0 for result in results]),
+            image_tokens=_mean([result.image_tokens or 0.0 for result in results]),
             prefill=median(a for a, _ in pairs) if pairs else None,
             prefill_share=median(a / b for a, b in pairs) if pairs else None,
         )
 
 
-def read_outcome(directory: Path) -> Outcome:
+def read_study(directory: Path) -> StudyResult:
     """Read a finished study from its directory.
 
     Raises
@@ -316,49 +233,46 @@ def read_outcome(directory: Path) -> Outcome:
     """
     store = Store(directory)
     try:
-        study = store.read("study")
-        if study is None:
+        record = store.read("study")
+        if record is None:
             raise InputError(
                 f"the study in {str(directory)!r} is not finished; run the same 'vlmflow study' "
                 "again to go on with it"
             )
-        plan = Plan.from_mapping(study["plan"])
+        plan = Plan.from_mapping(record["plan"])
         task = find_task(plan.task)
-        settings = plan.settings(study["layers"])
+        arms = plan.arms(record["layers"])
         length = plan.max_new_tokens or task.max_new_tokens
-        identity = study["identity"]
-        table = {split: study["table"][split] for split in SPLITS}
-        stored = store.samples([one for split in SPLITS for one in table[split]])
+        identity = record["identity"]
+        table = {split: record["table"][split] for split in SPLITS}
+        stored = store.samples([sample for split in SPLITS for sample in table[split]])
         ids = {
-            (sample, setting.name): result_id(identity, sample, setting, length)
+            (sample, arm.name): result_id(identity, sample, arm, length)
             for sample in stored
-            for setting in settings
+            for arm in arms
         }
         results = store.results(ids.values())
         timed = table["calibration"][: plan.timed]
-        names = {
-            setting.name: [timing_id(identity, one, setting) for one in timed]
-            for setting in settings
-        }
-        known = store.seconds([one for group in names.values() for one in group])
+        names = {arm.name: [timing_id(identity, sample, arm) for sample in timed] for arm in arms}
+        seconds = store.seconds([name for group in names.values() for name in group])
     finally:
         store.close()
-    return Outcome(
+    return StudyResult(
         plan=plan,
         task=task,
-        settings=settings,
-        samples={split: tuple(stored[one] for one in table[split]) for split in SPLITS},
-        answers={pair: results[one] for pair, one in ids.items()},
-        seconds={name: [known.get(one) for one in group] for name, group in names.items()},
-        about={name: study[name] for name in ("model", "machine", "versions")},
+        arms=arms,
+        samples={split: tuple(stored[sample] for sample in table[split]) for split in SPLITS},
+        answers={pair: results[name] for pair, name in ids.items()},
+        seconds={arm: [seconds.get(name) for name in group] for arm, group in names.items()},
+        about={name: record[name] for name in ("model", "machine", "versions")},
     )
 
 
-def _controls(one: Setting, setting: Setting, layers: int, seed: int) -> bool:
-    policy, other = setting.truncation, one.truncation
-    if setting.kind != "truncation" or policy is None or other is None or one is setting:
+def _is_control(candidate: Arm, arm: Arm, layers: int, seed: int) -> bool:
+    policy, other = arm.truncation, candidate.truncation
+    if arm.kind != "truncation" or policy is None or other is None or candidate is arm:
         return False
-    if one.is_down_sampled:
+    if candidate.is_down_sampled:
         amounts = [stage.keep for both in (policy, other) for stage in both.stages]
         counted = any(isinstance(keep, Count) and keep for keep in amounts)
         shares = {round(mean_share(both, layers, 1000), 3) for both in (policy, other)}
@@ -368,33 +282,37 @@ def _controls(one: Setting, setting: Setting, layers: int, seed: int) -> bool:
     return other == replace(policy, rank_by=Random(seed))
 
 
-def _within(line: Line, max_loss: float) -> bool:
-    return line.difference is not None and -line.difference.low <= max_loss
+def _ratio(spent: Sequence[float | None], whole: Sequence[float | None]) -> float | None:
+    """Return the ratio of two sums; None where a part of either is not known."""
+    pairs = [(a, b) for a, b in zip(spent, whole, strict=True) if a is not None and b is not None]
+    if len(pairs) < len(spent):
+        return None
+    return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _flat(line: Line) -> dict[str, Any]:
+def _flat(summary: ArmSummary) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "split": line.split,
-        "setting": line.setting.name,
-        "kind": line.setting.kind,
-        "control of": line.setting.of,
-        "n": line.count,
-        "failed": line.failed,
+        "split": summary.split,
+        "arm": summary.arm.name,
+        "kind": summary.arm.kind,
+        "control of": summary.arm.of,
+        "n": summary.count,
+        "failed": summary.failed,
     }
-    for name in ("score", "difference", "loyalty"):
-        estimate: Estimate | None = getattr(line, name)
+    for name in ("score", "difference", "agreement"):
+        estimate: Estimate | None = getattr(summary, name)
         row[name] = None if estimate is None else estimate.value
         row[f"{name} low"] = None if estimate is None else estimate.low
         row[f"{name} high"] = None if estimate is None else estimate.high
     row |= {
-        "flops share": line.flops_share,
-        "formula share": line.formula_share,
-        "image tokens": line.image_tokens,
-        "prefill seconds": line.prefill,
-        "prefill share": line.prefill_share,
+        "flops share": summary.flops_share,
+        "formula share": summary.formula_share,
+        "image tokens": summary.image_tokens,
+        "prefill seconds": summary.prefill,
+        "prefill share": summary.prefill_share,
     }
-    return row | dict(line.figures)
+    return row | dict(summary.figures)

@@ -1,4 +1,4 @@
-"""Running a study in one process: every sample under every setting, once, and resumable."""
+"""Running a study in one process: every sample under every arm, once, and resumable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import transformers
 from vlmflow.errors import InputError
 from vlmflow.lvlm.loading import open_model
 from vlmflow.lvlm.model import LVLM
-from vlmflow.studies.truncations.answering import Asked, answer_sample
+from vlmflow.studies.truncations.answering import WorkItem, answer_sample
 from vlmflow.studies.truncations.cache_keys import model_identity, result_id, stored_sample
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import describe_machine, time_prefills, timing_id
@@ -46,7 +46,7 @@ class Piece:
 
     sample: TaskSample
     stored: StoredSample
-    asked: tuple[Asked, ...]
+    items: tuple[WorkItem, ...]
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,15 @@ def run_study(
     task = find_task(plan.task)
     model = load_model(plan) if vlm is None else vlm
     about = About.of(model)
-    settings = plan.settings(about.layers)
+    arms = plan.arms(about.layers)
     length = plan.max_new_tokens or task.max_new_tokens
 
     def answering(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, list[StoredResult]]]:
         for piece in pieces:
-            yield piece, answer_sample(model, piece.sample, piece.asked, length)
+            yield piece, answer_sample(model, piece.sample, piece.items, length)
 
-    def timing(known: set[str]) -> Iterator[tuple[str, float]]:
-        return time_prefills(model, task, settings, plan.timed, about.identity, known)
+    def timing(measured: set[str]) -> Iterator[tuple[str, float]]:
+        return time_prefills(model, task, arms, plan.timed, about.identity, measured)
 
     with writing(directory) as store:
         collect(plan, task, about, store, answering, timing, progress)
@@ -164,14 +164,14 @@ def collect(
     InputError
         If no sample could be answered at all.
     """
-    settings = plan.settings(about.layers)
+    arms = plan.arms(about.layers)
     length = plan.max_new_tokens or task.max_new_tokens
     table: dict[str, list[str]] = {split: [] for split in SPLITS}
     seen: list[tuple[Piece, str | None]] = []
     total, right = plan.calibration + plan.samples, 0.0
 
     def ids_of(sample: str) -> list[str]:
-        return [result_id(about.identity, sample, setting, length) for setting in settings]
+        return [result_id(about.identity, sample, arm, length) for arm in arms]
 
     def note(piece: Piece) -> None:
         nonlocal right
@@ -192,11 +192,11 @@ def collect(
                 stored = stored_sample(task.name, split, sample)
                 table[split].append(stored.id)
                 ids = ids_of(stored.id)
-                there = store.results(ids)
+                stored_results = store.results(ids)
                 missing = [
-                    Asked(setting, one)
-                    for setting, one in zip(settings, ids, strict=True)
-                    if one not in there
+                    WorkItem(arm, result)
+                    for arm, result in zip(arms, ids, strict=True)
+                    if result not in stored_results
                 ]
                 piece = Piece(sample, stored, tuple(missing))
                 if missing:
@@ -209,10 +209,10 @@ def collect(
         store.add(piece.stored, results)
         note(piece)
     if not any(answer is not None for _, answer in seen):
-        reasons = [one.failure for one in store.results(ids_of(table["test"][0])).values()]
+        reasons = [result.failure for result in store.results(ids_of(table["test"][0])).values()]
         raise InputError(f"no sample of {task.name} could be answered; the first: {reasons[0]}")
     timed = table["calibration"][: plan.timed]
-    names = [timing_id(about.identity, one, setting) for one in timed for setting in settings]
+    names = [timing_id(about.identity, sample, arm) for sample in timed for arm in arms]
     for name, seconds in timing(set(store.seconds(names))):
         store.add_seconds(name, seconds)
     store.write(

@@ -1,4 +1,4 @@
-"""Where a study's answers are kept: one SQLite file, one row per sample and setting."""
+"""Where a study's answers are kept: one SQLite file, one row per sample and arm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from vlmflow.errors import InputError
 
 FILE, LOCK = "study.sqlite", "study.lock"
 
-_TABLES = """
+FORMAT = 2
+"""Version of the file, kept in SQLite's ``user_version``. 0, never released, named results by other
+hashes."""
+
+_TABLES = f"""
+PRAGMA user_version = {FORMAT};
 CREATE TABLE IF NOT EXISTS study (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS sample (
     id TEXT PRIMARY KEY, split TEXT NOT NULL, key TEXT NOT NULL, question TEXT NOT NULL,
@@ -54,7 +59,7 @@ class StoredSample:
 
 @dataclass(frozen=True)
 class StoredResult:
-    """What one setting made of one sample.
+    """What one arm made of one sample.
 
     Parameters
     ----------
@@ -95,7 +100,7 @@ class Store:
     Raises
     ------
     InputError
-        If there is no study, or the directory cannot be used.
+        If there is no study, another version of vlmflow wrote it, or the directory cannot be used.
     """
 
     def __init__(self, directory: Path, *, create: bool = False) -> None:
@@ -110,12 +115,23 @@ class Store:
             self._base = sqlite3.connect(directory / FILE, timeout=30)
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=NORMAL")
+            self._check_format()
             self._base.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(
                 f"directory {str(directory)!r} cannot hold a study ({reason}); choose another"
             ) from error
+
+    def _check_format(self) -> None:
+        (version,) = self._base.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._base.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and version != FORMAT:
+            self._base.close()
+            raise InputError(
+                f"the study in {str(self.directory)!r} has format {version}, but this vlmflow "
+                f"reads and writes format {FORMAT}; run it again in another directory"
+            )
 
     def close(self) -> None:
         """Close the file."""

@@ -34,10 +34,10 @@ def run_with(
     if workers is None:
         run_study(plan, directory, progress=progress)
         return
-    found = re.fullmatch(r"ray(?::([1-9]\d{0,3}))?", workers)
-    if found is None:
+    match = re.fullmatch(r"ray(?::([1-9]\d{0,3}))?", workers)
+    if match is None:
         raise InputError(f"workers={workers!r} is unknown; give ray, or ray:4 for four workers")
     from vlmflow.studies.truncations.ray_workers import run_on_ray
 
-    count = found.group(1)
+    count = match.group(1)
     run_on_ray(plan, directory, None if count is None else int(count), progress)

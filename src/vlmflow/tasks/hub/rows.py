@@ -56,9 +56,9 @@ class Row:
             except (SyntaxError, ValueError):
                 raise self._wrong(column, "a list of texts") from None
         if isinstance(value, list):
-            found = [one.get("answer") if isinstance(one, dict) else one for one in value]
-            texts = tuple(one for one in found if isinstance(one, str))
-            if found and len(texts) == len(found):
+            answers = [item.get("answer") if isinstance(item, dict) else item for item in value]
+            texts = tuple(answer for answer in answers if isinstance(answer, str))
+            if answers and len(texts) == len(answers):
                 return texts
         raise self._wrong(column, "a list of texts")
 
@@ -71,32 +71,32 @@ class Row:
 
     def fingerprint(self, column: str) -> str:
         """Return a name for the pictures of a column: equal for equal files."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for data in self._pictures(column):
             try:
-                found.update(data if isinstance(data, bytes) else data.read_bytes())
+                digest.update(data if isinstance(data, bytes) else data.read_bytes())
             except OSError as error:
                 raise InputError(
                     f"the picture {str(data)!r} of {self.name} cannot be read ({error.strerror})"
                 ) from error
-        return found.hexdigest()[:20]
+        return digest.hexdigest()[:20]
 
     def _pictures(self, column: str) -> list[bytes | Path]:
         """Files as they are stored, or paths to them."""
         value = self.values[column]
-        found: list[bytes | Path] = []
-        for one in value if isinstance(value, list) else [value]:
-            data = one.get("bytes") or one.get("path") if isinstance(one, dict) else one
+        sources: list[bytes | Path] = []
+        for item in value if isinstance(value, list) else [value]:
+            data = item.get("bytes") or item.get("path") if isinstance(item, dict) else item
             if not data or not isinstance(data, bytes | str):
                 raise self._wrong(column, "a picture")
-            found.append(Path(data) if isinstance(data, str) else data)
-        if not found:
+            sources.append(Path(data) if isinstance(data, str) else data)
+        if not sources:
             raise self._wrong(column, "a picture")
-        return found
+        return sources
 
     def _wrong(self, column: str, what: str) -> InputError:
-        told = repr(self.values[column])
-        short = told if len(told) <= 60 else f"{told[:57]}..."
+        text = repr(self.values[column])
+        short = text if len(text) <= 60 else f"{text[:57]}..."
         return InputError(f"column {column!r} of {self.name} is {short}, not {what}")
 
 
@@ -124,12 +124,12 @@ class Rows:
 
     def check(self, columns: frozenset[str], task: str) -> None:
         """Refuse a data set that lacks columns."""
-        there = self.dataset.column_names
-        missing = sorted(columns - set(there))
+        names = self.dataset.column_names
+        missing = sorted(columns - set(names))
         if missing:
             raise InputError(
                 f"{self.name} has no column {', '.join(map(repr, missing))}, which task {task!r} "
-                f"reads; it has {', '.join(map(repr, there))}"
+                f"reads; it has {', '.join(map(repr, names))}"
             )
 
     def column(self, name: str) -> list[Any]:

@@ -79,6 +79,6 @@ class HubData:
 
     def __post_init__(self) -> None:
         """Collect the columns that have to be there."""
-        asked = {self.picture, self.cluster}
-        asked |= {one[0] for one in (self.only, self.below) if one}
-        object.__setattr__(self, "columns", self.reading.columns | (asked - {""}))
+        columns = {self.picture, self.cluster}
+        columns |= {condition[0] for condition in (self.only, self.below) if condition}
+        object.__setattr__(self, "columns", self.reading.columns | (columns - {""}))

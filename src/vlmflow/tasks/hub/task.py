@@ -62,25 +62,27 @@ class HubTask(Task):
         apart = self.data.calibration
         part = apart if split == "calibration" and apart else self.data.test
         opened = self._open(part)
-        known = self._open(self.data.test).clusters if apart and part is apart else frozenset()
+        test_clusters = (
+            self._open(self.data.test).clusters if apart and part is apart else frozenset()
+        )
         given = 0
         for number in opened.order:
             if given == count:
                 return
             row = opened.rows[number]
             cluster = opened.cluster(number, row)
-            if cluster in known or (
+            if cluster in test_clusters or (
                 apart is None and is_calibration(cluster) != (split == "calibration")
             ):
                 continue
             given += 1
-            asked = self.data.reading.ask(row)
+            query = self.data.reading.ask(row)
             yield TaskSample(
                 key=f"{part.split}-{number}",
                 pictures=opened.pictures(row),
-                question=asked.question,
-                references=asked.references,
-                choices=asked.choices,
+                question=query.question,
+                references=query.references,
+                choices=query.choices,
                 group=row.optional(self.data.group) if self.data.group else "",
                 cluster=cluster,
             )
@@ -165,7 +167,7 @@ class _Opened:
 
     @cached_property
     def _named(self) -> list[str]:
-        return [str(one) for one in self.rows.column(self.data.cluster)]
+        return [str(name) for name in self.rows.column(self.data.cluster)]
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

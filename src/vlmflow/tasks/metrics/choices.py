@@ -49,26 +49,28 @@ def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
         letter = next(filter(None, first.groups()))
         rivals = set(_BRACKETED.findall(text)) - {letter}
         return letter if letter in letters and not rivals else None
-    for found in (
+    for named in (
         {a or b for a, b in _SAID.findall(text)},
         _named(text, choices),
         set(_BRACKETED.findall(text)),
     ):
-        if found:
-            (letter, *others) = sorted(found)
+        if named:
+            (letter, *others) = sorted(named)
             return letter if not others and letter in letters else None
     return None
 
 
 def _named(text: str, choices: Sequence[str]) -> set[str]:
     """Letters of the options whose text is the answer, or stands in it as whole words."""
-    said = _words(text)
-    options = {letter: _words(one) for letter, one in zip(LETTERS, choices, strict=False)}
-    same = {letter for letter, option in options.items() if option and option == said}
+    answer_words = _words(text)
+    options = {letter: _words(choice) for letter, choice in zip(LETTERS, choices, strict=False)}
+    same = {letter for letter, option in options.items() if option and option == answer_words}
     if same:
         return same
     inside = {
-        letter for letter, option in options.items() if option and f" {option} " in f" {said} "
+        letter
+        for letter, option in options.items()
+        if option and f" {option} " in f" {answer_words} "
     }
     # "a black cat" names the option "black cat", not the option "cat" as well.
     return {

@@ -12,6 +12,7 @@ from vlmflow.errors import InputError
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.metrics.base import Metric
 from vlmflow.tasks.metrics.chair import chair
+from vlmflow.tasks.metrics.coco_objects import coco_mentions
 
 _NO_EXTRA = 'CIDEr needs the package "pycocoevalcap"; run: pip install "vlmflow[data]"'
 _NO_JAVA = (
@@ -57,20 +58,29 @@ class Cider(Metric):
         for sample, answer in zip(samples, answers, strict=True):
             texts += [answer, *sample.references]
             ends.append(len(texts))
-        words = tokenized(texts)
-        captions = {i: [words[start]] for i, start in enumerate(ends[:-1])}
-        references = {i: words[ends[i] + 1 : ends[i + 1]] for i in captions}
+        lines = tokenized(texts)
+        captions = {i: [lines[start]] for i, start in enumerate(ends[:-1])}
+        references = {i: lines[ends[i] + 1 : ends[i + 1]] for i in captions}
         _, scores = Scorer().compute_score(references, captions)
-        return [float(one) for one in scores]
+        return [float(score) for score in scores]
 
 
 class CocoCaptions(Cider):
     """CIDEr, and CHAIR with the reference captions as ground truth."""
 
     def figures(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:
-        """Return CHAIRi and CHAIRs; see :func:`vlmflow.tasks.metrics.chair.chair`."""
-        found = chair(answers, [sample.references for sample in samples])
-        return {"CHAIRi (captions)": found.chair_i, "CHAIRs (captions)": found.chair_s}
+        """Return CHAIRi and CHAIRs; see :func:`vlmflow.tasks.metrics.chair.chair`.
+
+        The original adds the pictures' instance annotations, which caption data sets do not carry:
+        an object in the picture that no annotator mentioned counts as hallucinated, so the values
+        lie above the original's.
+        """
+        objects = [
+            {category for caption in sample.references for category in coco_mentions(caption)}
+            for sample in samples
+        ]
+        score = chair(answers, objects, coco_mentions)
+        return {"CHAIRi (captions)": score.chair_i, "CHAIRs (captions)": score.chair_s}
 
 
 @cache
@@ -107,8 +117,8 @@ def tokenized(texts: Sequence[str]) -> list[str]:
     try:
         run = subprocess.run(command, input=lines.encode(), capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        told = getattr(error, "stderr", b"") or str(error).encode()
-        reason = (told.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[0]
+        output = getattr(error, "stderr", b"") or str(error).encode()
+        reason = (output.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[0]
         raise InputError(_NO_JAVA.format(f"{java!r} failed ({reason})")) from error
     dropped = frozenset(ptbtokenizer.PUNCTUATIONS)
     split = run.stdout.decode("utf-8", "replace").split("\n")[: len(texts)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 SYNONYMS = {
     "person": "person, man, woman, boy, girl, child, kid, baby, toddler, infant, adult, lady, "
     "guy, gentleman, teenager, male, female, mother, father, sister, brother, son, daughter, "
@@ -148,8 +150,8 @@ def plural(word: str) -> str:
 
 def _phrases() -> dict[str, str]:
     table: dict[str, str] = {}
-    for category, words in [("", OTHER), *SYNONYMS.items()]:
-        for phrase in words.split(", "):
+    for category, phrases in [("", OTHER), *SYNONYMS.items()]:
+        for phrase in phrases.split(", "):
             *first, last = phrase.split()
             table[phrase] = table[" ".join([*first, plural(last)])] = category
     return table
@@ -160,3 +162,25 @@ PHRASES = _phrases()
 
 LONGEST = max(phrase.count(" ") + 1 for phrase in PHRASES)
 """Words in the longest phrase."""
+
+
+def coco_mentions(text: str) -> list[str]:
+    """Return the COCO category of every object a text names, in its order.
+
+    Longer phrases go first, so that a "teddy bear" is not a bear, a "hot dog" not a dog, and a
+    "train station" not a train.
+    """
+    words = re.findall(r"[a-z]+", text.lower())
+    categories: list[str] = []
+    start = 0
+    while start < len(words):
+        for length in range(min(LONGEST, len(words) - start), 0, -1):
+            phrase = " ".join(words[start : start + length])
+            if phrase in PHRASES:
+                category = PHRASES[phrase]
+                categories += [category] if category else []
+                start += length
+                break
+        else:
+            start += 1
+    return categories

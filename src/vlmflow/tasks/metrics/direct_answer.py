@@ -10,15 +10,15 @@ class DirectAnswer(Metric):
     """``min(annotators who said it / 3, 1)``, as A-OKVQA's script (Schwenk et al., ECCV 2022).
 
     Unlike VQA accuracy it leaves no annotator out and normalises nothing but case; white space
-    around the answer and a full stop behind it are ignored here.
+    around the answer and a full stop after it are ignored here.
     """
 
     name = "direct answer accuracy"
 
     def score(self, sample: TaskSample, answer: str) -> float:
         """Score one answer."""
-        said = _plain(answer)
-        return min(sum(said == _plain(one) for one in sample.references) / 3, 1.0)
+        text = _plain(answer)
+        return min(sum(text == _plain(reference) for reference in sample.references) / 3, 1.0)
 
 
 def _plain(text: str) -> str:

@@ -26,4 +26,4 @@ class ExactMatch(Metric):
 
     def score(self, sample: TaskSample, answer: str) -> float:
         """Score one answer."""
-        return float(plain(answer) in {plain(one) for one in sample.references})
+        return float(plain(answer) in {plain(reference) for reference in sample.references})

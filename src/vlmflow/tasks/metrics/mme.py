@@ -59,13 +59,13 @@ class Mme(Metric):
                     f"there are {', '.join(PERCEPTION + COGNITION)}"
                 )
             by_picture[sample.group][sample.cluster].append(score)
-        pictures = {name: list(found.values()) for name, found in by_picture.items()}
+        pictures = {name: list(pairs.values()) for name, pairs in by_picture.items()}
         sums = {
-            name: 100 * (_mean([one for pair in found for one in pair]) + _plus(found))
-            for name, found in pictures.items()
+            name: 100 * (_mean([score for pair in pairs for score in pair]) + _plus(pairs))
+            for name, pairs in pictures.items()
         }
         return {
-            "accuracy+": _plus([pair for found in pictures.values() for pair in found]),
+            "accuracy+": _plus([pair for pairs in pictures.values() for pair in pairs]),
             "perception": sum(sums.get(name, 0.0) for name in PERCEPTION),
             "cognition": sum(sums.get(name, 0.0) for name in COGNITION),
             **{name: sums[name] for name in PERCEPTION + COGNITION if name in sums},

@@ -46,12 +46,14 @@ class YesNo(Metric):
 
     def figures(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:
         """Return precision, recall, F1 and the share of yes, and all again read exactly."""
-        found = _figures(samples, answers, said)
+        figures = _figures(samples, answers, said)
         exact = _figures(samples, answers, said_exactly)
         neither = sum(not said(answer) for answer in answers) / max(len(answers), 1)
-        del found["accuracy"]  # the mean score
+        del figures["accuracy"]  # the mean score
         return (
-            found | {f"exact {name}": value for name, value in exact.items()} | {"neither": neither}
+            figures
+            | {f"exact {name}": value for name, value in exact.items()}
+            | {"neither": neither}
         )
 
 

@@ -73,6 +73,6 @@ class VqaAccuracy(Metric):
 
     def score(self, sample: TaskSample, answer: str) -> float:
         """Score one answer."""
-        said = normalise(answer)
-        same = [normalise(one) == said for one in sample.references]
-        return sum(min((sum(same) - one) / 3, 1.0) for one in same) / len(same)
+        text = normalise(answer)
+        same = [normalise(reference) == text for reference in sample.references]
+        return sum(min((sum(same) - own) / 3, 1.0) for own in same) / len(same)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vlmflow.errors import InputError
 from vlmflow.flow.attention_rows import AttentionCall, mean_attention
-from vlmflow.truncation.rankings.ranking import Ranking
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +22,8 @@ class Candidates:
 
     Parameters
     ----------
-    ranking : Ranking
-        Who looks: what it has not declared to read is not there.
+    name, reads, rows : str, tuple of str, str
+        The ranking that looks, and what it declares to read: nothing else is there.
     layer : int
         The layer that truncates, counted from 0.
     hidden : (n, width)
@@ -34,7 +33,9 @@ class Candidates:
         ``hidden``, in order.
     """
 
-    ranking: Ranking
+    name: str
+    reads: tuple[str, ...]
+    rows: str
     layer: int
     hidden: Tensor
     image: Tensor
@@ -68,9 +69,9 @@ class Candidates:
 
         Of the layer before. Without any text after the picture, ``"text"`` means its last token.
         """
-        if self.ranking.rows == "last":
+        if self.rows == "last":
             return self.attention_of(torch.cat([self.image, self.text]).amax()[None])
-        if self.ranking.rows == "text":
+        if self.rows == "text":
             return self.attention_of(self.text if len(self.text) else self.image[-1:])
         return self.attention_of(torch.cat([self.image, self.text]).sort().values)
 
@@ -102,7 +103,7 @@ class Candidates:
         places = self.places_if_known
         if places is None:
             raise InputError(
-                f"rank_by={self.ranking.known_as()!r} needs rows and columns of image tokens, "
+                f"rank_by={self.name!r} needs rows and columns of image tokens, "
                 "which are not known for this model; choose another ranking"
             )
         return places
@@ -157,8 +158,8 @@ class Candidates:
 
     def _require(self, words: str | tuple[str, ...], what: str) -> None:
         names = (words,) if isinstance(words, str) else words
-        if not set(names) & set(self.ranking.all_reads):
+        if not set(names) & set(self.reads):
             raise InputError(
-                f"ranking {self.ranking.known_as()!r} looks at seen.{what} but declares "
-                f"reads={self.ranking.reads!r}; add {' or '.join(map(repr, names))} to it"
+                f"ranking {self.name!r} looks at seen.{what} but declares "
+                f"reads={self.reads!r}; add {' or '.join(map(repr, names))} to it"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlmflow.errors import InputError
-from vlmflow.staging import staged
+from vlmflow.files import staged, write_files
 
 
 def everything(directory):
@@ -109,3 +109,17 @@ def test_what_goes_wrong_while_moving_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         blocked()
     assert everything(tmp_path) == ["name"]
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path):
+    out = tmp_path / "new" / "out"
+    assert write_files(out, {"one.txt": b"1", "two.txt": b"2"}) == out
+    assert (out / "one.txt").read_bytes() == b"1"
+    before = everything(tmp_path)
+    for name in ("x" * 300, "no/such/folder"):
+        with pytest.raises(InputError, match="choose a path you can write to"):
+            write_files(out, {"one.txt": b"new", name: b"2"})
+    with pytest.raises(InputError, match="choose a path you can write to"):
+        write_files(tmp_path / "other", {"one.txt": b"1", "nul\0": b"2"})
+    assert everything(tmp_path) == before
+    assert (out / "one.txt").read_bytes() == b"1"

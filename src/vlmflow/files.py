@@ -7,11 +7,43 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vlmflow.errors import InputError
+
+_WAY_OUT = "choose a path you can write to"
+
+
+def write_files(directory: str | os.PathLike[str], contents: Mapping[str, bytes]) -> Path:
+    """Write files into a directory, all of them or none.
+
+    Parameters
+    ----------
+    directory : path
+        Created with its parents where missing.
+    contents : dict of file name to bytes
+        Files of these names that are already there are replaced.
+
+    Returns
+    -------
+    Path
+        The directory.
+
+    Raises
+    ------
+    InputError
+        If the directory cannot be written; what this call created is removed again.
+    """
+    folder = Path(directory)
+    with staged(folder, tuple(contents)) as staging:
+        try:
+            for name, content in contents.items():
+                (staging / name).write_bytes(content)
+        except (OSError, ValueError) as error:
+            raise _unwritable(folder, error) from error
+    return folder
 
 
 @contextmanager
@@ -74,11 +106,11 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
 
 def _check(out: Path, files: Sequence[str]) -> None:
     if os.path.lexists(out) and not out.is_dir():
-        raise InputError(f"output directory {str(out)!r} is not a directory; choose another --out")
+        raise InputError(f"output directory {str(out)!r} is not a directory; {_WAY_OUT}")
     for name in files:
         if (out / name).is_dir():
             raise InputError(
-                f"output file {str(out / name)!r} is a directory; remove it or choose another --out"
+                f"output file {str(out / name)!r} is a directory; remove it or {_WAY_OUT}"
             )
 
 
@@ -111,6 +143,4 @@ def _unwritable(out: Path, error: Exception) -> InputError:
     if isinstance(error, InputError):
         return error
     reason = getattr(error, "strerror", None) or str(error)
-    return InputError(
-        f"output directory {str(out)!r} cannot be written ({reason}); choose another --out"
-    )
+    return InputError(f"output directory {str(out)!r} cannot be written ({reason}); {_WAY_OUT}")

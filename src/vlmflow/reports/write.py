@@ -1,0 +1,116 @@
+"""The page and the figures of whatever was measured: one answer, a cliff study, a study."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+from vlmflow.errors import InputError
+from vlmflow.files import write_files
+
+if TYPE_CHECKING:
+    from vlmflow.result.information_flow import InformationFlow
+    from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.truncations.results import StudyResult
+
+    Result: TypeAlias = Union[InformationFlow, CliffStudy, StudyResult]  # noqa: UP007
+
+# Imports stand inside the functions: the page of one answer needs neither matplotlib nor torch.
+
+
+def report(result: Result, path: str | os.PathLike[str]) -> Path:
+    """Write the page of a result: one HTML file that opens offline and asks for nothing.
+
+    Parameters
+    ----------
+    result : InformationFlow, CliffStudy or StudyResult
+        What was measured.
+    path : path
+        File to write; parents are created, a file already there is replaced as a whole.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    InputError
+        If there is no page of such a thing, or the path cannot be written; nothing half-written
+        is left.
+    """
+    from vlmflow.result.information_flow import InformationFlow
+
+    if isinstance(result, InformationFlow):
+        from vlmflow.reports.explain import page as explain_page
+
+        return explain_page.write_report(result, path)
+    target = Path(path)
+    write_files(target.parent, {target.name: _study_page(result).encode("utf-8")})
+    return target
+
+
+def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
+    """Write the figures of a result, as PNG (300 dpi) and PDF (vectors).
+
+    Parameters
+    ----------
+    result : InformationFlow, CliffStudy or StudyResult
+        What was measured.
+    directory : path
+        Created where missing; all figures are written or none.
+
+    Returns
+    -------
+    list of Path
+        The files.
+
+    Raises
+    ------
+    InputError
+        If there are no figures of such a thing, or the directory cannot be written.
+    """
+    from vlmflow.reports.figures.all_figures import save_figures
+    from vlmflow.reports.figures.figure_files import figure_files
+    from vlmflow.result.information_flow import InformationFlow
+    from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.truncations.results import StudyResult
+
+    if isinstance(result, InformationFlow):
+        return save_figures(result, directory)
+    if isinstance(result, CliffStudy):
+        from vlmflow.reports.cliff.figure import cliff_figure
+
+        drawn = {"cliff": cliff_figure(result)}
+    elif isinstance(result, StudyResult):
+        from vlmflow.reports.study.figure import study_figure
+
+        drawn = {"study": study_figure(result)}
+    else:
+        raise _unknown(result)
+    contents = figure_files(drawn)
+    folder = write_files(directory, contents)
+    return [folder / name for name in contents]
+
+
+def _study_page(result: CliffStudy | StudyResult) -> str:
+    from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.truncations.results import StudyResult
+
+    if isinstance(result, CliffStudy):
+        from vlmflow.reports.cliff.page import cliff_page
+
+        return cliff_page(result)
+    if isinstance(result, StudyResult):
+        from vlmflow.reports.study.page import study_page
+
+        return study_page(result)
+    raise _unknown(result)
+
+
+def _unknown(result: object) -> InputError:
+    return InputError(
+        f"a {type(result).__name__} has no report; give an InformationFlow, a CliffStudy or a "
+        "StudyResult"
+    )

@@ -1,0 +1,44 @@
+"""What was measured on one answer, in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
+
+
+def image_share_sentence(attention_share: npt.NDArray[np.float32], layout: TokenLayout) -> str:
+    """Say how much of its attention an answer gives to the image, first and last.
+
+    Parameters
+    ----------
+    attention_share : (L, G, S) float32
+        As in :class:`vlmflow.result.information_flow.InformationFlow`.
+    layout : TokenLayout
+        Says whether there are pictures, frames or both.
+    """
+    share = attention_share[:, 0]
+    attending = np.flatnonzero(share.any(axis=1))
+    if attending.size == 0:
+        return "No layer of this model has attention that could be measured."
+    first, last = int(attending[0]), int(attending[-1])
+    image = share[:, SEGMENTS.index("image")]
+    source = "image" if len(layout.image_sizes) == 1 else "images"
+    if layout.frames:
+        source = "frames" if all(layout.frames) else "images and frames"
+    opening = f"At layer {first} the answer draws {percent(image[first])} of its attention from"
+    if first == last:
+        return f"{opening} the {source}."
+    return f"{opening} the {source}, at layer {last} it draws {percent(image[last])}."
+
+
+def percent(share: float) -> str:
+    """Write a share as text: whole per cent, one decimal below 10 %."""
+    value = 100 * float(share)
+    if value == 0:
+        return "0\u00a0%"
+    if value < 0.05:
+        return "less than 0.1\u00a0%"
+    # 9.96 rounds to 10.0, which reads better as 10
+    return f"{value:.1f}\u00a0%" if value < 9.95 else f"{value:.0f}\u00a0%"

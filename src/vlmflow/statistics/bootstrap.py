@@ -1,0 +1,48 @@
+"""The percentile bootstrap (Efron 1979): samples drawn with replacement, and their interval.
+
+Every bootstrap of the package draws here, so that the same seed picks the same samples everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def resamples(count: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw ``count`` of ``count`` samples with replacement, ``draws`` times.
+
+    Returns
+    -------
+    (draws, count) int64
+        Numbers of the samples that each draw picks.
+    """
+    return np.random.default_rng(seed).integers(count, size=(draws, count))
+
+
+def percentile_interval(
+    statistics: npt.ArrayLike, method: Literal["linear", "inverted_cdf"] = "linear"
+) -> tuple[FloatArray, FloatArray]:
+    """Bound the middle 95 % of a statistic's draws: (draws, ...) -> two of (...).
+
+    Parameters
+    ----------
+    statistics : (draws, ...) array-like
+        The statistic of every draw.
+    method : str
+        How NumPy's ``quantile`` picks an end: between two draws (``"linear"``), or one of the
+        draws (``"inverted_cdf"``), for statistics such as layers that have no values in between.
+    """
+    low, high = np.quantile(np.asarray(statistics), [0.025, 0.975], axis=0, method=method)
+    return low, high
+
+
+def mean_interval(values: FloatArray, draws: int, seed: int) -> tuple[FloatArray, FloatArray]:
+    """Bootstrap 95 % interval of the mean over samples: (n, K) -> two of (K,)."""
+    return percentile_interval(
+        [values[picked].mean(0) for picked in resamples(len(values), draws, seed)]
+    )
