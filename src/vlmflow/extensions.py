@@ -235,13 +235,16 @@ class Registry(Generic[E]):
 
     def names(self) -> dict[str, str]:
         """List every name with its one line, without importing what has not been imported."""
-        bundled = _bundled(self.package)
+        bundled = self.bundled()
         own = {cls.known_as(): cls.in_one_line() for cls in _subclasses(self.base)}
-        names = dict(bundled)
-        names |= {name: line for name, line in own.items() if name not in bundled}
+        names = bundled | {name: line for name, line in own.items() if name not in bundled}
         for entry in metadata.entry_points(group=self.group):
             names.setdefault(entry.name, f"from {entry.value}")
         return names
+
+    def bundled(self) -> dict[str, str]:
+        """List those of our own folder alone, with their lines."""
+        return dict(_bundled(self.package))
 
     def _loaded(self, entry: metadata.EntryPoint) -> type[E]:
         """Import what another package offers."""

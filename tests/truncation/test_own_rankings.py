@@ -831,11 +831,11 @@ def test_a_class_of_a_script_goes_to_workers_with_its_code(tmp_path):
     assert type(ranking)().title == "shipped"
     print(ranking.fingerprint())
     """
-    there = subprocess.run(
+    worker = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
     )
-    assert there.returncode == 0, there.stderr
-    assert there.stdout.strip() == expected
+    assert worker.returncode == 0, worker.stderr
+    assert worker.stdout.strip() == expected
 
 
 def install(monkeypatch, name: str, value: str) -> None:

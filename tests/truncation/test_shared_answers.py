@@ -14,7 +14,7 @@ from vlmflow.tasks.registry import task
 from vlmflow.truncation.rankings.registry import RANKINGS
 from vlmflow.truncation.shared_answers import shared_answers
 
-BY_RANKING = [Truncation(2, 5, name) for name in RANKINGS.names()]
+BY_RANKING = [Truncation(2, 5, name) for name in RANKINGS.bundled()]
 SCHEDULES = [
     Truncation(0, 0),
     Truncation(1, 0),
