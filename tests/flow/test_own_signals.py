@@ -74,7 +74,7 @@ class Peak(vlmflow.Signal):
 
 
 @dataclass(frozen=True)
-class Words(vlmflow.Signal):
+class Weighted(vlmflow.Signal):
     """All text so far, the answer counted several times."""
 
     weight: float = 3.0
@@ -213,7 +213,7 @@ class Shaken(vlmflow.Signal):
 
 OWN = {
     Peak(): Peak.slowly,
-    Words(): Words.slowly,
+    Weighted(): Weighted.slowly,
     Supporting(): Supporting.slowly,
     Both(): Both.slowly,
     GradientTimesInput(): GradientTimesInput.slowly,
@@ -364,10 +364,10 @@ def test_what_a_signal_is_called_survives_saving(flow, tmp_path):
     assert (peak.label, peak.colour, peak.source) == ("peak of attention", "#0072b2", "this file")
     assert peak.summary == "The strongest look of any answer token."
     assert again.map_info("middle_layers").summed == (1, 2)
-    assert again.map_info("words").label == "words"  # its name where no label is given
+    assert again.map_info("weighted").label == "weighted"  # its name where no label is given
     for name in flow.signals:
         np.testing.assert_array_equal(again.maps[name], flow.maps[name])
-    assert {"name": "words", "weight": 3.0} in again.settings["signals"]
+    assert {"name": "weighted", "weight": 3.0} in again.settings["signals"]
     assert {"name": "flow_map", "layers": 2} in again.settings["signals"]
 
 
@@ -392,21 +392,26 @@ def test_maps_are_in_tables_pages_and_figures(flow, tmp_path):
 
 
 def test_two_of_one_class_have_two_names(tmp_path):
-    signals = [Words(), Words(weight=2.0), "words(weight=5.0)", Words(3.0), Peak()]
+    signals = [Weighted(), Weighted(weight=2.0), "weighted(weight=5.0)", Weighted(3.0), Peak()]
     flow = lvlm().explain(picture(), QUESTION, "red", signals=signals)
-    assert flow.signals == ("words", "words(weight=2.0)", "words(weight=5.0)", "peak")
+    assert flow.signals == ("weighted", "weighted(weight=2.0)", "weighted(weight=5.0)", "peak")
     labels = [flow.map_info(name).label for name in flow.signals]
-    assert labels == ["words", "words (weight=2.0)", "words (weight=5.0)", "peak of attention"]
-    assert np.abs(flow.maps["words"] - flow.maps["words(weight=2.0)"]).max() > 1e-3
+    assert labels == [
+        "weighted",
+        "weighted (weight=2.0)",
+        "weighted (weight=5.0)",
+        "peak of attention",
+    ]
+    assert np.abs(flow.maps["weighted"] - flow.maps["weighted(weight=2.0)"]).max() > 1e-3
     assert vlmflow.InformationFlow.load(flow.save(tmp_path / "flow")).signals == flow.signals
-    alone = lvlm().explain(picture(), QUESTION, "red", signals=["words(weight=2.0)"])
-    assert alone.signals == ("words",)
-    assert {"name": "words", "weight": 2.0} in alone.settings["signals"]
-    np.testing.assert_array_equal(alone.maps["words"], flow.maps["words(weight=2.0)"])
+    alone = lvlm().explain(picture(), QUESTION, "red", signals=["weighted(weight=2.0)"])
+    assert alone.signals == ("weighted",)
+    assert {"name": "weighted", "weight": 2.0} in alone.settings["signals"]
+    np.testing.assert_array_equal(alone.maps["weighted"], flow.maps["weighted(weight=2.0)"])
 
 
-def refused(words: str):
-    return pytest.raises(InputError, match=words)
+def refused(message: str):
+    return pytest.raises(InputError, match=message)
 
 
 def declared(**body):
@@ -416,7 +421,7 @@ def declared(**body):
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         ({}, "signal 'bad' does not declare what it reads; write for example reads = 'attention'"),
         ({"reads": "pixels"}, "declares reads='pixels', but 'pixels' is none of attention, sal"),
@@ -426,13 +431,13 @@ def declared(**body):
         ({"reads": "attention", "rows": "all"}, "declares rows='all', which is none of answer, t"),
         ({"reads": "attention", "colour": "blue"}, "colour='blue', which is not a colour; write"),
         ({"reads": "attention", "colour": "#12345"}, "colour='#12345', which is not a colour"),
-        ({"reads": "attention", "name": "two words"}, "name='two words' of Bad is not a name"),
+        ({"reads": "attention", "name": "two parts"}, "name='two parts' of Bad is not a name"),
     ],
 )
-def test_bad_declarations_are_refused_before_anything_runs(body, words):
-    with refused(words):
+def test_bad_declarations_are_refused_before_anything_runs(body, message):
+    with refused(message):
         as_signals([declared(**body)])
-    with refused(words):
+    with refused(message):
         ExplainOptions(signals=[declared(**body)])
 
 
@@ -479,9 +484,35 @@ def test_what_was_not_declared_is_not_there(reads, attribute, word):
 )
 def test_wrong_shapes_are_refused(reads, result, shown):
     bad = declared(reads=reads, of_layer=lambda self, seen: result)
-    words = f"signal 'bad' gave {shown} where a value for each of the 16 image tokens is needed"
-    with refused(words):
+    message = f"signal 'bad' gave {shown} where a value for each of the 16 image tokens is needed"
+    with refused(message):
         lvlm().explain(picture(), QUESTION, "red", signals=[bad])
+
+
+def state_of(model):
+    """Hooks (transformers keeps some of its own), replaced forwards, gradients, and settings."""
+    hooks = [
+        (len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
+        for module in model.modules()
+    ]
+    gradients = [(weight.requires_grad, weight.grad is None) for weight in model.parameters()]
+    return hooks, gradients, model.config.get_text_config()._attn_implementation
+
+
+@pytest.mark.parametrize("reads", ["attention", "saliency", "features"])
+def test_a_signal_that_fails_leaves_the_model_as_it_was(reads):
+    vlm = lvlm()
+    expected = vlm.explain(picture(), QUESTION, "red", signals=["saliency"])
+    before = state_of(vlm.model)
+
+    def of_layer(self, seen):
+        raise RuntimeError(f"cannot look at layer {seen.layer}")
+
+    with pytest.raises(RuntimeError, match="cannot look at layer"):
+        vlm.explain(picture(), QUESTION, "red", signals=[declared(reads=reads, of_layer=of_layer)])
+    assert state_of(vlm.model) == before
+    again = vlm.explain(picture(), QUESTION, "red", signals=["saliency"])
+    np.testing.assert_array_equal(again.maps["saliency"], expected.maps["saliency"])
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -489,30 +520,33 @@ def test_values_that_are_not_finite_are_refused(number):
     def of_layer(self, seen):
         return torch.full_like(seen.attention[0], number if seen.layer == 2 else 1.0)
 
-    words = "the bad signal is not finite at layer 2 of sample 0; .*divides by no zero"
-    with pytest.raises(ModelError, match=words):
+    message = "the bad signal is not finite at layer 2 of sample 0; .*divides by no zero"
+    with pytest.raises(ModelError, match=message):
         lvlm().explain(
             picture(), QUESTION, "red", signals=[declared(reads="attention", of_layer=of_layer)]
         )
 
 
 @pytest.mark.parametrize(
-    ("signals", "words"),
+    ("signals", "message"),
     [
         ([Peak], r"Peak is a class; pass an instance of it: Peak\(\)"),
         ("peak", r"signals='peak' is a text; pass a list of names: \['peak'\]"),
+        (Peak(), r"signals=Peak\(\) is not a list; pass one of names and instances"),
+        (Peak, "is not a list; pass one of names and instances"),
+        (None, "signals=None is not a list"),
         ([], "signals is empty; there are attention"),
         ([7], "7 is not a signal; give a name"),
         (["peaks"], "signal 'peaks' is unknown; there are attention.*peak"),
-        (["words(strength=2)"], "signal 'words' has no parameter 'strength'; .* weight"),
+        (["weighted(strength=2)"], "signal 'weighted' has no parameter 'strength'; .* weight"),
         (["peak(weight=2)"], "signal 'peak' has no parameter 'weight'; it has none"),
-        (["words(2)"], "'2' in .* is not a parameter; write name=3"),
-        ([Words(weight=[1])], "words.weight is a list, which can change after it was passed"),
+        (["weighted(2)"], "'2' in .* is not a parameter; write name=3"),
+        ([Weighted(weight=[1])], "weighted.weight is a list, which can change after it was passed"),
     ],
     ids=str,
 )
-def test_what_is_not_a_signal_is_refused(signals, words):
-    with refused(words):
+def test_what_is_not_a_signal_is_refused(signals, message):
+    with refused(message):
         lvlm().explain(picture(), QUESTION, "red", signals=signals)
 
 

@@ -322,8 +322,8 @@ def test_removal_curves_agree_with_the_slow_way(ranking):
 
 @pytest.mark.parametrize("ranking", ORACLES, ids=lambda ranking: ranking.known_as())
 def test_removal_curves_refuse_oracles(ranking):
-    words = f"rank_by='{ranking.known_as()}' looks at the answer"
-    with pytest.raises(InputError, match=words):
+    message = f"rank_by='{ranking.known_as()}' looks at the answer"
+    with pytest.raises(InputError, match=message):
         removal_curve(lvlm(), picture(1), QUESTION, "red", keep=KEEP, rank_by=ranking)
 
 
@@ -422,8 +422,8 @@ def test_parameters_are_settings_of_a_policy_too():
     assert Tuned().title == "tuned"
 
 
-def refused(words: str):
-    return pytest.raises(InputError, match=words)
+def refused(message: str):
+    return pytest.raises(InputError, match=message)
 
 
 def forward(ranking, layer=2, keep=KEEP, vlm=None):
@@ -450,8 +450,8 @@ def test_what_was_not_declared_is_not_there(attribute, word):
         def scores(self, seen):
             return getattr(seen, attribute)
 
-    words = rf"ranking 'curious' looks at seen\.{attribute} but declares .*add {word} to it"
-    with refused(words):
+    message = rf"ranking 'curious' looks at seen\.{attribute} but declares .*add {word} to it"
+    with refused(message):
         forward(Curious())
 
 
@@ -469,7 +469,7 @@ def test_rows_of_attention_need_no_more_than_keys():
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         ({"reads": "pixels"}, "declares reads='pixels', but 'pixels' is none of hidden, keys"),
         ({"reads": ("keys", "gradients")}, "'gradients' is none of"),
@@ -480,17 +480,17 @@ def test_rows_of_attention_need_no_more_than_keys():
         ({"name": "my ranking"}, "name='my ranking' of Bad is not a name; use letters"),
     ],
 )
-def test_bad_declarations_are_refused_before_anything_runs(body, words):
+def test_bad_declarations_are_refused_before_anything_runs(body, message):
     def scores(self, seen):
         return seen.image.float()
 
     cls = dataclass(frozen=True)(type("Bad", (vlmflow.Ranking,), {"scores": scores, **body}))
-    with refused(words):
+    with refused(message):
         vlmflow.Truncation(2, 4, cls())
 
 
 @pytest.mark.parametrize(
-    ("scores", "words"),
+    ("scores", "message"),
     [
         (
             lambda seen: seen.image.float()[1:],
@@ -503,13 +503,13 @@ def test_bad_declarations_are_refused_before_anything_runs(body, words):
     ],
     ids=["short", "deep", "nan", "list", "none"],
 )
-def test_bad_scores_are_refused(scores, words):
+def test_bad_scores_are_refused(scores, message):
     @dataclass(frozen=True)
     class Bad(vlmflow.Ranking):
         def scores(self, seen):
             return scores(seen)
 
-    with refused(words):
+    with refused(message):
         forward(Bad())
 
 
@@ -534,9 +534,38 @@ def test_bad_choices_are_refused(chosen, shown):
         def select(self, seen, keep):
             return chosen
 
-    words = f"ranking bad was to choose 5 of 16 image tokens, but select gave {shown}"
-    with refused(words):
+    message = f"ranking bad was to choose 5 of 16 image tokens, but select gave {shown}"
+    with refused(message):
         forward(Bad())
+
+
+def hooks_of(model):
+    """How many each module has; transformers keeps some of its own."""
+    return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+
+
+@pytest.mark.parametrize("reads", ["hidden", "keys", "attention", "places", "answer"])
+def test_a_ranking_that_fails_leaves_the_model_as_it_was(reads):
+    @dataclass(frozen=True)
+    class Failing(vlmflow.Ranking):
+        signal = "saliency"
+
+        def scores(self, seen):
+            raise RuntimeError(f"cannot choose at layer {seen.layer}")
+
+    Failing.reads = reads
+    vlm = lvlm()
+    prompt = prepared(vlm)
+    with torch.no_grad():
+        expected = vlm.model(**prompt.inputs).logits
+    before = hooks_of(vlm.model)
+    with pytest.raises(RuntimeError, match="cannot choose at layer 2"):
+        forward(Failing(), vlm=vlm)
+    with pytest.raises(RuntimeError, match="cannot choose at layer 2"):
+        shared_answers(vlm, prompt, [vlmflow.Truncation(2, KEEP, Failing())])
+    assert hooks_of(vlm.model) == before
+    with torch.no_grad():
+        assert torch.equal(vlm.model(**prompt.inputs).logits, expected)
 
 
 def test_a_class_without_a_choice_and_a_class_for_an_instance_are_refused():
@@ -585,7 +614,7 @@ def test_a_layer_without_attention_is_named():
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("departure(strength=2)", "ranking 'departure' has no parameter 'strength'; .* power"),
         ("unseen(power=2)", "ranking 'unseen' has no parameter 'power'; it has none"),
@@ -595,8 +624,8 @@ def test_a_layer_without_attention_is_named():
         ("departures", "ranking 'departures' is unknown; there are .*departure"),
     ],
 )
-def test_bad_spellings_are_refused(text, words):
-    with refused(words):
+def test_bad_spellings_are_refused(text, message):
+    with refused(message):
         vlmflow.Truncation(2, 4, text)
 
 
@@ -630,7 +659,7 @@ def test_a_name_that_is_taken_is_refused_but_its_instance_works():
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "message"),
     [
         ({"a": 1}, "kept.value is a dict, which can change after it was passed"),
         ([1, 2], "kept.value is a list, which can change"),
@@ -638,7 +667,7 @@ def test_a_name_that_is_taken_is_refused_but_its_instance_works():
     ],
     ids=["dict", "list", "array"],
 )
-def test_parameters_that_can_change_are_refused(value, words):
+def test_parameters_that_can_change_are_refused(value, message):
     @dataclass(frozen=True)
     class Kept(vlmflow.Ranking):
         value: object = None
@@ -646,12 +675,12 @@ def test_parameters_that_can_change_are_refused(value, words):
         def scores(self, seen):
             return seen.image.float()
 
-    with refused(words):
+    with refused(message):
         vlmflow.Truncation(2, 4, Kept(value))
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "message"),
     [
         (torch.zeros(2), "held.value is a Tensor, which cannot be saved"),
         (print, "held.value is a builtin_function_or_method, which cannot be saved"),
@@ -660,7 +689,7 @@ def test_parameters_that_can_change_are_refused(value, words):
     ],
     ids=["tensor", "function", "inside", "infinite"],
 )
-def test_parameters_that_json_cannot_hold_run_but_are_not_saved(value, words):
+def test_parameters_that_json_cannot_hold_run_but_are_not_saved(value, message):
     @dataclass(frozen=True)
     class Held(vlmflow.Ranking):
         value: object = None
@@ -669,9 +698,9 @@ def test_parameters_that_json_cannot_hold_run_but_are_not_saved(value, words):
             return -seen.image.float()
 
     assert forward(Held(value)).isfinite().all()
-    with refused(words):
+    with refused(message):
         vlmflow.Truncation(2, 4, Held(value)).to_json()
-    with refused(words):
+    with refused(message):
         Held(value).fingerprint()
 
 
@@ -872,7 +901,7 @@ def test_an_installed_package_adds_rankings(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("seven", "their_rankings:number", "'their_rankings:number' of vlmflow.rankings is not a"),
         ("fifths", "their_rankings:Fifth", "is not a subclass of vlmflow.Ranking"),
@@ -885,10 +914,12 @@ def test_an_installed_package_adds_rankings(monkeypatch):
         ),
     ],
 )
-def test_an_installed_ranking_that_cannot_be_used_is_one_sentence(monkeypatch, name, value, words):
+def test_an_installed_ranking_that_cannot_be_used_is_one_sentence(
+    monkeypatch, name, value, message
+):
     install(monkeypatch, name, value)
     assert name in RANKINGS.names()
-    with refused(words):
+    with refused(message):
         vlmflow.Truncation(2, 4, name)
 
 

@@ -28,6 +28,8 @@ def as_signals(given: Iterable[str | Signal]) -> tuple[Signal, ...]:
     """
     if isinstance(given, str):
         raise InputError(f"signals={given!r} is a text; pass a list of names: [{given!r}]")
+    if not isinstance(given, Iterable):
+        raise InputError(f"signals={given!r} is not a list; pass one of names and instances")
     read = [SIGNALS.read(signal) for signal in given]
     for signal in read:
         signal.check_parameters()
