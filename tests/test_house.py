@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import entry_points, requires, version
 from importlib.resources import files
 from pathlib import Path
@@ -25,8 +26,8 @@ ROOMS = (
     "version",
     "parameters",
     "extensions",
-    "files",
     "escape_invisible",
+    "files",
     "notebook",
     "statistics",
     "lvlm",
@@ -205,3 +206,39 @@ def test_circles_and_lazy_imports_are_seen():
     assert "vlmflow.explanation.explain" in imports()["vlmflow.api"]
     assert "vlmflow.api" in imports()["vlmflow"]
     assert "vlmflow.lvlm.images" in imports()["vlmflow.cli.explain"]
+
+
+def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, node
+
+
+def test_no_function_takes_more_than_ten_parameters():
+    """Commands and the front spell everything out for their users; all others take an object."""
+    long = []
+    for path, node in functions():
+        names = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = len([name for name in names if name.arg not in ("self", "cls")])
+        if count > 10 and path.parent.name != "cli" and path.name != "api.py":
+            long.append(f"{path.relative_to(ROOT)}: {node.name} takes {count}")
+    assert long == []
+
+
+def test_no_public_function_takes_options_of_any_kind():
+    """A signature says what can be asked for; what transformers calls us with is its own."""
+    vague = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path, node in functions()
+        if node.args.kwarg is not None
+        and not node.name.startswith("_")
+        and node.args.kwarg.arg not in ("_kwargs", "_options")
+        and ast.get_docstring(node) is not None
+    ]
+    assert vague == []
+
+
+def test_no_file_has_more_than_four_hundred_lines():
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in SOURCE.rglob("*.py")}
+    assert {str(path): length for path, length in lengths.items() if length >= 400} == {}

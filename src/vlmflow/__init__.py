@@ -17,7 +17,10 @@ from vlmflow.version import __version__
 
 if TYPE_CHECKING:
     from vlmflow.api import LVLM as LVLM
+    from vlmflow.api import cliff_study as cliff_study
     from vlmflow.api import load as load
+    from vlmflow.api import sample as sample
+    from vlmflow.api import study as study
     from vlmflow.flow.options import ExplainOptions as ExplainOptions
     from vlmflow.flow.signals.signal import Signal as Signal
     from vlmflow.lvlm.families.base import Family as Family
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from vlmflow.reports.write import figures as figures
     from vlmflow.reports.write import report as report
     from vlmflow.result.information_flow import InformationFlow as InformationFlow
+    from vlmflow.tasks.base import Task as Task
+    from vlmflow.tasks.base import TaskSample as TaskSample
     from vlmflow.truncation.presets import preset as preset
     from vlmflow.truncation.rankings.ranking import Ranking as Ranking
     from vlmflow.truncation.truncation import Truncation as Truncation
@@ -42,15 +47,20 @@ __all__ = [
     "Ranking",
     "RemovalCurve",
     "Signal",
+    "Task",
+    "TaskSample",
     "Truncation",
     "Video",
     "__version__",
     "cliff",
+    "cliff_study",
     "figures",
     "load",
     "preset",
     "register_family",
     "report",
+    "sample",
+    "study",
 ]
 
 _HOMES = {
@@ -62,6 +72,11 @@ _HOMES = {
     "report": "vlmflow.reports.write",
     "InformationFlow": "vlmflow.result.information_flow",
     "LVLM": "vlmflow.api",
+    "Task": "vlmflow.tasks.base",
+    "TaskSample": "vlmflow.tasks.base",
+    "cliff_study": "vlmflow.api",
+    "sample": "vlmflow.api",
+    "study": "vlmflow.api",
     "ExplainOptions": "vlmflow.flow.options",
     "Ranking": "vlmflow.truncation.rankings.ranking",
     "Signal": "vlmflow.flow.signals.signal",

@@ -1,24 +1,39 @@
-"""The front: a model with everything that can be asked of it."""
+"""The front: what a user calls, with full signatures."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image as Picture
 
+from vlmflow.errors import InputError
 from vlmflow.explanation.explain import explain
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.registry import DEFAULT_SIGNALS
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm import model as ground_floor
 from vlmflow.lvlm.chat import VisualSource
+from vlmflow.lvlm.images import open_image
 from vlmflow.lvlm.loading import open_model
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
+from vlmflow.reports.directory import write_directory
 from vlmflow.result.information_flow import InformationFlow
+from vlmflow.studies.cliff_layer.settings import CHANGED, TOLERANCE, CliffSettings
+from vlmflow.studies.cliff_layer.study import CliffStudy, measure_cliff
+from vlmflow.studies.truncations.plan import Plan
+from vlmflow.studies.truncations.results import StudyResult, read_study
+from vlmflow.studies.truncations.run import Progress, run_study
+from vlmflow.tasks.base import Task
+from vlmflow.tasks.registry import as_task
+from vlmflow.truncation.presets import PRESETS
 from vlmflow.truncation.rankings.ranking import Ranking
+from vlmflow.truncation.truncation import Truncation
 
 
 class LVLM(ground_floor.LVLM):
@@ -204,3 +219,153 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     return LVLM(model, processor, name=str(name))
+
+
+def cliff_study(
+    vlm: LVLM,
+    task: str | Task,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    samples: int = 200,
+    calibration: int = 100,
+    tolerance: float = TOLERANCE,
+    changed: float = CHANGED,
+    batch: int = 8,
+    draws: int = 2000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> CliffStudy:
+    """Measure from which layer on a task's image tokens can all be removed.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    task : str or Task
+        What ``vlmflow tasks`` lists, a ``.jsonl`` or ``.csv`` file, or an object of your own.
+    out : path, optional
+        Directory for the page, the figure and the tables; None: nothing is written.
+    samples, calibration : int
+        Samples of the test split, and of the calibration split, on which thresholds of the cheap
+        signals are chosen.
+    tolerance, changed : float
+        Mean KL in nats, and share of changed answers, that removal may cost.
+    batch : int
+        Samples at once.
+    draws, seed : int
+        Of the bootstraps.
+    progress : callable, optional
+        Called with ``(samples done, samples in all)``.
+
+    Raises
+    ------
+    InputError
+        For impossible settings, or if the model gives no answer to any sample.
+    """
+    study = measure_cliff(
+        vlm,
+        as_task(task),
+        CliffSettings(samples, calibration, tolerance, changed, batch, draws, seed),
+        progress=progress,
+    )
+    if out is not None:
+        write_directory(study, out)
+    return study
+
+
+def study(
+    vlm: LVLM,
+    task: str | Task,
+    truncations: Iterable[str | Truncation],
+    *,
+    out: str | os.PathLike[str],
+    samples: int = 200,
+    calibration: int = 200,
+    max_loss: float = 0.03,
+    timed: int = 4,
+    seed: int = 0,
+    max_new_tokens: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> StudyResult:
+    """Compare truncations over a task, beside their controls, and recommend one or none.
+
+    A study that was ended early goes on where it stopped when it is called again with the same
+    ``out``. Page, figures and tables are written beside its store.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    task : str or Task
+        What ``vlmflow tasks`` lists, a ``.jsonl`` or ``.csv`` file, or an object of your own.
+    truncations : iterable of str or Truncation
+        Names of presets, settings as the command line takes them (``"layer=6,keep=0"``), or
+        truncations.
+    out : path
+        Directory of the study.
+    samples, calibration : int
+        Samples of the test split, and of the calibration split, on which a truncation is chosen.
+    max_loss : float
+        Largest loss of the task's score that a recommendation may cost.
+    timed : int
+        Calibration samples whose prefill is timed under every arm; 0: none.
+    seed : int
+        Of random choices and bootstraps.
+    max_new_tokens : int, optional
+        Longest answer; the task's own where left out.
+    progress : callable, optional
+        Called after every sample.
+
+    Raises
+    ------
+    InputError, ModelError
+        For impossible settings, or if another process writes to ``out``.
+    """
+    data = as_task(task)
+    plan = Plan(
+        task=data.name,
+        model=vlm.name,
+        truncations=tuple(_planned(truncation) for truncation in truncations),
+        samples=samples,
+        calibration=calibration,
+        max_loss=max_loss,
+        timed=timed,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+    )
+    run_study(plan, Path(out), vlm=vlm, task=data, progress=progress)
+    result = read_study(Path(out), data)
+    write_directory(result, out)
+    return result
+
+
+def sample(task: str | Task, index: int = 0, *, split: str = "test") -> tuple[Picture, str]:
+    """Return the first picture and the question of one sample of a task.
+
+    Parameters
+    ----------
+    task : str or Task
+        What ``vlmflow tasks`` lists, a ``.jsonl`` or ``.csv`` file, or an object of your own.
+    index : int
+        Which sample, counted from 0; the same one every time.
+    split : str
+        ``"calibration"`` or ``"test"``.
+
+    Raises
+    ------
+    InputError
+        If there is no such task, split or sample.
+    """
+    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+        raise InputError(f"index={index!r}, but samples are counted from 0")
+    data = as_task(task)
+    chosen = next(islice(data.samples(split, index + 1), index, None), None)
+    if chosen is None:
+        raise InputError(f"index={index}, but the {split} split of {data.name} has fewer samples")
+    return open_image(chosen.pictures[0]), chosen.question
+
+
+def _planned(truncation: str | Truncation) -> str | Truncation | dict[str, str]:
+    if isinstance(truncation, str) and truncation in PRESETS:
+        return {"preset": truncation}
+    return truncation

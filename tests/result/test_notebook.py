@@ -45,7 +45,7 @@ def test_a_result_names_itself_in_one_short_line():
     flow = synthetic_flow(layers=3)
     assert repr(flow) == (
         "InformationFlow(model='scenes-llava', answer='The circle is red', layers=3, "
-        "image_tokens=144, signals=attention, saliency, llava_cam, flow)"
+        "image_tokens=144, signals=attention, saliency, llava_cam, flow_map)"
     )
     hostile = repr(dataclasses.replace(flow, answer="long\n\x1b[2J\u202e " * 1000))
     assert len(hostile) < 400
@@ -58,7 +58,7 @@ def test_an_answer_shows_picture_map_and_sentence():
     assert elements.names == ELEMENTS
     for text in (flow.model, flow.question, flow.answer, "of its attention from the image"):
         assert text in elements.text
-    assert "map 'flow', summed over layers" in elements.text
+    assert "flow_map, summed over layers" in elements.text
     (picture,) = drawn(flow._repr_html_())
     assert picture.shape == (240, 320, 3)
     # The map is on its object: there the picture is changed most, apart from the unseen margins.

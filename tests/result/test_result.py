@@ -326,10 +326,10 @@ def flip_a_bit(path: Path) -> None:
     [
         (lambda d: (d / "flow.json").unlink(), "cannot read .*flow.json"),
         (lambda d: (d / "flow.safetensors").unlink(), "cannot read .*flow.safetensors"),
-        (lambda d: truncate(d / "flow.json"), "flow.json.* is truncated or no JSON"),
-        (lambda d: (d / "flow.json").write_text("[1, NaN]"), "truncated or no JSON"),
-        (lambda d: (d / "flow.json").write_text("[" * 100_000), "truncated or no JSON"),
-        (lambda d: (d / "flow.json").write_bytes(b"\xff\xfe\x00"), "truncated or no JSON"),
+        (lambda d: truncate(d / "flow.json"), "flow.json.* is truncated or not JSON"),
+        (lambda d: (d / "flow.json").write_text("[1, NaN]"), "truncated or not JSON"),
+        (lambda d: (d / "flow.json").write_text("[" * 100_000), "truncated or not JSON"),
+        (lambda d: (d / "flow.json").write_bytes(b"\xff\xfe\x00"), "truncated or not JSON"),
         (lambda d: (d / "flow.json").write_text('{"a": 1}'), "but not one that"),
         (lambda d: (d / "flow.json").write_text('{"format_version": 2}'), "but not one that"),
         (lambda d: edit_json(d, lambda j: j.update(format_version=99)), "format_version 99"),
@@ -340,8 +340,8 @@ def flip_a_bit(path: Path) -> None:
             ),
             "the same save",
         ),
-        (lambda d: truncate(d / "flow.safetensors"), "truncated or no safetensors"),
-        (lambda d: (d / "flow.safetensors").write_bytes(b""), "truncated or no safetensors"),
+        (lambda d: truncate(d / "flow.safetensors"), "truncated or not a safetensors"),
+        (lambda d: (d / "flow.safetensors").write_bytes(b""), "truncated or not a safetensors"),
         (lambda d: flip_a_bit(d / "flow.safetensors"), "the same save"),
         (
             lambda d: (

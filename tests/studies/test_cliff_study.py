@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import vlmflow
 from tests.support.browser import OpenPage, running_browser
 from tests.support.tiny import tiny_llava
-from vlmflow import LVLM, cli
+from vlmflow import LVLM, cli, cliff_study
 from vlmflow.errors import InputError
 from vlmflow.removal.curve import RemovalCurve, removal_curve
 from vlmflow.reports.cliff.page import cliff_page, headline
@@ -23,7 +23,6 @@ from vlmflow.statistics.bootstrap import mean_interval
 from vlmflow.statistics.rank_correlation import spearman
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement, measure_samples
 from vlmflow.studies.cliff_layer.prediction import predicted_cliff, predictions, true_cliffs
-from vlmflow.studies.cliff_layer.study import cliff_study
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.folder import FolderTask
 from vlmflow.truncation.amounts import Count
@@ -58,7 +57,7 @@ def questions(tmp_path_factory):
 def study(vlm, questions):
     task = FolderTask(questions)
     task.max_new_tokens = 4
-    return cliff_study(vlm, task, count=6, calibration=6, batch=4, draws=50)
+    return cliff_study(vlm, task, samples=6, calibration=6, batch=4, draws=50)
 
 
 def test_batches_are_answered_like_single_prompts(vlm, questions):
@@ -199,7 +198,7 @@ def test_no_answer_at_all_is_said(vlm):
         predictions(silent, silent, 0.1)
 
 
-@pytest.mark.parametrize("name", ["count", "calibration", "batch"])
+@pytest.mark.parametrize("name", ["samples", "calibration", "batch"])
 def test_settings_that_measure_nothing_are_refused(vlm, questions, name):
     with pytest.raises(InputError, match=f"{name}=0"):
         cliff_study(vlm, FolderTask(questions), **{name: 0})
@@ -283,5 +282,5 @@ def test_answers_that_are_scored_together_are(vlm, questions):
         def scores(self, samples, answers):
             return [1 / len(answers)] * len(answers)
 
-    found = cliff_study(vlm, Together(questions), count=6, calibration=3, batch=4, draws=20)
+    found = cliff_study(vlm, Together(questions), samples=6, calibration=3, batch=4, draws=20)
     assert [one.score for one in found.measurements] == [1 / 6] * 6

@@ -350,9 +350,9 @@ def test_without_a_network_the_reason_is_given(no_network, monkeypatch):
     ("name", "words"),
     [
         ("pope@", r"write pope@DIRECTORY"),
-        ("pope@nowhere", r"'nowhere' is no directory; give one that holds"),
-        ("pope@./not/here", r"'./not/here' is no directory"),
-        ("pope@../here", r"'../here' is no directory"),
+        ("pope@nowhere", r"'nowhere' is not a directory; give one that holds"),
+        ("pope@./not/here", r"'./not/here' is not a directory"),
+        ("pope@../here", r"'../here' is not a directory"),
         (
             "popes",
             r"unknown task 'popes'; there are scenes-reasoning, .*, pope-random, .*, nocaps,",

@@ -120,13 +120,16 @@ def test_csv_says_the_same_as_jsonl(tmp_path):
     ("text", "words"),
     [
         ("", "no questions in it"),
-        ("{", "line 1 of .* is no JSON"),
-        ("[1]", "line 1 of .* is no JSON object"),
+        ("{", "line 1 of .* is not JSON"),
+        ("[1]", "line 1 of .* is not a JSON object"),
         ('{"image": "a.png", "question": "?"}', "line 1 of .*'answer' is missing"),
         ('{"image": "a.png", "question": "?", "answer": true}', "neither a text nor a list"),
-        ('{"image": "a.png", "question": "?", "answer": "a", "colour": 1}', "'colour' is no field"),
+        (
+            '{"image": "a.png", "question": "?", "answer": "a", "colour": 1}',
+            "'colour' is not a field",
+        ),
         ('{"image": "a.png", "question": "?", "answer": "a", "split": "dev"}', "'dev' is neither"),
-        ('{"image": "a.png", "question": ["?"], "answer": "a"}', "'question' is no text"),
+        ('{"image": "a.png", "question": ["?"], "answer": "a"}', "'question' is not text"),
         (
             '{"image": "a", "question": "?", "answer": "a", "key": "2"}\n'
             '{"image": "a", "question": "?", "answer": "a"}',

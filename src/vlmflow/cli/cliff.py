@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,15 +58,15 @@ def cliff(
             show(f"Loading {model}")
             quiet_libraries()
             import vlmflow
-            from vlmflow.studies.cliff_layer.study import cliff_study
-            from vlmflow.tasks.registry import task as find
+            from vlmflow.tasks.registry import as_task
 
-            found = find(task)
+            data = as_task(task)
             vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
-            study = cliff_study(
+            study = vlmflow.cliff_study(
                 vlm,
-                found,
-                count=samples,
+                data,
+                out=out,
+                samples=samples,
                 calibration=calibration,
                 tolerance=tolerance,
                 changed=changed,
@@ -75,27 +74,8 @@ def cliff(
                 seed=seed,
                 progress=lambda done, total: show(f"Measuring {task}", done, total),
             )
-            show("Writing")
-            _write(study, out)
     _print(study)
     typer.echo(f"\nwritten to {printable(str(out / 'cliff.html'))}")
-
-
-def _write(study: CliffStudy, out: Path) -> None:
-    """Write everything about a study, or nothing."""
-    from vlmflow.files import staged, write_files
-    from vlmflow.reports.write import figures, report
-
-    body = json.dumps(study.to_json(), indent=2, allow_nan=False) + "\n"
-    tables = {
-        "cliff.json": body.encode(),
-        "layers.csv": study.layer_frame().to_csv(index=False).encode(),
-        "samples.csv": study.sample_frame().to_csv(index=False).encode(),
-    }
-    with staged(out, tuple(tables)) as staging:
-        report(study, staging / "cliff.html")
-        figures(study, staging)
-        write_files(staging, tables)
 
 
 def _print(study: CliffStudy) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -141,24 +140,11 @@ def _settings(
 
 def _write(directory: Path) -> tuple[StudyResult, Path]:
     """Write everything about a finished study, or nothing."""
-    from vlmflow.files import staged, write_files
-    from vlmflow.reports.write import figures, report
+    from vlmflow.reports.directory import write_directory
     from vlmflow.studies.truncations.results import read_study
 
     result = read_study(directory)
-    results = result.result_frame()
-    parquet = io.BytesIO()
-    results.to_parquet(parquet, index=False)
-    tables = {
-        "arms.csv": result.arm_frame().to_csv(index=False).encode(),
-        "results.csv": results.to_csv(index=False).encode(),
-        "results.parquet": parquet.getvalue(),
-    }
-    with staged(directory, tuple(tables)) as staging:
-        report(result, staging / "study.html")
-        figures(result, staging)
-        write_files(staging, tables)
-    return result, directory / "study.html"
+    return result, write_directory(result, directory)
 
 
 def _print(result: StudyResult, page: Path) -> None:

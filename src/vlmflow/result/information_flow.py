@@ -172,8 +172,8 @@ class InformationFlow:
     def _repr_html_(self) -> str:
         """Show the picture with its map, the answer and one sentence in a notebook."""
         texts = {name: getattr(self, name) for name in ("model", "question", "answer")}
-        arrays = self.attention_share, self.maps, self.flags
-        return notebook.answer_html(texts, self.layout, self.pictures, *arrays)
+        maps = self.attention_share, self.maps, self.flags, self.about
+        return notebook.answer_html(texts, self.layout, self.pictures, *maps)
 
     @property
     def layers(self) -> int:
@@ -264,7 +264,7 @@ class InformationFlow:
         Raises
         ------
         InputError
-            Also if the picture's pixels behind the tokens are not known.
+            Also if the picture's pixels under the tokens are not known.
         """
         from vlmflow.lvlm.geometry import paint
 
@@ -282,7 +282,7 @@ class InformationFlow:
         Raises
         ------
         InputError
-            If there is no such picture or the pixels behind its tokens are not known.
+            If there is no such picture or the pixels under its tokens are not known.
         """
         positions = self.layout.image_positions
         boxes = np.full((positions.size, 4), np.nan)
@@ -389,7 +389,7 @@ class InformationFlow:
         Raises
         ------
         InputError
-            If ``box`` is no box, or ``image`` no picture whose tokens have known pixels.
+            If ``box`` is not a box, or ``image`` not a picture whose tokens have known pixels.
         """
         from vlmflow.result import tables
 

@@ -17,6 +17,7 @@ from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.notebook import fragment
 from vlmflow.result.map_colours import map_colours
+from vlmflow.result.map_info import MapInfo
 from vlmflow.result.sentences import image_share_sentence
 
 Float32Array = npt.NDArray[np.float32]
@@ -41,6 +42,7 @@ def answer_html(
     attention_share: Float32Array,
     maps: Mapping[str, Float32Array],
     flags: Mapping[str, npt.NDArray[np.int8]],
+    about: Mapping[str, MapInfo],
 ) -> str:
     """Show an answer: the first pictures under their map, question, answer and one sentence.
 
@@ -48,7 +50,7 @@ def answer_html(
     ----------
     texts : dict
         ``model``, ``question`` and ``answer``; escaped, and spelled out where invisible.
-    layout, pictures, attention_share, maps, flags
+    layout, pictures, attention_share, maps, flags, about
         As in :class:`vlmflow.result.information_flow.InformationFlow`.
 
     Returns
@@ -56,7 +58,7 @@ def answer_html(
     str
         A fragment of HTML that loads nothing.
     """
-    chosen = _best_map(attention_share, maps, flags)
+    chosen = _best_map(attention_share, maps, flags, about)
     return fragment(
         "vlmflow.result",
         **{name: shown(text, _CHARACTERS) for name, text in texts.items()},
@@ -70,15 +72,16 @@ def _best_map(
     attention_share: Float32Array,
     maps: Mapping[str, Float32Array],
     flags: Mapping[str, npt.NDArray[np.int8]],
+    about: Mapping[str, MapInfo],
 ) -> _Map | None:
     """Choose a map over all layers, or else one of the layer that looks most at the image."""
-    layers = len(attention_share)
     layer = int(attention_share[:, 0, SEGMENTS.index("image")].argmax())
-    for signal in sorted(maps, key=lambda name: len(maps[name])):
-        row = 0 if len(maps[signal]) == 1 else layer
+    for signal in sorted(maps, key=lambda name: about[name].summed is None):
+        is_sum = about[signal].summed is not None
+        row = 0 if is_sum else layer
         if FLAGS[int(flags[signal][row, 0])] == "ok":
-            where = f"layer {layer}" if len(maps[signal]) == layers else "summed over layers"
-            return _Map(maps[signal][row, 0], f"map {signal!r}, {where}")
+            where = "summed over layers" if is_sum else f"layer {layer}"
+            return _Map(maps[signal][row, 0], f"{about[signal].label}, {where}")
     return None
 
 

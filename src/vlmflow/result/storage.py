@@ -108,7 +108,7 @@ def write_pair(directory: str | os.PathLike[str], body: Mapping[str, Any], array
 
 
 def _refuse_constant(literal: str) -> Any:
-    raise ValueError(f"{literal} is no JSON")
+    raise ValueError(f"{literal} is not JSON")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -121,7 +121,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{str(path)!r} is truncated or no JSON ({type(error).__name__}); save the result again"
+            f"{str(path)!r} is truncated or not JSON ({type(error).__name__}); "
+            "save the result again"
         ) from error
     if not isinstance(document, dict) or "format_version" not in document:
         raise InputError(f"{str(path)!r} is JSON, but not one that InformationFlow.save wrote")
@@ -169,7 +170,7 @@ def read_pair(
             metadata = file.metadata() or {}
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{str(path)!r} is truncated or no safetensors file; save the result again"
+            f"{str(path)!r} is truncated or not a safetensors file; save the result again"
         ) from error
     body: dict[str, Any] = document["result"]
     same_tensors = hashlib.sha256(content).hexdigest() == document["tensors_digest"]

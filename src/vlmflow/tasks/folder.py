@@ -103,17 +103,17 @@ def _lines(path: Path) -> Iterator[_Line]:
             try:
                 values = json.loads(row)
             except json.JSONDecodeError as error:
-                reason = f"is no JSON ({error.msg})"
+                reason = f"is not JSON ({error.msg})"
                 raise InputError(f"line {number} of {str(path)!r} {reason}") from error
             if not isinstance(values, dict):
-                raise InputError(f"line {number} of {str(path)!r} is no JSON object")
+                raise InputError(f"line {number} of {str(path)!r} is not a JSON object")
             yield _Line(number, values)
 
 
 def _sample(path: Path, line: _Line) -> tuple[str, TaskSample]:
     for name in line.values:
         if name not in FIELDS:
-            raise _wrong(path, line, f"{name!r} is no field; there are {', '.join(FIELDS)}")
+            raise _wrong(path, line, f"{name!r} is not a field; there are {', '.join(FIELDS)}")
     for name in REQUIRED:
         if not line.values.get(name):
             raise _wrong(path, line, f"{name!r} is missing")
@@ -147,7 +147,7 @@ def _texts(path: Path, line: _Line, name: str) -> tuple[str, ...]:
 def _one(path: Path, line: _Line, name: str) -> str:
     value = line.values.get(name, "")
     if not isinstance(value, str):
-        raise _wrong(path, line, f"{name!r} is no text")
+        raise _wrong(path, line, f"{name!r} is not text")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from vlmflow.errors import InputError
@@ -11,10 +12,19 @@ from vlmflow.tasks.base import Task
 from vlmflow.tasks.hub.catalogue import CATALOGUE
 from vlmflow.tasks.scenes import DESCRIPTIONS, metric_name
 
+GROUP = "vlmflow.tasks"
+"""Entry points in which other packages offer theirs."""
+
+INTERFACE = (
+    *("name", "metric", "by_itself", "max_new_tokens"),
+    *("samples", "score", "scores", "summary"),
+)
+"""What every task has, see :class:`vlmflow.tasks.base.Task`."""
+
 
 @dataclass(frozen=True)
 class KnownTask:
-    """A task that :func:`task` finds by its name alone.
+    """A task that :func:`find_task` finds by its name alone.
 
     Attributes
     ----------
@@ -39,10 +49,53 @@ def known_tasks() -> tuple[KnownTask, ...]:
             KnownTask(name, data.metric.name, data.description, data.hub[0])
             for name, data in CATALOGUE.items()
         ),
+        *(
+            KnownTask(entry.name, "", f"from {entry.value}")
+            for entry in metadata.entry_points(group=GROUP)
+        ),
     )
 
 
-def task(name: str) -> Task:
+def as_task(given: str | Task) -> Task:
+    """Return the task that a user names or hands over.
+
+    Parameters
+    ----------
+    given : str or Task
+        As for :func:`find_task`, or any object with the interface of
+        :class:`vlmflow.tasks.base.Task`.
+
+    Raises
+    ------
+    InputError
+        If there is no such task, or the object lacks a part of the interface.
+    """
+    if isinstance(given, str):
+        return find_task(given)
+    if isinstance(given, type):
+        raise InputError(f"task={given.__name__} is a class; pass an instance: {given.__name__}()")
+    missing = [name for name in INTERFACE if getattr(given, name, None) is None]
+    if missing:
+        raise InputError(
+            f"task={type(given).__name__} has no {' and no '.join(missing)}: derive it from "
+            "vlmflow.Task"
+        )
+    return given
+
+
+def _loaded(entry: metadata.EntryPoint) -> Task:
+    """Load a task of another package: an instance, or a class or function that makes one."""
+    loaded = entry.load()
+    try:
+        made = loaded() if callable(loaded) else loaded
+    except TypeError as error:
+        raise InputError(
+            f"entry point {entry.value!r} of {GROUP} makes no task without arguments: {error}"
+        ) from error
+    return as_task(made)
+
+
+def find_task(name: str) -> Task:
     """Find a task by its name, or read one from a ``.jsonl`` or ``.csv`` file.
 
     Parameters
@@ -67,6 +120,9 @@ def task(name: str) -> Task:
         if name.endswith("@"):
             raise InputError(f"task {name!r} names no directory; write {data}@DIRECTORY")
         return HubTask(data, source or None)
+    installed = metadata.entry_points(group=GROUP, name=name)
+    if installed:
+        return _loaded(next(iter(installed)))
     path = Path(name)
     if path.suffix.lower() in (".jsonl", ".csv"):
         from vlmflow.tasks.folder import FolderTask

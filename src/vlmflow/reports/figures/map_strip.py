@@ -211,7 +211,7 @@ def _lay(axes: Axes, place: Place, pixels: npt.NDArray[Any], **style: Any) -> No
 
 
 def _draw_map(axes: Axes, place: Place, grey: Pixels, shares: Pixels) -> None:
-    """Lay a map over the picture; what no token sees stays grey behind hatching."""
+    """Lay a map over the picture; what no token sees stays grey under hatching."""
     seen = np.isfinite(shares)
     if not seen.all():
         _draw_faint(axes, place, grey, "////")
@@ -220,7 +220,7 @@ def _draw_map(axes: Axes, place: Place, grey: Pixels, shares: Pixels) -> None:
 
 
 def _draw_nothing(axes: Axes, place: Place, grey: Pixels, flag: str) -> None:
-    """Show that there is no map, and why."""
+    """Show that a map is missing, and why."""
     _draw_faint(axes, place, grey, "xxxx")
     text = flag.replace("no attention here", "no attention\nhere")
     box = {"boxstyle": "square,pad=0.25", "facecolor": "white", "edgecolor": "none"}

@@ -54,7 +54,7 @@ def figure_table(study: StudyResult) -> tuple[list[str], list[tuple[str, list[st
     names = list(dict.fromkeys(name for summary in summaries.values() for name in summary.figures))
     if names == [study.task.metric]:
         return [], []
-    # MME adds its scores up: a figure that exceeds 1 anywhere is no share.
+    # MME adds its scores up: a figure that exceeds 1 anywhere is not a share.
     shares = {
         name: all(0 <= summary.figures.get(name, 0.0) <= 1 for summary in summaries.values())
         for name in names

@@ -18,7 +18,7 @@ function showArcs() {
   drawArcs("shallow-arcs", choice.shallow, both[0], segments, top, format);
   drawArcs("deep-arcs", choice.deep, both[1], segments, top, format);
   find("arcs-scale").textContent = choice.arcs === "attention"
-    ? "Full width would be 100 % of the attention. Numbers under a segment: its share, and how many tokens share it."
+    ? "Full width would be 100 % of the attention. Numbers under a segment: its share, and the number of tokens that share it."
     : `Full width is ${figure(top)}, the largest of the two layers. Numbers under a segment: the sum of its saliency flow into the answer, and how many tokens send it.`;
 }
 

@@ -43,5 +43,6 @@ function choose(changes) {
   for (const name of changed) pending.add(name);
 }
 
+// A result without maps has no signal at all.
 const isSummed = (signal) => (head.about[signal]?.summed ?? null) !== null;
 const mapLayer = () => (isSummed(choice.signal) ? 0 : choice.layer);

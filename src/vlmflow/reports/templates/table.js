@@ -1,4 +1,4 @@
-// The numbers behind the charts, to read, sort, copy and take away.
+// The numbers of the charts, to read, sort, copy and take away.
 
 const sorting = { column: 0, down: false };
 

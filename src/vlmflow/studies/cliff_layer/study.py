@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vlmflow.errors import InputError
 from vlmflow.escape_invisible import shown
 from vlmflow.notebook import fragment
 from vlmflow.removal.cliff import Cliff, cliff, losses
@@ -20,6 +19,7 @@ from vlmflow.statistics.intervals import wilson_interval
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement, measure_samples
 from vlmflow.studies.cliff_layer.prediction import Prediction, predictions, true_cliffs
 from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, headline, interval
+from vlmflow.studies.cliff_layer.settings import CliffSettings
 from vlmflow.tasks.base import Task
 from vlmflow.version import __version__
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
 
 FloatArray = npt.NDArray[np.float64]
-
-TOLERANCE, CHANGED = 0.1, 0.05
-"""Defaults: mean KL in nats that removal may cost, and the share of answers it may change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,20 +164,14 @@ class CliffStudy:
         return {name: values.mean(0), f"{name} low": low, f"{name} high": high}
 
 
-def cliff_study(
+def measure_cliff(
     vlm: LVLM,
     task: Task,
+    settings: CliffSettings,
     *,
-    count: int = 200,
-    calibration: int = 100,
-    tolerance: float = TOLERANCE,
-    changed: float = CHANGED,
-    batch: int = 8,
-    draws: int = 2000,
-    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> CliffStudy:
-    """Measure a task's cliff layer on its test split.
+    """Measure a task's cliff layer on its test split; see :func:`vlmflow.cliff_study`.
 
     Parameters
     ----------
@@ -188,58 +179,45 @@ def cliff_study(
         The model.
     task : Task
         The data.
-    count, calibration : int
-        Samples of the test split, and of the calibration split, on which thresholds of the cheap
-        signals are chosen.
-    tolerance, changed : float
-        Mean KL in nats, and share of changed answers, that removal may cost.
-    batch : int
-        Samples at once.
-    draws, seed : int
-        Of the bootstraps.
+    settings : CliffSettings
+        What is asked.
     progress : callable, optional
         Called with ``(samples done, samples in all)``.
 
     Raises
     ------
     InputError
-        For impossible settings, or if the model gives no answer to any sample.
+        If the model gives no answer to any sample.
     """
-    for name, value in (("count", count), ("calibration", calibration), ("batch", batch)):
-        if value < 1:
-            raise InputError(f"{name}={value}, but it takes at least 1 sample")
+    total = settings.calibration + settings.samples
 
-    def tell(before: int, done: int) -> None:
-        if progress is not None:
-            progress(before + done, calibration + count)
+    def measured(split: str, count: int, before: int) -> list[SampleMeasurement]:
+        def tell(done: int) -> None:
+            if progress is not None:
+                progress(before + done, total)
 
-    fitted = _measured(vlm, task, "calibration", calibration, batch, lambda done: tell(0, done))
-    tested = _measured(vlm, task, "test", count, batch, lambda done: tell(len(fitted), done))
-    predicted = predictions(fitted, tested, tolerance, draws=draws, seed=seed)
+        return _measured(vlm, task, split, count, settings.batch, tell)
+
+    fitted = measured("calibration", settings.calibration, 0)
+    tested = measured("test", settings.samples, len(fitted))
     curves = [sample.curve for sample in tested if sample.curve is not None]
+    draws, seed = settings.draws, settings.seed
+    predicted = predictions(fitted, tested, settings.tolerance, draws=draws, seed=seed)
     return CliffStudy(
         task=task.name,
         metric=task.metric,
         model=vlm.config_summary(),
         measurements=tuple(tested),
-        kl=cliff(curves, tolerance, loss="kl", draws=draws, seed=seed),
-        changed=cliff(curves, changed, loss="answer", draws=draws, seed=seed),
+        kl=cliff(curves, settings.tolerance, loss="kl", draws=draws, seed=seed),
+        changed=cliff(curves, settings.changed, loss="answer", draws=draws, seed=seed),
         predictions=tuple(predicted),
-        settings={
-            "count": count,
-            "calibration": calibration,
-            "tolerance": tolerance,
-            "changed": changed,
-            "batch": batch,
-            "draws": draws,
-            "seed": seed,
-        },
+        settings=asdict(settings),
     )
 
 
 def _measured(
     vlm: LVLM, task: Task, split: str, count: int, batch: int, progress: Callable[[int], None]
-) -> Sequence[SampleMeasurement]:
+) -> list[SampleMeasurement]:
     measurements = list(measure_samples(vlm, task, split, count, batch=batch, progress=progress))
     scores = task.scores(
         [measurement.sample for measurement in measurements],

@@ -25,7 +25,7 @@ class Plan:
     Parameters
     ----------
     task : str
-        As :func:`vlmflow.tasks.registry.task` takes it.
+        As :func:`vlmflow.tasks.registry.find_task` takes it.
     model : str
         As :func:`vlmflow.load` takes it.
     truncations : tuple

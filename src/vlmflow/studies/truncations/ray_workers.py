@@ -15,7 +15,8 @@ from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import time_prefills
 from vlmflow.studies.truncations.run import About, Piece, Progress, collect, load_model
 from vlmflow.studies.truncations.store import StoredResult, writing
-from vlmflow.tasks.registry import task as find_task
+from vlmflow.tasks.base import Task
+from vlmflow.tasks.registry import find_task
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -36,10 +37,13 @@ class Worker:
         Says which model, and how samples are answered.
     threads : int
         For work on the CPU.
+    task : Task, optional
+        The task, where the plan's name of it cannot be looked up. It travels as Ray sends objects:
+        a class of a module by its path, a class of ``__main__`` with its code.
     """
 
-    def __init__(self, plan: Plan, threads: int) -> None:
-        self.plan, self.threads = plan, threads
+    def __init__(self, plan: Plan, threads: int, task: Task | None) -> None:
+        self.plan, self.threads, self.task = plan, threads, task
         self.loaded: LVLM | None = None
 
     @property
@@ -62,7 +66,7 @@ class Worker:
 
     def time(self, model: str, measured: set[str]) -> list[tuple[str, float]]:
         """Time prefills; see :func:`vlmflow.studies.truncations.prefill_time.time_prefills`."""
-        task = find_task(self.plan.task)
+        task = self.task or find_task(self.plan.task)
         arms = self.plan.arms(self.vlm.num_layers)
         return list(time_prefills(self.vlm, task, arms, self.plan.timed, model, measured))
 
@@ -72,6 +76,8 @@ def run_on_ray(
     directory: Path,
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    task: Task | None = None,
 ) -> None:
     """Run a study, or what is missing of it, on Ray.
 
@@ -81,7 +87,7 @@ def run_on_ray(
 
     Parameters
     ----------
-    plan, directory, progress
+    plan, directory, progress, task
         As for :func:`vlmflow.studies.truncations.run.run_study`.
     workers : int, optional
         How many; one per GPU, or two without any, where left out. GPUs are shared out evenly.
@@ -96,21 +102,21 @@ def run_on_ray(
         import ray
     except ImportError as error:
         raise InputError('--workers ray needs Ray: pip install "vlmflow[ray]"') from error
-    task = find_task(plan.task)
+    data = task or find_task(plan.task)
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False)
     try:
-        pool = _Pool(ray, plan, workers)
+        pool = _Pool(ray, plan, workers, task)
         about = pool.ask("about")
-        length = plan.max_new_tokens or task.max_new_tokens
+        length = plan.max_new_tokens or data.max_new_tokens
 
         def timing(measured: set[str]) -> Iterator[tuple[str, float]]:
             yield from pool.ask("time", about.identity, measured)
 
         with writing(directory) as store:
             answering = pool.answering(length)
-            collect(plan, task, about, store, answering, timing, progress)
+            collect(plan, data, about, store, answering, timing, progress)
     finally:
         if started:
             ray.shutdown()
@@ -128,8 +134,8 @@ class _Job:
 class _Pool:
     """Workers, and the pieces they have."""
 
-    def __init__(self, ray: Any, plan: Plan, count: int | None) -> None:
-        self.ray, self.plan = ray, plan
+    def __init__(self, ray: Any, plan: Plan, count: int | None, task: Task | None) -> None:
+        self.ray, self.plan, self.task = ray, plan, task
         resources = ray.cluster_resources()
         gpus, cpus = float(resources.get("GPU", 0)), float(resources.get("CPU", 1))
         wanted = count or int(gpus) or 2
@@ -202,7 +208,7 @@ class _Pool:
             raise
 
     def _new(self) -> Any:
-        return self.kind.remote(self.plan, self.threads)
+        return self.kind.remote(self.plan, self.threads, self.task)
 
     def _idlest(self, jobs: dict[Any, _Job]) -> int:
         busy = [job.worker for job in jobs.values()]

@@ -21,7 +21,7 @@ from vlmflow.studies.truncations.prefill_time import timing_id
 from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample
 from vlmflow.studies.truncations.summaries import ArmSummary, Failure, Recommendation, is_within
 from vlmflow.tasks.base import SPLITS, Task
-from vlmflow.tasks.registry import task as find_task
+from vlmflow.tasks.registry import find_task
 from vlmflow.truncation.amounts import Count
 from vlmflow.truncation.rankings.random import Random
 
@@ -223,8 +223,15 @@ class StudyResult:
         )
 
 
-def read_study(directory: Path) -> StudyResult:
+def read_study(directory: Path, task: Task | None = None) -> StudyResult:
     """Read a finished study from its directory.
+
+    Parameters
+    ----------
+    directory : Path
+        Where it is.
+    task : Task, optional
+        The task, where its name cannot be looked up (a class of a notebook).
 
     Raises
     ------
@@ -240,7 +247,7 @@ def read_study(directory: Path) -> StudyResult:
                 "again to go on with it"
             )
         plan = Plan.from_mapping(record["plan"])
-        task = find_task(plan.task)
+        task = task or find_task(plan.task)
         arms = plan.arms(record["layers"])
         length = plan.max_new_tokens or task.max_new_tokens
         identity = record["identity"]

@@ -19,7 +19,7 @@ from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import describe_machine, time_prefills, timing_id
 from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample, writing
 from vlmflow.tasks.base import SPLITS, Task, TaskSample
-from vlmflow.tasks.registry import task as find_task
+from vlmflow.tasks.registry import find_task
 from vlmflow.version import __version__
 
 
@@ -88,6 +88,7 @@ def run_study(
     directory: Path,
     *,
     vlm: LVLM | None = None,
+    task: Task | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
     """Run a study, or what is missing of it, in this process.
@@ -100,6 +101,8 @@ def run_study(
         Where results are kept; what is there already is not computed again.
     vlm : LVLM, optional
         The model, if it is loaded already.
+    task : Task, optional
+        The task, where the plan's name of it cannot be looked up.
     progress : callable, optional
         Called after every sample.
 
@@ -108,7 +111,7 @@ def run_study(
     InputError, ModelError
         If the plan does not fit the model or the task, or another process writes there.
     """
-    task = find_task(plan.task)
+    task = task or find_task(plan.task)
     model = load_model(plan) if vlm is None else vlm
     about = About.of(model)
     arms = plan.arms(about.layers)

@@ -29,8 +29,8 @@ def check_source(source: str, task: str) -> None:
     parts = source.split("/")
     if path.exists() or len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise InputError(
-            f"task {task!r}: {source!r} is no directory; give one that holds the data set as the "
-            "hub does, or OWNER/NAME on the hub"
+            f"task {task!r}: {source!r} is not a directory; give one that holds the data set as "
+            "the hub does, or OWNER/NAME on the hub"
         )
 
 

@@ -1,0 +1,50 @@
+"""What is asked of a cliff study: checked once, and kept with its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmflow.errors import InputError
+
+TOLERANCE, CHANGED = 0.1, 0.05
+"""Defaults: mean KL in nats that removal may cost, and the share of answers it may change."""
+
+
+@dataclass(frozen=True)
+class CliffSettings:
+    """How a task's cliff layer is measured.
+
+    Parameters
+    ----------
+    samples, calibration : int
+        Samples of the test split, and of the calibration split, on which thresholds of the cheap
+        signals are chosen.
+    tolerance, changed : float
+        Mean KL in nats, and share of changed answers, that removal may cost.
+    batch : int
+        Samples at once.
+    draws, seed : int
+        Of the bootstraps.
+
+    Raises
+    ------
+    InputError
+        For numbers that are impossible.
+    """
+
+    samples: int = 200
+    calibration: int = 100
+    tolerance: float = TOLERANCE
+    changed: float = CHANGED
+    batch: int = 8
+    draws: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "calibration", "batch", "draws"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name}={value!r}, but it takes at least 1")
+        for name in ("tolerance", "changed"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name}={getattr(self, name)}, but a loss is tolerated from 0 on")
