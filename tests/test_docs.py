@@ -25,8 +25,9 @@ WHO_LOOKS = {"ranking", "signal", "name", "reads", "rows"}
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_code_of_a_page_runs(name):
+def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     """All blocks in order, in one namespace, as cells of a notebook."""
+    monkeypatch.chdir(tmp_path)
     names = {"__name__": f"docs_{name}"}
     blocks = BLOCK.findall((DOCS / f"{name}.md").read_text("utf-8"))
     assert {kind for kind, _ in blocks} == {"python", "toml"}
