@@ -20,6 +20,7 @@ from dataclasses import Field, dataclass, fields
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import CodeType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from vlmflow.errors import InputError
@@ -92,15 +93,15 @@ class Extension:
         """Hash name, parameters and code, so that an edited class never passes for the old one.
 
         The code is the source of the class and of the classes it derives from; the functions that
-        they call are not looked at. A class that states a :attr:`version` is taken at its word.
+        they call are not looked at. A class that states a :attr:`version` is taken at its word;
+        a subclass of it is not.
 
         Raises
         ------
         InputError
             If the source cannot be read and no version is stated.
         """
-        code = f"version {self.version}" if self.version else "".join(self._sources())
-        text = f"{sorted(self.to_json().items())!r}\n{code}"
+        text = "\n".join([repr(sorted(self.to_json().items())), *self._sources()])
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -114,7 +115,8 @@ class Extension:
             ours = cls.__module__.startswith("vlmflow.") and Extension in cls.__bases__
             if ours or cls is Extension or cls.__module__ in _BARE:
                 continue  # the base that users derive from, and what it derives from
-            source = _source(cls)
+            stated = vars(cls).get("version")
+            source = f"version {stated}" if stated else _source(cls)
             if source is None:
                 raise InputError(
                     f"the source of {self.known_as()!r} cannot be read, so a study could not tell "
@@ -314,26 +316,32 @@ def _source(cls: type) -> str | None:
 
 
 def _read_source(cls: type) -> str | None:
+    # By a method's line: a class of a notebook has no file, and a file may hold several of a name.
+    for value in vars(cls).values():
+        function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        if inspect.isfunction(function) and function.__module__ == cls.__module__:
+            text = _class_around(function.__code__, cls.__name__)
+            if text is not None:
+                return text
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):
-        pass  # a class of a notebook has no file, but its methods know the cell that they are from
-    for value in vars(cls).values():
-        function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-        if not inspect.isfunction(function) or function.__qualname__ != f"{cls.__qualname__}." + (
-            function.__name__
-        ):
-            continue  # a dataclass adds functions that are from nowhere
-        lines = linecache.getlines(function.__code__.co_filename)
-        try:
-            nodes = list(ast.walk(ast.parse("".join(lines))))
-        except SyntaxError:  # a cell with commands of the notebook's own
-            nodes = []
-        for node in nodes:
-            if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
-                first, last = node.lineno, node.end_lineno or node.lineno
-                if first <= function.__code__.co_firstlineno <= last:
-                    return "".join(lines[first - 1 : last])
+        return None
+
+
+def _class_around(code: CodeType, name: str) -> str | None:
+    """Read the class of a name that a method stands in."""
+    lines = linecache.getlines(code.co_filename)
+    try:
+        nodes = list(ast.walk(ast.parse("".join(lines))))
+    except SyntaxError:  # a cell with commands of the notebook's own
+        return None
+    for node in reversed(nodes):  # inner ones first
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            first = min([node.lineno, *(line.lineno for line in node.decorator_list)])
+            last = node.end_lineno or first
+            if first <= code.co_firstlineno <= last:
+                return "".join(lines[first - 1 : last])
     return None
 
 

@@ -788,6 +788,32 @@ def test_the_fingerprint_changes_with_parameters_and_code(tmp_path, monkeypatch)
     assert prints[1] != prints[2]
 
 
+def test_a_version_stands_for_the_class_that_states_it():
+    """A subclass is read all the same: its parent's version says nothing of it."""
+
+    @dataclass(frozen=True)
+    class Stated(Departure):
+        version = "1"
+
+    def children():
+        @dataclass(frozen=True)
+        class Child(Stated):
+            def scores(self, seen):
+                return seen.image.float()
+
+        yield Child()
+
+        @dataclass(frozen=True)
+        class Child(Stated):
+            def scores(self, seen):
+                return -seen.image.float()
+
+        yield Child()
+
+    first, second = (child.fingerprint() for child in children())
+    assert first != second
+
+
 def test_the_fingerprint_of_an_oracle_changes_with_its_signal():
     @dataclass(frozen=True)
     class Other(FifthBefore):
