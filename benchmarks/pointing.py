@@ -4,10 +4,10 @@
 
 Each question asks about exactly one object whose box is known. A map hits if the centre of its
 single highest image token lies inside that box; a tie, an undefined or an empty map is a miss. The
-layer of each signal (for ``flow``: how many first layers are summed) is chosen on the calibration
-split and reported on the test split. Controls: a random map (seeded), and the token nearest to the
-middle of the picture. Intervals are Wilson's, 95 %; differences to the random map are paired and
-bootstrapped.
+layer of each signal (for ``flow_map``, the number of first layers that are summed) is chosen on the
+calibration split and reported on the test split. Controls: a random map (seeded), and the token
+nearest to the middle of the picture. Intervals are Wilson's, 95 %; differences to the random map
+are paired and bootstrapped.
 """
 
 from __future__ import annotations

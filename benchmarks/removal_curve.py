@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--key-heads", type=int, default=16)
     parser.add_argument("--system", type=int, default=35, help="text tokens before the picture")
-    parser.add_argument("--user", type=int, default=21, help="text tokens behind it")
+    parser.add_argument("--user", type=int, default=21, help="text tokens after it")
     parser.add_argument("--answer", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16")

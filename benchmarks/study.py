@@ -39,7 +39,7 @@ from vlmflow import LVLM, Truncation
 from vlmflow.lvlm.layout import Segment, TokenLayout
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.scenes.tasks import TASKS
-from vlmflow.tasks.registry import task
+from vlmflow.tasks.registry import find_task
 from vlmflow.truncation.shared_answers import shared_answers
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 5 / 8, 3 / 4)
@@ -119,7 +119,7 @@ def main() -> None:
     vlm = vlmflow.load("scenes-llava", device=arguments.device)
     rows = []
     for name in TASKS:
-        samples = task(name).samples("test", arguments.samples)
+        samples = find_task(name).samples("test", arguments.samples)
         prompts = [vlm.prepare(one.pictures, one.question) for one in samples]
         rows.append({"task": name} | measure(vlm, prompts, 64, arguments.runs, same=True))
     large, prompt = random_llava(arguments.device)

@@ -24,6 +24,7 @@ HEAVY = ("torch", "transformers", "matplotlib", "pandas")
 ROOMS = (
     "errors",
     "version",
+    "parameters",
     "extensions",
     "escape_invisible",
     "files",

@@ -13,17 +13,24 @@ import functools
 import hashlib
 import importlib
 import inspect
+import linecache
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import CodeType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from vlmflow.errors import InputError
+from vlmflow.parameters import as_plain, as_tuples, literal, split_outside_brackets
 
 _CALL = re.compile(r"\s*([^(),]+?)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_NAME = re.compile(r"[\w.-]+")
+_KEPT = "_source_text"
+_BARE = ("builtins", "abc", "typing")
+"""Modules whose classes say nothing about what a user's class does."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,8 @@ class Extension:
         """Its name, with the parameters that are not at their defaults: ``random(seed=3)``."""
         changed = [
             f"{field.name}={value!r}"
-            for field in fields(self)
-            if (value := getattr(self, field.name)) != field.default
+            for field in _parameters(self)
+            if (value := getattr(self, field.name)) != _default(field)
         ]
         return self.known_as() + (f"({', '.join(changed)})" if changed else "")
 
@@ -74,39 +81,77 @@ class Extension:
         Raises
         ------
         InputError
-            If a parameter is something else than texts, numbers, booleans and lists of them.
+            If a parameter is something else than texts, finite numbers, booleans and tuples of
+            them.
         """
         plain: dict[str, Any] = {"name": self.known_as()}
-        for field in fields(self):
-            plain[field.name] = _plain(getattr(self, field.name), f"{plain['name']}.{field.name}")
+        for field in _parameters(self):
+            plain[field.name] = as_plain(getattr(self, field.name), f"{plain['name']}.{field.name}")
         return plain
 
     def fingerprint(self) -> str:
         """Hash name, parameters and code, so that an edited class never passes for the old one.
 
-        The code is the source of the class and of the classes it derives from; what they call is
-        not looked at. A class that states a :attr:`version` is taken at its word.
+        The code is the source of the class and of the classes it derives from; the functions that
+        they call are not looked at. A class that states a :attr:`version` is taken at its word;
+        a subclass of it is not.
 
         Raises
         ------
         InputError
             If the source cannot be read and no version is stated.
         """
-        code = f"version {self.version}" if self.version else "".join(self._sources())
-        text = f"{sorted(self.to_json().items())!r}\n{code}"
+        text = "\n".join([repr(sorted(self.to_json().items())), *self._sources()])
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A class of a notebook goes to other processes by value, where its cell is not at hand.
+        for cls in type(self).__mro__:
+            _source(cls)
+        return super().__reduce_ex__(protocol)
 
     def _sources(self) -> Iterator[str]:
         for cls in type(self).__mro__:
-            if cls.__module__.startswith("vlmflow.") and Extension in cls.__bases__:
-                return  # the base that users derive from
-            try:
-                yield inspect.getsource(cls)
-            except (OSError, TypeError) as error:
+            ours = cls.__module__.startswith("vlmflow.") and Extension in cls.__bases__
+            if ours or cls is Extension or cls.__module__ in _BARE:
+                continue  # the base that users derive from, and what it derives from
+            stated = vars(cls).get("version")
+            source = f"version {stated}" if stated else _source(cls)
+            if source is None:
                 raise InputError(
                     f"the source of {self.known_as()!r} cannot be read, so a study could not tell "
                     "an edited one from the old one; write version = '1' into the class and "
                     "change it with the code"
+                )
+            yield source
+
+    def check_parameters(self) -> None:
+        """Refuse a name that lists and files cannot hold, and parameters that cannot be compared.
+
+        Raises
+        ------
+        InputError
+            Naming the class and what is wrong.
+        """
+        name = self.known_as()
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"name={name!r} of {type(self).__name__} is not a name; use letters, digits, '_', "
+                "'-' and '.'"
+            )
+        for field in _parameters(self):
+            if field.name == "name":
+                raise InputError(
+                    f"{type(self).__name__} has a parameter called 'name', which is what the "
+                    "class is called by; leave out its annotation, or rename the parameter"
+                )
+            try:
+                hash(getattr(self, field.name))
+            except TypeError as error:
+                value = getattr(self, field.name)
+                raise InputError(
+                    f"{name}.{field.name} is a {type(value).__name__}, which can change after it "
+                    "was passed; parameters are texts, numbers, booleans and tuples of them"
                 ) from error
 
 
@@ -148,13 +193,7 @@ class Registry(Generic[E]):
             if cls.known_as() == name
         }
         for entry in () if classes else metadata.entry_points(group=self.group, name=name):
-            loaded = entry.load()
-            if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
-                raise InputError(
-                    f"entry point {entry.value!r} of {self.group} is not a subclass of "
-                    f"vlmflow.{self.base.__name__}"
-                )
-            classes[entry.value] = loaded
+            classes[entry.value] = self._loaded(entry)
         if not classes:
             raise InputError(
                 f"{self.noun} {name!r} is unknown; there are {', '.join(self.names())}"
@@ -198,12 +237,37 @@ class Registry(Generic[E]):
 
     def names(self) -> dict[str, str]:
         """List every name with its one line, without importing what has not been imported."""
-        names = dict(_bundled(self.package))
-        for cls in _subclasses(self.base):
-            names.setdefault(cls.known_as(), cls.in_one_line())
+        bundled = self.bundled()
+        own = {cls.known_as(): cls.in_one_line() for cls in _subclasses(self.base)}
+        names = bundled | {name: line for name, line in own.items() if name not in bundled}
         for entry in metadata.entry_points(group=self.group):
             names.setdefault(entry.name, f"from {entry.value}")
         return names
+
+    def bundled(self) -> dict[str, str]:
+        """List those of our own folder alone, with their lines."""
+        return dict(_bundled(self.package))
+
+    def _loaded(self, entry: metadata.EntryPoint) -> type[E]:
+        """Import what another package offers."""
+        try:
+            loaded = entry.load()
+        except Exception as error:  # code of another package may raise anything
+            raise InputError(
+                f"{self.noun} {entry.name!r} cannot be loaded from {entry.value} "
+                f"({type(error).__name__}: {error}): repair or uninstall its package"
+            ) from error
+        if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
+            raise InputError(
+                f"entry point {entry.value!r} of {self.group} is not a subclass of "
+                f"vlmflow.{self.base.__name__}"
+            )
+        if loaded.known_as() != entry.name:
+            raise InputError(
+                f"entry point {entry.name!r} of {self.group} is {entry.value}, whose name is "
+                f"{loaded.known_as()!r}; the two names must be the same"
+            )
+        return loaded
 
     def _parsed(self, text: str) -> E:
         matched = _CALL.fullmatch(text)
@@ -211,7 +275,7 @@ class Registry(Generic[E]):
             raise InputError(f"{text!r} is not a {self.noun}; write for example name(parameter=3)")
         name, inside = matched.groups()
         parameters: dict[str, Any] = {}
-        for part in (inside or "").split(",") if inside and inside.strip() else ():
+        for part in split_outside_brackets(inside or ""):
             key, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or not key or not value or key in parameters:
                 raise InputError(f"{part.strip()!r} in {text!r} is not a parameter; write name=3")
@@ -220,50 +284,65 @@ class Registry(Generic[E]):
 
     def _made(self, name: str, parameters: Mapping[str, Any]) -> E:
         cls = self.find(name)
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in _parameters(cls)]
         for key in parameters:
             if key not in names:
                 has = f"its parameters are {', '.join(names)}" if names else "it has none"
                 raise InputError(f"{self.noun} {name!r} has no parameter {key!r}; {has}")
-        values = {
-            key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str)
-            else value
-            for key, value in parameters.items()
-        }  # fmt: skip
         try:
-            return cls(**values)
+            return cls(**{key: as_tuples(value) for key, value in parameters.items()})
         except TypeError as error:  # a parameter without a default is missing
             raise InputError(f"{self.noun} {name!r}: {error}") from error
 
 
-def literal(text: str) -> bool | int | float | str | None:
-    """Read a parameter as a command line gives it: a number or a truth value if it looks like one.
+def _parameters(owner: Extension | type[Extension]) -> list[Field[Any]]:
+    """List the fields that a user gives."""
+    return [field for field in fields(owner) if field.init]
 
-    Quotes around a text are taken away.
-    """
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text == "None":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
+
+def _default(field: Field[Any]) -> Any:
+    # Not compared with MISSING: a class that came from another process brings a copy of that.
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def _source(cls: type) -> str | None:
+    """Read the source of a class, once; None where there is none."""
+    text: str | None = vars(cls).get(_KEPT)
+    if text is None and cls.__module__ not in _BARE:
+        text = _read_source(cls)
+        if text is not None:
+            setattr(cls, _KEPT, text)
     return text
 
 
-def _plain(value: Any, name: str) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item, name) for item in value]
-    raise InputError(
-        f"{name} is a {type(value).__name__}, which cannot be saved; parameters are texts, "
-        "numbers, booleans and tuples of them"
-    )
+def _read_source(cls: type) -> str | None:
+    # By a method's line: a class of a notebook has no file, and a file may hold several of a name.
+    for value in vars(cls).values():
+        function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        if inspect.isfunction(function) and function.__module__ == cls.__module__:
+            text = _class_around(function.__code__, cls.__name__)
+            if text is not None:
+                return text
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):
+        return None
+
+
+def _class_around(code: CodeType, name: str) -> str | None:
+    """Read the class of a name that a method stands in."""
+    lines = linecache.getlines(code.co_filename)
+    try:
+        nodes = list(ast.walk(ast.parse("".join(lines))))
+    except SyntaxError:  # a cell with commands of the notebook's own
+        return None
+    for node in reversed(nodes):  # inner ones first
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            first = min([node.lineno, *(line.lineno for line in node.decorator_list)])
+            last = node.end_lineno or first
+            if first <= code.co_firstlineno <= last:
+                return "".join(lines[first - 1 : last])
+    return None
 
 
 def _subclasses(parent: type[E]) -> list[type[E]]:

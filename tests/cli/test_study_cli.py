@@ -96,7 +96,7 @@ def test_a_study_needs_a_directory_and_a_report_a_study(tmp_path):
 def test_the_lists_name_everything():
     for command, names in (
         ("tasks", [one.name for one in known_tasks()]),
-        ("rankings", list(RANKINGS.names())),
+        ("rankings", list(RANKINGS.bundled())),
         ("presets", list(PRESETS)),
     ):
         told = run(command)

@@ -24,7 +24,7 @@ QUESTIONS = (
     "Which number is printed on the green triangle? 1 2 3",
 )
 ANSWERS = ("red", "a small red circle above", "4 5 6")
-CHOOSING = tuple(name for name in RANKINGS.names() if not as_ranking(name).is_oracle)
+CHOOSING = tuple(name for name in RANKINGS.bundled() if not as_ranking(name).is_oracle)
 
 
 def picture(seed: int) -> Image.Image:

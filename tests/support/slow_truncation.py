@@ -6,7 +6,27 @@ loops over eager attention matrices. Nothing here uses vlmflow.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+
+@dataclass
+class Shown:
+    """What the layer before showed, for a ranking given as a function of this.
+
+    ``left`` and ``text`` are positions of image tokens and of text after the first of these;
+    ``hidden`` (N, width), ``matrix`` (heads, N, N), ``query`` (heads, N, head_dim), ``key`` and
+    ``value`` (key heads, N, head_dim).
+    """
+
+    left: list[int]
+    text: list[int]
+    hidden: torch.Tensor
+    matrix: torch.Tensor | None
+    query: torch.Tensor | None
+    key: torch.Tensor | None
+    value: torch.Tensor | None
 
 
 def rotate(states, cos, sin):
@@ -18,7 +38,8 @@ def rotate(states, cos, sin):
 def slow_logits(model, ids, pixels, prompt, policy, image_token, window=None):
     """Logits (N, vocabulary) of one sequence whose first ``prompt`` tokens are the prompt.
 
-    ``policy`` is a dictionary: layers, keeps (counts), rank_by, remainder, positions.
+    ``policy`` is a dictionary: layers, keeps (counts), rank_by (a name, or a function that gives
+    every position of a :class:`Shown` a score), remainder, positions.
     Also returns, for every layer, the positions that it sees.
     """
     decoder = model.get_decoder()
@@ -32,14 +53,14 @@ def slow_logits(model, ids, pixels, prompt, policy, image_token, window=None):
         left = list(images)
         weight = dict.fromkeys(range(length), 1.0)
         original = torch.arange(length)
-        matrix, key, value = None, None, None
+        matrix, query, key, value = None, None, None, None
         seen = []
         for number, layer in enumerate(decoder.layers):
             if number in policy["layers"]:
                 keep = policy["keeps"][policy["layers"].index(number)]
                 kept = choose(
-                    policy["rank_by"], left, keep, hidden[0], matrix, key, value, prompt, ids,
-                    image_token,
+                    policy["rank_by"], left, keep, hidden[0], matrix, query, key, value, prompt,
+                    ids, image_token,
                 )  # fmt: skip
                 gone = [p for p in left if p not in kept]
                 hidden, extra = put_away(hidden.clone(), kept, gone, weight, policy["remainder"])
@@ -58,7 +79,7 @@ def slow_logits(model, ids, pixels, prompt, policy, image_token, window=None):
                 for new, old in enumerate(alive):
                     numbers[old] = new
             cos, sin = decoder.rotary_emb(hidden, position_ids=numbers[None])
-            matrix, key, value = attention_matrix(layer, hidden, cos, sin, mask)
+            matrix, query, key, value = attention_matrix(layer, hidden, cos, sin, mask)
             output = layer(
                 hidden,
                 attention_mask=mask[None, None].to(hidden.dtype),
@@ -71,7 +92,7 @@ def slow_logits(model, ids, pixels, prompt, policy, image_token, window=None):
 
 
 def attention_matrix(layer, hidden, cos, sin, mask):
-    """(heads, N, N), and keys and values (key heads, N, width)."""
+    """(heads, N, N), queries (heads, N, width), keys and values (key heads, N, width)."""
     attention, states = layer.self_attn, layer.input_layernorm(hidden)[0]
     width = attention.head_dim
     query = attention.q_proj(states).view(len(states), -1, width).transpose(0, 1)
@@ -83,20 +104,23 @@ def attention_matrix(layer, hidden, cos, sin, mask):
         torch.softmax(query[h] @ key[h // group].T / width**0.5 + mask, dim=-1)
         for h in range(len(query))
     ]
-    return torch.stack(rows), key, value
+    return torch.stack(rows), query, key, value
 
 
 def cosine(a, b):
     return float(torch.dot(a / a.norm(), b / b.norm()))
 
 
-def choose(rank_by, left, keep, hidden, matrix, key, value, prompt, ids, image_token):
+def choose(rank_by, left, keep, hidden, matrix, query, key, value, prompt, ids, image_token):
     """The positions that stay."""
     if keep == 0:
         return []
     first = min(p for p in range(prompt) if ids[p] == image_token)
     text = [p for p in range(first, prompt) if ids[p] != image_token]
-    if rank_by == "last_attention":
+    if callable(rank_by):
+        shown = Shown(list(left), text, hidden, matrix, query, key, value)
+        scores = {p: float(score) for p, score in rank_by(shown).items()}
+    elif rank_by == "last_attention":
         scores = {p: float(matrix[:, prompt - 1, p].mean()) for p in left}
     elif rank_by == "mean_attention":
         later = {p: [q for q in sorted(left + text) if q > p] for p in left}

@@ -11,15 +11,15 @@ from vlmflow.errors import InputError
 from vlmflow.scenes.tasks import TASKS
 from vlmflow.tasks.base import SPLITS
 from vlmflow.tasks.folder import FolderTask
-from vlmflow.tasks.registry import task
+from vlmflow.tasks.registry import find_task
 from vlmflow.tasks.scenes import ScenesTask
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_scenes_are_the_same_every_time_and_splits_share_none(name):
-    found = {split: list(task(name).samples(split, 6)) for split in SPLITS}
+    found = {split: list(find_task(name).samples(split, 6)) for split in SPLITS}
     for split in SPLITS:
-        again = list(task(name).samples(split, 6))
+        again = list(find_task(name).samples(split, 6))
         assert [one.question for one in again] == [one.question for one in found[split]]
         assert [one.key for one in found[split]] == [f"{split}-{i}" for i in range(6)]
     pictures = [one.pictures[0].tobytes() for split in SPLITS for one in found[split]]
@@ -28,7 +28,7 @@ def test_scenes_are_the_same_every_time_and_splits_share_none(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_right_answers_score_1_and_wrong_ones_0(name):
-    chosen = task(name)
+    chosen = find_task(name)
     samples = list(chosen.samples("test", 5))
     answers = [one.references[0] for one in samples]
     assert [chosen.score(*pair) for pair in zip(samples, answers, strict=True)] == [1.0] * 5
@@ -54,12 +54,12 @@ def test_captions_are_scored_with_chair_too():
 
 
 def test_choices_groups_and_boxes_come_along():
-    (reasoning,) = task("scenes-reasoning").samples("test", 1)
+    (reasoning,) = find_task("scenes-reasoning").samples("test", 1)
     assert reasoning.group == "relation"
     assert len(reasoning.choices) == 4
-    existence = list(task("scenes-existence").samples("test", 6))
+    existence = list(find_task("scenes-existence").samples("test", 6))
     assert {one.group for one in existence} == {"random", "popular", "adversarial"}
-    (reading,) = task("scenes-reading").samples("test", 1)
+    (reading,) = find_task("scenes-reading").samples("test", 1)
     assert reading.box is not None
 
 
@@ -79,7 +79,7 @@ def jsonl(path, lines):
 
 
 def test_a_folder_of_questions(tmp_path):
-    chosen = task(str(jsonl(tmp_path / "pets.jsonl", LINES)))
+    chosen = find_task(str(jsonl(tmp_path / "pets.jsonl", LINES)))
     assert chosen.name == "pets"
     first, second = chosen.samples("test")
     (third,) = chosen.samples("calibration")
@@ -146,14 +146,14 @@ def test_lines_that_are_wrong_are_named(tmp_path, text, words):
 
 def test_what_is_no_task_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"there are scenes-reasoning, .*, or give a \.jsonl"):
-        task("scenes-juggling")
+        find_task("scenes-juggling")
     with pytest.raises(InputError, match="cannot be read"):
-        task(str(tmp_path / "missing.jsonl"))
+        find_task(str(tmp_path / "missing.jsonl"))
     (tmp_path / "notes.txt").write_text("{}")
     with pytest.raises(InputError, match=r"neither \.jsonl nor \.csv"):
         FolderTask(tmp_path / "notes.txt")
     with pytest.raises(InputError, match="split='train' is unknown"):
-        next(task("scenes-reading").samples("train", 1))
+        next(find_task("scenes-reading").samples("train", 1))
     only_test = FolderTask(jsonl(tmp_path / "pets.jsonl", LINES[:1]))
     with pytest.raises(InputError, match='give lines a "split": "calibration"'):
         next(only_test.samples("calibration"))

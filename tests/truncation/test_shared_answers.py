@@ -10,11 +10,11 @@ import vlmflow
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError, ModelError
-from vlmflow.tasks.registry import task
+from vlmflow.tasks.registry import find_task
 from vlmflow.truncation.rankings.registry import RANKINGS
 from vlmflow.truncation.shared_answers import shared_answers
 
-BY_RANKING = [Truncation(2, 5, name) for name in RANKINGS.names()]
+BY_RANKING = [Truncation(2, 5, name) for name in RANKINGS.bundled()]
 SCHEDULES = [
     Truncation(0, 0),
     Truncation(1, 0),
@@ -70,7 +70,7 @@ def test_answers_that_agree_for_a_while_and_then_end():
     policies = [Truncation(layer, 0) for layer in (0, 5, 7, 10)]
     policies.append(Truncation(2, 0.3, "uniform"))
     agreed = differed_late = 0
-    for sample in task("scenes-caption").samples("test", 3):
+    for sample in find_task("scenes-caption").samples("test", 3):
         prompt = vlm.prepare(sample.pictures, sample.question)
         found = shared_answers(vlm, prompt, policies)
         assert found == one_by_one(vlm, prompt, policies, 64)

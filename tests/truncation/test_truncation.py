@@ -30,7 +30,7 @@ from vlmflow.truncation.remainder import fold
 
 BY_CONTENT = tuple(
     name
-    for name in RANKINGS.names()
+    for name in RANKINGS.bundled()
     if name not in ("saliency", "llava_cam", "random", "uniform", "top_left")
 )
 QUESTIONS = (
@@ -143,7 +143,7 @@ def test_agrees_with_the_slow_way(seed, layers, heads, kv_heads, pictures, atten
             assert layer.positions[0].tolist() == held
 
 
-ALL = tuple(RANKINGS.names())
+ALL = tuple(RANKINGS.bundled())
 HARDEST = ("last_attention", "diversity", "random", "uniform")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -224,7 +223,9 @@ def _announce(flow: InformationFlow, out: Path, *, figures: bool, as_json: bool)
 
 def _split(signals: str) -> tuple[str, ...]:
     """Separate names at the commas that stand in no brackets."""
-    names = tuple(name.strip() for name in re.split(r",(?![^()]*\))", signals) if name.strip())
+    from vlmflow.parameters import split_outside_brackets
+
+    names = tuple(name.strip() for name in split_outside_brackets(signals) if name.strip())
     if not names:
         raise InputError(f"--signals {signals!r} names no signal; for example --signals {SIGNALS}")
     return names

@@ -74,7 +74,7 @@ def check_hook(layers: nn.ModuleList, hook: str) -> None:
 
 
 def hook_module(layer: nn.Module, hook: str) -> nn.Module:
-    """Find the submodule behind a hook's name.
+    """Find the submodule that a hook's name stands for.
 
     Raises
     ------

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from vlmflow.errors import ModelError
+from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.flow.capture import capture
 from vlmflow.flow.options import ExplainOptions
@@ -176,7 +176,7 @@ def _finish(
         SALIENCY_SUM: (targets, len(DESTINATIONS), count),
     }
     flow = {
-        name: record.stacked(name, layers, shape)
+        name: record.stacked(name, range(layers), shape)
         if segments
         else np.zeros((layers, *shape), dtype=np.float32)
         for name, shape in shapes.items()
@@ -185,7 +185,8 @@ def _finish(
     for name, signal in record.signals.items():
         maps[name], flags[name] = _map(record, name, signal, layers)
     for name, array in {**flow, **maps}.items():
-        _check_finite(torch.from_numpy(array), f"the {name} signal", record.index)
+        what = f"the {name} signal"
+        _check_finite(torch.from_numpy(array), what, record.index, own=name in maps)
     return Measurement(
         attention_share=flow[SHARE],
         saliency_mean=flow[SALIENCY_MEAN],
@@ -201,15 +202,15 @@ def _map(
 ) -> tuple[Float32Array, npt.NDArray[np.int8]]:
     """One signal's maps and flags, summed over layers where it says so."""
     targets, tokens = record.targets, len(record.layout.image_positions)
-    values = record.stacked(name, layers, (targets, tokens))
-    if signal.summed:
-        summed = signal.summed_layers(layers)
-        values = values[summed.start : summed.stop].sum(0, dtype=np.float32)[None]
+    summed = _summed_layers(name, signal, layers)
+    values = record.stacked(name, summed or range(layers), (targets, tokens))
+    if summed:
+        values = values.sum(0, dtype=np.float32)[None]
     flags = np.where((values > 0).any(-1), OK, EMPTY).astype(np.int8)
-    if signal.summed:
+    if summed:
         return values, flags
     if FEATURES in signal.all_reads:
-        any_gradient = record.stacked(ANY_GRADIENT + signal.hook_point, layers, (targets,))
+        any_gradient = record.stacked(ANY_GRADIENT + signal.hook_point, range(layers), (targets,))
         flags[any_gradient == 0] = UNDEFINED
     else:
         without = [layer for layer in range(layers) if layer not in record.layers_with_attention]
@@ -217,12 +218,27 @@ def _map(
     return values, flags
 
 
-def _check_finite(values: Tensor, what: str, sample: int) -> None:
+def _summed_layers(name: str, signal: Signal, layers: int) -> range | None:
+    """Which layers a sum takes; None for a signal with a map per layer."""
+    if not signal.summed:
+        return None
+    summed = signal.summed_layers(layers)
+    right = isinstance(summed, range) and summed.step == 1 and len(summed) > 0
+    if not right or summed.start < 0 or summed.stop > layers:
+        raise InputError(
+            f"signal {name!r} sums layers {summed!r} of a model with {layers} decoder layers; "
+            f"return a range of one or more of 0..{layers - 1}, one after the other, from "
+            "summed_layers"
+        )
+    return summed
+
+
+def _check_finite(values: Tensor, what: str, sample: int, *, own: bool = False) -> None:
     finite = values.isfinite()
     if not finite.all():
         where = [int(index) for index in (~finite).nonzero()[0]]
         place = f"layer {where[0]}" if values.ndim > 1 else f"answer token {where[0]}"
-        raise ModelError(
-            f"{what} is not finite at {place} of sample {sample}; "
-            f"load the model in float32 or bfloat16"
-        )
+        way_out = "load the model in float32 or bfloat16"
+        if own:
+            way_out += ", or, where it is yours, see to it that of_layer divides by no zero"
+        raise ModelError(f"{what} is not finite at {place} of sample {sample}; {way_out}")

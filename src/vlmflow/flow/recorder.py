@@ -142,25 +142,26 @@ class SampleRecord:
                 )
                 self._keep(name, signal, layer, number, view)
 
-    def stacked(self, name: str, layers: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Everything recorded under a name: ``(layers, *shape)``, 0 in layers without it.
+    def stacked(self, name: str, layers: range, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Stack what these layers recorded under a name: ``(layers, *shape)``, 0 without.
 
         Raises
         ------
         ModelError
             If nothing at all was recorded: a result of zeros would look like a finding.
         """
-        result = np.zeros((layers, *shape), dtype=np.float32)
+        result = np.zeros((len(layers), *shape), dtype=np.float32)
         recorded = False
-        for layer in range(layers):
+        for row, layer in enumerate(layers):
             values = [self._values.get((name, layer, target)) for target in range(self.targets)]
             present = [value for value in values if value is not None]
             if present:
-                result[layer] = torch.stack(present).float().cpu().numpy()
+                result[row] = torch.stack(present).float().cpu().numpy()
                 recorded = True
         if not recorded:
             raise ModelError(
-                f"nothing was measured for {name!r}: no layer of this model showed what it reads"
+                f"nothing was measured for {name!r}: none of layers {layers.start} to "
+                f"{layers.stop - 1} of this model shows what it reads"
             )
         return result
 

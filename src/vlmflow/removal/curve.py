@@ -34,7 +34,7 @@ class RemovalCurve:
     """One answer, with image tokens removed from each layer on, against the untouched model.
 
     ``K`` layers, ``T`` answer tokens. Answers are teacher-forced: every position is predicted
-    behind the same answer tokens.
+    after the same answer tokens.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class RemovalCurve:
     agrees : (K, T) bool
         Whether the most probable token is the untouched model's.
     ends_alike : (K,) bool
-        The same for the token behind the answer: its end, where the model gave the answer itself.
+        The same for the token after the answer: its end, where the model gave the answer itself.
     logprob : (K, T) float32
         Log-probability of the answer tokens.
     untouched_logprob : (T,) float32

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlmflow.errors import InputError
-
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+from vlmflow.flow.signals.signal import COLOUR
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class MapInfo:
     summed: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.colour and not _COLOUR.fullmatch(self.colour):
+        if self.colour and not COLOUR.fullmatch(self.colour):
             raise InputError(
                 f"colour={self.colour!r} is not a colour; write it as six digits: '#0072b2'"
             )

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import InputError
-from vlmflow.extensions import literal
+from vlmflow.parameters import literal, split_outside_brackets
 from vlmflow.truncation.amounts import Amount, Count, Share, amount
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.rankings.registry import DEFAULT, as_ranking
@@ -164,10 +164,11 @@ class Policy:
         """Read a policy as the command line takes it: ``"layer=2:8,keep=0.5:16,rank_by=random"``.
 
         Stages are separated by colons; a keep with a point is a fraction, without one a count.
-        Parameters of the ranking are written as its own settings: ``rank_by=random,seed=3``.
+        Parameters of the ranking stand in brackets, ``rank_by=random(seed=3)``, or as settings of
+        their own, ``rank_by=random,seed=3``.
         """
         plain: dict[str, Any] = {}
-        for part in text.split(","):
+        for part in split_outside_brackets(text) or [text]:
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or not value:
                 raise InputError(

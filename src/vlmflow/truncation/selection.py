@@ -15,6 +15,8 @@ from vlmflow.truncation.masks import take
 from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.rankings.candidates import Candidates
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 @torch.no_grad()
 def choose(
@@ -71,7 +73,7 @@ def choose(
 
 def _checked(chosen: Tensor, count: int, policy: Policy, tokens: int) -> Tensor:
     """Refuse a choice that is not ``count`` different image tokens in order."""
-    right = chosen.shape == (count,) and not chosen.is_floating_point()
+    right = isinstance(chosen, Tensor) and chosen.dtype in _INTEGERS and chosen.shape == (count,)
     if right:
         steps = torch.cat([chosen.new_tensor([-1]), chosen, chosen.new_tensor([tokens])]).diff()
         right = bool((steps > 0).all())
@@ -80,10 +82,12 @@ def _checked(chosen: Tensor, count: int, policy: Policy, tokens: int) -> Tensor:
             f"ranking {policy.ranking.title} was to choose {count} of {tokens} image tokens, but "
             f"select gave {_shown(chosen)}: return that many different indices, increasing"
         )
-    return chosen
+    return chosen.long()
 
 
-def _shown(chosen: Tensor) -> str:
+def _shown(chosen: object) -> str:
+    if not isinstance(chosen, Tensor):
+        return f"a {type(chosen).__name__}"
     values = chosen.flatten()[:8].tolist()
     return f"shape {tuple(chosen.shape)} with {values}{'...' if chosen.numel() > 8 else ''}"
 

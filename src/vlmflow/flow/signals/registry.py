@@ -28,11 +28,23 @@ def as_signals(given: Iterable[str | Signal]) -> tuple[Signal, ...]:
     """
     if isinstance(given, str):
         raise InputError(f"signals={given!r} is a text; pass a list of names: [{given!r}]")
-    signals = tuple(dict.fromkeys(SIGNALS.read(signal) for signal in given))
+    if not isinstance(given, Iterable):
+        raise InputError(f"signals={given!r} is not a list; pass one of names and instances")
+    read = [SIGNALS.read(signal) for signal in given]
+    for signal in read:
+        signal.check_parameters()
+    signals = tuple(dict.fromkeys(read))
     if not signals:
         raise InputError(f"signals is empty; there are {', '.join(SIGNALS.names())}")
     for signal in signals:
         signal.check_declared()
+    titles = [signal.title for signal in signals]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise InputError(
+                f"two signals are called {title!r}; give one of them another name in its class "
+                "(name = '...')"
+            )
     return signals
 
 

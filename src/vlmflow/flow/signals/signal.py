@@ -6,6 +6,7 @@ this folder; names and instances are what ``vlm.explain(..., signals=[...])`` ta
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlmflow.flow.signals.layer_view import LayerView
+
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 POST_ATTENTION_NORM = "post_attention_norm"
 """The paper's hook point (App. A.1): the output of each layer's norm between attention and MLP."""
@@ -116,7 +119,7 @@ class Signal(Extension):
         return gradient
 
     def summed_layers(self, layers: int) -> range:
-        """For a sum over layers: which of a model's ``layers`` are summed."""
+        """For a sum over layers: which of a model's ``layers`` are summed, one after the other."""
         return range(layers)
 
     @property
@@ -173,4 +176,9 @@ class Signal(Extension):
         if self.rows not in ROWS:
             raise InputError(
                 f"signal {name!r} declares rows={self.rows!r}, which is none of {', '.join(ROWS)}"
+            )
+        if self.colour and not COLOUR.fullmatch(self.colour):
+            raise InputError(
+                f"signal {name!r} has colour={self.colour!r}, which is not a colour; write it as "
+                "six digits: '#0072b2'"
             )

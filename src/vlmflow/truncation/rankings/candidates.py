@@ -99,6 +99,7 @@ class Candidates:
         InputError
             If they are not known.
         """
+        self._require("places", "places")
         places = self.places_if_known
         if places is None:
             raise InputError(
@@ -110,7 +111,7 @@ class Candidates:
     @property
     def places_if_known(self) -> Tensor | None:
         """:attr:`places`, or None where they are not known."""
-        self._require("places", "places")
+        self._require("places", "places_if_known")
         return self._places()
 
     @property

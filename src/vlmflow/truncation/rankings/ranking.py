@@ -6,11 +6,13 @@ this folder; an instance of it is what ``Truncation(rank_by=...)`` takes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from vlmflow.errors import InputError
 from vlmflow.extensions import Extension
+from vlmflow.flow.signals.registry import as_signals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,6 +110,11 @@ class Ranking(Extension):
             Indices into ``seen.image``, increasing.
         """
         scores = self.scores(seen)
+        if not hasattr(scores, "isnan"):
+            raise InputError(
+                f"ranking {self.title} gave scores as a {type(scores).__name__}: return a tensor "
+                f"of {len(seen.image)} scores, one for each image token"
+            )
         if scores.shape != seen.image.shape:
             raise InputError(
                 f"ranking {self.title} gave scores of shape {tuple(scores.shape)}, but there are "
@@ -140,6 +147,7 @@ class Ranking(Extension):
         InputError
             Naming it.
         """
+        self.check_parameters()
         for word in self.all_reads:
             if word not in READS:
                 raise InputError(
@@ -156,6 +164,20 @@ class Ranking(Extension):
                 f"ranking {self.known_as()} reads the answer but declares no signal; write for "
                 "example signal = 'saliency'"
             )
+        if self.is_oracle and self._signal.noise is not None:
+            raise InputError(
+                f"ranking {self.known_as()} declares signal={self._signal.title!r}, which is a "
+                "mean over noisy pictures; choose a signal of the picture as it is"
+            )
+
+    @property
+    def _signal(self) -> Signal:
+        return as_signals((self.signal,))[0]
+
+    def _sources(self) -> Iterator[str]:
+        yield from super()._sources()
+        if self.is_oracle:  # an edited signal chooses other tokens
+            yield self._signal.fingerprint()
 
     @property
     def needs_layer_before(self) -> bool:

@@ -1,0 +1,83 @@
+"""Values of parameters: as a command line writes them, as JSON holds them, as objects have them."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from vlmflow.errors import InputError
+
+
+def literal(text: str) -> Any:
+    """Read a parameter as a command line gives it.
+
+    A number, a truth value, ``None``, a tuple of these or a text in quotes is what Python takes it
+    for; anything else is a text.
+    """
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if isinstance(value, str | tuple | list | None) else text
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    """Separate what a command line gives at the commas that stand in no brackets or quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for place, sign in enumerate(text):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        elif sign in "([":
+            depth += 1
+        elif sign in ")]":
+            depth -= 1
+        elif sign == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
+    parts.append(text[start:])
+    return parts if len(parts) > 1 or text.strip() else []
+
+
+def as_plain(value: Any, name: str) -> Any:
+    """Return a parameter as JSON can hold it.
+
+    Parameters
+    ----------
+    value : object
+        The parameter.
+    name : str
+        What errors call it.
+
+    Raises
+    ------
+    InputError
+        If it is something else than text, a finite number, a boolean, None or a tuple of these.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is {value}, which cannot be saved; give a finite number")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [as_plain(item, name) for item in value]
+    raise InputError(
+        f"{name} is a {type(value).__name__}, which cannot be saved; parameters are texts, "
+        "numbers, booleans and tuples of them"
+    )
+
+
+def as_tuples(value: Any) -> Any:
+    """Turn the lists of JSON into the tuples that they were."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(map(as_tuples, value))
+    return value
