@@ -18,7 +18,7 @@ from vlmflow.tasks.base import SPLITS
 from vlmflow.tasks.hub.catalogue import CATALOGUE
 from vlmflow.tasks.hub.division import is_calibration, shuffled, shuffled_together
 from vlmflow.tasks.hub.rows import Row
-from vlmflow.tasks.registry import known_tasks, task
+from vlmflow.tasks.registry import find_task, known_tasks
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -64,7 +64,7 @@ def opened(copies):
 
     def find(name: str):
         if name not in made:
-            made[name] = task(f"{name}@{copies(name)}")
+            made[name] = find_task(f"{name}@{copies(name)}")
         return made[name]
 
     return find
@@ -188,7 +188,7 @@ def test_rows_become_samples(name, opened, no_network):
 
 @pytest.mark.parametrize("name", ONE_PER_FORM)
 def test_splits_share_no_picture_and_orders_are_stable(name, opened, copies, no_network):
-    chosen, again = opened(name), task(f"{name}@{copies(name)}")
+    chosen, again = opened(name), find_task(f"{name}@{copies(name)}")
     colours, clusters, keys = {}, {}, {}
     for split in SPLITS:
         samples = list(chosen.samples(split))
@@ -284,7 +284,7 @@ def test_a_picture_in_both_official_splits_is_for_the_test(tmp_path):
             row["image"] = hub_data.png("both", 1)
         return rows
 
-    chosen = task(f"scienceqa@{hub_data.write('scienceqa', tmp_path, share)}")
+    chosen = find_task(f"scienceqa@{hub_data.write('scienceqa', tmp_path, share)}")
     assert len(list(chosen.samples("test"))) == hub_data.PICTURES
     keys = {one.key for one in chosen.samples("calibration")}
     assert keys == {f"validation-{number}" for number in range(3, hub_data.PICTURES)}
@@ -293,7 +293,7 @@ def test_a_picture_in_both_official_splits_is_for_the_test(tmp_path):
 def test_a_directory_with_one_configuration_needs_no_name_for_it(copies, tmp_path):
     for file in (copies("scienceqa") / "ScienceQA-IMG").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert len(list(task(f"scienceqa@{tmp_path}").samples("test"))) == hub_data.PICTURES
+    assert len(list(find_task(f"scienceqa@{tmp_path}").samples("test"))) == hub_data.PICTURES
 
 
 # How pictures and rows are divided may never change: published figures depend on it.
@@ -321,13 +321,13 @@ def test_ids_on_the_hub_are_tried_in_turn(copies, monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError(f"no {source}\non the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", pretend)
-    assert list(task("mmbench").samples("test", 1))
+    assert list(find_task("mmbench").samples("test", 1))
     # No option that would run code from the hub is passed.
     assert asked == [
         (f"{owner}/MMBench", "en", {"split": "dev"}) for owner in ("lmms-lab-encoder", "lmms-lab")
     ]
     with pytest.raises(InputError) as caught:
-        next(task("vqav2").samples("test"))
+        next(find_task("vqav2").samples("test"))
     assert str(caught.value) == (
         "split 'validation' of task 'vqav2' cannot be opened (lmms-lab-encoder/VQAv2: no "
         "lmms-lab-encoder/VQAv2 on the hub; lmms-lab/VQAv2: no lmms-lab/VQAv2 on the hub); check "
@@ -335,7 +335,7 @@ def test_ids_on_the_hub_are_tried_in_turn(copies, monkeypatch):
     )
     asked.clear()
     with pytest.raises(InputError, match="somebody/VQAv2: no somebody/VQAv2"):
-        next(task("vqav2@somebody/VQAv2").samples("test"))
+        next(find_task("vqav2@somebody/VQAv2").samples("test"))
     assert [source for source, *_ in asked] == ["somebody/VQAv2"]
 
 
@@ -343,7 +343,7 @@ def test_without_a_network_the_reason_is_given(no_network, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"Couldn't reach 'lmms-lab/POPE'.*; check the id and the"):
-        next(task("pope").samples("test"))
+        next(find_task("pope").samples("test"))
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_without_a_network_the_reason_is_given(no_network, monkeypatch):
 )
 def test_names_that_mean_nothing_are_refused_at_once(name, words):
     with pytest.raises(InputError, match=words):
-        task(name)
+        find_task(name)
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
@@ -370,7 +370,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     with pytest.raises(
         InputError, match=r"""'gqa' needs .*; run: pip install "vlmflow\[data\]"$"""
     ):
-        task("gqa")
+        find_task("gqa")
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_missing_columns_are_named(name, column, tmp_path):
     def drop(rows):
         return [{key: row[key] for key in row if key != column} for row in rows]
 
-    broken = task(f"{name}@{hub_data.write(name, tmp_path, drop)}")
+    broken = find_task(f"{name}@{hub_data.write(name, tmp_path, drop)}")
     with pytest.raises(
         InputError, match=rf"has no column '{column}', which task '{name}' reads; it"
     ):
@@ -423,7 +423,7 @@ def test_values_of_the_wrong_kind_are_named(name, column, value, words, tmp_path
     def change(rows):
         return spoilt(column, value)(rows) if column in rows[0] else rows
 
-    broken = task(f"{name}@{hub_data.write(name, tmp_path, change)}")
+    broken = find_task(f"{name}@{hub_data.write(name, tmp_path, change)}")
     with pytest.raises(InputError, match=words):
         list(broken.samples("test"))
 
@@ -443,7 +443,7 @@ def test_pictures_may_be_paths(tmp_path):
 def test_directories_that_hold_no_such_data_set(tmp_path, copies):
     def refused(words):
         with pytest.raises(InputError, match=words):
-            next(task(f"pope@{tmp_path}").samples("test"))
+            next(find_task(f"pope@{tmp_path}").samples("test"))
 
     refused("any data files.*; the directory has to hold the data set's files as they are on the")
     ran = tmp_path / "ran"
@@ -471,7 +471,7 @@ def test_the_list_names_every_task_with_its_metric():
         assert "\n" not in one.description
         assert bool(one.hub) == (name in CATALOGUE)
         if name not in CAPTIONING:
-            assert task(name).metric == one.metric
+            assert find_task(name).metric == one.metric
     assert known["pope"].hub == "lmms-lab-encoder/POPE"
     assert known["nocaps"].metric == "CIDEr"
 
