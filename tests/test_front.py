@@ -31,6 +31,7 @@ class Contrast(vlmflow.Ranking):
     """Keeps tokens that differ from their picture's mean state."""
 
     power: float = 1.0
+    name = "front_contrast"  # the documentation's page, run in the same process, has a Contrast
     reads = "hidden"
 
     def scores(self, seen):
@@ -42,6 +43,7 @@ class Contrast(vlmflow.Ranking):
 class MaxAttention(vlmflow.Signal):
     """The strongest look of any text row at each image token."""
 
+    name = "front_max_attention"
     reads, rows = "attention", "text"
     label, colour, source = "max attention", "#0072b2", "this notebook"
 
@@ -76,23 +78,25 @@ def test_my_own_ranking(vlm, asked, tmp_path):
     assert own != vlmflow.Truncation(layer=2, keep=0.5, rank_by=Contrast())
     answer = vlm.generate(*asked, truncation=own)
     assert answer == vlm.generate(
-        *asked, truncation=vlmflow.Truncation(2, 0.5, "contrast(power=2)")
+        *asked, truncation=vlmflow.Truncation(2, 0.5, "front_contrast(power=2)")
     )
     result = vlmflow.study(
         vlm, "scenes-reading", [own, "fastv"], out=tmp_path, samples=4, calibration=4, timed=0
     )
-    assert "contrast(power=2)" in " ".join(arm.name for arm in result.arms)
+    assert "front_contrast(power=2)" in " ".join(arm.name for arm in result.arms)
 
 
 def test_my_own_signal(vlm, asked, tmp_path):
     flow = vlm.explain(*asked, signals=["saliency", MaxAttention()])
-    assert flow.signals == ("saliency", "max_attention")
-    assert flow.about["max_attention"].label == "max attention"
-    assert flow.maps["max_attention"].max() <= 1
+    assert flow.signals == ("saliency", "front_max_attention")
+    assert flow.about["front_max_attention"].label == "max attention"
+    assert flow.maps["front_max_attention"].max() <= 1
     flow.save(tmp_path)
     again = vlmflow.InformationFlow.load(tmp_path)
     assert again.about == flow.about
-    np.testing.assert_array_equal(again.maps["max_attention"], flow.maps["max_attention"])
+    np.testing.assert_array_equal(
+        again.maps["front_max_attention"], flow.maps["front_max_attention"]
+    )
 
 
 @pytest.mark.parametrize(
