@@ -34,7 +34,7 @@ def masked_logits(model, layers, prompt, policy, image_token):
                     keep = stage.keep.of(len(images))
                     matrix = matrices.get(index - 1)
                     kept = choose(
-                        policy.ranking.known_as(), left, keep, hidden[0], matrix, None, None,
+                        policy.ranking.known_as(), left, keep, hidden[0], matrix, None, None, None,
                         prompt_length, ids, image_token,
                     )  # fmt: skip
                     gone.extend(p for p in left if p not in kept)
