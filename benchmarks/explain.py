@@ -67,13 +67,13 @@ class Size:
 
 def laid_out(model: Any, tokens: int) -> tuple[dict[str, Tensor], TokenLayout]:
     """As many whole pictures as fit beside question and answer; system text fills up the rest."""
-    behind, picture = QUESTION_TOKENS + ANSWER_TOKENS, model.config.image_seq_length
-    pictures = (tokens - behind) // picture
-    inputs = prompt_inputs(model, tokens - behind - pictures * picture, pictures, behind)
+    after, picture = QUESTION_TOKENS + ANSWER_TOKENS, model.config.image_seq_length
+    pictures = (tokens - after) // picture
+    inputs = prompt_inputs(model, tokens - after - pictures * picture, pictures, after)
     segments = np.full(tokens, Segment.SYSTEM, dtype=np.int8)
-    segments[-behind:] = Segment.USER
+    segments[-after:] = Segment.USER
     segments[-ANSWER_TOKENS:] = Segment.ANSWER
-    segments[-behind - pictures * picture : -behind] = Segment.IMAGE
+    segments[-after - pictures * picture : -after] = Segment.IMAGE
     return inputs, TokenLayout(segments, ("",) * tokens, ())
 
 
@@ -207,8 +207,8 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        asked = json.loads(options.worker)
-        print(extra_bytes(Size(**asked["size"]).build(), asked["tokens"], asked["case"]))
+        job = json.loads(options.worker)
+        print(extra_bytes(Size(**job["size"]).build(), job["tokens"], job["case"]))
         return
     size = Size(
         layers=options.layers,

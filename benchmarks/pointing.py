@@ -52,29 +52,29 @@ def strict_hit(scores: npt.NDArray[Any], inside: npt.NDArray[np.bool_]) -> bool:
     return bool(top > 0 and (scores == top).sum() == 1 and inside[scores.argmax()])
 
 
-def measure(vlm: vlmflow.LVLM, asked: list[Sample], seed: int) -> dict[str, npt.NDArray[Any]]:
+def measure(vlm: vlmflow.LVLM, questions: list[Sample], seed: int) -> dict[str, npt.NDArray[Any]]:
     """Hits of every map: (samples, layers) per signal, (samples, 1) per control."""
     rng = np.random.default_rng(seed)
     hits: dict[str, list[list[bool]]] = {
         name: [] for name in (*SIGNALS, "flow_map", "random", "centre", "right answer")
     }
     console = Console(stderr=True)
-    for one in track(asked, "explaining", console=console, disable=not console.is_terminal):
-        flow = vlm.explain(one.picture, one.question, signals=SIGNALS, per_token=False)
+    for sample in track(questions, "explaining", console=console, disable=not console.is_terminal):
+        flow = vlm.explain(sample.picture, sample.question, signals=SIGNALS, per_token=False)
         (grid,) = flow.layout.grids
         boxes = grid.boxes.reshape(-1, 4)
         x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-        assert one.asked.box is not None
-        x0, y0, x1, y1 = one.asked.box
+        assert sample.task_question.box is not None
+        x0, y0, x1, y1 = sample.task_question.box
         inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
         for name in SIGNALS:
             hits[name].append([strict_hit(row, inside) for row in flow.maps[name][:, 0]])
         summed = np.cumsum(flow.maps["saliency"][:, 0], axis=0)
         hits["flow_map"].append([strict_hit(row, inside) for row in summed])
         hits["random"].append([bool(inside[rng.integers(inside.size)])])
-        middle = (x - one.scene.width / 2) ** 2 + (y - one.scene.height / 2) ** 2
+        middle = (x - sample.scene.width / 2) ** 2 + (y - sample.scene.height / 2) ** 2
         hits["centre"].append([bool(inside[middle.argmin()])])
-        hits["right answer"].append([one.accepts(flow.answer)])
+        hits["right answer"].append([sample.accepts(flow.answer)])
     return {name: np.array(values) for name, values in hits.items()}
 
 
@@ -136,14 +136,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     vlm = vlmflow.load(arguments.model)
-    found = {
+    hits = {
         split: measure(vlm, list(samples(POINTING, split, arguments.count)), arguments.seed)
         for split in ("calibration", "test")
     }
-    rows = table(found["calibration"], found["test"], arguments.seed)
-    right = float(found["test"]["right answer"].mean())
+    rows = table(hits["calibration"], hits["test"], arguments.seed)
+    right = float(hits["test"]["right answer"].mean())
     by_layer = {
-        name: found["test"][name].mean(0).round(3).tolist() for name in (*SIGNALS, "flow_map")
+        name: hits["test"][name].mean(0).round(3).tolist() for name in (*SIGNALS, "flow_map")
     }
     if arguments.json:
         print(

@@ -47,11 +47,11 @@ def build(
     return model.to(device).eval()
 
 
-def prompt_inputs(model: Any, before: int, pictures: int, behind: int) -> dict[str, Tensor]:
+def prompt_inputs(model: Any, before: int, pictures: int, after: int) -> dict[str, Tensor]:
     """Random text, then noise pictures, then random text again."""
     generator = torch.Generator().manual_seed(0)
     side = model.config.vision_config.image_size
-    text = torch.randint(0, IMAGE_TOKEN, (1, before + behind), generator=generator)
+    text = torch.randint(0, IMAGE_TOKEN, (1, before + after), generator=generator)
     image = torch.full((1, pictures * model.config.image_seq_length), IMAGE_TOKEN)
     ids = torch.cat([text[:, :before], image, text[:, before:]], dim=1)
     pixels = torch.randn(pictures, 3, side, side, generator=generator)

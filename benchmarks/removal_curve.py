@@ -50,13 +50,13 @@ def prompt_batch(model: Any, system: int, user: int, answer: int, batch: int) ->
     return [Prompt(inputs, layout, (), "", answer="random")] * batch
 
 
-def floor(model: Any, system: int, image: int, behind: int) -> float:
+def floor(model: Any, system: int, image: int, after: int) -> float:
     shape = DecoderShape.of(model, model.model.language_model.layers)
     layers = len(model.model.language_model.layers)
-    total = system + image + behind
+    total = system + image + after
     plain = layers * layer_operations(shape, total, total)
     branches = sum(
-        (layer + 1) * layer_operations(shape, behind, system + behind) for layer in range(layers)
+        (layer + 1) * layer_operations(shape, after, system + after) for layer in range(layers)
     )
     return (plain + branches) / plain
 
@@ -86,23 +86,25 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     model = build(
-        layers=asked.layers, width=asked.width, heads=asked.heads, key_heads=asked.key_heads,
-        side=SIDE, dtype=asked.dtype, device=asked.device,
+        layers=options.layers, width=options.width, heads=options.heads,
+        key_heads=options.key_heads, side=SIDE, dtype=options.dtype, device=options.device,
     )  # fmt: skip
     tokenizer = SimpleNamespace(pad_token_id=0)
     processor = SimpleNamespace(tokenizer=tokenizer, image_processor=(), image_token="<image>")
     vlm = LVLM(model, processor)
-    batch = prompt_batch(model, asked.system, asked.user, asked.answer, asked.batch)
-    inputs = {name: torch.cat([one.inputs[name] for one in batch]) for name in batch[0].inputs}
-    rows = torch.from_numpy(batch[0].layout.answer_rows).to(asked.device)
+    batch = prompt_batch(model, options.system, options.user, options.answer, options.batch)
+    inputs = {
+        name: torch.cat([prompt.inputs[name] for prompt in batch]) for name in batch[0].inputs
+    }
+    rows = torch.from_numpy(batch[0].layout.answer_rows).to(options.device)
 
     def plain() -> None:
         model(**inputs, use_cache=False, logits_to_keep=rows)
 
     def per_layer() -> None:
-        for layer in range(asked.layers):
+        for layer in range(options.layers):
             with Truncation(layer, 0)(model):
                 plain()
 
@@ -110,26 +112,26 @@ def main() -> None:
         "plain": plain, "curve": lambda: removal_curves(vlm, batch), "per layer": per_layer
     }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in cases}
-    for repeat in range(asked.repeats + 1):  # the first round warms up
+    for repeat in range(options.repeats + 1):  # the first round warms up
         for name, work in cases.items():
-            taken, _ = clocked(work, asked.device)
+            taken, _ = clocked(work, options.device)
             if repeat:
                 times[name].append(taken)
     seconds = {name: statistics.median(taken) for name, taken in times.items()}
     image = model.config.image_seq_length
-    least = floor(model, asked.system, image, asked.user + asked.answer)
-    tokens = asked.system + image + asked.user + asked.answer
+    least = floor(model, options.system, image, options.user + options.answer)
+    tokens = options.system + image + options.user + options.answer
     print(
-        f"{asked.batch} x {tokens} tokens, {asked.layers} x {asked.width}, {asked.dtype} on "
-        f"{asked.device}, median of {asked.repeats}"
+        f"{options.batch} x {tokens} tokens, {options.layers} x {options.width}, "
+        f"{options.dtype} on {options.device}, median of {options.repeats}"
     )
     for name, taken in seconds.items():
         print(f"  {name:10}{taken:9.3f} s{taken / seconds['plain']:8.2f}x")
     print(f"  {'floor':10}{'':11}{least:8.2f}x")
-    if asked.json:
-        settings = {k: v for k, v in vars(asked).items() if k != "json"}
+    if options.json:
+        settings = {k: v for k, v in vars(options).items() if k != "json"}
         facts = {"settings": settings, "seconds": seconds, "floor": least}
-        asked.json.write_text(json.dumps(facts, indent=2) + "\n")
+        options.json.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -76,22 +76,22 @@ def measure(vlm: LVLM, prompts: list[Prompt], length: int, runs: int, same: bool
     for prompt in prompts:
         answer = vlm.generate_ids(prompt, max_new_tokens=length)  # warm-up
 
-        def alone(one: Prompt = prompt) -> list[tuple[int, ...]]:
+        def alone(prompt: Prompt = prompt) -> list[tuple[int, ...]]:
             return [
-                vlm.generate_ids(one, max_new_tokens=length, truncation=policy)
+                vlm.generate_ids(prompt, max_new_tokens=length, truncation=policy)
                 for policy in (None, *chosen)
             ]
 
         for _ in range(runs):
             plain, _ = clocked(lambda p=prompt: vlm.generate_ids(p, max_new_tokens=length), device)
-            shared, told = clocked(
+            shared, shared_ids = clocked(
                 lambda p=prompt: shared_answers(vlm, p, chosen, max_new_tokens=length), device
             )
             single, expected = clocked(alone, device)
             for name, seconds in zip(times, (plain, shared, single), strict=True):
                 times[name].append(seconds)
-        agreed += told.count(answer) - 1
-        if same and told != expected:
+        agreed += shared_ids.count(answer) - 1
+        if same and shared_ids != expected:
             raise SystemExit("the answers are not the same")
     ratio = {
         name: statistics.median(np.array(times[name]) / np.array(times["plain"]))
@@ -120,7 +120,7 @@ def main() -> None:
     rows = []
     for name in TASKS:
         samples = find_task(name).samples("test", arguments.samples)
-        prompts = [vlm.prepare(one.pictures, one.question) for one in samples]
+        prompts = [vlm.prepare(sample.pictures, sample.question) for sample in samples]
         rows.append({"task": name} | measure(vlm, prompts, 64, arguments.runs, same=True))
     large, prompt = random_llava(arguments.device)
     rows.append({"task": ""} | measure(large, [prompt], 8, arguments.runs, same=False))

@@ -91,14 +91,14 @@ def run(
 
 def policies(layers: int, rankings: list[str]) -> dict[str, Truncation]:
     half = layers // 2
-    found = {f"keep 0 at {half}": Truncation(half, 0), "keep 0 at 2": Truncation(2, 0)}
-    found[f"keep 0 at {layers - 1}"] = Truncation(layers - 1, 0)
+    truncations = {f"keep 0 at {half}": Truncation(half, 0), "keep 0 at 2": Truncation(2, 0)}
+    truncations[f"keep 0 at {layers - 1}"] = Truncation(layers - 1, 0)
     for name in rankings:
-        found[f"keep 25 % at 2, {name}"] = Truncation(2, 0.25, name)
-    found["keep 25 % at 2, merge"] = Truncation(2, 0.25, remainder="merge")
-    found["keep 25 % at 2, repack"] = Truncation(2, 0.25, positions="repack")
-    found["keep all at 2, last_attention"] = Truncation(2, 1.0)
-    return found
+        truncations[f"keep 25 % at 2, {name}"] = Truncation(2, 0.25, name)
+    truncations["keep 25 % at 2, merge"] = Truncation(2, 0.25, remainder="merge")
+    truncations["keep 25 % at 2, repack"] = Truncation(2, 0.25, positions="repack")
+    truncations["keep all at 2, last_attention"] = Truncation(2, 1.0)
+    return truncations
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from training.evaluate import MODEL
+from training.evaluate import MODEL, answers, prompt_batches
 from vlmflow.lvlm.model_parts import decoder_layers
 from vlmflow.scenes.tasks import TASKS, Sample, mentions, samples
 from vlmflow.statistics.intervals import wilson_interval
@@ -53,35 +53,6 @@ class Score:
     high: float
 
 
-def batches(processor: Any, asked: Sequence[Sample], dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Encode the prompts of a task once; every setting answers the same ones."""
-    encoded = []
-    for start in range(0, len(asked), BATCH):
-        part = asked[start : start + BATCH]
-        messages = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": s.question}]}]
-            for s in part
-        ]
-        prompts = [processor.apply_chat_template(m, add_generation_prompt=True) for m in messages]
-        inputs = processor(
-            text=prompts, images=[s.picture for s in part], padding=True, return_tensors="pt",
-            add_special_tokens=False,
-        )  # fmt: skip
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-        encoded.append(dict(inputs))
-    return encoded
-
-
-def answers(model: Any, processor: Any, encoded: list[dict[str, Any]], longest: int) -> list[str]:
-    said: list[str] = []
-    for inputs in encoded:
-        with torch.no_grad():
-            ids = model.generate(**inputs, do_sample=False, max_new_tokens=longest)
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        said += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
-    return said
-
-
 def settings(
     layers: int, at: int, only: Sequence[str]
 ) -> Iterator[tuple[str, list[Truncation | None]]]:
@@ -89,10 +60,10 @@ def settings(
         yield f"keep 0 at {layer}", [Truncation(layer, 0)]
     yield "untouched", [None]
     for keep in KEEPS:
-        for name in only or [one for one in RANKINGS.names() if one != "top_left"]:
+        for name in only or [name for name in RANKINGS.names() if name != "top_left"]:
             seeds = RANDOM_SEEDS if name == "random" else ()
-            chosen = [Random(seed) for seed in seeds] or [as_ranking(name)]
-            yield f"{name}, keep {keep:.0%}", [Truncation(at, keep, one) for one in chosen]
+            rankings = [Random(seed) for seed in seeds] or [as_ranking(name)]
+            yield f"{name}, keep {keep:.0%}", [Truncation(at, keep, rank) for rank in rankings]
 
 
 def main() -> None:
@@ -109,8 +80,11 @@ def main() -> None:
     dtype = getattr(torch, arguments.dtype)
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=dtype)
     processor = AutoProcessor.from_pretrained(MODEL)
-    asked = {task: list(samples(task, "test", arguments.count)) for task in TASKS}
-    encoded = {task: batches(processor, asked[task], dtype) for task in TASKS}
+    drawn = {task: list(samples(task, "test", arguments.count)) for task in TASKS}
+    # Encoded once: every setting answers the same prompts.
+    encoded = {
+        task: list(prompt_batches(processor, drawn[task], model, size=BATCH)) for task in TASKS
+    }
     chosen = list(settings(len(decoder_layers(model)), arguments.layer, arguments.only))
     scores = []
     for name, policies in track(chosen, "settings", console=Console(stderr=True)):
@@ -122,13 +96,13 @@ def main() -> None:
                 )
                 with block:
                     longest = 64 if task == "scenes-caption" else 6
-                    said = answers(model, processor, encoded[task], longest)
+                    texts = answers(model, processor, encoded[task], longest)
                 if task == "scenes-caption":
-                    captions = chair(said, [one.objects for one in asked[task]], mentions)
+                    captions = chair(texts, [item.objects for item in drawn[task]], mentions)
                     right, count = right + captions.hits, count + captions.objects
                 else:
-                    right += sum(map(Sample.accepts, asked[task], said))
-                    count += len(said)
+                    right += sum(map(Sample.accepts, drawn[task], texts))
+                    count += len(texts)
             low, high = wilson_interval(right, count)
             scores.append(Score(name, task, right, count, right / count, low, high))
     print(markdown(scores, chosen))
@@ -136,12 +110,13 @@ def main() -> None:
         arguments.json.write_text(json.dumps([asdict(score) for score in scores], indent=2))
 
 
-def markdown(scores: Sequence[Score], chosen: Sequence[tuple[str, Any]]) -> str:
+def markdown(scores: Sequence[Score], chosen: Sequence[tuple[str, list[Truncation | None]]]) -> str:
     """One row per setting, one column per task."""
     cells = {(score.setting, score.task): score for score in scores}
     lines = ["| setting | " + " | ".join(TASKS) + " |", "|---" * (1 + len(TASKS)) + "|"]
-    for name, _ in chosen:
-        label = f"{name} (oracle)" if as_ranking(name.split(",")[0]).is_oracle else name
+    for name, policies in chosen:
+        is_oracle = any(policy is not None and policy.is_oracle for policy in policies)
+        label = f"{name} (oracle)" if is_oracle else name
         row = [
             f"{s.share:.1%} ({s.low:.0%} to {s.high:.0%})"
             for s in (cells[name, task] for task in TASKS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a share with its 95 % Wilson interval, in and without the picture."""
+    """One line of the table: a score with its 95 % Wilson interval, with and without pictures."""
 
     task: str
     measure: str
@@ -44,36 +44,43 @@ class Row:
     chance: float | None
 
 
-def answers(
-    model: Any, processor: Any, asked: Sequence[Sample], *, blind: bool, max_new_tokens: int = 64
-) -> Iterator[str]:
-    """Greedy answers, in order; ``blind`` leaves the picture and its tokens out of the prompt."""
-    for start in range(0, len(asked), BATCH):
-        part = asked[start : start + BATCH]
-        content = [
-            ([] if blind else [{"type": "image"}]) + [{"type": "text", "text": one.question}]
-            for one in part
-        ]
+def prompt_batches(
+    processor: Any, drawn: Sequence[Sample], model: Any, *, size: int = BATCH, blind: bool = False
+) -> Iterator[Any]:
+    """Encode prompts in order; ``blind`` leaves the pictures and their tokens out of them."""
+    picture = [] if blind else [{"type": "image"}]
+    for start in range(0, len(drawn), size):
+        batch = drawn[start : start + size]
         prompts = [
             processor.apply_chat_template(
-                [{"role": "user", "content": c}], add_generation_prompt=True
+                [{"role": "user", "content": [*picture, {"type": "text", "text": item.question}]}],
+                add_generation_prompt=True,
             )
-            for c in content
+            for item in batch
         ]
-        pictures = None if blind else [one.picture for one in part]
         inputs = processor(
             text=prompts,
-            images=pictures,
+            images=None if blind else [item.picture for item in batch],
             padding=True,
             return_tensors="pt",
             add_special_tokens=False,
         ).to(model.device)
         if not blind:
             inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        with torch.inference_mode():
+        yield inputs
+
+
+def answers(
+    model: Any, processor: Any, batches: Iterable[Any], max_new_tokens: int = 64
+) -> list[str]:
+    """Answer prompts greedily, in order."""
+    texts: list[str] = []
+    for inputs in batches:
+        with torch.no_grad():  # not inference mode: rankings of a truncation may use gradients
             ids = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        yield from (text.strip() for text in processor.batch_decode(new, skip_special_tokens=True))
+        answer_ids = ids[:, inputs["input_ids"].shape[1] :]
+        texts += processor.batch_decode(answer_ids, skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def evaluate(model: Any, processor: Any, split: str, count: int) -> list[Row]:
@@ -81,12 +88,15 @@ def evaluate(model: Any, processor: Any, split: str, count: int) -> list[Row]:
     rows: list[Row] = []
     console = Console(stderr=True)
     for task in track(TASKS, "tasks", console=console, disable=not console.is_terminal):
-        asked = list(samples(task, split, count))
-        seen = list(answers(model, processor, asked, blind=False))
-        unseen = list(answers(model, processor, asked, blind=True))
+        drawn = list(samples(task, split, count))
+        # With the pictures, and without.
+        both = [
+            answers(model, processor, prompt_batches(processor, drawn, model, blind=blind))
+            for blind in (False, True)
+        ]
         if task == "scenes-caption":
-            objects = [one.objects for one in asked]
-            scores = [chair(captions, objects, mentions) for captions in (seen, unseen)]
+            objects = [item.objects for item in drawn]
+            scores = [chair(captions, objects, mentions) for captions in both]
             for measure, pick in (("objects named", "hits"), ("CHAIRi", "mentions")):
                 trials = [s.objects if pick == "hits" else s.mentions for s in scores]
                 good = [s.hits if pick == "hits" else round(s.chair_i * s.mentions) for s in scores]
@@ -100,8 +110,8 @@ def evaluate(model: Any, processor: Any, split: str, count: int) -> list[Row]:
             for number, make in enumerate(REASONING):
                 groups[make.__name__] = list(range(number, count, len(REASONING)))
         for measure, chosen in groups.items():
-            good = [sum(asked[i].accepts(said[i]) for i in chosen) for said in (seen, unseen)]
-            options = [len(asked[i].asked.choices) for i in chosen]
+            good = [sum(drawn[i].accepts(texts[i]) for i in chosen) for texts in both]
+            options = [len(drawn[i].task_question.choices) for i in chosen]
             if task == "scenes-reasoning":
                 chance = sum(1 / n for n in options) / len(options)
             else:

@@ -38,32 +38,17 @@ class Example(TypedDict):
 
 @dataclass(frozen=True)
 class Examples(Dataset[Example]):
-    """Examples of steps ``start + 1`` to ``steps``; every example is always the same one.
+    """Examples of steps ``start + 1`` to ``steps``; every example is always the same one."""
 
-    Parameters
-    ----------
-    processor : ProcessorMixin
-        Of the model that is trained.
-    image_text : str
-        What the processor writes for one picture of a training example.
-    length : int
-        ``N``.
-    batch, start, steps : int
-        Examples per step, and the steps.
-    conversations : float
-        Share of examples whose turns see those before them.
-    seed : int
-        Of everything that is drawn.
-    """
-
-    processor: Any
-    image_text: str
-    length: int
+    processor: Any  # Of the model that is trained
+    image_text: str  # What the processor writes for one picture of a training example
+    length: int  # ``N``
+    # Examples per step, and the steps
     batch: int
     start: int
     steps: int
-    conversations: float
-    seed: int
+    conversations: float  # Share of examples whose turns see those before them
+    seed: int  # Of everything that is drawn
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.batch
@@ -93,13 +78,13 @@ class Examples(Dataset[Example]):
         example["position_ids"][:prefix] = torch.arange(prefix)
         example["blocks"][:prefix] = 0
         conversation = bool(rng.random() < self.conversations)
-        seen: set[str] = set()
+        texts: set[str] = set()
         turn = 0
         while True:
             kind, question = draw_turn(scene, rng, shares)
-            if question.text in seen:
+            if question.text in texts:
                 continue
-            seen.add(question.text)
+            texts.add(question.text)
             opening = "\n<|im_start|>user\n" if conversation and turn else "\n"
             ask = encode(opening + question.text + tail, add_special_tokens=False)
             answer = encode(question.answer + "<|im_end|>", add_special_tokens=False)
@@ -130,5 +115,5 @@ def may_look(blocks: Tensor) -> Tensor:
     """Which positions each position attends to: (B, N) blocks -> (B, 1, N, N) bool."""
     length = blocks.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=blocks.device).tril()
-    seen = blocks[:, None, :]
-    return (earlier & ((seen == 0) | (seen == blocks[:, :, None])))[:, None]
+    keys, queries = blocks[:, None, :], blocks[:, :, None]
+    return (earlier & ((keys == 0) | (keys == queries)))[:, None]

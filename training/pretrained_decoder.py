@@ -1,7 +1,7 @@
 """Train a bundled model with a pretrained decoder: ``python -m training.pretrained_decoder NAME``.
 
 The standard LLaVA recipe on SmolLM2-135M-Instruct: a frozen vision tower (that of scenes-llava,
-taught patch labels before), a projector, and low-rank adapters on every matrix of the frozen
+trained on patch labels before), a projector, and low-rank adapters on every matrix of the frozen
 decoder. The only loss is the cross-entropy of the answers' tokens. A killed run continues from its
 last checkpoint; ``training_log.csv`` says how far and how long.
 """
@@ -9,11 +9,7 @@ last checkpoint; ``training_log.csv`` says how far and how long.
 from __future__ import annotations
 
 import argparse
-import csv
-import itertools
-import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,8 @@ from training.adapters import adapt, adapter_weights
 from training.checkpoints import latest_step, restore_checkpoint, save_checkpoint
 from training.packing import IGNORE, Examples, may_look
 from training.smollm2_models import BUILDERS, Unfinished
+from training.training_log import TrainingLog
+from training.turn_scores import exact_turns, turn_ids, turn_loss
 from training.turns import KINDS
 
 CHECKPOINT_EVERY, LOG_EVERY = 100, 25
@@ -35,34 +33,21 @@ CHECKPOINT_EVERY, LOG_EVERY = 100, 25
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between models, and when training ends.
+    """What differs between models, and when training ends."""
 
-    Parameters
-    ----------
-    rank : int
-        Of the adapters.
-    length, batch : int
-        Positions of an example, and examples of a step.
-    steps, decay : int
-        All steps, and how many of them at the end take the learning rates down to 0.
-    projector_rate, adapter_rate : float
-        Learning rates (AdamW) between warm-up and decay.
-    conversations : float
-        Share of examples whose turns see those before them.
-    seed : int
-        Of initial weights and examples.
-    """
-
-    rank: int
+    rank: int  # Of the adapters
+    # Positions of an example, and examples of a step
     length: int = 480
     batch: int = 8
+    # All steps, and how many of them at the end take the learning rates down to 0
     steps: int = 6000
     decay: int = 1500
     warm_up: int = 60
+    # Learning rates (AdamW) between warm-up and decay
     projector_rate: float = 1e-3
     adapter_rate: float = 6e-4
-    conversations: float = 0.2
-    seed: int = 0
+    conversations: float = 0.2  # Share of examples whose turns see those before them
+    seed: int = 0  # Of initial weights and examples
 
     def rate(self, step: int) -> float:
         """Give the learning rates' factor at a step: warm-up, plateau, straight down to 0."""
@@ -99,32 +84,6 @@ def _plain_attention(
 AttentionInterface.register("training-plain", _plain_attention)
 
 
-class Log:
-    """Rows of ``training_log.csv``; what was logged after the last checkpoint is logged again."""
-
-    fields = ("step", "seconds", "loss", "rate", *KINDS)
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        rows: list[dict[str, str]] = []
-        if start and path.exists():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.fields)
-            writer.writeheader()
-            writer.writerows(rows)
-        self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
-
-    def row(self, seconds: float, **values: float) -> None:
-        """Append one row; kinds that were not asked stay empty."""
-        self.seconds += seconds
-        values = {**values, "seconds": round(self.seconds)}
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.fields).writerow(values)
-        print("  ".join(f"{key} {value}" for key, value in values.items()), flush=True)
-
-
 def _states(unfinished: Unfinished, batch: dict[str, Tensor]) -> Tensor:
     """Run the whole model up to the decoder's last norm: (B, N, width)."""
     language = unfinished.language_model
@@ -140,25 +99,6 @@ def _states(unfinished: Unfinished, batch: dict[str, Tensor]) -> Tensor:
     for layer in language.layers:
         hidden = layer(hidden, attention_mask=mask, position_embeddings=places)
     return language.norm(hidden)
-
-
-def _turn_loss(logits: Tensor, labels: Tensor, turn: Tensor) -> Tensor:
-    """Cross-entropy in which a turn counts as the square root of its length."""
-    each = nn.functional.cross_entropy(logits, labels, reduction="none")
-    _, inverse, counts = torch.unique(turn, return_inverse=True, return_counts=True)
-    weights = counts[inverse].rsqrt()
-    return (each * weights).sum() / weights.sum()
-
-
-def _exact_turns(right: Tensor, turn: Tensor, kind: Tensor) -> Iterator[tuple[str, float]]:
-    """Whether every token of each turn's answer was predicted (no picture is seen twice)."""
-    _, inverse = torch.unique(turn, return_inverse=True)
-    count = int(inverse.max()) + 1
-    exact = torch.ones(count).scatter_reduce(0, inverse, right.float(), reduce="amin")
-    kinds = torch.zeros(count, dtype=torch.long)
-    kinds[inverse] = kind
-    for index, value in zip(kinds.tolist(), exact.tolist(), strict=True):
-        yield KINDS[index], value
 
 
 def train(name: str, out: Path, until: int | None = None) -> None:
@@ -182,12 +122,11 @@ def train(name: str, out: Path, until: int | None = None) -> None:
         layer.compile(dynamic=False)
     adapters = dict(adapter_weights(language.layers))
     projector = dict(unfinished.projector.named_parameters())
-    trained = nn.ParameterDict(
-        {
-            **{f"projector.{key}".replace(".", "/"): value for key, value in projector.items()},
-            **{f"adapters.{key}".replace(".", "/"): value for key, value in adapters.items()},
-        }
-    )
+    named = {
+        **{f"projector.{key}": value for key, value in projector.items()},
+        **{f"adapters.{key}": value for key, value in adapters.items()},
+    }
+    trained = nn.ParameterDict({key.replace(".", "/"): value for key, value in named.items()})
     groups = [
         {"params": list(projector.values()), "rate": recipe.projector_rate},
         {"params": list(adapters.values()), "rate": recipe.adapter_rate},
@@ -196,7 +135,8 @@ def train(name: str, out: Path, until: int | None = None) -> None:
     start = latest_step(out)
     if start:
         restore_checkpoint(trained, optimizer, out)
-    log = Log(out / "training_log.csv", start)
+    fields = ("step", "seconds", "loss", "rate", *KINDS)
+    log = TrainingLog(out / "training_log.csv", fields, start)
     examples = Examples(
         unfinished.processor,
         unfinished.image_text,
@@ -210,50 +150,40 @@ def train(name: str, out: Path, until: int | None = None) -> None:
     loader: Any = DataLoader(examples, recipe.batch, num_workers=1, prefetch_factor=4)
     hits: dict[str, list[float]] = defaultdict(list)
     losses: list[float] = []
-    began = time.monotonic()
     for step, batch in enumerate(loader, start=start + 1):
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * recipe.rate(step)
-        wanted = batch["labels"] != IGNORE
+        labelled = batch["labels"] != IGNORE
         with torch.autocast("cpu", torch.bfloat16):
-            states = _states(unfinished, batch)[wanted]
+            states = _states(unfinished, batch)[labelled]
             logits = nn.functional.linear(states, language.embed_tokens.weight).float()
-        labels = batch["labels"][wanted]
-        turn = wanted.nonzero()[:, 0] * 1000 + batch["turns"][wanted]
-        loss = _turn_loss(logits, labels, turn)
+        labels = batch["labels"][labelled]
+        turns = turn_ids(labelled, batch["turns"])
+        _, inverse, lengths = torch.unique(turns, return_inverse=True, return_counts=True)
+        loss = turn_loss(logits, labels, lengths[inverse])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
         right = logits.argmax(-1) == labels
-        for kind, exact in _exact_turns(right, turn, batch["kinds"][wanted]):
-            hits[kind].append(exact)
+        for kind, exact in exact_turns(right, turns, batch["kinds"][labelled]):
+            hits[KINDS[kind]].append(exact)
         if step % LOG_EVERY == 0 or step <= 6:
-            shares = {kind: round(sum(seen) / len(seen), 3) for kind, seen in sorted(hits.items())}
+            shares = {
+                kind: round(sum(exact) / len(exact), 3) for kind, exact in sorted(hits.items())
+            }
             mean = round(sum(losses) / len(losses), 4)
-            now = time.monotonic()
-            log.row(now - began, step=step, loss=mean, rate=round(recipe.rate(step), 4), **shares)
-            began = now
+            log.row(step=step, loss=mean, rate=round(recipe.rate(step), 4), **shares)
             hits.clear()
             losses.clear()
         if step % CHECKPOINT_EVERY == 0:
             save_checkpoint(trained, optimizer, out, step)
-            _save_tuned(out, projector, adapters, name, step)
+            _save_tuned(out, named, name, step)
 
 
-def _save_tuned(
-    out: Path,
-    projector: dict[str, nn.Parameter],
-    adapters: dict[str, nn.Parameter],
-    name: str,
-    step: int,
-) -> None:
-    named = itertools.chain(
-        ((f"projector.{key}", value) for key, value in projector.items()),
-        ((f"adapters.{key}", value) for key, value in adapters.items()),
-    )
-    tensors = {key: value.detach().to(torch.bfloat16).contiguous() for key, value in named}
+def _save_tuned(out: Path, named: dict[str, nn.Parameter], name: str, step: int) -> None:
+    tensors = {key: value.detach().to(torch.bfloat16).contiguous() for key, value in named.items()}
     partial = out / "tuned.partial"
     save_file(tensors, partial, metadata={"model": name, "step": str(step)})
     partial.replace(out / "tuned.safetensors")

@@ -18,30 +18,15 @@ from vlmflow.scenes.tasks import scene_seed
 
 @dataclass
 class Unfinished:
-    """A model in training, as its parts.
+    """A model in training, as its parts."""
 
-    Parameters
-    ----------
-    processor : ProcessorMixin
-        Its processor.
-    image_text : str
-        What the processor writes for one picture.
-    image_token_id : int
-        Of the tokens that carry image features.
-    features : callable
-        Frozen vision tower: pixel values to features of every image token.
-    projector : nn.Module
-        Features to the decoder's width.
-    language_model : nn.Module
-        The decoder without its head.
-    """
-
-    processor: Any
-    image_text: str
-    image_token_id: int
+    processor: Any  # Its processor
+    image_text: str  # What the processor writes for one picture
+    image_token_id: int  # Of the tokens that carry image features
+    # Frozen vision tower: pixel values to features of every image token
     features: Callable[[Tensor], Tensor]
-    projector: nn.Module
-    language_model: Any
+    projector: nn.Module  # Features to the decoder's width
+    language_model: Any  # The decoder without its head
 
 
 def scenes_smollm2() -> Unfinished:
@@ -59,18 +44,18 @@ def scenes_smollm2() -> Unfinished:
         return output
 
     projector = model.model.multi_modal_projector
-    shown = _some_features(features, processor)
+    samples = _some_features(features, processor)
     with torch.no_grad():
-        # The first layer starts by standardising what the tower says, channel by channel.
-        centre, spread = shown.mean(0), shown.std(0)
-        projector.linear_1.weight.normal_(std=shown.shape[1] ** -0.5)
+        # The first layer starts by standardising what the tower gives, channel by channel.
+        centre, spread = samples.mean(0), samples.std(0)
+        projector.linear_1.weight.normal_(std=samples.shape[1] ** -0.5)
         projector.linear_1.weight /= spread
         projector.linear_1.bias.copy_(-projector.linear_1.weight @ centre)
-        words = model.model.language_model.embed_tokens.weight.pow(2).mean().sqrt()
+        word_size = model.model.language_model.embed_tokens.weight.pow(2).mean().sqrt()
         projector.linear_2.weight.normal_(std=0.02)
         projector.linear_2.bias.zero_()
         # And image tokens start out as long as words.
-        projector.linear_2.weight *= words / projector(shown).pow(2).mean().sqrt()
+        projector.linear_2.weight *= word_size / projector(samples).pow(2).mean().sqrt()
     return Unfinished(
         processor=processor,
         image_text=processor.image_token * model.config.image_seq_length,

@@ -1,4 +1,4 @@
-"""What a model with a pretrained decoder is asked in training, and how often.
+"""The questions that a model with a pretrained decoder is trained on, and how often each comes up.
 
 Nothing but the next token of the answers is trained. What a kind of question needs on the way
 (places, numbers, lists, the options' own words) is therefore taught as questions whose answers say
@@ -8,23 +8,20 @@ it. :data:`MIXTURE` says how often each kind is asked at which step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from vlmflow.scenes.generator import Scene, SceneObject
 from vlmflow.scenes.questions import (
+    REASONING,
     Maker,
     Question,
     attribute,
-    bigger,
     caption,
-    compare,
-    count,
+    description,
     detail,
     existence,
-    extreme,
     grounding,
     name,
     named,
@@ -32,7 +29,6 @@ from vlmflow.scenes.questions import (
     plural,
     presence,
     reading,
-    relation,
     side,
     unique_objects,
 )
@@ -56,17 +52,15 @@ def point(scene: Scene, rng: np.random.Generator) -> Question | None:
 def at_point(scene: Scene, rng: np.random.Generator) -> Question:
     """Ask what stands at a place."""
     thing = scene.objects[int(rng.integers(len(scene.objects)))]
-    number = "" if thing.number is None else f" with {thing.number}"
-    answer = f"a {thing.size} {name(thing)}{number}."
-    return Question("at_point", f"What is at {_point(scene, thing)}?", answer)
+    return Question("at_point", f"What is at {_point(scene, thing)}?", f"{description(thing)}.")
 
 
 def numbers(scene: Scene, rng: np.random.Generator) -> Question:
     """Ask for every printed number, from top to bottom."""
     del rng
     things = sorted(scene.objects, key=lambda thing: thing.centre[1])
-    shown = [f"{thing.number} {name(thing)}" for thing in things if thing.number is not None]
-    return Question("numbers", "Which numbers are in the picture?", ", ".join(shown) + ".")
+    listed = [f"{thing.number} {name(thing)}" for thing in things if thing.number is not None]
+    return Question("numbers", "Which numbers are in the picture?", ", ".join(listed) + ".")
 
 
 def places(scene: Scene, rng: np.random.Generator) -> Question:
@@ -87,10 +81,10 @@ def _group(scene: Scene, rng: np.random.Generator) -> tuple[str, list[SceneObjec
 
 def tally(scene: Scene, rng: np.random.Generator) -> Question:
     """Ask for the members of a group, then their number."""
-    words, members = _group(scene, rng)
+    group, members = _group(scene, rng)
     members = sorted(members, key=lambda thing: thing.centre[1])
     listed = ", ".join(map(name, members))
-    return Question("tally", f"Name the {words} and count them.", f"{listed}: {len(members)}.")
+    return Question("tally", f"Name the {group} and count them.", f"{listed}: {len(members)}.")
 
 
 def groups(scene: Scene, rng: np.random.Generator) -> Question:
@@ -110,19 +104,15 @@ def size(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("size", f"How big is the {name(thing)}?", thing.size)
 
 
-def _stem(question: Question) -> str:
-    return question.text.split("\n", 1)[0]
-
-
 def _named_in(scene: Scene, text: str) -> list[SceneObject]:
     """Find the objects of a scene that a text names, in its order."""
-    found = [(text.find(name(thing)), thing) for thing in unique_objects(scene)]
-    return [thing for at, thing in sorted(found, key=lambda pair: pair[0]) if at >= 0]
+    starts = [(text.find(name(thing)), thing) for thing in unique_objects(scene)]
+    return [thing for start, thing in sorted(starts, key=lambda pair: pair[0]) if start >= 0]
 
 
 def _steps(scene: Scene, question: Question) -> str:
     """Say what a reasoning question's answer follows from."""
-    stem = _stem(question)
+    stem = question.stem
     if question.kind in ("relation", "side"):
         return ", ".join(f"{name(t)} {_point(scene, t)}" for t in _named_in(scene, stem))
     if question.kind == "extreme":
@@ -140,21 +130,21 @@ def _steps(scene: Scene, question: Question) -> str:
 def _spoken(make: Maker) -> Maker:
     """Ask a reasoning question without options, to be answered in words."""
 
-    def asked(scene: Scene, rng: np.random.Generator) -> Question | None:
+    def make_variant(scene: Scene, rng: np.random.Generator) -> Question | None:
         question = make(scene, rng)
         if question is None or question.content is None:
             return question
         kind = f"{question.kind}_spoken"
-        text, answer = _stem(question), question.content
+        text, answer = question.stem, question.content
         return replace(question, kind=kind, text=text, answer=answer, choices=())
 
-    return asked
+    return make_variant
 
 
 def _stepwise(make: Maker, *, letter: bool) -> Maker:
     """Ask a reasoning question whose answer says first what it follows from."""
 
-    def asked(scene: Scene, rng: np.random.Generator) -> Question | None:
+    def make_variant(scene: Scene, rng: np.random.Generator) -> Question | None:
         question = make(scene, rng)
         if question is None:
             return None
@@ -165,16 +155,16 @@ def _stepwise(make: Maker, *, letter: bool) -> Maker:
             text = question.text.replace("Answer with the letter.", "Think, then give the letter.")
             answer = f"{steps}: {question.content}: {question.answer}"
         else:
-            text, answer = f"{_stem(question)} Think first.", f"{steps}: {question.content}."
+            text, answer = f"{question.stem} Think first.", f"{steps}: {question.content}."
         return replace(question, kind=f"{question.kind}_steps", text=text, answer=answer)
 
-    return asked
+    return make_variant
 
 
 def _content_and_letter(make: Maker) -> Maker:
     """Ask a reasoning question to be answered with the right option's words and its letter."""
 
-    def asked(scene: Scene, rng: np.random.Generator) -> Question | None:
+    def make_variant(scene: Scene, rng: np.random.Generator) -> Question | None:
         question = make(scene, rng)
         if question is None or question.content is None:
             return None
@@ -182,16 +172,10 @@ def _content_and_letter(make: Maker) -> Maker:
         answer = f"{question.content}: {question.answer}"
         return replace(question, kind=f"{question.kind}_words", text=text, answer=answer)
 
-    return asked
+    return make_variant
 
 
-_REASONING = {
-    "relation": relation,
-    "count": count,
-    "compare": compare,
-    "extreme": extreme,
-    "bigger": bigger,
-}
+_REASONING = {make.__name__: make for make in REASONING}
 _OPEN = ("relation", "count", "compare", "extreme")  # "bigger" asks nothing without its options
 
 MAKERS: dict[str, Maker] = {
@@ -299,7 +283,6 @@ def draw_turn(
     weights /= weights.sum()
     while True:
         kind = kinds[int(rng.choice(len(kinds), p=weights))]
-        make: Callable[[Scene, np.random.Generator], Question | None] = MAKERS[kind]
-        question = make(scene, rng)
+        question = MAKERS[kind](scene, rng)
         if question is not None:
             return kind, question

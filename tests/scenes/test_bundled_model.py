@@ -73,8 +73,8 @@ def test_the_flow_map_points_at_the_object_asked_about() -> None:
         (grid,) = flow.layout.grids
         box = grid.boxes.reshape(-1, 4)[flow.map("flow_map").argmax()]
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        assert one.asked.box is not None
-        x0, y0, x1, y1 = one.asked.box
+        assert one.task_question.box is not None
+        x0, y0, x1, y1 = one.task_question.box
         hits.append(x0 <= x < x1 and y0 <= y < y1)
     # benchmarks/pointing.py has the full measurement, with random and centre maps beside it.
     assert np.mean(hits) > 0.5

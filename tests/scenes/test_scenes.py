@@ -99,7 +99,7 @@ def test_unknown_task_says_what_there_is() -> None:
 
 
 def test_reasoning_answers_are_options_and_letters_are_balanced() -> None:
-    asked = [one.asked for one in samples("scenes-reasoning", "test", 600)]
+    asked = [one.task_question for one in samples("scenes-reasoning", "test", 600)]
     kinds = Counter(question.kind for question in asked)
     assert set(kinds) == {make.__name__ for make in REASONING}
     for question in asked:
@@ -113,21 +113,21 @@ def test_reasoning_answers_are_options_and_letters_are_balanced() -> None:
 def test_count_questions_are_right() -> None:
     checked = 0
     for one in samples("scenes-reasoning", "test", 300):
-        if one.asked.kind != "count":
+        if one.task_question.kind != "count":
             continue
         words = one.question.split("\n")[0].removeprefix("How many ").split(" are there")[0]
         if words.endswith(" objects"):
             found = sum(t.colour == words.split()[0] for t in one.scene.objects)
         else:
             found = sum(words in (t.kind + "s", t.kind + "es") for t in one.scene.objects)
-        assert one.asked.content == str(found)
+        assert one.task_question.content == str(found)
         checked += 1
     assert checked == 60
 
 
 def test_relation_questions_are_right() -> None:
     for one in samples("scenes-reasoning", "test", 200):
-        if one.asked.kind != "relation":
+        if one.task_question.kind != "relation":
             continue
         stem = one.question.split("\n")[0]
         a, b = stem.removeprefix("Where is the ").removesuffix("?").split(", seen from the ")
@@ -139,7 +139,7 @@ def test_relation_questions_are_right() -> None:
             "above": -dy,
             "below": dy,
         }
-        assert one.asked.content == max(wanted, key=lambda key: wanted[key])
+        assert one.task_question.content == max(wanted, key=lambda key: wanted[key])
 
 
 def test_place_questions_are_right() -> None:
@@ -161,7 +161,7 @@ def test_place_questions_are_right() -> None:
 def test_existence_is_balanced_in_every_subset_and_true() -> None:
     asked = list(samples("scenes-existence", "test", 600))
     for subset in EXISTENCE_SUBSETS:
-        answers = Counter(one.answer for one in asked if one.asked.subset == subset)
+        answers = Counter(one.answer for one in asked if one.task_question.subset == subset)
         assert answers == {"yes": 100, "no": 100}
     for one in asked:
         here = {f"{t.colour} {t.kind}" for t in one.scene.objects}
@@ -177,7 +177,7 @@ def test_popular_negatives_are_more_frequent_and_adversarial_ones_more_related()
         if one.answer == "yes":
             continue
         asked = next((c, k) for c in COLOURS for k in KINDS if f" {c} {k} " in one.question)
-        subset = one.asked.subset
+        subset = one.task_question.subset
         assert subset is not None
         frequency.setdefault(subset, []).append(single[asked])
         here = {t.category for t in one.scene.objects}
@@ -190,11 +190,11 @@ def test_popular_negatives_are_more_frequent_and_adversarial_ones_more_related()
 
 def test_reading_asks_for_the_number_in_the_box() -> None:
     for one in samples("scenes-reading", "test", 100):
-        assert one.asked.box is not None
+        assert one.task_question.box is not None
         holders = [t for t in one.scene.objects if str(t.number) == one.answer]
         assert len(holders) == 1
         assert f"{holders[0].colour} {holders[0].kind}?" in one.question
-        x0, y0, x1, y1 = one.asked.box
+        x0, y0, x1, y1 = one.task_question.box
         assert x0 <= holders[0].box[0] < holders[0].box[2] <= x1
         assert y0 < y1
 

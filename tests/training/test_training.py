@@ -13,14 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaProcessor
 
 from training.scenes_llava import train as training
-from training.scenes_llava.architecture import (
-    IMAGE_SIZE,
-    IMAGE_TOKEN,
-    PATCH_SIZE,
-    build_model,
-    build_processor,
-    build_tokenizer,
-)
+from training.scenes_llava.architecture import build_model, build_processor, build_tokenizer
 from training.scenes_llava.conversations import (
     IGNORE,
     PATCH_LABELS,
@@ -30,9 +23,10 @@ from training.scenes_llava.conversations import (
     patch_labels,
 )
 from training.scenes_llava.curriculum import Lesson
-from training.scenes_llava.losses import hint_loss, lens_loss, side_ids, side_loss, spot_loss
-from training.scenes_llava.probe_targets import lenses
+from training.scenes_llava.losses import hint_loss, probe_loss, side_ids, side_loss, spot_loss
+from training.scenes_llava.probe_targets import probe_targets
 from vlmflow.scenes.generator import COLOURS, KINDS, draw_scene
+from vlmflow.scenes.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE
 from vlmflow.scenes.questions import (
     Question,
     bigger,
@@ -255,20 +249,20 @@ def test_words_of_the_middle_stand_where_they_are_true(
     seen = 0
     for scene, question in drawn(make):
         tokens = tokenizer.encode(f"USER: {question.text} ASSISTANT:", add_special_tokens=False)
-        found = lenses(question, tokens, scene, tokenizer)
-        ((place, words),) = found.hints.items()
+        targets = probe_targets(question, tokens, scene, tokenizer)
+        ((place, words),) = targets.hints.items()
         assert place == len(tokens) - 1
         told = tokenizer.decode(words).split()
         if make is bigger:
             assert told == [question.text.split("\n")[0].removesuffix("?").split()[-1]]
         else:
             assert set(told) <= set(question.content.split())  # type: ignore[union-attr]
-        assert bool(found.verdicts) == (make in (bigger, presence))
-        for option, (end, verdict) in zip(question.choices, found.verdicts.items(), strict=False):
+        assert bool(targets.verdicts) == (make in (bigger, presence))
+        for option, (end, verdict) in zip(question.choices, targets.verdicts.items(), strict=False):
             assert tokenizer.decode(tokens[: end + 1]).endswith(f". {option}")
             said = tokenizer.decode(verdict).strip()
             assert (said in ("yes", *told)) == (option == question.content)
-        for place, digit in found.mentions.items():
+        for place, digit in targets.mentions.items():
             word = tokenizer.decode(tokens[place]).strip()
             colour = tokenizer.decode(tokens[place - 1]).strip()
             group = [
@@ -277,12 +271,12 @@ def test_words_of_the_middle_stand_where_they_are_true(
             ]  # fmt: skip
             assert int(tokenizer.decode(digit)) == len(group)
             seen += 1
-        for place, spot in found.spots.items():
+        for place, spot in targets.spots.items():
             colour, kind = (tokenizer.decode(token).strip() for token in tokens[place - 1 :][:2])
             (thing,) = (one for one in scene.objects if one.category == (colour, kind))
             assert spot == scene.place(thing)
         if make is relation:
-            assert len(found.spots) == 2
+            assert len(targets.spots) == 2
     assert bool(seen) == (make in (count, compare))
 
 
@@ -303,10 +297,10 @@ def test_words_of_the_middle_are_read_with_norm_and_head() -> None:
     yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in (" yes", " no"))
     states = model.lm_head.weight.detach()[[yes, yes]][None]
     for first, share in ((yes, 1.0), (no, 0.0)):
-        found, right = lens_loss(model, states, torch.tensor([[first, IGNORE]]))
+        loss, right = probe_loss(model, states, torch.tensor([[first, IGNORE]]))
         assert right == share
         hinted = hint_loss(model, states, torch.tensor([[[first, IGNORE], [IGNORE, IGNORE]]]))
-        assert float(found.detach()) == pytest.approx(float(hinted.detach()))
+        assert float(loss.detach()) == pytest.approx(float(hinted.detach()))
     two = hint_loss(model, states, torch.tensor([[[yes, no], [IGNORE, IGNORE]]]))
     one = [
         float(hint_loss(model, states[:, :1], torch.tensor([[[w]]])).detach()) for w in (yes, no)

@@ -9,22 +9,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from vlmflow.scenes.generator import draw_scene
+from vlmflow.scenes.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE, llava_config, llava_processor
 from vlmflow.scenes.questions import REASONING, attribute, caption, existence, reading
 from vlmflow.scenes.tasks import scene_seed
 
-IMAGE_SIZE, PATCH_SIZE = 168, 14  # 12 x 12 = 144 image tokens
-IMAGE_TOKEN, PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<image>", "<pad>", "<s>", "</s>"
+PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<pad>", "<s>", "</s>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %} ASSISTANT:{% else %}"
@@ -78,30 +70,16 @@ def _corpus() -> list[str]:
         seed = scene_seed("conversation", "train", index)
         scene, rng = draw_scene(seed), np.random.default_rng(np.random.SeedSequence((*seed, 2)))
         makers = (*REASONING, existence, reading, attribute)
-        for asked in (*(make(scene, rng) for make in makers), caption(scene)):
-            if asked is not None:
-                content = asked.content or ""
-                texts.append(f"USER: {asked.text} ASSISTANT: {asked.answer} {content}")
+        for question in (*(make(scene, rng) for make in makers), caption(scene)):
+            if question is not None:
+                content = question.content or ""
+                texts.append(f"USER: {question.text} ASSISTANT: {question.answer} {content}")
     return texts
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """CLIP's pre-processing (shortest edge, centre crop) at this model's size."""
-    image_processor = CLIPImageProcessor(
-        size={"shortest_edge": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
-    return LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token=IMAGE_TOKEN,
-        chat_template=CHAT_TEMPLATE,
-    )
+    """Build the processor of this model's chats."""
+    return llava_processor(tokenizer, CHAT_TEMPLATE)
 
 
 def _places(width: int) -> torch.Tensor:
@@ -123,39 +101,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForCondit
     """Build a CLIP tower, an MLP projector and a Llama 12-layer decoder with random weights."""
     torch.manual_seed(seed)
     width = 192
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+    decoder = {
+        "hidden_size": width,
+        "intermediate_size": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
     }
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=4,
-            num_attention_heads=3,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            projection_dim=width,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=512,
-            num_hidden_layers=12,
-            num_attention_heads=3,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            **ids,
-        ),
-        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=True,
-        **ids,
-    )
-    model = LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(llava_config(tokenizer, decoder))
     embeddings = model.model.vision_tower.get_submodule("embeddings")
     with torch.no_grad():
         embeddings.get_parameter("position_embedding.weight").copy_(_places(width))

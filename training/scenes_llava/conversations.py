@@ -14,10 +14,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from training.scenes_llava.architecture import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE
 from training.scenes_llava.curriculum import Lesson
-from training.scenes_llava.probe_targets import WORDS, lenses
+from training.scenes_llava.probe_targets import WORDS, probe_targets
 from vlmflow.scenes.generator import COLOURS, KINDS, SIZES, Scene, draw_scene, render
+from vlmflow.scenes.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE
 from vlmflow.scenes.questions import (
     REASONING,
     Maker,
@@ -147,13 +147,13 @@ def _write(
         hints=empty(IGNORE, WORDS),
     )
     lead = f"{tokenizer.bos_token}USER: {image}\n"
-    asked: set[str] = set()
+    texts: set[str] = set()
     start = turn = 0
     while True:
         question = _next_question(scene, rng, lesson, opening=not start)
-        if question.text in asked:
+        if question.text in texts:
             continue
-        asked.add(question.text)
+        texts.add(question.text)
         ask = tokenizer.encode(f"{lead} {question.text} ASSISTANT:", add_special_tokens=False)
         reply = tokenizer.encode(f" {question.answer}{eos}", add_special_tokens=False)
         answer, end = start + len(ask), start + len(ask) + len(reply)
@@ -166,14 +166,14 @@ def _write(
         written["turns"][predicting] = turn
         written["kinds"][predicting] = QUESTION_KINDS.index(question.kind)
         written["lengths"][predicting] = len(reply)
-        found = lenses(question, ask, scene, tokenizer)
-        for at, token in found.verdicts.items():
+        targets = probe_targets(question, ask, scene, tokenizer)
+        for at, token in targets.verdicts.items():
             written["verdicts"][start + at] = token
-        for at, token in found.mentions.items():
+        for at, token in targets.mentions.items():
             written["mentions"][start + at] = token
-        for at, spot in found.spots.items():
+        for at, spot in targets.spots.items():
             written["spots"][start + at] = torch.tensor(spot)
-        for at, tokens in found.hints.items():
+        for at, tokens in targets.hints.items():
             written["hints"][start + at, : len(tokens)] = torch.tensor(tokens)
         start, turn = end, turn + 1
 
@@ -181,10 +181,8 @@ def _write(
 def _next_question(
     scene: Scene, rng: np.random.Generator, lesson: Lesson, opening: bool
 ) -> Question:
-    if opening:
-        draw = rng.random()
-        if draw < lesson.captions:
-            return caption(scene)
+    if opening and rng.random() < lesson.captions:
+        return caption(scene)
     reasoning = [(make, lesson.reasoning / len(REASONING)) for make in REASONING]
     looking = [(make, (1 - lesson.reasoning) * share) for make, share in _LOOKING]
     makers, shares = zip(*reasoning, *looking, strict=True)
@@ -210,10 +208,9 @@ def _next_question(
         if question is None:
             continue
         if question.content is not None and rng.random() < lesson.open:
-            stem = question.text.split("\n", 1)[0]
             closed = {*CLOSED, *(() if lesson.comparisons else ("compare",))}
             if question.kind not in closed:
-                return replace(question, text=stem, answer=question.content, choices=())
+                return replace(question, text=question.stem, answer=question.content, choices=())
         return question
 
 
@@ -229,10 +226,7 @@ def centre_labels(scene: Scene) -> torch.Tensor:
 def patch_labels(scene: Scene) -> torch.Tensor:
     """Label what lies under the centre of each patch after resize and centre crop.
 
-    Returns
-    -------
-    torch.Tensor
-        int64 of shape ``(len(PATCH_LABELS), image tokens)``; 0 means nothing.
+    int64 of shape ``(len(PATCH_LABELS), image tokens)``; 0 means nothing.
     """
     left, top = (scene.width - scene.side) / 2, (scene.height - scene.side) / 2
     centres = (np.arange(GRID) + 0.5) / GRID * scene.side

@@ -7,73 +7,41 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lesson:
-    """What conversations are made of for a number of training steps.
+    """What conversations are made of for a number of training steps."""
 
-    Attributes
-    ----------
-    steps
-        How long the lesson lasts.
-    batch
-        How many sequences a step takes.
-    captions
-        Share of conversations that open with a caption.
-    details
-        Share of the other turns that ask for everything about one object.
-    places
-        Share of those that ask where an object stands.
-    doubts
-        Share of those that ask for an object that is there, or one that often goes with those.
-    axes
-        Share of those that compare the places of two objects along one axis.
-    presences, names
-        Shares of those that ask by letter which of four objects is there, or which option has the
-        very words of the question.
-    counts, extremes
-        Shares of those that count, or ask for the object furthest to one side.
-    reasoning
-        Share of reasoning among the questions that remain.
-    open
-        Share of reasoning questions asked without options and answered in words.
-    comparisons
-        Whether comparisons of two groups are among these, too.
-    words, labels
-        Weights of two auxiliary losses on the projected image tokens: to read an object's words
-        off them with the output embedding, and all of its labels with heads of their own.
-    sides
-        Weight of reading its place off them, as "left" or "right" and "above" or "below".
-    centres
-        Weight of reading off them which one holds the centre of its object.
-    verdicts, hints
-        Weights of two auxiliary losses in the middle of the decoder: to read off the end of an
-        option what holds for it, and the right option's words off the place that the answer
-        follows.
-    mentions, spots
-        Weights of reading the number of objects of a group off the word that names the group, and
-        the place of an object off the word that names it.
-    """
-
-    steps: int
-    captions: float
-    details: float = 0.0
-    places: float = 0.0
+    steps: int  # How long the lesson lasts
+    captions: float  # Share of conversations that open with a caption
+    details: float = 0.0  # Share of the other turns that ask for everything about one object
+    places: float = 0.0  # Share of those that ask where an object stands
+    # Share of those that ask for an object that is there, or one that often goes with those
     doubts: float = 0.0
-    axes: float = 0.0
+    axes: float = 0.0  # Share of those that compare the places of two objects along one axis
+    # Shares of those that ask by letter which of four objects is there, or which option has the
+    # very words of the question
     presences: float = 0.0
     names: float = 0.0
-    reasoning: float = 0.45
-    open: float = 0.0
-    comparisons: bool = False
+    reasoning: float = 0.45  # Share of reasoning among the questions that remain
+    open: float = 0.0  # Share of reasoning questions asked without options and answered in words
+    comparisons: bool = False  # Whether comparisons of two groups are among these, too
+    # Weights of two auxiliary losses on the projected image tokens: to read an object's words off
+    # them with the output embedding, and all of its labels with heads of their own
     words: float = 0.0
     labels: float = 0.0
+    # Weight of reading its place off them, as "left" or "right" and "above" or "below"
     sides: float = 0.0
-    centres: float = 0.0
+    centres: float = 0.0  # Weight of reading off them which one holds the centre of its object
+    # Weights of two auxiliary losses in the middle of the decoder: to read off the end of an option
+    # what holds for it, and the right option's words off the place that the answer follows
     verdicts: float = 0.0
     hints: float = 0.0
+    # Shares of those that count, or ask for the object furthest to one side
     counts: float = 0.0
     extremes: float = 0.0
+    # Weights of reading the number of objects of a group off the word that names the group, and the
+    # place of an object off the word that names it
     mentions: float = 0.0
     spots: float = 0.0
-    batch: int = 32
+    batch: int = 32  # How many sequences a step takes
 
 
 # What objects are called and where they are first, each on its own image tokens; then comparisons,

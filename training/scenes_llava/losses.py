@@ -1,4 +1,4 @@
-"""What training asks for: the answers of every turn, and words and labels of image tokens."""
+"""Auxiliary losses: words and labels of image tokens, and words that middle layers hold."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def patch_loss(
         weight[0] = BACKGROUND_WEIGHT
         scores = heads[name](features).float()
         loss = loss + nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), weight)
-        seen = labels > 0
-        right[name] = (scores.argmax(-1) == labels)[seen].float().mean().item()
+        right[name] = (scores.argmax(-1) == labels)[labels > 0].float().mean().item()
     return loss, right
 
 
@@ -51,9 +50,9 @@ def word_ids(processor: LlavaProcessor, device: torch.device) -> torch.Tensor:
 
 def side_ids(processor: LlavaProcessor, device: torch.device) -> torch.Tensor:
     """Tokens of the words for small and large columns and rows: (2, 2)."""
-    words = ((" left", " right"), (" above", " below"))
+    pairs = ((" left", " right"), (" above", " below"))
     encode = processor.tokenizer.encode
-    ids = [[encode(word, add_special_tokens=False) for word in pair] for pair in words]
+    ids = [[encode(word, add_special_tokens=False) for word in pair] for pair in pairs]
     return torch.tensor(ids, device=device)[..., 0]
 
 
@@ -103,9 +102,9 @@ def spot_loss(
 
     With both places at hand, where one object is seen from another takes no look at the picture.
     """
-    named = spots[..., 0] >= 0
-    scores = model.lm_head(model.model.language_model.norm(states[named]))
-    return _shares_loss(scores, sides, spots[named])
+    is_name = spots[..., 0] >= 0
+    scores = model.lm_head(model.model.language_model.norm(states[is_name]))
+    return _shares_loss(scores, sides, spots[is_name])
 
 
 def _shares_loss(scores: torch.Tensor, sides: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -135,7 +134,7 @@ def centre_loss(
     return nn.functional.binary_cross_entropy_with_logits(scores, centres[something].float())
 
 
-def lens_loss(
+def probe_loss(
     model: LlavaForConditionalGeneration, states: torch.Tensor, words: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
     """Cross-entropy of words read off a middle layer's states, and the share right.
@@ -143,13 +142,10 @@ def lens_loss(
     What holds for an option is to be known at its end, and the number of a group where it is named,
     early enough for later tokens to use it.
     """
-    judged = words != IGNORE
-    scores = model.lm_head(model.model.language_model.norm(states[judged])).float()
-    right = words[judged]
-    return (
-        nn.functional.cross_entropy(scores, right),
-        (scores.argmax(-1) == right).float().mean().item(),
-    )
+    targets = words[words != IGNORE]
+    scores = model.lm_head(model.model.language_model.norm(states[words != IGNORE])).float()
+    right = (scores.argmax(-1) == targets).float().mean().item()
+    return nn.functional.cross_entropy(scores, targets), right
 
 
 def hint_loss(
@@ -159,21 +155,11 @@ def hint_loss(
 
     ``states`` are those after a middle layer: with the answer there, finding its letter is left.
     """
-    asked = hints[..., 0] != IGNORE
-    scores = model.lm_head(model.model.language_model.norm(states[asked])).float()
-    words = hints[asked]
+    hinted = hints[..., 0] != IGNORE
+    scores = model.lm_head(model.model.language_model.norm(states[hinted])).float()
+    words = hints[hinted]
     losses = [
         nn.functional.cross_entropy(scores, words[:, number], ignore_index=IGNORE, reduction="sum")
         for number in range(words.shape[1])
     ]
     return torch.stack(losses).sum() / (words != IGNORE).sum()
-
-
-def turn_loss(logits: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy, an answer of n tokens counting as much as sqrt(n) answers of one token.
-
-    Otherwise captions, with forty tokens each, drown the questions.
-    """
-    weight = lengths.float().rsqrt()
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    return (weight * losses).sum() / weight.sum()

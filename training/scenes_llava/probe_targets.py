@@ -24,32 +24,21 @@ JUDGED = ("presence", "bigger")
 
 
 @dataclass(frozen=True)
-class Lenses:
-    """Words of one question, by their places among its tokens.
+class ProbeTargets:
+    """Words of one question, by their places among its tokens."""
 
-    Attributes
-    ----------
-    verdicts
-        Token of what holds for an option, at the option's end.
-    mentions
-        Token of the digit that counts a group, where it is named.
-    spots
-        How far to the right and how far down an object stands, of 1, where it is named.
-    hints
-        Tokens of the right option's words, in front of the answer.
-    """
-
-    verdicts: dict[int, int]
-    mentions: dict[int, int]
+    verdicts: dict[int, int]  # Token of what holds for an option, at the option's end
+    mentions: dict[int, int]  # Token of the digit that counts a group, where it is named
+    # How far to the right and how far down an object stands, of 1, where it is named
     spots: dict[int, tuple[float, float]]
-    hints: dict[int, list[int]]
+    hints: dict[int, list[int]]  # Tokens of the right option's words, in front of the answer
 
 
-def lenses(
+def probe_targets(
     question: Question, tokens: list[int], scene: Scene, tokenizer: PreTrainedTokenizerFast
-) -> Lenses:
+) -> ProbeTargets:
     """Find the words of a question written as ``tokens``, up to where its answer begins."""
-    return Lenses(
+    return ProbeTargets(
         verdicts=_verdicts(question, tokens, tokenizer),
         mentions=_mentions(question, tokens, scene, tokenizer),
         spots=_spots(tokens, scene, tokenizer),
@@ -65,19 +54,19 @@ def _verdicts(
     (line_end,) = tokenizer.encode("\n", add_special_tokens=False)
     # Every option ends its line, and one more line follows.
     ends = [place - 1 for place, token in enumerate(tokens) if token == line_end]
-    said = _said_of_options(question)
+    verdicts = _option_verdicts(question)
     return {
         end: tokenizer.encode(f" {word}", add_special_tokens=False)[0]
-        for end, word in zip(ends[-len(said) :], said, strict=True)
+        for end, word in zip(ends[-len(verdicts) :], verdicts, strict=True)
     }
 
 
-def _said_of_options(question: Question) -> list[str]:
+def _option_verdicts(question: Question) -> list[str]:
     """Say of every option by itself what the question wants to know of it."""
-    wanted, other = "yes", "no"
+    right, other = "yes", "no"
     if question.kind == "bigger":
-        wanted, other = ("big", "small") if " big?" in question.text else ("small", "big")
-    return [wanted if choice == question.content else other for choice in question.choices]
+        right, other = ("big", "small") if " big?" in question.text else ("small", "big")
+    return [right if choice == question.content else other for choice in question.choices]
 
 
 def _mentions(
@@ -88,21 +77,20 @@ def _mentions(
     numbers = Counter(plural(thing.kind) for thing in scene.objects)
     numbers.update(f"{thing.colour} objects" for thing in scene.objects)
     words = _words(tokens, tokenizer)
-    found = {}
+    digits = {}
     for place, word in enumerate(words):
         group = f"{words[place - 1]} {word}" if word == "objects" else word
         if group in numbers:
-            (found[place],) = tokenizer.encode(str(numbers[group]), add_special_tokens=False)
-    return found
+            (digits[place],) = tokenizer.encode(str(numbers[group]), add_special_tokens=False)
+    return digits
 
 
 def _spots(
     tokens: list[int], scene: Scene, tokenizer: PreTrainedTokenizerFast
 ) -> dict[int, tuple[float, float]]:
-    words = _words(tokens, tokenizer)
-    known = {thing.category: scene.place(thing) for thing in unique_objects(scene)}
-    pairs = enumerate(itertools.pairwise(words), start=1)
-    return {place: known[pair] for place, pair in pairs if pair in known}
+    places = {thing.category: scene.place(thing) for thing in unique_objects(scene)}
+    pairs = enumerate(itertools.pairwise(_words(tokens, tokenizer)), start=1)
+    return {position: places[pair] for position, pair in pairs if pair in places}
 
 
 def _words(tokens: list[int], tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -114,9 +102,9 @@ def _hints(
 ) -> dict[int, list[int]]:
     if question.content is None:
         return {}
-    sought = question.content
+    hint = question.content
     if question.kind == "bigger":  # the right option's words are not known before the options
-        sought = _said_of_options(question)[question.choices.index(question.content)]
-    ids = tokenizer.encode(f" {sought}", add_special_tokens=False)
-    telling = [token for token in ids if str(tokenizer.decode(token)).strip() not in FILLERS]
-    return {len(tokens) - 1: telling[:WORDS]}
+        hint = _option_verdicts(question)[question.choices.index(question.content)]
+    ids = tokenizer.encode(f" {hint}", add_special_tokens=False)
+    distinctive = [token for token in ids if str(tokenizer.decode(token)).strip() not in FILLERS]
+    return {len(tokens) - 1: distinctive[:WORDS]}

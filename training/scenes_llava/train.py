@@ -8,9 +8,7 @@ how long. A killed run continues from its last checkpoint when it is started aga
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +32,17 @@ from training.scenes_llava.curriculum import LESSONS, RATES, STEPS, Lesson
 from training.scenes_llava.losses import (
     centre_loss,
     hint_loss,
-    lens_loss,
     patch_heads,
     patch_loss,
+    probe_loss,
     side_ids,
     side_loss,
     spot_loss,
-    turn_loss,
     word_ids,
     word_loss,
 )
+from training.training_log import TrainingLog
+from training.turn_scores import exact_turns, turn_ids, turn_loss
 
 SEED = 20240606
 VISION_STEPS, VISION_BATCH, VISION_RATE = 2000, 64, 2e-3
@@ -54,46 +53,12 @@ MENTION_LAYER, VERDICT_LAYER = 6, 9
 CHECKPOINT_EVERY, LOG_EVERY = 200, 50
 
 
-class Log:
-    """Rows of the training log, on the terminal and in ``training_log.csv``."""
-
-    fields = (
-        "stage",
-        "step",
-        "seconds",
-        "loss",
-        "rate",
-        *QUESTION_KINDS,
-        "verdict",
-        "hint",
-        "mention",
-        "spot",
-        *PATCH_LABELS,
-    )
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        rows: list[dict[str, str]] = []
-        if start and path.exists():
-            with path.open(newline="") as file:
-                # What was logged after the checkpoint will be logged again.
-                rows = [
-                    row
-                    for row in csv.DictReader(file)
-                    if row["stage"] == "vision" or int(row["step"]) <= start
-                ]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.fields)
-            writer.writeheader()
-            writer.writerows(rows)
-        self.started = time.monotonic() - (float(rows[-1]["seconds"]) if rows else 0)
-
-    def row(self, **values: float | str) -> None:
-        """Append one row; columns that are not given stay empty."""
-        values["seconds"] = round(time.monotonic() - self.started)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.fields).writerow(values)
-        print("  ".join(f"{key} {value}" for key, value in values.items()), flush=True)
+LOG_FIELDS = (
+    *("stage", "step", "seconds", "loss", "rate"),
+    *QUESTION_KINDS,
+    *("verdict", "hint", "mention", "spot"),
+    *PATCH_LABELS,
+)
 
 
 def _plain_attention(
@@ -154,7 +119,10 @@ def _lesson_at(step: int) -> Lesson:
 
 
 def pretrain_vision(
-    model: LlavaForConditionalGeneration, heads: nn.ModuleDict, data: Conversations, log: Log
+    model: LlavaForConditionalGeneration,
+    heads: nn.ModuleDict,
+    data: Conversations,
+    log: TrainingLog,
 ) -> None:
     """Dense classification of every patch: kind, colour, size, digits and place."""
     tower = model.model.vision_tower
@@ -182,7 +150,7 @@ def train_conversations(
     heads: nn.ModuleDict,
     token_heads: nn.ModuleDict,
     processor: LlavaProcessor,
-    log: Log,
+    log: TrainingLog,
     out: Path,
     start: int,
     steps: int,
@@ -192,8 +160,8 @@ def train_conversations(
     The patch labels go on beside it: questions alone name too few of a picture's patches.
     """
     vision = list(model.model.vision_tower.parameters())
-    chosen = {id(parameter) for parameter in vision}
-    rest = [p for p in model.parameters() if id(p) not in chosen] + list(heads.parameters())
+    vision_ids = {id(parameter) for parameter in vision}
+    rest = [p for p in model.parameters() if id(p) not in vision_ids] + list(heads.parameters())
     optimizer = torch.optim.AdamW(
         [{"params": rest}, {"params": vision}, {"params": list(token_heads.parameters())}],
         betas=(0.9, 0.98),
@@ -225,82 +193,67 @@ def train_conversations(
         lesson = _lesson_at(step)
         for group, share in zip(optimizer.param_groups, (1.0, VISION_SHARE, 1.0), strict=True):
             group["lr"] = rate * share
-        wanted = batch["labels"] != IGNORE
+        labelled = batch["labels"] != IGNORE
         with torch.autocast(model.device.type, torch.bfloat16):
             # No attention mask: padding comes last, and no earlier position looks ahead.
             hidden = model.model(
                 input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False
             ).last_hidden_state
-            logits = model.lm_head(hidden[wanted])
-            seen, embedded = features.pop()
-            found, patches = patch_loss(heads, seen, batch["patches"])
-            helping = PATCH_SHARE * found
+            logits = model.lm_head(hidden[labelled])
+            tower_features, embedded = features.pop()
+            patches_loss, patches = patch_loss(heads, tower_features, batch["patches"])
+            auxiliary = PATCH_SHARE * patches_loss
             if lesson.words:
-                found = word_loss(model, words, embedded, batch["patches"])
-                helping = helping + lesson.words * found
+                term = word_loss(model, words, embedded, batch["patches"])
+                auxiliary = auxiliary + lesson.words * term
             if lesson.sides:
-                found = side_loss(model, sides, embedded, batch["patches"])
-                helping = helping + lesson.sides * found
+                term = side_loss(model, sides, embedded, batch["patches"])
+                auxiliary = auxiliary + lesson.sides * term
             if lesson.centres:
-                found = centre_loss(centre_head, embedded, batch["patches"], batch["centres"])
-                helping = helping + lesson.centres * found
+                term = centre_loss(centre_head, embedded, batch["patches"], batch["centres"])
+                auxiliary = auxiliary + lesson.centres * term
             if lesson.verdicts:
-                found, right = lens_loss(model, middle[VERDICT_LAYER], batch["verdicts"])
-                helping = helping + lesson.verdicts * found
+                term, right = probe_loss(model, middle[VERDICT_LAYER], batch["verdicts"])
+                auxiliary = auxiliary + lesson.verdicts * term
                 hits["verdict"].append(right)
             if lesson.hints:
-                found = hint_loss(model, middle[VERDICT_LAYER], batch["hints"])
-                helping = helping + lesson.hints * found
-                hits["hint"].append(found.item())
+                term = hint_loss(model, middle[VERDICT_LAYER], batch["hints"])
+                auxiliary = auxiliary + lesson.hints * term
+                hits["hint"].append(term.item())
             if lesson.mentions:
-                found, right = lens_loss(model, middle[MENTION_LAYER], batch["mentions"])
-                helping = helping + lesson.mentions * found
+                term, right = probe_loss(model, middle[MENTION_LAYER], batch["mentions"])
+                auxiliary = auxiliary + lesson.mentions * term
                 hits["mention"].append(right)
             if lesson.spots:
-                found = spot_loss(model, sides, middle[MENTION_LAYER], batch["spots"])
-                helping = helping + lesson.spots * found
-                hits["spot"].append(found.item())
+                term = spot_loss(model, sides, middle[MENTION_LAYER], batch["spots"])
+                auxiliary = auxiliary + lesson.spots * term
+                hits["spot"].append(term.item())
             middle.clear()
             if lesson.labels:
                 tokens = nn.functional.rms_norm(embedded, embedded.shape[-1:])
-                found, _ = patch_loss(token_heads, tokens, batch["patches"])
-                helping = helping + lesson.labels * found
-        loss = turn_loss(logits.float(), batch["labels"][wanted], batch["lengths"][wanted])
+                term, _ = patch_loss(token_heads, tokens, batch["patches"])
+                auxiliary = auxiliary + lesson.labels * term
+        labels = batch["labels"][labelled]
+        loss = turn_loss(logits.float(), labels, batch["lengths"][labelled])
         optimizer.zero_grad(set_to_none=True)
-        (loss + helping).backward()  # type: ignore[no-untyped-call]
+        (loss + auxiliary).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
         for name, share in patches.items():
             hits[name].append(share)
-        exact_tokens = logits.argmax(-1) == batch["labels"][wanted]
-        for kind, exact in _exact_turns(exact_tokens, wanted, batch["turns"], batch["kinds"]):
-            hits[kind].append(exact)
+        turns = turn_ids(labelled, batch["turns"])
+        right_tokens = logits.argmax(-1) == labels
+        for kind, exact in exact_turns(right_tokens, turns, batch["kinds"][labelled]):
+            hits[QUESTION_KINDS[kind]].append(exact)
         if step % LOG_EVERY == 0:
-            shares = {name: round(sum(seen) / len(seen), 4) for name, seen in hits.items()}
+            shares = {name: round(sum(values) / len(values), 4) for name, values in hits.items()}
             mean = round(sum(losses) / len(losses), 4)
             log.row(stage="conversation", step=step, loss=mean, rate=round(rate, 6), **shares)
             hits.clear()
             losses.clear()
         if step % CHECKPOINT_EVERY == 0:
             save_checkpoint(trained, optimizer, out, step)
-
-
-def _exact_turns(
-    right: torch.Tensor, wanted: torch.Tensor, turns: torch.Tensor, kinds: torch.Tensor
-) -> Iterator[tuple[str, float]]:
-    """Whether every token of each turn's answer was predicted (pictures are never seen twice)."""
-    row = wanted.nonzero()[:, 0]
-    key = row * 1000 + turns[wanted]
-    _, group = torch.unique(key, return_inverse=True)
-    count = int(group.max()) + 1
-    exact = torch.ones(count, device=right.device).scatter_reduce(
-        0, group, right.float(), reduce="amin"
-    )
-    kind = torch.zeros(count, dtype=torch.long, device=right.device)
-    kind[group] = kinds[wanted]
-    for index, value in zip(kind.tolist(), exact.tolist(), strict=True):
-        yield QUESTION_KINDS[index], value
 
 
 def _speed_up(model: LlavaForConditionalGeneration, compiled: bool) -> None:
@@ -315,16 +268,8 @@ def _speed_up(model: LlavaForConditionalGeneration, compiled: bool) -> None:
 def train(out: Path, device: str, steps: int = STEPS, *, compiled: bool = False) -> None:
     """Train from scratch, or from the checkpoint in ``out``, and save the model there.
 
-    Parameters
-    ----------
-    out
-        Directory for the model, its processor and ``training_log.csv``.
-    device
-        A torch device.
-    steps
-        Where to stop in the schedule of the second stage.
-    compiled
-        Compile every layer with ``torch.compile``, which needs a C++ compiler.
+    Stops at ``steps`` of the second stage's schedule. ``compiled`` runs every layer through
+    ``torch.compile``, which needs a C++ compiler.
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
@@ -336,7 +281,7 @@ def train(out: Path, device: str, steps: int = STEPS, *, compiled: bool = False)
     width = model.config.text_config.hidden_size
     token_heads["centre"] = nn.Linear(width, 1, device=model.device)
     start = latest_step(out)
-    log = Log(out / "training_log.csv", start)
+    log = TrainingLog(out / "training_log.csv", LOG_FIELDS, start, finished_stages=["vision"])
     if not start:
         pictures = Conversations(processor, LESSONS[0], VISION_STEPS * VISION_BATCH)
         pretrain_vision(model, heads, pictures, log)

@@ -50,35 +50,20 @@ _Placed = tuple[str, tuple[float, float, float], Box | None, bool]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape of a scene.
+    """One shape of a scene."""
 
-    Attributes
-    ----------
-    kind, colour, size
-        Entries of :data:`KINDS`, :data:`COLOURS` and :data:`SIZES`.
-    centre, radius
-        Where the shape stands and how far it reaches, in the picture's pixels.
-    number
-        The two-digit number printed in or next to the shape, or ``None``.
-    number_box
-        Box of the number's tag in the picture's pixels, or ``None``.
-    inside
-        Whether the tag lies inside the shape (big shapes) or next to it (small ones).
-    angle
-        Rotation in degrees.
-    shade
-        Offset added to each colour channel, so that no two reds are the same.
-    """
-
+    # Entries of :data:`KINDS`, :data:`COLOURS` and :data:`SIZES`
     kind: str
     colour: str
     size: str
+    # Where the shape stands and how far it reaches, in the picture's pixels
     centre: tuple[float, float]
     radius: float
-    number: int | None
-    number_box: Box | None
-    inside: bool
-    angle: float
+    number: int | None  # The two-digit number printed in or next to the shape, or ``None``
+    number_box: Box | None  # Box of the number's tag in the picture's pixels, or ``None``
+    inside: bool  # Whether the tag lies inside the shape (big shapes) or next to it (small ones)
+    angle: float  # Rotation in degrees
+    # Offset added to each colour channel, so that no two reds are the same
     shade: tuple[int, int, int]
 
     @property
@@ -156,11 +141,8 @@ def draw_categories(rng: np.random.Generator) -> list[tuple[str, str]]:
 def category_statistics() -> tuple[Counter[tuple[str, str]], Counter[frozenset[tuple[str, str]]]]:
     """Count how often categories occur and co-occur, over 4,000 scenes of a fixed seed.
 
-    Returns
-    -------
-    occurrences, co_occurrences
-        Scenes that hold a category, and scenes that hold both of an unordered pair. POPE's
-        "popular" and "adversarial" splits (Li et al. 2023) are built from the same two counts.
+    Returns the number of scenes that hold a category, and that hold both of an unordered pair.
+    POPE's "popular" and "adversarial" splits (Li et al. 2023) are built from the same two counts.
     """
     rng = np.random.default_rng(20240606)
     single: Counter[tuple[str, str]] = Counter()
@@ -173,13 +155,7 @@ def category_statistics() -> tuple[Counter[tuple[str, str]], Counter[frozenset[t
 
 
 def draw_scene(seed: tuple[int, ...]) -> Scene:
-    """Draw a scene: the same ``seed`` always gives the same scene.
-
-    Parameters
-    ----------
-    seed
-        Non-negative integers, the entropy of the scene's own random generator.
-    """
+    """Draw a scene: the same ``seed`` (integers of at least 0) always gives the same scene."""
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     side = int(rng.integers(180, 281))
     long = round(side * rng.uniform(1.0, 1.5))

@@ -21,32 +21,24 @@ CAPTION_QUESTION = "Name every object in the picture."
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene.
+    """A question about a scene."""
 
-    Attributes
-    ----------
-    kind
-        What is asked: ``"relation"``, ``"count"``, ``"existence"``, ...
-    text, answer
-        What is put to the model, and the right answer.
-    choices
-        The options of a multiple-choice question, in the order of their letters.
-    content
-        The same answer in words, for a multiple-choice question.
-    box
-        Where the answer is to be found, in the picture's pixels: set when exactly one object is
-        asked about.
-    subset
-        POPE's split of an existence question.
-    """
-
-    kind: str
+    kind: str  # What is asked: ``"relation"``, ``"count"``, ``"existence"``, ...
+    # What is put to the model, and the right answer
     text: str
     answer: str
+    # The options of a multiple-choice question, in the order of their letters
     choices: tuple[str, ...] = ()
-    content: str | None = None
+    content: str | None = None  # The same answer in words, for a multiple-choice question
+    # Where the answer is to be found, in the picture's pixels: set when exactly one object is asked
+    # about
     box: Box | None = None
-    subset: str | None = None
+    subset: str | None = None  # POPE's split of an existence question
+
+    @property
+    def stem(self) -> str:
+        """The text without options."""
+        return self.text.split("\n", 1)[0]
 
 
 Maker = Callable[[Scene, np.random.Generator], "Question | None"]
@@ -175,11 +167,11 @@ def bigger(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Ask which object is of another size than its rivals."""
     size, rival = ("big", "small") if rng.random() < 0.5 else ("small", "big")
     things = unique_objects(scene)
-    ones = [thing for thing in things if thing.size == size]
+    fitting = [thing for thing in things if thing.size == size]
     rivals = [thing for thing in things if thing.size == rival]
-    if not ones or not rivals:
+    if not fitting or not rivals:
         return None
-    answer = f"the {name(_pick(rng, ones, 1)[0])}"
+    answer = f"the {name(_pick(rng, fitting, 1)[0])}"
     wrong = [f"the {name(thing)}" for thing in _pick(rng, rivals, 3)]
     return _multiple_choice(rng, "bigger", f"Which of these is {size}?", answer, wrong)
 
@@ -265,7 +257,8 @@ def caption(scene: Scene) -> Question:
     return Question("caption", CAPTION_QUESTION, text)
 
 
-def _everything_about(thing: SceneObject) -> str:
+def description(thing: SceneObject) -> str:
+    """Say everything about an object: ``"a big red star with 47"``."""
     number = "" if thing.number is None else f" with {thing.number}"
     return f"a {thing.size} {name(thing)}{number}"
 
@@ -278,9 +271,9 @@ def detail(scene: Scene, rng: np.random.Generator) -> Question | None:
     things += [(f"{t.colour} object", t) for t in scene.objects if colours[t.colour] == 1]
     if not things:
         return None
-    words, thing = things[int(rng.integers(len(things)))]
-    answer = f"{_everything_about(thing)}."
-    return Question("detail", f"Describe the {words}.", answer, box=thing.box)
+    phrase, thing = things[int(rng.integers(len(things)))]
+    answer = f"{description(thing)}."
+    return Question("detail", f"Describe the {phrase}.", answer, box=thing.box)
 
 
 def place(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -300,7 +293,7 @@ def place(scene: Scene, rng: np.random.Generator) -> Question | None:
 def side(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Ask on which side of another an object lies, along one axis (only for training)."""
     axis = int(rng.integers(2))
-    words = (("left", "right"), ("above", "below"))[axis]
+    sides = (("left", "right"), ("above", "below"))[axis]
     things = unique_objects(scene)
     pairs = [
         (a, b)
@@ -311,8 +304,8 @@ def side(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not pairs:
         return None
     a, b = pairs[int(rng.integers(len(pairs)))]
-    answer = words[int(a.centre[axis] > b.centre[axis])]
-    stem = f"Is the {name(a)} {words[0]} or {words[1]}, seen from the {name(b)}?"
+    answer = sides[int(a.centre[axis] > b.centre[axis])]
+    stem = f"Is the {name(a)} {sides[0]} or {sides[1]}, seen from the {name(b)}?"
     return Question("side", stem, answer)
 
 

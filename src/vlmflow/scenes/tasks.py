@@ -40,10 +40,10 @@ class Sample:
     Attributes
     ----------
     task, split, index
-        What :func:`sample` was asked for.
+        Arguments of :func:`sample`.
     scene
         The ground truth of the picture.
-    asked
+    task_question
         The question with its kind, options and, where one object is asked about, its box.
     """
 
@@ -51,7 +51,7 @@ class Sample:
     split: str
     index: int
     scene: Scene
-    asked: Question
+    task_question: Question
 
     @property
     def picture(self) -> Image.Image:
@@ -61,12 +61,12 @@ class Sample:
     @property
     def question(self) -> str:
         """The question's text."""
-        return self.asked.text
+        return self.task_question.text
 
     @property
     def answer(self) -> str:
         """The right answer."""
-        return self.asked.answer
+        return self.task_question.answer
 
     @property
     def objects(self) -> set[tuple[str, str]]:
@@ -119,9 +119,9 @@ def sample(task: str, split: str = "test", index: int = 0) -> Sample:
         seed = scene_seed(task, split, index, attempt)
         scene = draw_scene(seed)
         rng = np.random.default_rng(np.random.SeedSequence((*seed, 2)))
-        asked = _ask(task, scene, rng, index)
-        if asked is not None:
-            return Sample(task, split, index, scene, asked)
+        question = _ask(task, scene, rng, index)
+        if question is not None:
+            return Sample(task, split, index, scene, question)
         attempt += 1  # this scene offers no such question
 
 

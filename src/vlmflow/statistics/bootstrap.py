@@ -14,13 +14,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def resamples(count: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw ``count`` of ``count`` samples with replacement, ``draws`` times.
-
-    Returns
-    -------
-    (draws, count) int64
-        Numbers of the samples that each draw picks.
-    """
+    """Draw ``count`` of ``count`` samples with replacement: (draws, count) int64."""
     return np.random.default_rng(seed).integers(count, size=(draws, count))
 
 
@@ -44,5 +38,5 @@ def percentile_interval(
 def mean_interval(values: FloatArray, draws: int, seed: int) -> tuple[FloatArray, FloatArray]:
     """Bootstrap 95 % interval of the mean over samples: (n, K) -> two of (K,)."""
     return percentile_interval(
-        [values[picked].mean(0) for picked in resamples(len(values), draws, seed)]
+        [values[numbers].mean(0) for numbers in resamples(len(values), draws, seed)]
     )

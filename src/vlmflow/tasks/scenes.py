@@ -49,7 +49,7 @@ class ScenesTask(Task):
         check_split(split)
         for index in numbers() if count is None else range(count):
             scene_sample = sample(self.name, split, index)
-            question = scene_sample.asked
+            question = scene_sample.task_question
             yield TaskSample(
                 key=f"{split}-{index}",
                 pictures=(scene_sample.picture,),
