@@ -15,23 +15,12 @@ from vlmflow.lvlm.prompt import Prompt
 def collate(
     prompts: Sequence[Prompt], pad_token_id: int
 ) -> tuple[dict[str, torch.Tensor], list[TokenLayout]]:
-    """Make one left-padded batch of several prompts.
+    """Make one left-padded batch of several prompts of one model.
 
-    Parameters
-    ----------
-    prompts : sequence of B Prompt
-        Prompts of one model.
-    pad_token_id : int
-        What ``input_ids`` are filled up with; the attention mask hides it.
-
-    Returns
-    -------
-    inputs : dict of str to tensor
-        Per-token inputs are ``(B, N)`` with ``N`` the longest prompt; others (``pixel_values``) are
-        concatenated along their first axis, and filled up with zeros at the end of the
-        others where pictures differ in size or in tiles, as processors do within one prompt.
-    layouts : list of B TokenLayout
-        Shifted to where each prompt stands in its row.
+    Per-token inputs become ``(B, N)`` with ``N`` the longest prompt, ``input_ids`` filled up with
+    ``pad_token_id``. Others (``pixel_values``) are concatenated along their first axis, and filled
+    up with zeros at the end of the others where pictures differ in size or in tiles, as processors
+    do within one prompt. Layouts are shifted to where each prompt stands in its row.
 
     Raises
     ------

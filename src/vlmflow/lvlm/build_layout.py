@@ -31,22 +31,11 @@ def build_layout(
     processor: Any,
     name: str,
 ) -> TokenLayout:
-    """Lay out a prompt without an answer.
+    """Lay out a prompt without an answer, from the processor's output (batch of one).
 
-    Parameters
-    ----------
-    inputs : mapping
-        The processor's output, batch of one.
-    sizes : tuple of (width, height)
-        Of the original pictures in pixels, in the order of the prompt.
-    frames : tuple of (Frames or None)
-        See :class:`TokenLayout`.
-    image_token_ids : tuple of int
-        Ids of image tokens, the pictures' own first.
-    family, config, processor : Family, object, object
-        The model's.
-    name : str
-        What messages call the model.
+    ``sizes`` holds (width, height) of the original pictures in pixels, in the order of the prompt;
+    ``frames`` is that of :class:`TokenLayout`. ``image_token_ids`` starts with the pictures' own.
+    ``name`` is what messages call the model.
 
     Raises
     ------
@@ -108,19 +97,10 @@ def _grids(
 def recorded_layout(
     model: Any, processor: Any, family: Family, prompt: Prompt
 ) -> Iterator[Callable[[], TokenLayout]]:
-    """Record while a model runs which pixels its image tokens show, where only a run says it.
+    """Record while a model runs on a prompt which pixels its image tokens show.
 
-    Parameters
-    ----------
-    model, processor, family : object, object, Family
-        A model and what belongs to it.
-    prompt : Prompt
-        The prompt that it is going to run on inside the block.
-
-    Yields
-    ------
-    function
-        To be called after a forward pass: the layout with all grids that are known then.
+    Some families only know it then. Yields a function to be called after a forward pass: the layout
+    with all grids that are known by then.
     """
     layout = prompt.layout
     pictures = PromptPictures(

@@ -29,23 +29,12 @@ def conversation(
 ) -> tuple[list[Message], tuple[Visual, ...]]:
     """Return messages in transformers' own format, and the pictures and videos they show in order.
 
-    Parameters
-    ----------
-    images : picture or video, or sequence of them, optional
-        Path, PIL picture or :class:`Video`, one or several. With a conversation they fill its bare
-        ``{"type": "image"}`` and ``{"type": "video"}`` parts in order.
-    question : str or sequence of messages
-        A question, asked after all the pictures; or messages with ``role`` and ``content``, where a
-        content is a text or a list of parts ``{"type": "text", "text": ...}``,
-        ``{"type": "image"}`` with an optional ``"image"`` or ``"path"``, and ``{"type": "video"}``
-        with an optional ``"video"``: a :class:`Video`, or its frames.
-
-    Returns
-    -------
-    messages : list of dict
-        Every content a list of parts; image and video parts are bare.
-    visuals : tuple of PIL pictures and videos
-        RGB, upright.
+    A question is asked after all ``images``; in a conversation they fill its bare ``{"type":
+    "image"}`` and ``{"type": "video"}`` parts in order. A message has a ``role`` and a ``content``:
+    a text or a list of parts ``{"type": "text", "text": ...}``, ``{"type": "image"}`` with an
+    optional ``"image"`` or ``"path"``, and ``{"type": "video"}`` with an optional ``"video"``, a
+    :class:`Video` or its frames. In the returned messages every content is a list of parts, image
+    and video parts are bare, and pictures are RGB and upright.
 
     Raises
     ------
@@ -90,26 +79,12 @@ def render(
     *,
     bare_lead: str | None = None,
 ) -> tuple[str, str]:
-    """Write the prompt's text, and the space that a trained model expects before its answer.
+    """Write a prompt's text, and the white space that a trained model expects before its answer.
 
     Uses the processor's chat template; without one the prompt of LLaVA-1.5 (``USER: <image>``, line
-    break, question, ``ASSISTANT:``), or the placeholders and texts alone.
-
-    Parameters
-    ----------
-    processor, messages : object, sequence of dict
-        The model's processor, and what :func:`conversation` returned.
-    placeholders : mapping
-        What stands for an ``"image"`` and a ``"video"`` in the prompt.
-    bare_lead : str, optional
-        See :attr:`vlmflow.lvlm.families.base.Family.bare_lead`.
-
-    Returns
-    -------
-    prompt : str
-        Up to where the model starts to answer; one placeholder per picture or video.
-    lead : str
-        White space that the template puts between the prompt and an assistant's text.
+    break, question, ``ASSISTANT:``), or the placeholders and texts alone where the family has a
+    :attr:`~vlmflow.lvlm.families.base.Family.bare_lead`. ``placeholders`` says what stands for an
+    ``"image"`` and a ``"video"``. The prompt ends where the model starts to answer.
 
     Raises
     ------

@@ -20,18 +20,11 @@ def check_videos(
 ) -> None:
     """Refuse videos that a model, or transformers' code of it, does not take.
 
-    Parameters
-    ----------
-    visuals : sequence of pictures and videos
-        What a prompt is to show.
-    family, model_type, processor : Family, str, object
-        The model's family, its ``config.model_type`` and its processor.
-
     Raises
     ------
     InputError
-        If the model takes no videos, or not these; if its processor cannot process videos; or if it
-        is told the time of frames, but a video has no times.
+        If the model takes no videos, or not these; if its processor cannot process videos; or
+        if it is told the time of frames, but a video has no times.
     """
     videos = [visual for visual in visuals if isinstance(visual, Video)]
     if not videos:
@@ -60,18 +53,8 @@ def in_prompt_order(
 ) -> tuple[Visual, ...]:
     """Sort pictures and videos as their placeholders stand in a prompt.
 
-    A chat template may put all pictures of a turn before its videos.
-
-    Parameters
-    ----------
-    text : str
-        The prompt's text.
-    visuals : sequence of pictures and videos
-        In the order of the conversation.
-    placeholders : mapping
-        What stands for an ``"image"`` and a ``"video"``.
-    name : str
-        What messages call the model.
+    A chat template may put all pictures of a turn before its videos. ``name`` is what messages call
+    the model.
 
     Raises
     ------
@@ -102,20 +85,9 @@ def encode(
     dtype: torch.dtype,
     name: str,
 ) -> dict[str, torch.Tensor]:
-    """Return the processor's output on the model's device.
+    """Return the processor's output for a prompt with placeholders, and what it shows in its order.
 
-    Parameters
-    ----------
-    text : str
-        The prompt, with placeholders.
-    visuals : sequence of pictures and videos
-        In the order of the prompt.
-    processor : object
-        The model's processor.
-    device, dtype : torch.device, torch.dtype
-        The model's: where inputs go, and what pixels become.
-    name : str
-        What messages call the model.
+    It goes to the model's device, pixels in its dtype. ``name`` is what messages call the model.
 
     Raises
     ------

@@ -19,14 +19,13 @@ from vlmflow.errors import InputError
 from vlmflow.lvlm.grids import FloatArray, Grid
 from vlmflow.lvlm.layout import TokenLayout
 
+AnyFloats = npt.NDArray[np.floating[Any]]
+
 SEEN = 1e-6
 """Share of a pixel that boxes must cover before it counts as seen (keeps rounding errors out)."""
 
 
-_SHARED_STEPS = (
-    "transformers.image_processing_backends",
-    "transformers.video_processing_utils",
-)
+_SHARED_STEPS = ("transformers.image_processing_backends", "transformers.video_processing_utils")
 """Where the steps live that most processors share."""
 
 
@@ -50,14 +49,10 @@ class Preimage:
     def of_resize(
         cls, size: tuple[int, int], new: tuple[int, int], *, left: int = 0, top: int = 0
     ) -> Preimage:
-        """Invert a resize to ``new``, put at ``left, top`` of what the tower is given.
+        """Invert a resize from ``size`` to ``new``, (width, height) each.
 
-        Parameters
-        ----------
-        size, new : (width, height)
-            Sizes before and after.
-        left, top : int
-            Where the resized picture begins in the tower's coordinates (padding in front).
+        ``left`` and ``top`` say where the resized picture begins in the tower's coordinates
+        (padding in front).
         """
         x_scale, y_scale = size[0] / new[0], size[1] / new[1]
         return cls(x_scale, -left * x_scale, y_scale, -top * y_scale)
@@ -72,10 +67,15 @@ class Preimage:
         """
         x = np.arange(cols + 1) * patch_width * self.x_scale + self.x_offset
         y = np.arange(rows + 1) * patch_height * self.y_scale + self.y_offset
-        boxes = np.empty((rows, cols, 4))
-        boxes[..., 0], boxes[..., 2] = x[:-1], x[1:]
-        boxes[..., 1], boxes[..., 3] = y[:-1, None], y[1:, None]
-        return boxes
+        return boxes_between(x, y)
+
+
+def boxes_between(x: AnyFloats, y: AnyFloats) -> FloatArray:
+    """Return the boxes between edges of ``cols + 1`` and ``rows + 1``: (rows, cols, 4)."""
+    boxes = np.empty((len(y) - 1, len(x) - 1, 4))
+    boxes[..., 0], boxes[..., 2] = x[:-1], x[1:]
+    boxes[..., 1], boxes[..., 3] = y[:-1, None], y[1:, None]
+    return boxes
 
 
 def preimage(image_processor: Any, width: int, height: int) -> Preimage:
@@ -83,25 +83,24 @@ def preimage(image_processor: Any, width: int, height: int) -> Preimage:
 
     Follows the processor's own order: pad to a square (``LlavaImageProcessor`` with ``do_pad``),
     resize (``do_resize``, ``size``), centre crop (``do_center_crop``, ``crop_size``). Padding on
-    the right and at the bottom moves nothing and so needs no undoing.
-
-    Parameters
-    ----------
-    image_processor : object
-        A CLIP, SigLIP or LLaVA image processor, or another with the same pipeline, of either back
-        end.
-    width, height : int
-        Size of the original picture in pixels.
+    the right and at the bottom moves nothing and so needs no undoing. Processors of CLIP, SigLIP
+    and LLaVA, and others with the same pipeline, are inverted, of either back end.
 
     Raises
     ------
     MapUnavailableError
         If the processor has a pipeline of its own.
     """
-    _require_standard_pipeline(image_processor)
+    _require_steps(
+        image_processor,
+        {
+            "transformers.models.llava.image_processing_llava",
+            "transformers.models.llava.image_processing_pil_llava",
+        },
+    )
     pad_x = pad_y = 0
     side_x, side_y = width, height
-    if _pads_to_square(image_processor):
+    if hasattr(image_processor, "pad_to_square") and image_processor.do_pad:
         side_x = side_y = max(width, height)
         pad_x, pad_y = (side_x - width) // 2, (side_y - height) // 2
     new_x, new_y = side_x, side_y
@@ -121,13 +120,8 @@ def preimage(image_processor: Any, width: int, height: int) -> Preimage:
 def resized_size(size: Any, width: int, height: int) -> tuple[int, int]:
     """Return ``(width, height)`` after the resize of transformers' image processors.
 
-    Parameters
-    ----------
-    size : mapping or SizeDict
-        The processor's ``size``: ``shortest_edge``, ``shortest_edge`` with ``longest_edge``,
-        ``max_height`` with ``max_width``, or ``height`` with ``width``.
-    width, height : int
-        Size before.
+    ``size`` is the processor's: ``shortest_edge``, ``shortest_edge`` with ``longest_edge``,
+    ``max_height`` with ``max_width``, or ``height`` with ``width``.
 
     Raises
     ------
@@ -205,14 +199,14 @@ def paint(
         raise InputError(
             f"a map needs one value per image token ({positions.size}), not shape {array.shape}"
         )
-    mine = [grid for grid in grids if grid.image == image]
-    if not mine:
+    own_grids = [grid for grid in grids if grid.image == image]
+    if not own_grids:
         raise InputError(layout.grids_missing or f"picture {image} has no grid to paint")
     full_width, full_height = layout.image_sizes[image]
     width, height = size or (full_width, full_height)
     total = np.zeros((height, width))
     covered = np.zeros((height, width))
-    for grid in mine:
+    for grid in own_grids:
         boxes = grid.values(array, positions)
         over_x = _overlaps(grid.x_edges * (width / full_width), width)
         over_y = _overlaps(grid.y_edges * (height / full_height), height)
@@ -249,21 +243,11 @@ def _crop_offset(side: int, crop: int, image_processor: Any) -> int:
     return -(ceil(padding / 2) if odd_half_first else padding // 2)
 
 
-def _pads_to_square(image_processor: Any) -> bool:
-    """Tell whether pictures are padded to a square before anything else."""
-    return hasattr(image_processor, "pad_to_square") and bool(image_processor.do_pad)
-
-
 def require_pipeline(image_processor: Any, *models: str) -> None:
     """Refuse an image or video processor whose steps are not those of one of these models.
 
-    Parameters
-    ----------
-    image_processor : object
-        The model's image processor or video processor.
-    models : str
-        Folders of ``transformers.models`` whose image processors are inverted, of either back end,
-        and whose video processors are.
+    ``models`` are folders of ``transformers.models``; their image processors, of either back end,
+    and their video processors are inverted.
 
     Raises
     ------
@@ -275,15 +259,6 @@ def require_pipeline(image_processor: Any, *models: str) -> None:
         for model in models
         for kind in ("image_processing_", "image_processing_pil_", "video_processing_")
     }
-    _require_steps(image_processor, modules)
-
-
-def _require_standard_pipeline(image_processor: Any) -> None:
-    """Refuse processors whose steps are not those mirrored here."""
-    modules = (
-        "transformers.models.llava.image_processing_llava",
-        "transformers.models.llava.image_processing_pil_llava",
-    )
     _require_steps(image_processor, modules)
 
 

@@ -20,24 +20,10 @@ MAX_ASPECT = 200
 
 # Formats that hold pixels. Pillow also opens page descriptions such as EPS, for which it runs an
 # outside program: nothing a picture of unknown origin should be able to ask for.
-_FORMATS = frozenset(
-    {
-        "AVIF",
-        "BMP",
-        "DIB",
-        "GIF",
-        "ICO",
-        "JPEG",
-        "JPEG2000",
-        "MPO",
-        "PNG",
-        "PPM",
-        "QOI",
-        "TGA",
-        "TIFF",
-        "WEBP",
-    }
-)
+_FORMATS = frozenset({
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA",
+    "TIFF", "WEBP",
+})  # fmt: skip
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -90,14 +76,7 @@ def open_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
 
 
 def unread_image(data: bytes, name: str) -> Image.Image:
-    """Return a picture that lies in memory; its pixels are decoded when they are first used.
-
-    Parameters
-    ----------
-    data : bytes
-        A picture file.
-    name : str
-        What messages call it.
+    """Return a picture file that lies in memory; its pixels are decoded when they are first used.
 
     Raises
     ------

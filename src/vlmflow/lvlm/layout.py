@@ -115,14 +115,7 @@ class TokenLayout:
         return f"video {frames.video + 1}, {frames.label}" if several else frames.label
 
     def shifted(self, offset: int, total: int) -> TokenLayout:
-        """Put the same layout inside a longer, padded sequence.
-
-        Parameters
-        ----------
-        offset : int
-            Number of padding positions in front (left padding).
-        total : int
-            Length of the padded sequence.
+        """Put the same layout at ``offset`` of a longer, padded sequence of ``total`` positions.
 
         Raises
         ------
@@ -144,13 +137,7 @@ class TokenLayout:
         )
 
     def to_dict(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        """Take the layout apart: a part that JSON can hold, and named arrays.
-
-        Returns
-        -------
-        (dict, dict of str to array)
-            Input of :meth:`from_dict`.
-        """
+        """Take the layout apart for :meth:`from_dict`: what JSON can hold, and named arrays."""
         arrays: dict[str, npt.NDArray[Any]] = {"segments": np.array(self.segments)}
         for index, grid in enumerate(self.grids):
             arrays[f"grid{index}_positions"] = np.array(grid.positions)

@@ -30,13 +30,7 @@ def open_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
-    """Open an LVLM and its processor; see :func:`vlmflow.api.load`.
-
-    Returns
-    -------
-    (model, processor)
-        The model in evaluation mode.
-    """
+    """Open an LVLM, in evaluation mode, and its processor; see :func:`vlmflow.api.load`."""
     if device is not None and device_map is not None:
         raise InputError("device and device_map exclude each other: give only one of them")
     if device_map is not None and find_spec("accelerate") is None:

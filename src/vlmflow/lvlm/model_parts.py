@@ -10,13 +10,7 @@ from vlmflow.errors import ModelError
 
 
 def image_token_id(model: Any) -> int:
-    """Find the id that stands for image features in ``input_ids``.
-
-    Raises
-    ------
-    ModelError
-        If the decoder's sequence holds no image tokens.
-    """
+    """Find the id that stands for image features in ``input_ids``; raise ModelError without one."""
     config, name = model.config, type(model).__name__
     if getattr(config.get_text_config(), "cross_attention_layers", None):
         raise ModelError(
@@ -34,25 +28,13 @@ def image_token_id(model: Any) -> int:
 
 
 def image_token_ids(model: Any) -> tuple[int, ...]:
-    """Find every id that stands for image features: the pictures' and, where there is one, videos'.
-
-    Raises
-    ------
-    ModelError
-        If the decoder's sequence holds no image tokens.
-    """
+    """Find every id that stands for image features: the pictures' first, then the videos'."""
     video = getattr(model.config, "video_token_id", None)
     return (image_token_id(model), *(() if video is None else (int(video),)))
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """Find the list of decoder layers of the language model.
-
-    Raises
-    ------
-    ModelError
-        If there is none.
-    """
+    """Find the list of decoder layers of the language model; raise ModelError without one."""
     decoder = model.get_decoder()
     inner = getattr(decoder, "model", None)
     holders = (decoder, inner, *(getattr(outer, "decoder", None) for outer in (decoder, inner)))

@@ -56,18 +56,8 @@ def extended(
 ) -> torch.Tensor:
     """Append the answer's entries to a per-token input; leave other inputs as they are.
 
-    Parameters
-    ----------
-    name : str
-        Of the input.
-    tensor : Tensor
-        What it holds.
-    ids : sequence of int
-        The answer.
-    input_ids : (1, N) int64
-        The prompt's; what has its shape is per token.
-    fill : mapping
-        What inputs hold at an answer's tokens, where it is not 0.
+    What has the shape of the prompt's ``input_ids``, (1, N), is per token. ``fill`` says what
+    inputs hold at an answer's tokens, where it is not 0.
     """
     if tensor.shape != input_ids.shape:
         return tensor

@@ -13,14 +13,8 @@ def refuse_special_text(
 ) -> None:
     """Raise if a text contains what the tokenizer would read as a special token.
 
-    Parameters
-    ----------
-    tokenizer : object
-        A transformers tokenizer.
-    text, what : str
-        What somebody typed, and what to call it.
-    placeholders : mapping
-        What stands for an ``"image"`` and a ``"video"``.
+    ``what`` is what messages call the text; ``placeholders`` says what stands for an ``"image"``
+    and a ``"video"``.
 
     Raises
     ------
@@ -63,35 +57,17 @@ def end_ids(model: Any, tokenizer: Any) -> set[int]:
 
 
 def until_end(ids: Sequence[int], ends: Container[int]) -> tuple[int, ...]:
-    """Return the tokens before the first that ends an answer.
-
-    Parameters
-    ----------
-    ids : sequence of int
-        What a model generated.
-    ends : container of int
-        See :func:`end_ids`.
-    """
+    """Return the generated tokens before the first that ends an answer (:func:`end_ids`)."""
     stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
     return tuple(ids[:stop])
 
 
 def answer_ids_of(tokenizer: Any, prompt: str, lead: str, answer: str) -> list[int]:
-    """Tokenise an answer as the model would have to generate them after a prompt.
+    """Tokenise an answer as the model would have to generate it after a prompt.
 
-    The answer is tokenised together with the prompt, so that it gets the word boundary that the
-    model saw in training; where tokens would merge across the border, it is tokenised alone.
-
-    Parameters
-    ----------
-    tokenizer : object
-        A transformers tokenizer.
-    prompt : str
-        The text before the answer.
-    lead : str
-        White space that belongs between them.
-    answer : str
-        The answer; white space around it is dropped.
+    The answer is tokenised together with the prompt, with the white space ``lead`` between them, so
+    that it gets the word boundary that the model saw in training; where tokens would merge across
+    the border, it is tokenised alone. White space around the answer is dropped.
 
     Raises
     ------

@@ -77,21 +77,13 @@ class Video:
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of a video that share image tokens: what one picture of a layout stands for.
+    """The frames of a video that share image tokens: what one picture of a layout stands for."""
 
-    Parameters
-    ----------
-    video : int
-        Index among the videos of the prompt.
-    first, last : int
-        First and last of the frames, counted from 0.
-    seconds : (float, float), optional
-        When these two were taken; None where that is not known.
-    """
-
-    video: int
+    video: int  # Index among the videos of the prompt
+    # First and last of the frames, counted from 0
     first: int
     last: int
+    # When these two were taken; None where that is not known
     seconds: tuple[float, float] | None = None
 
     @property
@@ -139,21 +131,10 @@ def open_video(video: Video) -> Video:
 
 
 def frame_groups(video: Video, number: int, together: int) -> list[tuple[Image.Image, Frames]]:
-    """Cut a video into the groups of frames that share image tokens.
+    """Cut an opened video into the groups of frames that share image tokens.
 
-    Parameters
-    ----------
-    video : Video
-        As :func:`open_video` read it.
-    number : int
-        Its index among the videos of the prompt.
-    together : int
-        Frames per group; the last group may have fewer.
-
-    Returns
-    -------
-    list of (picture, Frames)
-        The first frame of each group, which stands for it, and which frames they are.
+    ``number`` is its index among the videos of the prompt. Groups have ``together`` frames, the
+    last may have fewer. Each comes with its first frame, which stands for it.
     """
     groups = []
     for first in range(0, len(video.frames), together):
@@ -170,7 +151,7 @@ def is_video_file(source: object) -> bool:
 
 
 def file_refused(source: object) -> InputError:
-    """Make the error for a file where frames are wanted."""
+    """Make the error for a video file given in place of frames."""
     return InputError(
         f"{str(source)!r} is a file, which is not decoded here: pass the video's frames, as "
         "vlmflow.Video([picture, picture, ...], seconds=[...])"

@@ -45,19 +45,14 @@ class PromptPictures:
 
 
 def token_runs(positions: IntArray, counts: Sequence[int]) -> list[IntArray]:
-    """Cut the image tokens of a prompt into the runs of its pictures.
+    """Cut the positions of a prompt's image tokens, (P,) in order, into the runs of its pictures.
 
-    Parameters
-    ----------
-    positions : (P,) int64
-        All of them, in order.
-    counts : sequence of int
-        How many each picture has.
+    ``counts`` says how many tokens each picture has.
 
     Raises
     ------
     MapUnavailableError
-        If that is not how many there are.
+        If these are not as many as there are positions.
     """
     if sum(counts) != positions.size:
         raise MapUnavailableError(
@@ -70,12 +65,8 @@ def token_runs(positions: IntArray, counts: Sequence[int]) -> list[IntArray]:
 def places_in(shapes: Iterable[Sequence[int]], first: int, tokens: int) -> FloatArray | None:
     """Say where a prompt's tokens stand in the grids of a batch; see :meth:`Family.places`.
 
-    Parameters
-    ----------
-    shapes : iterable of (rows, cols)
-        Grids of all pictures of the batch, in order, all tokens of all of them.
-    first, tokens : int
-        Tokens before the prompt's, and the prompt's.
+    ``shapes`` are (rows, cols) of all pictures of the batch, in order. ``first`` is the number of
+    tokens before the prompt's, ``tokens`` that of the prompt's own.
     """
     grids: list[FloatArray] = []
     begin = 0
@@ -90,15 +81,7 @@ def places_in(shapes: Iterable[Sequence[int]], first: int, tokens: int) -> Float
 
 
 def setting(processor: Any, name: str) -> Any:
-    """Read what a processor tells its image processor to do, or the image processor's own choice.
-
-    Parameters
-    ----------
-    processor : object
-        The model's processor.
-    name : str
-        A setting of its image processor (``"do_resize"``).
-    """
+    """Read a setting of an image processor (``"do_resize"``): the processor's, or else its own."""
     overrides: Mapping[str, Any] = getattr(processor, "images_kwargs", None) or {}
     return overrides[name] if name in overrides else getattr(processor.image_processor, name, None)
 
@@ -143,25 +126,15 @@ class Family(ABC):
         """
 
     def frames_together(self, processor: Any) -> int:
-        """Say how many frames of a video share each grid of image tokens.
-
-        Parameters
-        ----------
-        processor : object
-            The model's processor.
-        """
+        """Say how many frames of a video share each grid of image tokens."""
         del processor  # one token never shows more than one frame, unless a family says so
         return 1
 
     def check_videos(self, frames: Sequence[int], pictures: int) -> None:
         """Refuse what transformers' code of the model does not take in one prompt.
 
-        Parameters
-        ----------
-        frames : sequence of int
-            How many each video has.
-        pictures : int
-            How many pictures stand beside them.
+        ``frames`` holds the number of frames of each video, ``pictures`` is the number of pictures
+        beside them.
 
         Raises
         ------
@@ -173,11 +146,8 @@ class Family(ABC):
     def video_grids(self, prompt: PromptPictures) -> tuple[ImageGrid, ...]:
         """Say the same as :meth:`grids` of the videos of a prompt.
 
-        Parameters
-        ----------
-        prompt : PromptPictures
-            The prompt, with the positions of the videos' tokens alone. Each group of frames that
-            share tokens counts as a picture.
+        The prompt has the positions of the videos' tokens alone. Each group of frames that share
+        tokens counts as a picture.
         """
         raise MapUnavailableError(
             f"no map over pixels: it is not known which frames of a video the image tokens of "
@@ -188,32 +158,17 @@ class Family(ABC):
     def recorded_grids(
         self, model: Any, prompt: PromptPictures
     ) -> Iterator[Callable[[], tuple[Grid, ...]]]:
-        """Record grids that only a run of the model says; most families do not need one.
+        """Record grids that only a run of the model says; most families do not need it.
 
-        Parameters
-        ----------
-        model : object
-            The model, left as it was found.
-        prompt : PromptPictures
-            The prompt that it is going to run on.
-
-        Yields
-        ------
-        function
-            To be called after a forward pass: the grids, or nothing; raises
-            :class:`MapUnavailableError` as :meth:`grids` does.
+        The prompt is the one that the model is going to run on; the model is left as it was found.
+        Yields a function to be called after a forward pass, which returns the grids, or nothing; it
+        raises :class:`MapUnavailableError` as :meth:`grids` does.
         """
         del model, prompt
         yield tuple
 
     def execution(self, config: Any) -> Execution:
-        """Say how a model of the family runs.
-
-        Parameters
-        ----------
-        config : object
-            The model's configuration.
-        """
+        """Say how a model of the family with this configuration runs."""
         vision = getattr(config, "vision_config", None)
         deepstack = getattr(vision, "deepstack_visual_indexes", None) or ()
         return Execution(late_features=len(deepstack))

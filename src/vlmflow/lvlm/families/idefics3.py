@@ -16,8 +16,8 @@ from vlmflow.lvlm.grids import ImageGrid
 class Idefics3(Family):
     """Two grids per picture, ``tiles`` and ``thumbnail``; one where a single tile is enough.
 
-    Every resize on the way is of the whole picture, so only how many tiles there are matters, not
-    the sizes in between. A token is a square of ``scale_factor`` patches per side.
+    Every resize on the way is of the whole picture, so only the number of tiles matters, not the
+    sizes in between. A token is a square of ``scale_factor`` patches per side.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")

@@ -11,7 +11,13 @@ import numpy as np
 from vlmflow.errors import InputError
 from vlmflow.lvlm.families.base import PromptPictures, token_runs
 from vlmflow.lvlm.families.llava_next import LlavaNext, tile_side
-from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, preimage, require_pipeline
+from vlmflow.lvlm.geometry import (
+    MapUnavailableError,
+    Preimage,
+    boxes_between,
+    preimage,
+    require_pipeline,
+)
 from vlmflow.lvlm.grids import FloatArray, ImageGrid
 
 SHRINK_FROM = 1.1
@@ -65,10 +71,10 @@ class LlavaOnevision(LlavaNext):
         """Return one grid per frame; see :meth:`Family.video_grids`."""
         side = int(prompt.config.vision_config.image_size)
         patch = int(prompt.config.vision_config.patch_size)
-        videos, frames, _, *given = prompt.inputs["pixel_values_videos"].shape
-        if given != [side, side]:
+        videos, frames, _, *size = prompt.inputs["pixel_values_videos"].shape
+        if size != [side, side]:
             raise MapUnavailableError(
-                f"no map over pixels: the frames are {given[1]} x {given[0]} pixels for the vision "
+                f"no map over pixels: the frames are {size[1]} x {size[0]} pixels for the vision "
                 f"tower, which takes {side} x {side}"
             )
         across = side // patch
@@ -98,7 +104,4 @@ def _shrunk(boxes: FloatArray, rows: int, cols: int) -> FloatArray:
     """Cut the area of a grid of boxes into fewer boxes of the same size."""
     x = np.linspace(boxes[0, 0, 0], boxes[0, -1, 2], cols + 1)
     y = np.linspace(boxes[0, 0, 1], boxes[-1, 0, 3], rows + 1)
-    shrunk = np.empty((rows, cols, 4))
-    shrunk[..., 0], shrunk[..., 2] = x[:-1], x[1:]
-    shrunk[..., 1], shrunk[..., 3] = y[:-1, None], y[1:, None]
-    return shrunk
+    return boxes_between(x, y)

@@ -64,17 +64,7 @@ def unregister_family(model_type: str) -> None:
 
 
 def family_of(model_type: str) -> Family:
-    """Return the family that a model type belongs to.
-
-    Parameters
-    ----------
-    model_type : str
-        ``model.config.model_type``.
-
-    Returns
-    -------
-    Family
-        :class:`UnknownFamily` where none claims the type.
+    """Return the family of a model type; :class:`UnknownFamily` where none claims it.
 
     Raises
     ------

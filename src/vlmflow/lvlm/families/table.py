@@ -11,33 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Supported:
-    """One model type.
+    """One model type."""
 
-    Parameters
-    ----------
-    model_type : str
-        ``config.model_type``.
-    example : str
-        A model of this type on the Hugging Face hub.
-    grids : str
-        How a picture becomes image tokens.
-    note : str
-        What else there is to know; may be empty.
-    lacks : str
-        What does not work and why; empty: everything does.
-    by_place : bool
-        Whether rankings by place (``uniform``, ``top_left``) know rows and columns of image tokens.
-    videos : bool
-        Whether it takes videos.
-    """
-
-    model_type: str
-    example: str
-    grids: str
-    note: str = ""
-    lacks: str = ""
+    model_type: str  # ``config.model_type``
+    example: str  # A model of this type on the Hugging Face hub
+    grids: str  # How a picture becomes image tokens
+    note: str = ""  # What else there is to know; may be empty
+    lacks: str = ""  # What does not work and why; empty: everything does
+    # Whether rankings by place (``uniform``, ``top_left``) know rows and columns of image tokens
     by_place: bool = False
-    videos: bool = False
+    videos: bool = False  # Whether it takes videos
 
 
 _TILES = "tiles, and the whole picture small"

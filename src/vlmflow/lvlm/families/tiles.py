@@ -20,27 +20,11 @@ def tile_grids(
     *,
     thumbnail_first: bool = False,
 ) -> list[ImageGrid]:
-    """Make the grids of one picture.
+    """Make the grids of one picture: of its tiles and its thumbnail, or one of kind ``"full"``.
 
-    Parameters
-    ----------
-    image : int
-        Index of the picture in the prompt.
-    run : (P,) int64
-        Its image tokens: tile by tile, each row by row; then (or before them) the whole picture.
-    size : (width, height)
-        Size of the original picture in pixels.
-    rows, cols : int
-        Tiles of the picture. Where the tokens are those of one tile, it is seen once.
-    tall, wide : int
-        Tokens of one tile.
-    thumbnail_first : bool
-        Whether the whole picture comes before the tiles.
-
-    Returns
-    -------
-    list of ImageGrid
-        One over all tiles and one over the thumbnail, or one of kind ``"full"``.
+    ``run`` holds its image tokens: tile by tile, each row by row, then (or before them) the whole
+    picture. The original has ``size`` (width, height) in pixels and is cut into ``rows`` x ``cols``
+    tiles of ``tall`` x ``wide`` tokens. Where the tokens are those of one tile, it is seen once.
     """
     whole = Preimage.of_resize(size, (wide, tall)).boxes(tall, wide, 1, 1)
     per_tile = tall * wide
