@@ -16,17 +16,8 @@ from vlmflow.studies.truncations.results import StudyResult
 def write_directory(result: CliffStudy | StudyResult, directory: str | os.PathLike[str]) -> Path:
     """Write the page of a study, its figures, and its numbers as CSV, JSON or Parquet.
 
-    Parameters
-    ----------
-    result : CliffStudy or StudyResult
-        What was measured.
-    directory : path
-        Created where missing. Files of these names are replaced, others are kept.
-
-    Returns
-    -------
-    Path
-        The page.
+    The directory is created where missing; files of these names are replaced, others are kept.
+    Returns the path of the page.
 
     Raises
     ------

@@ -43,11 +43,24 @@ def report(result: Result, path: str | os.PathLike[str]) -> Path:
     from vlmflow.result.information_flow import InformationFlow
 
     if isinstance(result, InformationFlow):
-        from vlmflow.reports.explain import page as explain_page
+        from vlmflow.reports.explain.page import write_report
 
-        return explain_page.write_report(result, path)
+        return write_report(result, path)
+    from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.truncations.results import StudyResult
+
+    if isinstance(result, CliffStudy):
+        from vlmflow.reports.cliff.page import cliff_page
+
+        page = cliff_page(result)
+    elif isinstance(result, StudyResult):
+        from vlmflow.reports.study.page import study_page
+
+        page = study_page(result)
+    else:
+        raise _unknown(result)
     target = Path(path)
-    write_files(target.parent, {target.name: _study_page(result).encode("utf-8")})
+    write_files(target.parent, {target.name: page.encode("utf-8")})
     return target
 
 
@@ -92,21 +105,6 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
     contents = figure_files(drawn)
     folder = write_files(directory, contents)
     return [folder / name for name in contents]
-
-
-def _study_page(result: CliffStudy | StudyResult) -> str:
-    from vlmflow.studies.cliff_layer.study import CliffStudy
-    from vlmflow.studies.truncations.results import StudyResult
-
-    if isinstance(result, CliffStudy):
-        from vlmflow.reports.cliff.page import cliff_page
-
-        return cliff_page(result)
-    if isinstance(result, StudyResult):
-        from vlmflow.reports.study.page import study_page
-
-        return study_page(result)
-    raise _unknown(result)
 
 
 def _unknown(result: object) -> InputError:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vlmflow.reports.figures.style import WIDTH, drawable, figure_style
+from vlmflow.reports.figures.style import WIDTH, figure_style, title_and_note
 from vlmflow.reports.palette import GREY, SERIES
 from vlmflow.studies.cliff_layer.measurements import SIGNALS
 from vlmflow.studies.cliff_layer.prediction import true_cliffs
@@ -30,18 +30,7 @@ _LINES: dict[str, dict[str, Any]] = {
 
 
 def cliff_figure(study: CliffStudy) -> Figure:
-    """Draw a study: changed answers, mean KL, the samples' cliff layers, and the cheap signals.
-
-    Parameters
-    ----------
-    study : CliffStudy
-        What :func:`vlmflow.studies.cliff_layer.study.cliff_study` found.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Not registered with pyplot; nothing to close.
-    """
+    """Draw a study: changed answers, mean KL, the samples' cliff layers, and the cheap signals."""
     frame = study.layer_frame()
     with figure_style():
         figure = Figure(figsize=(WIDTH, _HEIGHT))
@@ -52,13 +41,12 @@ def cliff_figure(study: CliffStudy) -> Figure:
         _curve(grid[0, 1], frame, "kl", study.kl, "mean KL, nats")
         _samples(grid[1, 0], study)
         _signals(grid[1, 1], frame)
-        figure.text(0.014, 0.965, drawable(f"{study.task} on {study.model['name']}"),
-                    fontsize=9, fontweight="bold", va="center")  # fmt: skip
-        note = (
+        title_and_note(
+            figure,
+            f"{study.task} on {study.model['name']}",
             f"{len(study.curves)} samples; bands and shaded layers are 95 % intervals; dotted: "
-            "tolerance"
+            "tolerance",
         )
-        figure.text(0.014, 0.93, note, fontsize=7, color=GREY, va="center")
     return figure
 
 
@@ -91,8 +79,8 @@ def _samples(axes: Axes, study: CliffStudy) -> None:
     axes.set_title("samples, by their own cliff layer", loc="left", fontsize=8)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     _layers(axes, np.arange(end + 1), "cliff layer by KL")
-    shown = [tick for tick in axes.get_xticks() if 0 <= tick < end and tick == int(tick)]
-    axes.set_xticks([*shown, end], [*(str(int(tick)) for tick in shown), "none"])
+    ticks = [int(tick) for tick in axes.get_xticks() if 0 <= tick < end and tick == int(tick)]
+    axes.set_xticks([*ticks, end], [*map(str, ticks), "none"])
 
 
 def _signals(axes: Axes, frame: pd.DataFrame) -> None:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlmflow.escape_invisible import shown
 from vlmflow.reports.cliff.figure import cliff_figure
 from vlmflow.reports.plain_page import embedded, plain_page
 from vlmflow.studies.cliff_layer import sentences
-from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, interval
+from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, error_words, interval, rank_words
 
 if TYPE_CHECKING:
-    from vlmflow.studies.cliff_layer.prediction import Prediction
     from vlmflow.studies.cliff_layer.study import CliffStudy
 
 SAMPLES_SHOWN, TEXT_SHOWN = 200, 600
 
 
 def cliff_page(study: CliffStudy) -> str:
-    """Write a study as one page of HTML.
-
-    Parameters
-    ----------
-    study : CliffStudy
-        What :func:`vlmflow.studies.cliff_layer.study.cliff_study` found.
-
-    Returns
-    -------
-    str
-        The page. Texts of samples and model are escaped; it has no scripts.
-    """
+    """Write a study as one page of HTML; texts are escaped, and it has no scripts."""
     frame = study.sample_frame()
     end = study.layers[-1] + 1
     samples = [
@@ -50,7 +38,15 @@ def cliff_page(study: CliffStudy) -> str:
         second=second_line(study),
         figure=embedded(cliff_figure(study)),
         layers=study.layer_frame().to_dict("records"),
-        predictions=[_prediction_row(prediction) for prediction in study.predictions],
+        predictions=[
+            {
+                "signal": prediction.signal,
+                "error": error_words(prediction),
+                "rank": rank_words(prediction),
+                "threshold": "" if prediction.threshold is None else f"{prediction.threshold:.2f}",
+            }
+            for prediction in study.predictions
+        ],
         samples=samples,
         hidden=max(0, len(frame) - SAMPLES_SHOWN),
         settings={**study.settings, **study.model},
@@ -73,18 +69,3 @@ def second_line(study: CliffStudy) -> str:
         f"the cliff layer: {interval(study.changed)}. By mean KL (at most {study.kl.tolerance:g} "
         f"nats) the cliff is {by_kl}, interval {interval(study.kl)}. Layers are counted from 0."
     )
-
-
-def _prediction_row(prediction: Prediction) -> dict[str, Any]:
-    rank = "undefined"
-    if prediction.rank is not None:
-        rank = f"{prediction.rank:.2f}"
-        if prediction.rank_low is not None and prediction.rank_high is not None:
-            rank += f" ({prediction.rank_low:.2f} to {prediction.rank_high:.2f})"
-    return {
-        "signal": prediction.signal,
-        "error": f"{prediction.error:.2f} "
-        f"({prediction.error_low:.2f} to {prediction.error_high:.2f})",
-        "rank": rank,
-        "threshold": "" if prediction.threshold is None else f"{prediction.threshold:.2f}",
-    }

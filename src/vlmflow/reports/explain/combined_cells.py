@@ -20,34 +20,21 @@ class CombinedCells:
     No box ends inside a cell, so each grid has at most one token over it, which covers all of it:
     the mean by area of :func:`vlmflow.lvlm.geometry.paint` is one value per cell, the plain mean of
     these tokens.
-
-    Parameters
-    ----------
-    x : (columns + 1,) float64
-        Left and right edges of the cells, in the original picture's pixels.
-    y : (rows + 1,) float64
-        Upper and lower ones.
-    grid_columns : (grids, columns) int32
-        Which column of each grid lies over a column of cells; -1: none.
-    grid_rows : (grids, rows) int32
-        Which row lies over a row of cells; -1: none.
     """
 
+    # (columns + 1,) float64: Left and right edges of the cells, in the original picture's pixels
     x: FloatArray
-    y: FloatArray
+    y: FloatArray  # (rows + 1,) float64: Upper and lower ones
+    # (grids, columns) int32: Which column of each grid lies over a column of cells; -1: none
     grid_columns: npt.NDArray[np.int32]
+    # (grids, rows) int32: Which row lies over a row of cells; -1: none
     grid_rows: npt.NDArray[np.int32]
 
 
 def combined_cells(grids: Sequence[Grid], size: tuple[int, int]) -> CombinedCells:
-    """Cut a picture along the edges of all boxes over it.
+    """Cut a picture of ``size`` (width, height) along the edges of all boxes over it.
 
-    Parameters
-    ----------
-    grids : sequence of Grid
-        All grids of this picture.
-    size : (width, height)
-        Of the original picture, in pixels; what sticks out of it is cut off.
+    What sticks out of the picture is cut off.
     """
     x, grid_columns = _cut([grid.x_edges for grid in grids], size[0])
     y, grid_rows = _cut([grid.y_edges for grid in grids], size[1])

@@ -33,43 +33,17 @@ SETTINGS_SHOWN = 100
 
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = (
-    "page.js",
-    "words.js",
-    "numbers.js",
-    "choice.js",
-    "controls.js",
-    "picture.js",
-    "strip.js",
-    "chart.js",
-    "curves.js",
-    "arcs.js",
-    "table.js",
-    "start.js",
-)
+    "page.js", "words.js", "numbers.js", "choice.js", "controls.js", "picture.js", "strip.js",
+    "chart.js", "curves.js", "arcs.js", "table.js", "start.js",
+)  # fmt: skip
 
 
 def write_report(flow: InformationFlow, path: str | os.PathLike[str]) -> Path:
-    """Write one result as one self-contained page.
+    """Write one result as one self-contained page; see :func:`vlmflow.reports.write.report`.
 
     The file holds everything it shows (under 3 MB), loads nothing, and its own content policy
     forbids it to. Where the maps of all answer tokens do not fit, those of the whole answer and of
     the first tokens are kept, and the page says so.
-
-    Parameters
-    ----------
-    flow : InformationFlow
-    path : path
-        File to write; parents are created, a file already there is replaced as a whole.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    InputError
-        If the path cannot be written; nothing half-written is left behind.
     """
     target = Path(path)
     write_files(target.parent, {target.name: _rendered(flow).encode("utf-8")})
@@ -170,16 +144,10 @@ def _settings(flow: InformationFlow) -> dict[str, Any]:
 
 def _rows(values: Any) -> list[tuple[str, str]]:
     """Name and value of every entry as bounded, visible text."""
-    rows = [
-        (
-            shown(name, SETTING_CHARACTERS),
-            shown(
-                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
-                SETTING_CHARACTERS,
-            ),
-        )
-        for name, value in list(values.items())[:SETTINGS_SHOWN]
-    ]
+    rows = []
+    for name, value in list(values.items())[:SETTINGS_SHOWN]:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        rows.append((shown(name, SETTING_CHARACTERS), shown(text, SETTING_CHARACTERS)))
     if len(values) > SETTINGS_SHOWN:
         rows.append(("…", f"{len(values) - SETTINGS_SHOWN} more in flow.json"))
     return rows

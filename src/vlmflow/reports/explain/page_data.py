@@ -34,36 +34,20 @@ TOKEN_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Packed:
-    """What the page's script reads.
+    """What the page's script reads."""
 
-    Parameters
-    ----------
-    head : dict
-        JSON: names, sizes, pictures, and the packed arrays as base64 texts.
-    bits : int
-        Depth in which map values are stored, 16 or 8.
-    mapped : int
-        How many targets have their maps in the page (the first ones).
-    charted : int
-        How many targets have their curves in the page (the first ones).
-    """
-
-    head: dict[str, Any]
-    bits: int
-    mapped: int
-    charted: int
+    head: dict[str, Any]  # JSON: names, sizes, pictures, and the packed arrays as base64 texts
+    bits: int  # Depth in which map values are stored, 16 or 8
+    mapped: int  # Number of targets that have their maps in the page (the first ones)
+    charted: int  # Number of targets that have their curves in the page (the first ones)
 
 
 def coded(values: Array, bits: int) -> tuple[Array, npt.NDArray[np.float32]]:
     """Values >= 0 as integers against the largest of each row (last axis), on a square-root scale.
 
-    ``value = top * (code / (2**bits - 1)) ** 2``. The square root keeps small values apart, which
-    a linear code would round to 0 beside one large one.
-
-    Returns
-    -------
-    (codes, tops)
-        Codes in the shape of ``values``; float32 tops without the last axis.
+    ``value = top * (code / (2**bits - 1)) ** 2``. The square root keeps small values apart, which a
+    linear code would round to 0 beside one large one. Returns the codes, and the float32 tops
+    without the last axis.
     """
     levels = 2**bits - 1
     clean = np.nan_to_num(np.asarray(values, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -163,9 +147,9 @@ def _curves(flow: InformationFlow, charted: int) -> dict[str, Array]:
         if isinstance(grid, SharedGrid):
             arrays[f"grid{number}.looks"] = grid.looks.astype(np.float32)
     for image, size in enumerate(flow.layout.image_sizes):
-        mine = [grid for grid in flow.layout.grids if grid.image == image]
-        if len(mine) > 1:
-            cells = combined_cells(mine, size)
+        own_grids = [grid for grid in flow.layout.grids if grid.image == image]
+        if len(own_grids) > 1:
+            cells = combined_cells(own_grids, size)
             arrays[f"cells{image}.x"] = cells.x.astype(np.float32)
             arrays[f"cells{image}.y"] = cells.y.astype(np.float32)
             arrays[f"cells{image}.columns"] = cells.grid_columns
@@ -189,7 +173,7 @@ def _maps(flow: InformationFlow, targets: Iterable[int], bits: int, room: int) -
 
 
 def _charted(flow: InformationFlow) -> int:
-    """How many targets' curves fit (nearly always all of them)."""
+    """Count the targets whose curves fit (nearly always all of them)."""
     layers, targets, segments = flow.attention_share.shape
     per_target = layers * (5 * 2 * segments + 3 * 4 + 5 * len(flow.signals))
     return max(1, min(int(targets), CURVES_BYTES // max(1, int(per_target))))
@@ -198,14 +182,8 @@ def _charted(flow: InformationFlow) -> int:
 def page_data(flow: InformationFlow, room: int) -> Packed:
     """Everything the page's script needs, in at most ``room`` bytes wherever that can be.
 
-    Pictures shrink first; maps are stored in 16 bits where those of all targets fit, else in 8,
-    for as many targets as fit, in the order whole answer, first token, second token, ...
-
-    Parameters
-    ----------
-    flow : InformationFlow
-    room : int
-        Bytes left in the page.
+    Pictures shrink first; maps are stored in 16 bits where those of all targets fit, else in 8, for
+    as many targets as fit, in the order whole answer, first token, second token, ...
     """
     charted = _charted(flow)
     layout = flow.layout

@@ -1,4 +1,7 @@
-"""Figures for papers and talks: the maps of all layers, and where an answer draws from."""
+"""Figures for papers and talks: the maps of all layers, and where an answer draws from.
+
+No figure is registered with pyplot, so there is nothing to close.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,16 @@ SCALES: tuple[Scale, ...] = ("layer", "shared")
 
 
 def strip_figure(
-    flow: InformationFlow,
-    signal: str,
-    target: int = 0,
-    *,
-    image: int = 0,
-    scale: Scale = "layer",
+    flow: InformationFlow, signal: str, target: int = 0, *, image: int = 0, scale: Scale = "layer"
 ) -> Figure:
     """Draw the maps of all layers over the picture, as Figure 4 of the paper.
 
-    The picture in grey, each token's box in the colour of its value. Regions that no token sees
-    are hatched; so are layers whose map is undefined or empty, with the word for it. Layers are
-    counted from 0 (the paper counts from 1).
+    The picture in grey, each token's box in the colour of its value. Regions that no token sees are
+    hatched; so are layers whose map is undefined or empty, with the word for it. Layers are counted
+    from 0 (the paper counts from 1).
 
     Parameters
     ----------
-    flow : InformationFlow
     signal : str
         One of ``flow.signals``.
     target : int
@@ -49,11 +46,6 @@ def strip_figure(
     scale : {"layer", "shared"}
         Colours from 0 to each layer's own largest value (printed below it): where does a layer
         look? Or from 0 to the largest of all layers: how much, compared with the others?
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Not registered with pyplot; nothing to close.
 
     Raises
     ------
@@ -70,19 +62,9 @@ def strip_figure(
 def segment_figure(flow: InformationFlow, target: int = 0) -> Figure:
     """Draw how an answer's attention is shared between segments, as Figure 2 of the paper.
 
-    One curve per segment over the decoder layers, counted from 0. For the whole answer the bands
-    span its tokens. Layers without attention are hatched.
-
-    Parameters
-    ----------
-    flow : InformationFlow
-    target : int
-        0 is the whole answer (the mean of its tokens), t the t-th answer token counted from 1.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Not registered with pyplot; nothing to close.
+    One curve per segment over the decoder layers, counted from 0. Target 0 is the whole answer: the
+    mean of its tokens, which the bands span; t is the t-th answer token counted from 1. Layers
+    without attention are hatched.
 
     Raises
     ------
@@ -106,21 +88,8 @@ def save_figures(
     """Write every figure of a result: ``segments`` and one strip per signal, picture and scale.
 
     Names are ``segments.png``, ``maps_saliency.png`` (a scale per layer),
-    ``maps_saliency_shared.png``; further pictures add ``_picture1`` and so on.
-
-    Parameters
-    ----------
-    flow : InformationFlow
-    directory : path
-        Created where missing; all figures are written or none.
-    formats : sequence of str
-        ``"png"`` (300 dpi) and ``"pdf"`` (text and lines as vectors, fonts inside).
-    target : int
-        See :func:`strip_figure`.
-
-    Returns
-    -------
-    list of Path
+    ``maps_saliency_shared.png``; further pictures add ``_picture1`` and so on. All figures are
+    written or none; formats are those of :data:`~vlmflow.reports.figures.figure_files.FORMATS`.
 
     Raises
     ------

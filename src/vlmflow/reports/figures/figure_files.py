@@ -18,15 +18,7 @@ _DPI = 300
 def figure_files(
     figures: Mapping[str, Figure], formats: Sequence[str] = FORMATS
 ) -> dict[str, bytes]:
-    """Return every figure in every format, by the name of its file.
-
-    Parameters
-    ----------
-    figures : dict of str to Figure
-        By the names of their files, without the end.
-    formats : sequence of str
-        Of :data:`FORMATS`.
-    """
+    """Return every figure in every format, by the name of its file."""
     from vlmflow.reports.figures.style import figure_style
 
     contents: dict[str, bytes] = {}

@@ -46,21 +46,10 @@ def place_labels(
 ) -> None:
     """Write labels beside their points, with a thin line where they stand further off.
 
-    The limits of the axes have to be final. A label for which there is no room is left out,
-    except a bold one.
-
-    Parameters
-    ----------
-    axes : Axes
-        Where.
-    labels : sequence of Label
-        The most important first.
-    marks : (n, 2) array
-        Points that no label may cover, in data coordinates.
-    lines : (m, 2) array
-        Points along lines that labels should rather not cover.
-    width : float
-        Inches that a label may be wide.
+    Labels come with the most important first and may be ``width`` inches wide. None covers one of
+    ``marks``, (n, 2); ``lines``, (m, 2), should rather not be covered; both are in data
+    coordinates. The limits of the axes have to be final. A label without room is left out, except a
+    bold one.
     """
     figure = axes.get_figure()
     assert figure is not None

@@ -13,13 +13,7 @@ from PIL import Image
 
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.grids import SharedGrid
-from vlmflow.reports.figures.style import (
-    HEAD,
-    WIDTH,
-    figure_style,
-    header,
-    short,
-)
+from vlmflow.reports.figures.style import HEAD, WIDTH, figure_style, header, short
 from vlmflow.reports.palette import GREY, MAP_SCALE
 
 if TYPE_CHECKING:
@@ -104,9 +98,8 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
             y = HEAD + row * row_height + _TITLE
             place = Place(x, y, x + panel, y + ratio * panel).shrunk_to(height / width)
             if index == 0:
-                _write(
-                    axes, place.middle, y - 0.03, _name(flow, image), 7, color=GREY, va="baseline"
-                )
+                name = _name(flow, image)
+                _write(axes, place.middle, y - 0.03, name, 7, color=GREY, va="baseline")
                 _lay(axes, place, picture)
                 continue
             layer, flag, top = layers[index - 1], flags[index - 1], tops[index - 1]

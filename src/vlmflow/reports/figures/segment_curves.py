@@ -9,13 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vlmflow.lvlm.layout import SEGMENTS
-from vlmflow.reports.figures.style import (
-    SEGMENT_LINES,
-    SEGMENT_NAMES,
-    WIDTH,
-    figure_style,
-    header,
-)
+from vlmflow.reports.figures.style import SEGMENT_LINES, SEGMENT_NAMES, WIDTH, figure_style, header
 from vlmflow.reports.palette import GREY, GRID
 
 if TYPE_CHECKING:

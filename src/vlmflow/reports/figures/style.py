@@ -106,10 +106,10 @@ def drawable(text: str) -> str:
 
 
 def fit(text: str, width: float, fonts: FontProperties) -> str:
-    """Return the text, shortened with an ellipsis where they are wider than ``width`` inches."""
+    """Return the text, shortened with an ellipsis where it is wider than ``width`` inches."""
 
-    def fits(shown: str) -> bool:
-        points, _, _ = _MEASURE.get_text_width_height_descent(shown, fonts, ismath=False)
+    def fits(candidate: str) -> bool:
+        points, _, _ = _MEASURE.get_text_width_height_descent(candidate, fonts, ismath=False)
         # hinting makes letters on a screen up to a few percent wider
         return bool(points * 1.05 <= width * 72)
 
@@ -129,13 +129,26 @@ def header(figure: Figure, title: str, flow: InformationFlow, target: int) -> No
         about = f"answer token {target} “{flow.targets[target][:_CHARACTERS].strip()}”"
     bold, plain = FontProperties(size=9, weight="bold"), FontProperties(size=8)
     _line(figure, 0.13, f"{title[:1].upper()}{title[1:]} · {about}", bold, 4.9)
-    _line(figure, 0.13, flow.model, plain, 1.9, right=True)
+    _line(figure, 0.13, flow.model, plain, 1.9, right=True, colour=GREY)
     _line(figure, 0.32, f"Q: {flow.question}", plain, WIDTH - 0.2)
     _line(figure, 0.46, f"A: {flow.answer}", plain, WIDTH - 0.2)
 
 
+def title_and_note(figure: Figure, title: str, note: str) -> None:
+    """Write a figure's title, and a grey note below it, into its uppermost inches."""
+    _line(figure, 0.16, title, FontProperties(size=9, weight="bold"), WIDTH - 0.2)
+    _line(figure, 0.34, note, FontProperties(size=7), WIDTH - 0.2, colour=GREY)
+
+
 def _line(
-    figure: Figure, y: float, text: str, fonts: FontProperties, width: float, right: bool = False
+    figure: Figure,
+    y: float,
+    text: str,
+    fonts: FontProperties,
+    width: float,
+    *,
+    right: bool = False,
+    colour: str = "black",
 ) -> None:
     """Write one line, ``y`` inches below the upper edge."""
     _, height = figure.get_size_inches()
@@ -144,7 +157,7 @@ def _line(
         1 - y / height,
         fit(drawable(text[:_CHARACTERS]), width, fonts),
         fontproperties=fonts,
-        color=GREY if right else "black",
+        color=colour,
         ha="right" if right else "left",
         va="center",
     )

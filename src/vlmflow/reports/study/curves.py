@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, fit
+from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, fit, title_and_note
 from vlmflow.reports.palette import GREY, LIGHT, SERIES
 from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED
 from vlmflow.truncation.amounts import Amount, Share
@@ -37,16 +37,7 @@ _LOOKS = [
 def study_curves(study: StudyResult) -> Figure | None:
     """Draw the test score against the layer, for truncations that differ in their layer only.
 
-    Parameters
-    ----------
-    study : StudyResult
-        What :func:`vlmflow.studies.truncations.results.read_study` read.
-
-    Returns
-    -------
-    matplotlib.figure.Figure or None
-        One picture per ranking; not registered with pyplot. None where no two truncations differ
-        in their layer only.
+    One picture per ranking; None where no two truncations differ in their layer only.
     """
     panels = curves_of(study)
     if not panels:
@@ -144,10 +135,8 @@ def _panel(
 
 def _curve(axes: Axes, name: str, summaries: Sequence[ArmSummary], look: dict[str, Any]) -> None:
     layers = [_layer(summary) for summary in summaries]
-    lows, highs = (
-        [summary.score.low for summary in summaries],
-        [summary.score.high for summary in summaries],
-    )
+    lows = [summary.score.low for summary in summaries]
+    highs = [summary.score.high for summary in summaries]
     axes.fill_between(layers, lows, highs, color=look["color"], alpha=0.13, linewidth=0)
     scores = [summary.score.value for summary in summaries]
     axes.plot(layers, scores, label=name, linewidth=1.4, markersize=3.8, **look)
@@ -169,19 +158,12 @@ def _at_random(
 def _head(
     figure: Figure, height: float, study: StudyResult, looks: dict[str, dict[str, Any]]
 ) -> None:
-    bold, plain = FontProperties(size=9, weight="bold"), FontProperties(size=7)
-    title = drawable(f"Score by the layer of truncation: {study.task.name[:200]}")
-    figure.text(
-        0.014, 1 - 0.16 / height, fit(title, WIDTH - 0.2, bold), fontproperties=bold, va="center"
-    )
-    note = (
+    title_and_note(
+        figure,
+        f"Score by the layer of truncation: {study.task.name[:200]}",
         f"{drawable(study.task.metric)[:60]} on the test samples; bands: 95 % intervals; grey: "
-        "untouched; dashed: no image; dotted: as many tokens at random"
+        "untouched; dashed: no image; dotted: as many tokens at random",
     )
-    figure.text(
-        0.014, 1 - 0.34 / height, fit(note, WIDTH - 0.2, plain), fontproperties=plain,
-        color=GREY, va="center",
-    )  # fmt: skip
     handles = [
         Line2D([], [], label=name, linewidth=1.4, markersize=3.8, **look)
         for name, look in looks.items()

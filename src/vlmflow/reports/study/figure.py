@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from vlmflow.reports.figures.label_places import Label, place_labels
-from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, fit
+from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, title_and_note
 from vlmflow.reports.palette import GREY, LIGHT, SERIES
 from vlmflow.studies.truncations.arms import UNTOUCHED
 from vlmflow.studies.truncations.sentences import points, verdict_words
@@ -43,16 +42,7 @@ _LABELLED = 9
 def study_figure(study: StudyResult) -> Figure:
     """Draw every arm's score on the test split against what it costs.
 
-    Parameters
-    ----------
-    study : StudyResult
-        What :func:`vlmflow.studies.truncations.results.read_study` read.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Not registered with pyplot; nothing to close. The second picture, over measured prefill
-        time, is there only if prefills were timed.
+    The second picture, over measured prefill time, is there only if prefills were timed.
     """
     summaries = [summary for summary in study.summaries if summary.split == "test"]
     timed = any(
@@ -78,12 +68,8 @@ def study_figure(study: StudyResult) -> Figure:
 def pareto_front(summaries: Sequence[ArmSummary], cost: str) -> list[ArmSummary]:
     """Return the truncations that no other beats in score at the same cost or less.
 
-    Parameters
-    ----------
-    summaries : sequence of ArmSummary
-        Of one split.
-    cost : str
-        ``"cost_share"`` or ``"prefill_share"``; summaries without it are left out.
+    Of summaries of one split; those without the ``cost`` (``"cost_share"`` or ``"prefill_share"``)
+    are left out.
     """
     truncations = [
         summary
@@ -213,19 +199,14 @@ def _drawn(
 
 
 def _head(figure: Figure, study: StudyResult, summaries: Sequence[ArmSummary], timed: bool) -> None:
-    title = drawable(f"{study.task.name[:200]} on {str(study.about['model']['name'])[:200]}")
-    bold = FontProperties(size=9, weight="bold")
-    figure.text(0.014, 0.962, fit(title, WIDTH - 0.2, bold), fontproperties=bold, va="center")
     count = max((summary.count for summary in summaries), default=0)
-    note = f"{count} test samples; bars and band are 95 % intervals"
+    times = "prefills were not timed"
     if timed:
-        machine = drawable(str(study.about["machine"])[:100])
-        note += f"; times measured on {machine}"
-    else:
-        note += "; prefills were not timed"
-    plain = FontProperties(size=7)
-    figure.text(
-        0.014, 0.917, fit(note, WIDTH - 0.2, plain), fontproperties=plain, color=GREY, va="center"
+        times = f"times measured on {str(study.about['machine'])[:100]}"
+    title_and_note(
+        figure,
+        f"{study.task.name[:200]} on {str(study.about['model']['name'])[:200]}",
+        f"{count} test samples; bars and band are 95 % intervals; {times}",
     )
     handles, names = figure.axes[0].get_legend_handles_labels()
     best = study.recommendation

@@ -17,18 +17,7 @@ if TYPE_CHECKING:
 
 
 def study_page(study: StudyResult) -> str:
-    """Write a study as one page of HTML.
-
-    Parameters
-    ----------
-    study : StudyResult
-        What :func:`vlmflow.studies.truncations.results.read_study` read.
-
-    Returns
-    -------
-    str
-        The page. Texts of samples, arms and model are escaped; it has no scripts.
-    """
+    """Write a study as one page of HTML; texts are escaped, and it has no scripts."""
     best, compared = study.recommendation, tables.answered_arm(study)
     curves = study_curves(study)
     figure_names, figures = tables.figure_table(study)

@@ -48,9 +48,8 @@ def figure_table(study: StudyResult) -> tuple[list[str], list[tuple[str, list[st
 
     Empty where the task has no figure but its score.
     """
-    summaries = {
-        summary.arm.name: summary for summary in study.summaries if summary.split == "test"
-    }
+    tests = [summary for summary in study.summaries if summary.split == "test"]
+    summaries = {summary.arm.name: summary for summary in tests}
     names = list(dict.fromkeys(name for summary in summaries.values() for name in summary.figures))
     if names == [study.task.metric]:
         return [], []

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vlmflow.escape_invisible import shown
 from vlmflow.removal.cliff import Cliff
+
+if TYPE_CHECKING:
+    from vlmflow.studies.cliff_layer.prediction import Prediction
 
 NAME_SHOWN = 120
 
 
 def headline(task: str, cliff: Cliff, layers: int) -> str:
-    """Say the finding in one sentence.
-
-    Parameters
-    ----------
-    task : str
-        Its name.
-    cliff : Cliff
-        By the share of changed answers.
-    layers : int
-        Number of decoder layers.
-    """
+    """Say the finding by the share of changed answers, of a model with so many decoder layers."""
     task = shown(task, NAME_SHOWN)
     most = f"{100 * cliff.tolerance:g} % of the answers"
     if cliff.layer is None:
@@ -36,3 +31,17 @@ def interval(cliff: Cliff) -> str:
     """Return ``"5 to 7"``, ``"6"``, ``"11 to none"`` or ``"none"``."""
     low, high = ("none" if end is None else str(end) for end in (cliff.low, cliff.high))
     return low if low == high else f"{low} to {high}"
+
+
+def error_words(prediction: Prediction) -> str:
+    """Return ``"1.20 (0.95 to 1.43)"``, in layers."""
+    return f"{prediction.error:.2f} ({prediction.error_low:.2f} to {prediction.error_high:.2f})"
+
+
+def rank_words(prediction: Prediction) -> str:
+    """Return ``"0.61 (0.40 to 0.75)"``, ``"0.61"`` without an interval, or ``"undefined"``."""
+    if prediction.rank is None:
+        return "undefined"
+    if prediction.rank_low is None or prediction.rank_high is None:
+        return f"{prediction.rank:.2f}"
+    return f"{prediction.rank:.2f} ({prediction.rank_low:.2f} to {prediction.rank_high:.2f})"
