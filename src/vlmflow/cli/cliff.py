@@ -80,6 +80,7 @@ def cliff(
 
 def _print(study: CliffStudy) -> None:
     from vlmflow.reports.cliff.page import headline, second_line
+    from vlmflow.studies.cliff_layer.sentences import error_words, rank_words
 
     typer.echo(printable(headline(study)))
     typer.echo(printable(second_line(study)) + "\n")
@@ -90,9 +91,6 @@ def _print(study: CliffStudy) -> None:
         lost = f"{row['kl']:.3f} ({row['kl low']:.3f} to {row['kl high']:.3f})"
         typer.echo(f"layer {row['layer']:<4}    {changed:25}{lost}")
     typer.echo("\npredicted by       mean error in layers     rank correlation")
-    for one in study.predictions:
-        error = f"{one.error:.2f} ({one.error_low:.2f} to {one.error_high:.2f})"
-        rank = "undefined" if one.rank is None else f"{one.rank:.2f}"
-        if one.rank_low is not None and one.rank_high is not None:
-            rank += f" ({one.rank_low:.2f} to {one.rank_high:.2f})"
-        typer.echo(f"{one.signal:19}{error:25}{rank}")
+    for prediction in study.predictions:
+        error, rank = error_words(prediction), rank_words(prediction)
+        typer.echo(f"{prediction.signal:19}{error:25}{rank}")

@@ -15,7 +15,7 @@ import typer
 
 from vlmflow import __version__
 from vlmflow.cli.app import MODEL, app
-from vlmflow.cli.options import Device, Model, NumberFormat, Revision
+from vlmflow.cli.options import Device, Model, MorePictures, NumberFormat, Revision
 from vlmflow.cli.terminal import (
     check_range,
     check_text,
@@ -49,12 +49,7 @@ def explain(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
     model: Model = MODEL,
-    more_images: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--image", metavar="IMAGE", help="A further picture for the same question; repeatable."
-        ),
-    ] = None,
+    more_images: MorePictures = None,
     out: Annotated[Path, typer.Option(help="Directory for the report and the numbers.")] = OUT,
     answer: Annotated[
         str | None, typer.Option(help="Explain this answer instead of the model's own.")
@@ -103,12 +98,8 @@ def explain(
             question,
             out=out,
             figures=figures,
-            load={
-                "name": model,
-                "device": device,
-                "dtype": dtype and dtype.value,
-                "revision": revision,
-            },
+            model=model,
+            load={"device": device, "dtype": dtype and dtype.value, "revision": revision},
             answer=answer,
             explain={
                 "signals": _split(signals),
@@ -132,13 +123,14 @@ def demo(
     with errors_in_one_line():
         from vlmflow.scenes import sample
 
-        shown = sample("scenes-reading", split="test", index=3)
+        demonstration = sample("scenes-reading", split="test", index=3)
         flow = _run(
-            [shown.picture],
-            shown.question,
+            [demonstration.picture],
+            demonstration.question,
             out=out,
             figures=False,
-            load={"name": MODEL},
+            model=MODEL,
+            load={},
             explain={"signals": _split(SIGNALS)},
         )
     _announce(flow, out, figures=False, as_json=as_json)
@@ -150,6 +142,7 @@ def _run(
     *,
     out: Path,
     figures: bool,
+    model: str,
     load: dict[str, Any],
     explain: dict[str, Any],
     answer: str | None = None,
@@ -158,15 +151,14 @@ def _run(
     from vlmflow.files import staged
 
     with staged(out, (REPORT, NUMBERS, ARRAYS)) as staging, progress() as show:
-        name = load.pop("name")
-        show(f"Loading {name}")
+        show(f"Loading {model}")
         quiet_libraries()
         import vlmflow
         from vlmflow.explanation.explain import explain as measured
         from vlmflow.flow.options import ExplainOptions
 
         options = ExplainOptions(**explain)  # what it refuses is refused before the model is loaded
-        vlm = vlmflow.load(name, **load)
+        vlm = vlmflow.load(model, **load)
         show("Measuring")
         flow = measured(
             vlm,
@@ -179,22 +171,18 @@ def _run(
         command = shlex.join(["vlmflow", *sys.argv[1:]])
         flow = dataclasses.replace(flow, settings={**flow.settings, "command": command})
         show("Writing")
+        from vlmflow.reports.write import figures as write_figures
+        from vlmflow.reports.write import report
+
         try:
-            _write(flow, staging, figures=figures)
+            flow.save(staging)
+            report(flow, staging / REPORT)
+            if figures:
+                write_figures(flow, staging / FIGURES)
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"cannot write to {str(out)!r}: {reason}") from error
     return flow
-
-
-def _write(flow: InformationFlow, directory: Path, *, figures: bool) -> None:
-    from vlmflow.reports.write import figures as write_figures
-    from vlmflow.reports.write import report
-
-    flow.save(directory)
-    report(flow, directory / REPORT)
-    if figures:
-        write_figures(flow, directory / FIGURES)
 
 
 def _announce(flow: InformationFlow, out: Path, *, figures: bool, as_json: bool) -> None:
@@ -222,7 +210,7 @@ def _announce(flow: InformationFlow, out: Path, *, figures: bool, as_json: bool)
 
 
 def _split(signals: str) -> tuple[str, ...]:
-    """Separate names at the commas that stand in no brackets."""
+    """Separate names at commas outside brackets."""
     from vlmflow.parameters import split_outside_brackets
 
     names = tuple(name.strip() for name in split_outside_brackets(signals) if name.strip())

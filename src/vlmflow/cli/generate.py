@@ -12,7 +12,7 @@ import typer
 
 from vlmflow import __version__
 from vlmflow.cli.app import MODEL, app
-from vlmflow.cli.options import Device, Model, NumberFormat, Revision
+from vlmflow.cli.options import Device, Model, MorePictures, NumberFormat, Revision
 from vlmflow.cli.terminal import (
     check_range,
     check_text,
@@ -36,12 +36,7 @@ def generate(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
     model: Model = MODEL,
-    more_images: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--image", metavar="IMAGE", help="A further picture for the same question; repeatable."
-        ),
-    ] = None,
+    more_images: MorePictures = None,
     truncate: Annotated[
         str | None,
         typer.Option(
@@ -93,18 +88,18 @@ def generate(
                 policy = vlmflow.preset(preset, vlm.num_layers)
             prompt = vlm.prepare(pictures, question)
             show("Answering")
-            told = _told(vlm, prompt, policy, max_new_tokens)
+            facts = _answer_facts(vlm, prompt, policy, max_new_tokens)
             if compare:
                 show("Answering with the untouched model")
-                untouched = _told(vlm, prompt, None, max_new_tokens)
-                told = {**told, "untouched": untouched, "compared": _compared(told, untouched)}
+                untouched = _answer_facts(vlm, prompt, None, max_new_tokens)
+                facts = {**facts, "untouched": untouched, "compared": _compared(facts, untouched)}
     if as_json:
-        typer.echo(json.dumps({"version": __version__, "model": vlm.name, **told}))
+        typer.echo(json.dumps({"version": __version__, "model": vlm.name, **facts}))
         return
-    _print(told)
+    _print(facts)
 
 
-def _told(
+def _answer_facts(
     vlm: LVLM, prompt: Prompt, policy: Truncation | None, max_new_tokens: int
 ) -> dict[str, Any]:
     """Answer, and say what a reader and a machine want to know."""
@@ -118,7 +113,7 @@ def _told(
         for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
     ]
     cost = prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         **asdict(answer),
         "truncation": None if policy is None else policy.to_json(),
         "image_tokens": counts[1],
@@ -127,43 +122,43 @@ def _told(
     if policy is not None:
         measured = measured_flops(vlm.model, prompt.inputs, policy)
         whole = measured_flops(vlm.model, prompt.inputs, None)
-        told["flops"] = {
+        facts["flops"] = {
             "formula_share": cost.formula_share,
             "decoder_share": cost.decoder_share,
             "prefill_share": cost.exact_share,
             "measured_share": measured / whole,
             "measured": measured,
         }
-    return told
+    return facts
 
 
-def _compared(told: dict[str, Any], untouched: dict[str, Any]) -> dict[str, Any]:
+def _compared(facts: dict[str, Any], untouched: dict[str, Any]) -> dict[str, Any]:
     """Ratios of truncated to untouched; below 1 is faster or smaller."""
     ratios = {
-        key: told[key] / untouched[key] if told[key] and untouched[key] else None
+        key: facts[key] / untouched[key] if facts[key] and untouched[key] else None
         for key in ("prefill", "per_token", "end_to_end", "cache_bytes")
     }
-    return {"same_answer": told["ids"] == untouched["ids"], "ratios": ratios}
+    return {"same_answer": facts["ids"] == untouched["ids"], "ratios": ratios}
 
 
-def _print(told: dict[str, Any]) -> None:
-    _print_run(told)
-    if "untouched" not in told:
+def _print(facts: dict[str, Any]) -> None:
+    _print_run(facts)
+    if "untouched" not in facts:
         return
     typer.echo("untouched")
-    _print_run(told["untouched"], indent="  ")
-    ratios = {name: value for name, value in told["compared"]["ratios"].items() if value}
+    _print_run(facts["untouched"], indent="  ")
+    ratios = {name: value for name, value in facts["compared"]["ratios"].items() if value}
     names = {"prefill": "prefill", "per_token": "per token", "end_to_end": "end to end"}
-    shown = ", ".join(f"{names[n]} {ratios[n]:.2f}x" for n in names if n in ratios)
-    agrees = "the same answer" if told["compared"]["same_answer"] else "ANOTHER answer"
-    typer.echo(f"compared    {agrees}; time {shown}; cache {ratios['cache_bytes']:.2f}x")
+    times = ", ".join(f"{names[n]} {ratios[n]:.2f}x" for n in names if n in ratios)
+    agrees = "the same answer" if facts["compared"]["same_answer"] else "ANOTHER answer"
+    typer.echo(f"compared    {agrees}; time {times}; cache {ratios['cache_bytes']:.2f}x")
 
 
-def _print_run(told: dict[str, Any], indent: str = "") -> None:
-    typer.echo(f"{indent}answer      {printable(told['answer'])!r}")
-    typer.echo(f"{indent}tokens      {_spans(told['tokens_per_layer'])}")
-    if "flops" in told:
-        flops = told["flops"]
+def _print_run(facts: dict[str, Any], indent: str = "") -> None:
+    typer.echo(f"{indent}answer      {printable(facts['answer'])!r}")
+    typer.echo(f"{indent}tokens      {_spans(facts['tokens_per_layer'])}")
+    if "flops" in facts:
+        flops = facts["flops"]
         # What the config does not tell is not computed.
         exact = "" if flops["decoder_share"] is None else f", {flops['decoder_share']:.1%} exact"
         computed = (
@@ -173,12 +168,12 @@ def _print_run(told: dict[str, Any], indent: str = "") -> None:
             f"{indent}FLOPs       decoder {flops['formula_share']:.1%} by FastV's formula{exact}; "
             f"whole prefill{computed} {flops['measured_share']:.1%} measured"
         )
-    further = "" if told["per_token"] is None else f", per token {told['per_token']:.4f} s"
+    further = "" if facts["per_token"] is None else f", per token {facts['per_token']:.4f} s"
     typer.echo(
-        f"{indent}time        prefill {told['prefill']:.4f} s{further}, "
-        f"end to end {told['end_to_end']:.4f} s"
+        f"{indent}time        prefill {facts['prefill']:.4f} s{further}, "
+        f"end to end {facts['end_to_end']:.4f} s"
     )
-    typer.echo(f"{indent}cache       {told['cache_bytes'] / MIB:.2f} MiB")
+    typer.echo(f"{indent}cache       {facts['cache_bytes'] / MIB:.2f} MiB")
 
 
 def _spans(tokens: list[int]) -> str:

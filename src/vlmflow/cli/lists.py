@@ -25,7 +25,7 @@ def tasks() -> None:
     """List the data sets that 'vlmflow study' and 'vlmflow cliff' know."""
     from vlmflow.tasks.registry import known_tasks
 
-    _table([(one.name, one.metric, one.description) for one in known_tasks()])
+    _table([(task.name, task.metric, task.description) for task in known_tasks()])
     typer.echo("\nor any .jsonl or .csv file with the columns image, question and answer")
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vlmflow.cli.app import Dtype
 
+MorePictures = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image", metavar="IMAGE", help="A further picture for the same question; repeatable."
+    ),
+]
 Model = Annotated[
     str, typer.Option(help="A bundled model, a directory, or a name on the Hugging Face hub.")
 ]

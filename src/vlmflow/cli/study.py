@@ -72,7 +72,7 @@ def study(
     with errors_in_one_line("interrupted; the same command goes on from here"):
         if out is None:
             raise InputError("a study needs --out DIR to keep its results in")
-        given = {
+        options = {
             "task": task,
             "model": model,
             "samples": samples,
@@ -84,7 +84,7 @@ def study(
             "dtype": dtype and Dtype(dtype).value,
             "revision": revision,
         }
-        plain = _settings(config, given, truncate or [], preset or [])
+        plain = _settings(config, options, truncate or [], preset or [])
         with progress() as show:
             show("Checking the study")
             quiet_libraries()
@@ -95,7 +95,7 @@ def study(
 
             began = time.monotonic()
 
-            def tell(now: Progress) -> None:
+            def show_progress(now: Progress) -> None:
                 rate = now.done / max(time.monotonic() - began, 1e-3)
                 line = f"{plan.task}: {now.done} of {now.total} samples, {rate:.1f}/s"
                 if now.score is not None:
@@ -103,7 +103,7 @@ def study(
                 show(line, now.done, now.total)
 
             show(f"Loading {plan.model}")
-            run_with(workers, plan, out, tell)
+            run_with(workers, plan, out, show_progress)
             show("Writing")
             result, page = _write(out)
     _print(result, page)
@@ -122,7 +122,7 @@ def report(
 
 
 def _settings(
-    config: Path | None, given: dict[str, Any], truncate: list[str], presets: list[str]
+    config: Path | None, options: dict[str, Any], truncate: list[str], presets: list[str]
 ) -> dict[str, Any]:
     """Put the options over what the file says; truncations are added to the file's."""
     plain: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def _settings(
         from vlmflow.studies.truncations.plan import read_plan
 
         plain = read_plan(config)
-    plain |= {name: value for name, value in given.items() if value is not None}
+    plain |= {name: value for name, value in options.items() if value is not None}
     more = [*truncate, *({"preset": name} for name in presets)]
     if more:
         listed = plain.get("truncations") or []

@@ -43,8 +43,9 @@ def errors_in_one_line(interrupted: str = "interrupted; nothing was written") ->
         raise typer.Exit(130) from None
     except (MemoryError, RuntimeError) as error:
         # torch's own out-of-memory errors are RuntimeErrors that differ from device to device.
-        told = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
-        if not told and not isinstance(error, MemoryError):
+        message = str(error)
+        is_memory = "out of memory" in message or "can't allocate memory" in message
+        if not is_memory and not isinstance(error, MemoryError):
             raise
         complain("out of memory; try --low-memory, --whole, --dtype bfloat16 or a smaller model")
         raise typer.Exit(1) from None

@@ -29,28 +29,16 @@ SIGNALS = ("attention share", "saliency flow", "convergence")
 
 @dataclass(frozen=True, eq=False)
 class SampleMeasurement:
-    """One sample: its answer, its removal curve and its signals.
+    """One sample: its answer, its removal curve and its signals."""
 
-    Parameters
-    ----------
-    sample : TaskSample
-        What was asked.
-    answer : str
-        The model's greedy answer; empty where it ended at once, and then nothing else is measured.
-    score : float
-        The task's score of that answer; NaN where answers cannot be scored one by one.
-    curve : RemovalCurve, optional
-        With keep 0.
-    signals : dict of str to (L,) float64
-        :data:`SIGNALS` per layer: the share of attention that the answer's rows give to image
-        tokens, the share of all saliency from image tokens to text that flows in this layer, and
-        the share of the layer's that the strongest tenth of the image tokens hold.
-    """
-
-    sample: TaskSample
+    sample: TaskSample  # What was asked
+    # The model's greedy answer; empty where it ended at once, and then nothing else is measured
     answer: str
-    score: float
-    curve: RemovalCurve | None
+    score: float  # The task's score of that answer; NaN where answers cannot be scored one by one
+    curve: RemovalCurve | None  # With keep 0
+    # :data:`SIGNALS` per layer: the share of attention that the answer's rows give to image tokens,
+    # the share of all saliency from image tokens to text that flows in this layer, and the share of
+    # the layer's that the strongest tenth of the image tokens hold
     signals: dict[str, FloatArray]
 
 
@@ -63,20 +51,9 @@ def measure_samples(
     batch: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[SampleMeasurement]:
-    """Answer and measure the first samples of a split.
+    """Answer and measure the first samples of a split, ``batch`` at once.
 
-    Parameters
-    ----------
-    vlm : LVLM
-        The model.
-    task : Task
-        The data.
-    split, count : str, int
-        Which samples.
-    batch : int
-        Samples at once.
-    progress : callable, optional
-        Called with the number of samples done after each batch.
+    ``progress`` is called with the number of samples done after each batch.
     """
     samples = task.samples(split, count)
     done = 0

@@ -23,32 +23,22 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Prediction:
-    """How well one signal predicts the cliff layer of a sample.
+    """How well one signal predicts the cliff layer of a sample."""
 
-    Parameters
-    ----------
-    signal : str
-        One of :data:`SIGNALS`, or ``"constant"``: the median cliff of the calibration samples.
-    threshold : float, optional
-        What the signal may still sum up to from its cliff on, as a share; chosen on the calibration
-        samples. None where there is nothing to choose.
-    error, error_low, error_high : float
-        Mean absolute error in layers on the test samples, with its bootstrap 95 % interval.
-    rank, rank_low, rank_high : float, optional
-        Spearman's rank correlation with the true cliff; None where either is constant.
-    samples : int
-        ``n``.
-    """
-
+    # One of :data:`SIGNALS`, or ``"constant"``: the median cliff of the calibration samples
     signal: str
+    # What the signal may still sum up to from its cliff on, as a share; chosen on the calibration
+    # samples. None where there is nothing to choose.
     threshold: float | None
+    # Mean absolute error in layers on the test samples, with its bootstrap 95 % interval
     error: float
     error_low: float
     error_high: float
+    # Spearman's rank correlation with the true cliff; None where either is constant
     rank: float | None
     rank_low: float | None
     rank_high: float | None
-    samples: int
+    samples: int  # ``n``
 
 
 def true_cliffs(
@@ -127,9 +117,9 @@ def _compare(
     seed: int,
 ) -> Prediction:
     errors, ranks = [], []
-    for picked in resamples(len(truth), draws, seed):
-        errors.append(np.abs(guess[picked] - truth[picked]).mean())
-        ranks.append(spearman(guess[picked], truth[picked]))
+    for numbers in resamples(len(truth), draws, seed):
+        errors.append(np.abs(guess[numbers] - truth[numbers]).mean())
+        ranks.append(spearman(guess[numbers], truth[numbers]))
     rank = spearman(guess, truth)
     defined = [drawn for drawn in ranks if drawn is not None]
     low, high = percentile_interval(errors)

@@ -14,29 +14,21 @@ TOLERANCE, CHANGED = 0.1, 0.05
 class CliffSettings:
     """How a task's cliff layer is measured.
 
-    Parameters
-    ----------
-    samples, calibration : int
-        Samples of the test split, and of the calibration split, on which thresholds of the cheap
-        signals are chosen.
-    tolerance, changed : float
-        Mean KL in nats, and share of changed answers, that removal may cost.
-    batch : int
-        Samples at once.
-    draws, seed : int
-        Of the bootstraps.
-
     Raises
     ------
     InputError
         For numbers that are impossible.
     """
 
+    # Samples of the test split, and of the calibration split, on which thresholds of the cheap
+    # signals are chosen
     samples: int = 200
     calibration: int = 100
+    # Mean KL in nats, and share of changed answers, that removal may cost
     tolerance: float = TOLERANCE
     changed: float = CHANGED
-    batch: int = 8
+    batch: int = 8  # Samples at once
+    # Of the bootstraps
     draws: int = 2000
     seed: int = 0
 

@@ -171,32 +171,24 @@ def measure_cliff(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> CliffStudy:
-    """Measure a task's cliff layer on its test split; see :func:`vlmflow.cliff_study`.
-
-    Parameters
-    ----------
-    vlm : LVLM
-        The model.
-    task : Task
-        The data.
-    settings : CliffSettings
-        What is asked.
-    progress : callable, optional
-        Called with ``(samples done, samples in all)``.
-
-    Raises
-    ------
-    InputError
-        If the model gives no answer to any sample.
-    """
+    """Measure a task's cliff layer on its test split; see :func:`vlmflow.cliff_study`."""
     total = settings.calibration + settings.samples
 
     def measured(split: str, count: int, before: int) -> list[SampleMeasurement]:
-        def tell(done: int) -> None:
+        """Measure a split and score its answers together, which some metrics need."""
+
+        def show(done: int) -> None:
             if progress is not None:
                 progress(before + done, total)
 
-        return _measured(vlm, task, split, count, settings.batch, tell)
+        batch = settings.batch
+        samples = list(measure_samples(vlm, task, split, count, batch=batch, progress=show))
+        answers = [measurement.answer for measurement in samples]
+        scores = task.scores([measurement.sample for measurement in samples], answers)
+        return [
+            replace(measurement, score=score)
+            for measurement, score in zip(samples, scores, strict=True)
+        ]
 
     fitted = measured("calibration", settings.calibration, 0)
     tested = measured("test", settings.samples, len(fitted))
@@ -213,17 +205,3 @@ def measure_cliff(
         predictions=tuple(predicted),
         settings=asdict(settings),
     )
-
-
-def _measured(
-    vlm: LVLM, task: Task, split: str, count: int, batch: int, progress: Callable[[int], None]
-) -> list[SampleMeasurement]:
-    measurements = list(measure_samples(vlm, task, split, count, batch=batch, progress=progress))
-    scores = task.scores(
-        [measurement.sample for measurement in measurements],
-        [measurement.answer for measurement in measurements],
-    )
-    return [
-        replace(measurement, score=score)
-        for measurement, score in zip(measurements, scores, strict=True)
-    ]

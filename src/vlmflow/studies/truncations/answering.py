@@ -32,30 +32,14 @@ class WorkItem:
 def answer_sample(
     vlm: LVLM, sample: TaskSample, items: Sequence[WorkItem], max_new_tokens: int
 ) -> list[StoredResult]:
-    """Answer one sample under some arms.
+    """Answer one sample under some arms; results come in the order of ``items``.
 
-    Whatever goes wrong with the sample or with one arm becomes a failed result with its reason:
-    a study of thousands of samples must not end at one broken picture.
-
-    Parameters
-    ----------
-    vlm : LVLM
-        The model.
-    sample : TaskSample
-        What is asked.
-    items : sequence of S WorkItem
-        What to answer it under.
-    max_new_tokens : int
-        Longest answer.
-
-    Returns
-    -------
-    list of S StoredResult
-        In the order of ``items``.
+    Whatever goes wrong with the sample or with one arm becomes a failed result with its reason: a
+    study of thousands of samples must not end at one broken picture.
     """
     try:
         prompt = vlm.prepare(sample.pictures, sample.question)
-    except Exception as error:  # one broken sample must not end a study of thousands
+    except Exception as error:
         return [_failed(item, error) for item in items]
     results: dict[str, StoredResult] = {}
     whole = [item for item in items if not item.arm.is_down_sampled]
@@ -87,11 +71,7 @@ def _whole_pictures(
 
 
 def _smaller_pictures(
-    vlm: LVLM,
-    whole: Prompt,
-    sample: TaskSample,
-    items: Sequence[WorkItem],
-    max_new_tokens: int,
+    vlm: LVLM, whole: Prompt, sample: TaskSample, items: Sequence[WorkItem], max_new_tokens: int
 ) -> dict[str, StoredResult]:
     tokens = int(whole.layout.image_positions.size)
     growing: bool | None = None
@@ -141,7 +121,7 @@ def _result(
     return StoredResult(
         id=item.id,
         answer=answer_text(vlm.processor.tokenizer, ids),
-        image_tokens=_mean(cost.tokens_per_layer) - text,
+        image_tokens=sum(cost.tokens_per_layer) / len(cost.tokens_per_layer) - text,
         flops=None if cost.exact is None else float(cost.exact),
         flops_untouched=None if untouched.exact is None else float(untouched.exact),
         formula_share=formula_share(shape, cost.tokens_per_layer, len(whole.layout)),
@@ -154,10 +134,6 @@ def _cost(vlm: LVLM, prompt: Prompt, policy: Truncation | None) -> PrefillCost:
         for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
     ]
     return prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values)
 
 
 def _failed(item: WorkItem, error: Exception) -> StoredResult:

@@ -17,25 +17,14 @@ KINDS = (UNTOUCHED, NO_IMAGE, "truncation", "random", "down-sampled")
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of answering every sample: a truncation, or a control.
+    """One way of answering every sample: a truncation, or a control."""
 
-    Parameters
-    ----------
-    name : str
-        Names the arm within its study.
-    kind : str
-        One of :data:`KINDS`.
-    truncation : Truncation, optional
-        What is removed; None for the untouched model. Of down-sampled pictures: the truncation
-        that they get as many image tokens as.
-    of : str
-        Of a control: the name of the truncation it belongs to.
-    """
-
-    name: str
-    kind: str
+    name: str  # Names the arm within its study
+    kind: str  # One of :data:`KINDS`
+    # What is removed; None for the untouched model. Of down-sampled pictures: the truncation that
+    # they get as many image tokens as.
     truncation: Truncation | None = None
-    of: str = ""
+    of: str = ""  # Of a control: the name of the truncation it belongs to
 
     @property
     def is_down_sampled(self) -> bool:
@@ -68,21 +57,12 @@ def label(policy: Truncation) -> str:
 def arms_of(
     truncations: Sequence[tuple[str, Truncation]], layers: int, *, seed: int
 ) -> tuple[Arm, ...]:
-    """Put the controls beside the truncations.
+    """Put the controls beside the truncations, which come with their names (empty: :func:`label`).
 
     Every study has the untouched model and the one without any image token. A truncation that
     chooses tokens gets a random choice on the same schedule; every truncation gets pictures
     down-sampled to as many image tokens as it leaves to an average layer. Controls that several
     truncations share appear once.
-
-    Parameters
-    ----------
-    truncations : sequence of (str, Truncation)
-        Names (empty: :func:`label`) and policies.
-    layers : int
-        Decoder layers of the model.
-    seed : int
-        Of the random choices.
     """
     arms: dict[str, Arm] = {}
     names: dict[str, str] = {}  # by what the arm does

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,13 +23,7 @@ _PROBED = 64
 
 
 def model_identity(vlm: LVLM) -> str:
-    """Hash a model: configuration, some values of every weight, processor, versions, device kind.
-
-    Parameters
-    ----------
-    vlm : LVLM
-        The model.
-    """
+    """Hash a model: configuration, values of every weight, processor, versions, kind of device."""
     digest = hashlib.sha256()
     summary = vlm.config_summary() | {
         "config": vlm.model.config.to_json_string(use_diff=False),
@@ -90,24 +83,13 @@ def task_sample(stored: StoredSample) -> TaskSample:
 
 
 def result_id(model: str, sample: str, arm: Arm, max_new_tokens: int) -> str:
-    """Hash what a result depends on.
+    """Hash what a result depends on; the arm's name is not part of it.
 
-    Parameters
-    ----------
-    model, sample : str
-        :func:`model_identity` and the id of :func:`stored_sample`.
-    arm : Arm
-        How it is answered; its name does not matter.
-    max_new_tokens : int
-        Longest answer.
+    ``model`` is a :func:`model_identity`, ``sample`` the id of a :func:`stored_sample`.
     """
-    plain: Mapping[str, Any] = {
-        "model": model,
-        "sample": sample,
-        "arm": arm.to_json(),
-        "max_new_tokens": max_new_tokens,
-    }
-    return hashlib.sha256(_text(plain).encode()).hexdigest()
+    plain = {"model": model, "sample": sample, "arm": arm.to_json()}
+    text = _text(plain | {"max_new_tokens": max_new_tokens})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _text(value: Any) -> str:

@@ -21,11 +21,6 @@ def grows(vlm: LVLM, whole: Prompt, question: str) -> bool:
     """Whether a much smaller picture has fewer image tokens.
 
     Much: large pictures may be scaled down to the same size by the processor.
-
-    Parameters
-    ----------
-    vlm, whole, question
-        As for :func:`down_sampled`.
     """
     _refuse_videos(whole)
     small = vlm.prepare([_resized(picture, 1 / 8) for picture in whole.images], question)
@@ -37,29 +32,11 @@ def down_sampled(
 ) -> tuple[Prompt, Truncation | None]:
     """Prepare a prompt whose pictures have fewer image tokens because they are smaller.
 
-    A model whose image tokens grow with the picture is simply given a smaller one. A model that
-    always makes a picture into the same grid gets it shrunk into the top left corner of an even
-    ground, and only the image tokens of that corner go into the decoder.
-
-    Parameters
-    ----------
-    vlm : LVLM
-        The model.
-    whole : Prompt
-        The prompt with the pictures as they are.
-    question : str
-        What it asks.
-    share : float
-        Image tokens wanted, as a share of the whole picture's.
-    growing : bool
-        What :func:`grows` says.
-
-    Returns
-    -------
-    prompt : Prompt
-        The prompt.
-    truncation : Truncation or None
-        What takes the even ground away.
+    A model whose image tokens grow with the picture (``growing``, as :func:`grows` says) is simply
+    given a smaller one. A model that always makes a picture into the same grid gets it shrunk into
+    the top left corner of an even ground, and only the image tokens of that corner go into the
+    decoder: the truncation that is returned takes the ground away. ``share`` is that of the image
+    tokens of ``whole``.
 
     Raises
     ------
@@ -68,8 +45,8 @@ def down_sampled(
     """
     _refuse_videos(whole)
     if growing:
-        wanted = share * whole.layout.image_positions.size
-        return _nearest(vlm, whole.images, question, wanted), None
+        tokens = share * whole.layout.image_positions.size
+        return _nearest(vlm, whole.images, question, tokens), None
     grids = whole.layout.grids
     if not grids or len({grid.shape for grid in grids}) > 1:
         reason = whole.layout.grids_missing or "its pictures have grids of different shapes"
@@ -85,8 +62,8 @@ def _refuse_videos(whole: Prompt) -> None:
         raise InputError("a video is not down-sampled: this control is one of pictures")
 
 
-def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: float) -> Prompt:
-    """Find the size that comes nearest to the tokens wanted, in a few steps."""
+def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, goal: float) -> Prompt:
+    """Find the size whose number of tokens comes nearest to the goal, in a few steps."""
     tried: list[tuple[float, float, Prompt]] = []
     low, high = 0.0, 1.0
     for _ in range(8):
@@ -94,8 +71,8 @@ def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, wanted: flo
         prompt = vlm.prepare([_resized(picture, scale) for picture in whole], question)
         tokens = prompt.layout.image_positions.size
         # Of pictures with as many tokens, the largest shows most.
-        tried.append((abs(tokens - wanted), -scale, prompt))
-        low, high = (scale, high) if tokens <= wanted else (low, scale)
+        tried.append((abs(tokens - goal), -scale, prompt))
+        low, high = (scale, high) if tokens <= goal else (low, scale)
     return min(tried, key=lambda attempt: attempt[:2])[2]
 
 

@@ -25,12 +25,8 @@ def study_html(
 ) -> str:
     """Show a study's arms on its test samples.
 
-    Parameters
-    ----------
-    texts : dict
-        ``task``, ``metric`` and ``model``; escaped, as the arms' names are.
-    summaries, best, max_loss, failed
-        Of the study; ``failed`` is the number of samples that some arm failed on.
+    ``texts`` are ``task``, ``metric`` and ``model``; they are escaped, as the arms' names are.
+    ``failed`` is the number of samples that some arm failed on.
     """
     rows = []
     for summary in summaries:

@@ -22,47 +22,27 @@ _SWEEPABLE = ("layer", "keep", "rank_by", "remainder", "positions")
 class Plan:
     """A study: model x task x truncations.
 
-    Parameters
-    ----------
-    task : str
-        As :func:`vlmflow.tasks.registry.find_task` takes it.
-    model : str
-        As :func:`vlmflow.load` takes it.
-    truncations : tuple
-        Each a text (``"layer=6,keep=0"``), a mapping of the fields of
-        :class:`vlmflow.truncation.truncation.Truncation` with an optional ``name``, or
-        ``{"preset": NAME}``.
-    sweep : mapping, optional
-        Lists of layers, keeps and rankings: every combination is one more truncation.
-    samples, calibration : int
-        Samples of the test split, and of the calibration split, on which a truncation is chosen.
-    max_loss : float
-        Largest loss of the task's score that a recommendation may cost.
-    timed : int
-        Calibration samples whose prefill is timed under every arm; 0: none.
-    seed : int
-        Of random choices and bootstraps.
-    max_new_tokens : int, optional
-        Longest answer; the task's own where left out.
-    revision, device, dtype, device_map : str, optional
-        As for :func:`vlmflow.load`.
-
     Raises
     ------
     InputError
         For options that are unknown or impossible.
     """
 
-    task: str
-    model: str = "scenes-llava"
+    task: str  # As :func:`vlmflow.tasks.registry.find_task` takes it
+    model: str = "scenes-llava"  # As :func:`vlmflow.load` takes it
+    # Each a text (``"layer=6,keep=0"``), a :class:`~vlmflow.truncation.truncation.Truncation`, a
+    # mapping of its fields with an optional ``name``, or ``{"preset": NAME}``
     truncations: tuple[Any, ...] = ()
+    # Lists of layers, keeps and rankings: every combination is one more truncation
     sweep: Mapping[str, Any] | None = None
+    # Samples of the test split, and of the calibration split, on which a truncation is chosen
     samples: int = 200
     calibration: int = 200
-    max_loss: float = 0.03
-    timed: int = 4
-    seed: int = 0
-    max_new_tokens: int | None = None
+    max_loss: float = 0.03  # Largest loss of the task's score that a recommendation may cost
+    timed: int = 4  # Calibration samples whose prefill is timed under every arm; 0: none
+    seed: int = 0  # Of random choices and bootstraps
+    max_new_tokens: int | None = None  # Longest answer; the task's own where left out
+    # As for :func:`vlmflow.load`
     revision: str | None = None
     device: str | None = None
     dtype: str | None = None
@@ -149,16 +129,16 @@ def read_plan(path: Path) -> dict[str, Any]:
     return content
 
 
-def _truncation(given: Any, layers: int | None) -> tuple[str, Truncation] | None:
-    if isinstance(given, Truncation):
-        return "", given
-    if isinstance(given, str):
-        return "", Truncation.parse(given)
-    if not isinstance(given, Mapping):
+def _truncation(entry: Any, layers: int | None) -> tuple[str, Truncation] | None:
+    if isinstance(entry, Truncation):
+        return "", entry
+    if isinstance(entry, str):
+        return "", Truncation.parse(entry)
+    if not isinstance(entry, Mapping):
         raise InputError(
-            f"truncation {given!r} is neither a text such as 'layer=6,keep=0' nor a mapping"
+            f"truncation {entry!r} is neither a text such as 'layer=6,keep=0' nor a mapping"
         )
-    plain = dict(given)
+    plain = dict(entry)
     name = plain.pop("name", "")
     if not isinstance(name, str):
         raise InputError(f"name {name!r} of a truncation is not text")
@@ -195,10 +175,10 @@ def _swept(sweep: Mapping[str, Any]) -> list[Truncation]:
     return policies
 
 
-def _plain(given: Any) -> Any:
-    if isinstance(given, Truncation):
-        return given.to_json()
-    return dict(given) if isinstance(given, Mapping) else given
+def _plain(entry: Any) -> Any:
+    if isinstance(entry, Truncation):
+        return entry.to_json()
+    return dict(entry) if isinstance(entry, Mapping) else entry
 
 
 def _check_types(plan: Plan) -> None:

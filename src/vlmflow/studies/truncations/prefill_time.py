@@ -25,15 +25,7 @@ REPEATS = 3
 
 
 def timing_id(model: str, sample: str, arm: Arm) -> str:
-    """Name the measurement of an arm on a sample.
-
-    Parameters
-    ----------
-    model, sample : str
-        :func:`vlmflow.studies.truncations.cache_keys.model_identity` and the id of a stored sample.
-    arm : Arm
-        How it is answered.
-    """
+    """Name the measurement of an arm on a stored sample, by their ids."""
     return hashlib.sha256(repr(("prefill", model, sample, arm.to_json())).encode()).hexdigest()
 
 
@@ -48,24 +40,10 @@ def time_prefills(
     """Time the prefill of some calibration samples under every arm.
 
     Arms take turns, so that whatever else the machine does falls on all of them. Vision tower,
-    projector, decoder and ranking are in it, as are one warm-up before each run.
-
-    Parameters
-    ----------
-    vlm, task, arms
-        The study.
-    samples : int
-        Number of samples that are timed.
-    model : str
-        :func:`vlmflow.studies.truncations.cache_keys.model_identity`.
-    measured : collection of str
-        Ids that need no measuring. A sample is measured whole or not at all: its arms are
-        compared with each other.
-
-    Yields
-    ------
-    id, seconds
-        :func:`timing_id`, and the median of a few runs. An arm that fails yields nothing.
+    projector, decoder and ranking are in it, as are one warm-up before each run. Yields
+    :func:`timing_id` and the median seconds of a few runs; an arm that fails yields nothing. Ids in
+    ``measured`` need no measuring. A sample is measured whole or not at all: its arms are compared
+    with each other.
     """
     if samples < 1:
         return

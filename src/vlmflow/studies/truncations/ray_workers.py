@@ -29,17 +29,10 @@ TRIES = 3
 
 
 class Worker:
-    """A model in a process of its own.
+    """A model in a process of its own, with ``threads`` for work on the CPU.
 
-    Parameters
-    ----------
-    plan : Plan
-        Says which model, and how samples are answered.
-    threads : int
-        For work on the CPU.
-    task : Task, optional
-        The task, where the plan's name of it cannot be looked up. It travels as Ray sends objects:
-        a class of a module by its path, a class of ``__main__`` with its code.
+    The task is given where the plan's name of it cannot be looked up. It travels as Ray sends
+    objects: a class of a module by its path, a class of ``__main__`` with its code.
     """
 
     def __init__(self, plan: Plan, threads: int, task: Task | None) -> None:
@@ -79,23 +72,17 @@ def run_on_ray(
     *,
     task: Task | None = None,
 ) -> None:
-    """Run a study, or what is missing of it, on Ray.
+    """Run a study, or what is missing of it, on Ray; otherwise as ``run_study`` of ``run.py``.
 
-    Connects to the cluster that ``RAY_ADDRESS`` names, or starts one on this machine. Pieces are
-    single samples; a worker that dies is replaced and its pieces are run again. What is written is
-    what one process would have written.
-
-    Parameters
-    ----------
-    plan, directory, progress, task
-        As for :func:`vlmflow.studies.truncations.run.run_study`.
-    workers : int, optional
-        How many; one per GPU, or two without any, where left out. GPUs are shared out evenly.
+    Connects to the cluster that ``RAY_ADDRESS`` names, or starts one on this machine. There is one
+    worker per GPU, or two without any, unless ``workers`` says how many; GPUs are shared out
+    evenly. Pieces are single samples; a worker that dies is replaced and its pieces are run again.
+    What is written is what one process would have written.
 
     Raises
     ------
     InputError, ModelError
-        If Ray is not installed, and as :func:`vlmflow.studies.truncations.run.run_study`.
+        If Ray is not installed, and as ``run_study``.
     """
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
@@ -138,16 +125,16 @@ class _Pool:
         self.ray, self.plan, self.task = ray, plan, task
         resources = ray.cluster_resources()
         gpus, cpus = float(resources.get("GPU", 0)), float(resources.get("CPU", 1))
-        wanted = count or int(gpus) or 2
-        self.threads = max(1, int(cpus // wanted))
+        size = count or int(gpus) or 2
+        self.threads = max(1, int(cpus // size))
         # A worker asks for a share that surely is there: more workers than CPUs must not wait.
-        gpu = gpus / wanted
+        gpu = gpus / size
         share = {
-            "num_cpus": min(1.0, cpus / wanted),
+            "num_cpus": min(1.0, cpus / size),
             "num_gpus": gpu if gpu < 1 else float(int(gpu)),  # Ray gives out whole ones above 1
         }
         self.kind = ray.remote(Worker).options(max_restarts=0, **share)
-        self.workers = [self._new() for _ in range(wanted)]
+        self.workers = [self._new() for _ in range(size)]
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of one worker, and of a new one if that dies."""

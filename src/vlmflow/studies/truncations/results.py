@@ -226,12 +226,7 @@ class StudyResult:
 def read_study(directory: Path, task: Task | None = None) -> StudyResult:
     """Read a finished study from its directory.
 
-    Parameters
-    ----------
-    directory : Path
-        Where it is.
-    task : Task, optional
-        The task, where its name cannot be looked up (a class of a notebook).
+    The task is given where its name cannot be looked up (a class of a notebook).
 
     Raises
     ------

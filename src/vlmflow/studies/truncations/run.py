@@ -25,18 +25,11 @@ from vlmflow.version import __version__
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """How far a run is."""
 
-    Parameters
-    ----------
-    done, total : int
-        Samples.
-    score : float or None
-        Mean score of the untouched model so far; None where samples cannot be scored one by one.
-    """
-
-    done: int
+    done: int  # Samples
     total: int
+    # Mean score of the untouched model so far; None where samples cannot be scored one by one
     score: float | None
 
 
@@ -51,24 +44,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class About:
-    """What a study's tables need to know about the model that answers.
+    """What a study's tables need to know about the model that answers."""
 
-    Parameters
-    ----------
-    identity : str
-        :func:`vlmflow.studies.truncations.cache_keys.model_identity`.
-    layers : int
-        Its decoder layers.
-    summary : dict
-        :meth:`vlmflow.lvlm.model.LVLM.config_summary`.
-    machine : str
-        What it runs on.
-    """
-
-    identity: str
-    layers: int
-    summary: dict[str, Any]
-    machine: str
+    identity: str  # :func:`vlmflow.studies.truncations.cache_keys.model_identity`
+    layers: int  # Its decoder layers
+    summary: dict[str, Any]  # :meth:`vlmflow.lvlm.model.LVLM.config_summary`
+    machine: str  # What it runs on
 
     @classmethod
     def of(cls, vlm: LVLM) -> About:
@@ -93,18 +74,9 @@ def run_study(
 ) -> None:
     """Run a study, or what is missing of it, in this process.
 
-    Parameters
-    ----------
-    plan : Plan
-        What to do.
-    directory : Path
-        Where results are kept; what is there already is not computed again.
-    vlm : LVLM, optional
-        The model, if it is loaded already.
-    task : Task, optional
-        The task, where the plan's name of it cannot be looked up.
-    progress : callable, optional
-        Called after every sample.
+    What the directory holds already is not computed again. The model is opened as the plan says
+    where it is not given; the task is given where the plan's name of it cannot be looked up.
+    ``progress`` is called after every sample.
 
     Raises
     ------
@@ -149,18 +121,10 @@ def collect(
     timing: Timing,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Have everything answered that the store does not hold yet.
+    """Have everything answered that the store, which nobody else writes to, does not hold yet.
 
-    Parameters
-    ----------
-    plan, task, about
-        What to do.
-    store : Store
-        Opened for writing; nobody else writes.
-    answering, timing : callable
-        This process or several.
-    progress : callable, optional
-        Called after every sample.
+    Answers and times come from this process or from several. ``progress`` is called after every
+    sample.
 
     Raises
     ------
@@ -170,7 +134,7 @@ def collect(
     arms = plan.arms(about.layers)
     length = plan.max_new_tokens or task.max_new_tokens
     table: dict[str, list[str]] = {split: [] for split in SPLITS}
-    seen: list[tuple[Piece, str | None]] = []
+    own_answers: list[str | None] = []  # of the untouched model
     total, right = plan.calibration + plan.samples, 0.0
 
     def ids_of(sample: str) -> list[str]:
@@ -179,14 +143,14 @@ def collect(
     def note(piece: Piece) -> None:
         nonlocal right
         (own,) = store.results(ids_of(piece.stored.id)[:1]).values()
-        seen.append((piece, own.answer))
+        own_answers.append(own.answer)
         score = None
         if task.by_itself:
             right += 0.0 if own.answer is None else task.score(piece.sample, own.answer)
-            answered = sum(answer is not None for _, answer in seen)
+            answered = sum(answer is not None for answer in own_answers)
             score = right / answered if answered else None
         if progress is not None:
-            progress(Progress(len(seen), total, score))
+            progress(Progress(len(own_answers), total, score))
 
     def pieces() -> Iterator[Piece]:
         for split in SPLITS:
@@ -211,7 +175,7 @@ def collect(
     for piece, results in answering(pieces()):
         store.add(piece.stored, results)
         note(piece)
-    if not any(answer is not None for _, answer in seen):
+    if all(answer is None for answer in own_answers):
         reasons = [result.failure for result in store.results(ids_of(table["test"][0])).values()]
         raise InputError(f"no sample of {task.name} could be answered; the first: {reasons[0]}")
     timed = table["calibration"][: plan.timed]

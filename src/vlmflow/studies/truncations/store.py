@@ -37,17 +37,10 @@ CREATE TABLE IF NOT EXISTS prefill (id TEXT PRIMARY KEY, seconds REAL NOT NULL);
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample without its pictures.
+    """A sample without its pictures."""
 
-    Parameters
-    ----------
-    id : str
-        Hash of its content, pictures included.
-    split, key, question, refs, choices, part, cluster
-        As in :class:`vlmflow.tasks.base.TaskSample`; ``refs`` and ``choices`` as JSON lists.
-    """
-
-    id: str
+    id: str  # Hash of its content, pictures included
+    # As in :class:`vlmflow.tasks.base.TaskSample`; ``refs`` and ``choices`` as JSON lists
     split: str
     key: str
     question: str
@@ -59,48 +52,30 @@ class StoredSample:
 
 @dataclass(frozen=True)
 class StoredResult:
-    """What one arm made of one sample.
+    """What one arm made of one sample."""
 
-    Parameters
-    ----------
-    id : str
-        Hash of everything that can change it.
-    answer : str or None
-        None where it failed.
-    failure : str or None
-        Why it failed.
-    image_tokens : float or None
-        Image tokens that an average layer sees.
-    flops, flops_untouched : float or None
-        Operations of this prefill, and of the untouched prompt's; None where the model's
-        configuration does not tell (:class:`vlmflow.truncation.flops.PrefillCost`).
-    formula_share : float or None
-        FastV's formula (:func:`vlmflow.truncation.flops.formula_share`).
-    """
-
-    id: str
-    answer: str | None
-    failure: str | None = None
-    image_tokens: float | None = None
+    id: str  # Hash of everything that can change it
+    answer: str | None  # None where it failed
+    failure: str | None = None  # Why it failed
+    image_tokens: float | None = None  # Image tokens that an average layer sees
+    # Operations of this prefill, and of the untouched prompt's; None where the model's
+    # configuration does not tell (:class:`vlmflow.truncation.flops.PrefillCost`)
     flops: float | None = None
     flops_untouched: float | None = None
+    # FastV's formula (:func:`vlmflow.truncation.flops.formula_share`)
     formula_share: float | None = None
 
 
 class Store:
     """A study's directory, opened for reading.
 
-    Parameters
-    ----------
-    directory : Path
-        Holds :data:`FILE`.
-    create : bool
-        Make the directory and the file where missing; only :func:`writing` does.
+    Only :func:`writing` makes the directory and the file where they are missing (``create``).
 
     Raises
     ------
     InputError
-        If there is no study, another version of vlmflow wrote it, or the directory cannot be used.
+        If there is no study, another version of vlmflow wrote it, or the directory cannot be
+        used.
     """
 
     def __init__(self, directory: Path, *, create: bool = False) -> None:

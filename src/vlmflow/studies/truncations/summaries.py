@@ -88,22 +88,13 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that some arms failed on.
+    """A sample that some arms failed on."""
 
-    Parameters
-    ----------
-    split, key : str
-        Which sample.
-    arms : tuple of str
-        Names of the arms.
-    reason : str
-        Of the first.
-    """
-
+    # Which sample
     split: str
     key: str
-    arms: tuple[str, ...]
-    reason: str
+    arms: tuple[str, ...]  # Names of the arms
+    reason: str  # Of the first
 
 
 def is_within(summary: ArmSummary, max_loss: float) -> bool:

@@ -17,19 +17,15 @@ def run_with(
     directory: Path,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Run a study, or what is missing of it.
+    """Run a study, or what is missing of it; see :func:`vlmflow.studies.truncations.run.run_study`.
 
-    Parameters
-    ----------
-    workers : str, optional
-        None: this process. ``"ray"``: one Ray worker per GPU, or two without any. ``"ray:N"``: N.
-    plan, directory, progress
-        As for :func:`vlmflow.studies.truncations.run.run_study`.
+    ``workers`` is None for this process, ``"ray"`` for one Ray worker per GPU (or two without any),
+    ``"ray:N"`` for N.
 
     Raises
     ------
     InputError
-        For anything else.
+        For any other workers.
     """
     if workers is None:
         run_study(plan, directory, progress=progress)
