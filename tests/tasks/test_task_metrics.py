@@ -18,7 +18,7 @@ from vlmflow.tasks.metrics.coco_objects import PHRASES, SYNONYMS, coco_mentions
 from vlmflow.tasks.metrics.direct_answer import DirectAnswer
 from vlmflow.tasks.metrics.exact import ExactMatch
 from vlmflow.tasks.metrics.mme import COGNITION, PERCEPTION, Mme
-from vlmflow.tasks.metrics.pope import YesNo, said, said_exactly
+from vlmflow.tasks.metrics.pope import YesNo, exact_yes_or_no, yes_or_no
 from vlmflow.tasks.metrics.vqa import VqaAccuracy, normalise
 
 needs_java = pytest.mark.skipif(which("java") is None, reason="Java is not installed")
@@ -146,7 +146,7 @@ def test_exact_match_ignores_case_and_punctuation_alone():
     ],
 )
 def test_yes_and_no_are_read_loosely_and_exactly(answer, loose, exact):
-    assert (said(answer), said_exactly(answer)) == (loose, exact)
+    assert (yes_or_no(answer), exact_yes_or_no(answer)) == (loose, exact)
 
 
 def test_pope_figures():

@@ -124,10 +124,10 @@ def _sample(path: Path, line: _Line) -> tuple[str, TaskSample]:
     return split, TaskSample(
         key=str(line.values.get("key", line.number)),
         pictures=pictures,
-        question=_one(path, line, "question"),
+        question=_text(path, line, "question"),
         references=_texts(path, line, "answer"),
         choices=_texts(path, line, "choices"),
-        group=_one(path, line, "group"),
+        group=_text(path, line, "group"),
     )
 
 
@@ -144,7 +144,7 @@ def _texts(path: Path, line: _Line, name: str) -> tuple[str, ...]:
     raise _wrong(path, line, f"{name!r} is neither a text nor a list of texts")
 
 
-def _one(path: Path, line: _Line, name: str) -> str:
+def _text(path: Path, line: _Line, name: str) -> str:
     value = line.values.get(name, "")
     if not isinstance(value, str):
         raise _wrong(path, line, f"{name!r} is not text")

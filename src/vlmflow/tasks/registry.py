@@ -24,20 +24,12 @@ INTERFACE = (
 
 @dataclass(frozen=True)
 class KnownTask:
-    """A task that :func:`find_task` finds by its name alone.
-
-    Attributes
-    ----------
-    name, metric, description
-        What to ask for, what its score is, and one line about it.
-    hub
-        Id of the data set on the Hugging Face hub; empty for a bundled task.
-    """
+    """A task that :func:`find_task` finds by its name alone."""
 
     name: str
-    metric: str
-    description: str
-    hub: str = ""
+    metric: str  # What its score is
+    description: str  # One line
+    hub: str = ""  # Id of the data set on the Hugging Face hub; empty for a bundled task
 
 
 def known_tasks() -> tuple[KnownTask, ...]:
@@ -56,31 +48,26 @@ def known_tasks() -> tuple[KnownTask, ...]:
     )
 
 
-def as_task(given: str | Task) -> Task:
-    """Return the task that a user names or hands over.
-
-    Parameters
-    ----------
-    given : str or Task
-        As for :func:`find_task`, or any object with the interface of
-        :class:`vlmflow.tasks.base.Task`.
+def as_task(task: str | Task) -> Task:
+    """Return the task that a user names (:func:`find_task`) or hands over.
 
     Raises
     ------
     InputError
-        If there is no such task, or the object lacks a part of the interface.
+        If there is no such task, or the object lacks a part of the interface of
+        :class:`vlmflow.tasks.base.Task`.
     """
-    if isinstance(given, str):
-        return find_task(given)
-    if isinstance(given, type):
-        raise InputError(f"task={given.__name__} is a class; pass an instance: {given.__name__}()")
-    missing = [name for name in INTERFACE if getattr(given, name, None) is None]
+    if isinstance(task, str):
+        return find_task(task)
+    if isinstance(task, type):
+        raise InputError(f"task={task.__name__} is a class; pass an instance: {task.__name__}()")
+    missing = [name for name in INTERFACE if getattr(task, name, None) is None]
     if missing:
         raise InputError(
-            f"task={type(given).__name__} has no {' and no '.join(missing)}: derive it from "
+            f"task={type(task).__name__} has no {' and no '.join(missing)}: derive it from "
             "vlmflow.Task"
         )
-    return given
+    return task
 
 
 def _loaded(entry: metadata.EntryPoint) -> Task:
@@ -98,11 +85,8 @@ def _loaded(entry: metadata.EntryPoint) -> Task:
 def find_task(name: str) -> Task:
     """Find a task by its name, or read one from a ``.jsonl`` or ``.csv`` file.
 
-    Parameters
-    ----------
-    name : str
-        A name of :func:`known_tasks`; ``NAME@DIRECTORY`` or ``NAME@OWNER/NAME`` for a data set of
-        the hub that is in a local directory, or elsewhere on the hub, in the same form; or a file.
+    A name is one of :func:`known_tasks`; or ``NAME@DIRECTORY`` or ``NAME@OWNER/NAME`` for a data
+    set of the hub that is in a local directory, or elsewhere on the hub, in the same form.
 
     Raises
     ------

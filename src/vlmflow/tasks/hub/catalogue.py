@@ -69,9 +69,7 @@ CATALOGUE: dict[str, HubData] = {
     "pope": _POPE,
     **{
         f"pope-{kind}": replace(
-            _POPE,
-            description=f"POPE's questions about {absent} (3,000)",
-            only=("category", kind),
+            _POPE, description=f"POPE's questions about {absent} (3,000)", only=("category", kind)
         )
         for kind, absent in {
             "random": "any absent objects",

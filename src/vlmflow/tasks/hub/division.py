@@ -1,4 +1,4 @@
-"""Which rows are for calibration, and in what order rows come: the same everywhere, for ever."""
+"""Which rows are for calibration, and in what order rows come: the same everywhere and always."""
 
 from __future__ import annotations
 

@@ -37,14 +37,8 @@ def check_source(source: str, task: str) -> None:
 def open_split(sources: tuple[str, ...], task: str, config: str | None, split: str) -> Rows:
     """Open a split at the first source that has it; nothing from there is executed.
 
-    Parameters
-    ----------
-    sources : tuple of str
-        Directories or ids of the hub.
-    task : str
-        For messages.
-    config, split : str
-        The hub's names; a directory that has a single configuration needs no name for it.
+    Sources are directories or ids of the hub; ``config`` and ``split`` are the hub's names. A
+    directory that has a single configuration needs no name for it. ``task`` is for messages.
 
     Raises
     ------

@@ -15,8 +15,8 @@ CAPTION = "Provide a one-sentence caption for the provided image."
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a row asks: the question as put to the model, right answers and options."""
+class RowQuestion:
+    """The question of a row as it is put to the model, right answers and options."""
 
     question: str
     references: tuple[str, ...]
@@ -30,29 +30,19 @@ class Reading(Protocol):
     def columns(self) -> frozenset[str]:
         """Columns that have to be there."""
 
-    def ask(self, row: Row) -> Asked:
+    def ask(self, row: Row) -> RowQuestion:
         """Read one row."""
 
 
 @dataclass(frozen=True)
 class Short:
-    """A question with a short answer, or with those of several annotators.
+    """A question with a short answer, or with those of several annotators."""
 
-    Parameters
-    ----------
-    answer : str
-        Column of the answer.
-    several : bool
-        Whether that is a list.
-    capital : bool
-        Whether the question is written with a capital first letter and small ones after it.
-    without : str
-        Words that the question's own prompt ends with, which :data:`SHORT` replaces.
-    """
-
-    answer: str = "answer"
-    several: bool = False
+    answer: str = "answer"  # Column of the answer
+    several: bool = False  # Whether that is a list
+    # Whether the question is written with a capital first letter and small ones after it
     capital: bool = False
+    # Words that the question's own prompt ends with, which :data:`SHORT` replaces
     without: str = ""
 
     @property
@@ -60,41 +50,30 @@ class Short:
         """Columns that have to be there."""
         return frozenset({"question", self.answer})
 
-    def ask(self, row: Row) -> Asked:
+    def ask(self, row: Row) -> RowQuestion:
         """Read one row."""
         question = row.text("question").strip().removesuffix(self.without)
         question = question.capitalize() if self.capital else question
         answers = row.texts(self.answer) if self.several else (row.text(self.answer),)
-        return Asked(question + SHORT, answers)
+        return RowQuestion(question + SHORT, answers)
 
 
 @dataclass(frozen=True)
 class Options:
-    """A multiple-choice question.
+    """A multiple-choice question."""
 
-    Parameters
-    ----------
-    choices : tuple of str
-        Columns of the options' texts (empty ones are no options), or one column with a list.
-    answer : str
-        Column of the right option: its letter, or its number from 0.
-    hint : str
-        Column of a text in front of the question; empty: there is none.
-    label : str
-        What stands in front of the hint.
-    """
-
+    # Columns of the options' texts (empty ones are left out), or one column with a list
     choices: tuple[str, ...]
-    answer: str = "answer"
-    hint: str = ""
-    label: str = ""
+    answer: str = "answer"  # Column of the right option: its letter, or its number from 0
+    hint: str = ""  # Column of a text in front of the question; empty: there is none
+    label: str = ""  # What stands in front of the hint
 
     @property
     def columns(self) -> frozenset[str]:
         """Columns that have to be there."""
         return frozenset({"question", *self.choices, self.answer} | {self.hint} - {""})
 
-    def ask(self, row: Row) -> Asked:
+    def ask(self, row: Row) -> RowQuestion:
         """Read one row."""
         if len(self.choices) == 1:
             options = row.texts(self.choices[0])
@@ -105,7 +84,7 @@ class Options:
         lines = [f"{self.label}{hint}"] if hint else []
         lines += [row.text("question").strip()]
         lines += [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
-        return Asked("\n".join(lines) + LETTER, (right,), options)
+        return RowQuestion("\n".join(lines) + LETTER, (right,), options)
 
     def _letter(self, row: Row, count: int) -> str:
         value = row.values[self.answer]
@@ -124,21 +103,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Captions:
-    """A picture to describe.
+    """A picture to describe."""
 
-    Parameters
-    ----------
-    captions : str
-        Column of the reference captions, a list.
-    """
-
-    captions: str
+    captions: str  # Column of the reference captions, a list
 
     @property
     def columns(self) -> frozenset[str]:
         """Columns that have to be there."""
         return frozenset({self.captions})
 
-    def ask(self, row: Row) -> Asked:
+    def ask(self, row: Row) -> RowQuestion:
         """Read one row."""
-        return Asked(CAPTION, row.texts(self.captions))
+        return RowQuestion(CAPTION, row.texts(self.captions))

@@ -1,4 +1,4 @@
-"""Rows of an opened data set, with what is wrong in them said by column and row."""
+"""Rows of an opened data set, whose errors name the column and the row."""
 
 from __future__ import annotations
 
@@ -15,18 +15,10 @@ from vlmflow.lvlm.images import unread_image
 
 @dataclass(frozen=True)
 class Row:
-    """One row, not decoded.
+    """One row, not decoded."""
 
-    Parameters
-    ----------
-    values : dict
-        Values by column; a picture is a ``{"bytes": ..., "path": ...}``.
-    name : str
-        Which row, for messages.
-    """
-
-    values: dict[str, Any]
-    name: str
+    values: dict[str, Any]  # Values by column; a picture is a ``{"bytes": ..., "path": ...}``
+    name: str  # Which row, for messages
 
     def text(self, column: str) -> str:
         """Return a text."""
@@ -102,18 +94,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """A split of a data set.
+    """A split of a data set."""
 
-    Parameters
-    ----------
-    dataset : datasets.Dataset
-        In Arrow format: reading a row does not decode its pictures.
-    name : str
-        Which one, for messages.
-    """
-
-    dataset: Any
-    name: str
+    dataset: Any  # In Arrow format: reading a row does not decode its pictures
+    name: str  # Which one, for messages
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -59,23 +59,23 @@ class HubTask(Task):
     def samples(self, split: str, count: int | None = None) -> Iterator[TaskSample]:
         """Give samples in their order; see :meth:`vlmflow.tasks.base.Task.samples`."""
         check_split(split)
-        apart = self.data.calibration
-        part = apart if split == "calibration" and apart else self.data.test
+        separate = self.data.calibration
+        part = separate if split == "calibration" and separate else self.data.test
         opened = self._open(part)
-        test_clusters = (
-            self._open(self.data.test).clusters if apart and part is apart else frozenset()
-        )
-        given = 0
+        test_clusters: frozenset[str] = frozenset()
+        if separate and part is separate:
+            test_clusters = self._open(self.data.test).clusters
+        yielded = 0
         for number in opened.order:
-            if given == count:
+            if yielded == count:
                 return
             row = opened.rows[number]
             cluster = opened.cluster(number, row)
             if cluster in test_clusters or (
-                apart is None and is_calibration(cluster) != (split == "calibration")
+                separate is None and is_calibration(cluster) != (split == "calibration")
             ):
                 continue
-            given += 1
+            yielded += 1
             query = self.data.reading.ask(row)
             yield TaskSample(
                 key=f"{part.split}-{number}",
@@ -86,7 +86,7 @@ class HubTask(Task):
                 group=row.optional(self.data.group) if self.data.group else "",
                 cluster=cluster,
             )
-        if not given and count != 0:
+        if not yielded and count != 0:
             raise InputError(f"{opened.rows.name} has no samples for task {self.name!r}, {split}")
 
     def score(self, sample: TaskSample, answer: str) -> float:
@@ -115,19 +115,19 @@ class _Opened:
         self.data = task.data
         self.rows = open_split(task.sources, task.name, part.config, part.split)
         self.rows.check(self.data.columns, task.name)
-        self._apart: Rows | None = None
+        self._pictures: Rows | None = None
         if part.pictures:
-            self._apart = open_split(task.sources, task.name, part.pictures, part.split)
-            self._apart.check(frozenset({"id", "image"}), task.name)
+            self._pictures = open_split(task.sources, task.name, part.pictures, part.split)
+            self._pictures.check(frozenset({"id", "image"}), task.name)
 
     @cached_property
     def order(self) -> list[int]:
         """Numbers of the task's rows, in the order in which samples come."""
         numbers = list(range(len(self.rows)))
         if self.data.only:
-            column, wanted = self.data.only
+            column, value = self.data.only
             values = self.rows.column(column)
-            numbers = [number for number in numbers if str(values[number]) == wanted]
+            numbers = [number for number in numbers if str(values[number]) == value]
         if self.data.below:
             column, bound = self.data.below
             values = self.rows.column(column)
@@ -139,38 +139,41 @@ class _Opened:
                     )
             numbers = [number for number in numbers if values[number] < bound]
         if self.data.together:
-            return shuffled_together(numbers, self._named)
+            return shuffled_together(numbers, self._cluster_names)
         return shuffled(numbers)
 
     @cached_property
     def clusters(self) -> frozenset[str]:
         """Of all rows, whether or not they belong to the task."""
         if self.data.cluster:
-            return frozenset(self._named)
-        alone = Rows(self.rows.dataset.select_columns([self.data.picture]), self.rows.name)
-        return frozenset(alone[i].fingerprint(self.data.picture) for i in range(len(alone)))
+            return frozenset(self._cluster_names)
+        pictures = Rows(self.rows.dataset.select_columns([self.data.picture]), self.rows.name)
+        return frozenset(pictures[i].fingerprint(self.data.picture) for i in range(len(pictures)))
 
     def cluster(self, number: int, row: Row) -> str:
         """Name what a row's picture has in common with other rows."""
-        return self._named[number] if self.data.cluster else row.fingerprint(self.data.picture)
+        return (
+            self._cluster_names[number] if self.data.cluster else row.fingerprint(self.data.picture)
+        )
 
     def pictures(self, row: Row) -> tuple[PictureSource, ...]:
         """Find a row's pictures."""
-        if self._apart is None:
+        if self._pictures is None:
             return row.pictures(self.data.picture)
-        wanted = row.values[self.data.picture]
-        if wanted not in self._numbers:
+        picture = row.values[self.data.picture]
+        if picture not in self._numbers:
             raise InputError(
-                f"{row.name} is about picture {wanted!r}, which {self._apart.name} does not have"
+                f"{row.name} is about picture {picture!r}, which {self._pictures.name} does not "
+                "have"
             )
-        return self._apart[self._numbers[wanted]].pictures("image")
+        return self._pictures[self._numbers[picture]].pictures("image")
 
     @cached_property
-    def _named(self) -> list[str]:
+    def _cluster_names(self) -> list[str]:
         return [str(name) for name in self.rows.column(self.data.cluster)]
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        """Row of every picture, where those are apart."""
-        assert self._apart is not None
-        return {name: number for number, name in enumerate(self._apart.column("id"))}
+        """Row of every picture, where pictures are in rows of their own."""
+        assert self._pictures is not None
+        return {name: number for number, name in enumerate(self._pictures.column("id"))}

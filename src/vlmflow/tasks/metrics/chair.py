@@ -9,23 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chair:
-    """CHAIR (Rohrbach et al., EMNLP 2018, arXiv 1809.02156) over a set of captions.
+    """CHAIR (Rohrbach et al., EMNLP 2018, arXiv 1809.02156) over a set of captions."""
 
-    Attributes
-    ----------
-    named
-        Share of the pictures' objects that the captions name.
-    chair_i
-        Mentions of objects that are not in the picture / all mentions.
-    chair_s
-        Captions with such a mention / all captions.
-    objects, hits, mentions
-        Number of objects in the pictures, of those that are named, and of all mentions.
-    """
-
-    named: float
-    chair_i: float
-    chair_s: float
+    named: float  # Share of the pictures' objects that the captions name
+    chair_i: float  # Mentions of objects that are not in the picture / all mentions
+    chair_s: float  # Captions with such a mention / all captions
+    # Number of objects in the pictures, of those that are named, and of all mentions
     objects: int
     hits: int
     mentions: int
@@ -36,17 +25,10 @@ def chair(
     objects: Sequence[AbstractSet[Hashable]],
     mentions: Callable[[str], Sequence[Hashable]],
 ) -> Chair:
-    """Score captions against the objects in their pictures.
+    """Score captions, one per picture, against the distinct objects in their pictures.
 
-    Parameters
-    ----------
-    captions : sequence of str
-        One per picture.
-    objects : sequence of set
-        Distinct objects of each picture.
-    mentions : callable
-        The vocabulary: gives every object that a caption names, in its order, as ``objects`` has
-        them.
+    ``mentions`` is the vocabulary: it gives every object that a caption names, in its order, as
+    ``objects`` has them.
     """
     object_count = hits = mention_count = hallucinated = wrong_captions = 0
     for caption, present in zip(captions, objects, strict=True):

@@ -16,8 +16,8 @@ _ALONE = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,;!]*")
 _FIRST = re.compile(r"(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])\s*[.:)](?![A-Za-z]))")
 """A marked letter in front of a text: ``B. blue``, ``(B) blue``, ``B: blue``."""
 
-_SAID = re.compile(
-    r"\b(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?:\(([A-Z])\)|([A-Z])\b(?!['’]))",
+_ANNOUNCED = re.compile(
+    r"\b(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?:\(([A-Z])\)|([A-Z])\b(?!['’]))"
 )
 """A letter that is announced: ``The answer is B``, ``Answer: (B)``, ``option B``."""
 
@@ -28,15 +28,9 @@ def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
     """Return the letter of the option an answer means, or None where it means none or several.
 
     Tried in this order, each only where those before found nothing: the letter alone; a marked
-    letter in front; a letter that is announced as the answer; the text of exactly one option,
-    alone or within the answer; a letter in brackets. No guess is made.
-
-    Parameters
-    ----------
-    answer : str
-        What the model said.
-    choices : sequence of str
-        The options' texts, in the order of their letters.
+    letter in front; a letter that is announced as the answer; the text of exactly one option, alone
+    or within the answer; a letter in brackets. No guess is made. ``choices`` are the options'
+    texts, in the order of their letters.
     """
     letters = LETTERS[: len(choices)]
     text = answer.strip()
@@ -49,13 +43,13 @@ def chosen_letter(answer: str, choices: Sequence[str]) -> str | None:
         letter = next(filter(None, first.groups()))
         rivals = set(_BRACKETED.findall(text)) - {letter}
         return letter if letter in letters and not rivals else None
-    for named in (
-        {a or b for a, b in _SAID.findall(text)},
+    for candidates in (
+        {a or b for a, b in _ANNOUNCED.findall(text)},
         _named(text, choices),
         set(_BRACKETED.findall(text)),
     ):
-        if named:
-            (letter, *others) = sorted(named)
+        if candidates:
+            (letter, *others) = sorted(candidates)
             return letter if not others and letter in letters else None
     return None
 

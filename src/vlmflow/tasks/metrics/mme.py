@@ -18,7 +18,7 @@ COGNITION = (
 )  # fmt: skip
 
 
-def said(answer: str) -> str:
+def yes_or_no(answer: str) -> str:
     """Read ``yes``, ``no`` or neither (empty).
 
     The first four letters hold the word, or ``y`` or ``n`` stands alone: the rule of lmms-eval,
@@ -38,16 +38,15 @@ class Mme(Metric):
 
     A category's score is 100 times its accuracy plus 100 times its accuracy+ (pictures with all
     their questions right / pictures), at most 200. ``perception`` is the sum over its ten
-    categories (at most 2,000), ``cognition`` over its four (at most 800); categories of which there
-    is no sample add nothing. A picture of which only one question is there counts for the accuracy
-    alone.
+    categories (at most 2,000), ``cognition`` over its four (at most 800); categories without
+    samples add nothing. A picture with only one of its questions counts for the accuracy alone.
     """
 
     name = "accuracy"
 
     def score(self, sample: TaskSample, answer: str) -> float:
         """Score one answer."""
-        return float(said(answer) == said(sample.references[0]))
+        return float(yes_or_no(answer) == yes_or_no(sample.references[0]))
 
     def figures(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:
         """Return perception, cognition, accuracy+ and every category's score."""

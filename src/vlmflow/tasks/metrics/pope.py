@@ -9,7 +9,7 @@ from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.metrics.base import Metric
 
 
-def said(answer: str) -> str:
+def yes_or_no(answer: str) -> str:
     """Read ``yes``, ``no`` or neither (empty) from an answer's first sentence.
 
     The rule of POPE's script (Li et al., EMNLP 2023): "no" or "not" among the words of the first
@@ -22,18 +22,18 @@ def said(answer: str) -> str:
     return "yes" if "yes" in words else ""
 
 
-def said_exactly(answer: str) -> str:
+def exact_yes_or_no(answer: str) -> str:
     """Read ``yes`` or ``no`` only where the answer is nothing else, as lmms-eval does."""
     text = answer.strip().lower()
     return text if text in ("yes", "no") else ""
 
 
 class YesNo(Metric):
-    """Share of right answers, read by :func:`said`; "Yes." and "Yes, there is." count.
+    """Share of right answers, read by :func:`yes_or_no`; "Yes." and "Yes, there is." count.
 
     :meth:`figures` adds precision, recall, F1 (of "yes") and the share of yes, all of them read
-    twice: as they stand by :func:`said`, and as ``exact ...`` by :func:`said_exactly`; and
-    ``neither``, the share of answers that :func:`said` can make nothing of. In ``exact recall`` an
+    twice: as they stand by :func:`yes_or_no`, and as ``exact ...`` by :func:`exact_yes_or_no`; and
+    ``neither``, the share of answers that are neither by :func:`yes_or_no`. In ``exact recall`` an
     answer that is neither misses a yes (lmms-eval leaves it out), and the share of yes is that of
     the answers (lmms-eval's is that of the references).
     """
@@ -42,13 +42,13 @@ class YesNo(Metric):
 
     def score(self, sample: TaskSample, answer: str) -> float:
         """Score one answer."""
-        return float(said(answer) == sample.references[0].strip().lower())
+        return float(yes_or_no(answer) == sample.references[0].strip().lower())
 
     def figures(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:
         """Return precision, recall, F1 and the share of yes, and all again read exactly."""
-        figures = _figures(samples, answers, said)
-        exact = _figures(samples, answers, said_exactly)
-        neither = sum(not said(answer) for answer in answers) / max(len(answers), 1)
+        figures = _figures(samples, answers, yes_or_no)
+        exact = _figures(samples, answers, exact_yes_or_no)
+        neither = sum(not yes_or_no(answer) for answer in answers) / max(len(answers), 1)
         del figures["accuracy"]  # the mean score
         return (
             figures
