@@ -40,15 +40,15 @@ class Example(TypedDict):
 class Examples(Dataset[Example]):
     """Examples of steps ``start + 1`` to ``steps``; every example is always the same one."""
 
-    processor: Any  # Of the model that is trained
+    processor: Any  # Processor of the model that is trained
     image_text: str  # What the processor writes for one picture of a training example
-    length: int  # ``N``
-    # Examples per step, and the steps
+    length: int  # ``N``, the positions of an example
+    # Examples of a step, the last step before these, and the last of these
     batch: int
     start: int
     steps: int
     conversations: float  # Share of examples whose turns see those before them
-    seed: int  # Of everything that is drawn
+    seed: int  # Seed of everything that is drawn
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.batch

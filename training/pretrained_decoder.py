@@ -35,7 +35,7 @@ CHECKPOINT_EVERY, LOG_EVERY = 100, 25
 class Recipe:
     """What differs between models, and when training ends."""
 
-    rank: int  # Of the adapters
+    rank: int  # Rank of the adapters
     # Positions of an example, and examples of a step
     length: int = 480
     batch: int = 8
@@ -47,7 +47,7 @@ class Recipe:
     projector_rate: float = 1e-3
     adapter_rate: float = 6e-4
     conversations: float = 0.2  # Share of examples whose turns see those before them
-    seed: int = 0  # Of initial weights and examples
+    seed: int = 0  # Seed of initial weights and examples
 
     def rate(self, step: int) -> float:
         """Give the learning rates' factor at a step: warm-up, plateau, straight down to 0."""

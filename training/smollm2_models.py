@@ -22,7 +22,7 @@ class Unfinished:
 
     processor: Any  # Its processor
     image_text: str  # What the processor writes for one picture
-    image_token_id: int  # Of the tokens that carry image features
+    image_token_id: int  # Id of the tokens that carry image features
     # Frozen vision tower: pixel values to features of every image token
     features: Callable[[Tensor], Tensor]
     projector: nn.Module  # Features to the decoder's width

@@ -1,4 +1,4 @@
-"""What the bundled model is taught, and when: the second stage of its training as data."""
+"""What the bundled model is trained on, and when: the second stage of its training as data."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 class Lesson:
     """What conversations are made of for a number of training steps."""
 
-    steps: int  # How long the lesson lasts
+    steps: int  # Training steps that it lasts
     captions: float  # Share of conversations that open with a caption
     details: float = 0.0  # Share of the other turns that ask for everything about one object
-    places: float = 0.0  # Share of those that ask where an object stands
-    # Share of those that ask for an object that is there, or one that often goes with those
+    places: float = 0.0  # Share of those turns that ask where an object stands
+    # Share of those that ask about an object that is there, or one that often occurs with it
     doubts: float = 0.0
     axes: float = 0.0  # Share of those that compare the places of two objects along one axis
     # Shares of those that ask by letter which of four objects is there, or which option has the
@@ -22,26 +22,26 @@ class Lesson:
     names: float = 0.0
     reasoning: float = 0.45  # Share of reasoning among the questions that remain
     open: float = 0.0  # Share of reasoning questions asked without options and answered in words
-    comparisons: bool = False  # Whether comparisons of two groups are among these, too
+    comparisons: bool = False  # Whether these include comparisons of two groups
     # Weights of two auxiliary losses on the projected image tokens: to read an object's words off
     # them with the output embedding, and all of its labels with heads of their own
     words: float = 0.0
     labels: float = 0.0
-    # Weight of reading its place off them, as "left" or "right" and "above" or "below"
+    # Weight of reading an object's place off its tokens: "left" or "right", "above" or "below"
     sides: float = 0.0
-    centres: float = 0.0  # Weight of reading off them which one holds the centre of its object
+    centres: float = 0.0  # Weight of telling the token at an object's centre from its others
     # Weights of two auxiliary losses in the middle of the decoder: to read off the end of an option
     # what holds for it, and the right option's words off the place that the answer follows
     verdicts: float = 0.0
     hints: float = 0.0
-    # Shares of those that count, or ask for the object furthest to one side
+    # Shares of turns that count, or ask for the object furthest to one side
     counts: float = 0.0
     extremes: float = 0.0
     # Weights of reading the number of objects of a group off the word that names the group, and the
     # place of an object off the word that names it
     mentions: float = 0.0
     spots: float = 0.0
-    batch: int = 32  # How many sequences a step takes
+    batch: int = 32  # Sequences of a step
 
 
 # What objects are called and where they are first, each on its own image tokens; then comparisons,

@@ -24,7 +24,7 @@ class Question:
     """A question about a scene."""
 
     kind: str  # What is asked: ``"relation"``, ``"count"``, ``"existence"``, ...
-    # What is put to the model, and the right answer
+    # Question as it is put to the model, and the right answer
     text: str
     answer: str
     # The options of a multiple-choice question, in the order of their letters

@@ -16,7 +16,7 @@ class Supported:
     model_type: str  # ``config.model_type``
     example: str  # A model of this type on the Hugging Face hub
     grids: str  # How a picture becomes image tokens
-    note: str = ""  # What else there is to know; may be empty
+    note: str = ""  # Anything else worth knowing; may be empty
     lacks: str = ""  # What does not work and why; empty: everything does
     # Whether rankings by place (``uniform``, ``top_left``) know rows and columns of image tokens
     by_place: bool = False

@@ -31,7 +31,7 @@ SIGNALS = ("attention share", "saliency flow", "convergence")
 class SampleMeasurement:
     """One sample: its answer, its removal curve and its signals."""
 
-    sample: TaskSample  # What was asked
+    sample: TaskSample  # Its question and pictures
     # The model's greedy answer; empty where it ended at once, and then nothing else is measured
     answer: str
     score: float  # The task's score of that answer; NaN where answers cannot be scored one by one

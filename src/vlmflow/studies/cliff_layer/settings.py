@@ -28,7 +28,7 @@ class CliffSettings:
     tolerance: float = TOLERANCE
     changed: float = CHANGED
     batch: int = 8  # Samples at once
-    # Of the bootstraps
+    # Draws and seed of the bootstraps
     draws: int = 2000
     seed: int = 0
 

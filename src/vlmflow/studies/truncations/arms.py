@@ -21,10 +21,10 @@ class Arm:
 
     name: str  # Names the arm within its study
     kind: str  # One of :data:`KINDS`
-    # What is removed; None for the untouched model. Of down-sampled pictures: the truncation that
-    # they get as many image tokens as.
+    # What is removed; None for the untouched model. Down-sampled pictures get as many image tokens
+    # as this truncation leaves.
     truncation: Truncation | None = None
-    of: str = ""  # Of a control: the name of the truncation it belongs to
+    of: str = ""  # Name of the truncation that a control belongs to
 
     @property
     def is_down_sampled(self) -> bool:

@@ -40,9 +40,9 @@ class Plan:
     calibration: int = 200
     max_loss: float = 0.03  # Largest loss of the task's score that a recommendation may cost
     timed: int = 4  # Calibration samples whose prefill is timed under every arm; 0: none
-    seed: int = 0  # Of random choices and bootstraps
+    seed: int = 0  # Seed of random choices and bootstraps
     max_new_tokens: int | None = None  # Longest answer; the task's own where left out
-    # As for :func:`vlmflow.load`
+    # Arguments of :func:`vlmflow.load`
     revision: str | None = None
     device: str | None = None
     dtype: str | None = None

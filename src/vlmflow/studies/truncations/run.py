@@ -27,8 +27,8 @@ from vlmflow.version import __version__
 class Progress:
     """How far a run is."""
 
-    done: int  # Samples
-    total: int
+    done: int  # Samples so far
+    total: int  # Samples in all
     # Mean score of the untouched model so far; None where samples cannot be scored one by one
     score: float | None
 
@@ -49,7 +49,7 @@ class About:
     identity: str  # :func:`vlmflow.studies.truncations.cache_keys.model_identity`
     layers: int  # Its decoder layers
     summary: dict[str, Any]  # :meth:`vlmflow.lvlm.model.LVLM.config_summary`
-    machine: str  # What it runs on
+    machine: str  # :func:`vlmflow.studies.truncations.prefill_time.describe_machine`
 
     @classmethod
     def of(cls, vlm: LVLM) -> About:

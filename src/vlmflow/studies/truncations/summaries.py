@@ -90,11 +90,11 @@ class Recommendation:
 class Failure:
     """A sample that some arms failed on."""
 
-    # Which sample
+    # Split and key of the sample
     split: str
     key: str
     arms: tuple[str, ...]  # Names of the arms
-    reason: str  # Of the first
+    reason: str  # Why the first of them failed
 
 
 def is_within(summary: ArmSummary, max_loss: float) -> bool:

@@ -61,14 +61,15 @@ def _figures(
     samples: Sequence[TaskSample], answers: Sequence[str], read: Callable[[str], str]
 ) -> dict[str, float]:
     right = [sample.references[0].strip().lower() for sample in samples]
-    given = [read(answer) for answer in answers]
-    both = sum(a == b == "yes" for a, b in zip(right, given, strict=True))
-    precision = both / max(given.count("yes"), 1)
+    read_answers = [read(answer) for answer in answers]
+    both = sum(a == b == "yes" for a, b in zip(right, read_answers, strict=True))
+    precision = both / max(read_answers.count("yes"), 1)
     recall = both / max(right.count("yes"), 1)
     return {
-        "accuracy": sum(a == b for a, b in zip(right, given, strict=True)) / max(len(right), 1),
+        "accuracy": sum(a == b for a, b in zip(right, read_answers, strict=True))
+        / max(len(right), 1),
         "precision": precision,
         "recall": recall,
         "F1": 2 * precision * recall / (precision + recall) if both else 0.0,
-        "yes ratio": given.count("yes") / max(len(given), 1),
+        "yes ratio": read_answers.count("yes") / max(len(read_answers), 1),
     }
