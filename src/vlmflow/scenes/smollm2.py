@@ -90,7 +90,7 @@ def load_decoder(dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, 
     plain = {
         name: value
         for name, value in from_gguf.config.to_dict().items()
-        if name not in ("quantization_config", "_name_or_path", "architectures")
+        if name not in ("quantization_config", "_name_or_path", "architectures", "dtype")
     }
     decoder = LlamaForCausalLM(LlamaConfig(**plain, dtype=dtype))
     decoder.load_state_dict(from_gguf.state_dict())
