@@ -107,6 +107,30 @@ def test_a_wrong_plan_is_refused_before_anything_runs(plain, words):
         Plan.from_mapping(plain)
 
 
+def test_a_ranking_that_would_not_be_read_back_is_refused_before_anything_runs():
+    code = """
+from dataclasses import dataclass
+import vlmflow
+
+@dataclass(frozen=True)
+class Ambiguous(vlmflow.Ranking):
+    def scores(self, seen):
+        return seen.image.float()
+"""
+    cells = {name: {"__name__": name} for name in ("a_cell", "another_notebook")}
+    exec(code, cells["a_cell"])
+    stale = Truncation(2, 4, cells["a_cell"]["Ambiguous"]())
+    Plan(task="x", truncations=(stale,))
+    exec(code, cells["a_cell"])  # the cell is run again
+    with pytest.raises(InputError, match="'ambiguous' has been defined again since; make it anew"):
+        Plan(task="x", truncations=(stale,))
+    fresh = Truncation(2, 4, cells["a_cell"]["Ambiguous"]())
+    Plan(task="x", truncations=(fresh,))
+    exec(code, cells["another_notebook"])
+    with pytest.raises(InputError, match="give yours another name in its class"):
+        Plan(task="x", truncations=(fresh,))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("task: [", "not YAML in line"), ("- a", "not a list of"), ("3: x", "not a list of")],

@@ -55,10 +55,16 @@ class Plan:
                 "a study compares truncations, and there is none; give truncations, a sweep or "
                 "presets"
             )
-        named = [*self._named(None)]
-        for name, _ in named:
+        named = self._named(None)
+        for name, policy in named:
             if name and [other for other, _ in named].count(name) > 1:
                 raise InputError(f"two truncations are called {name!r}; names must differ")
+            # The results are read with what is saved here, when everything has been answered.
+            if Truncation.from_json(policy.to_json()) != policy:
+                raise InputError(
+                    f"{policy!r} is not the same after saving and reading: ranking "
+                    f"{policy.ranking.known_as()!r} has been defined again since; make it anew"
+                )
 
     def arms(self, layers: int) -> tuple[Arm, ...]:
         """Return truncations and controls for a model of so many decoder layers.
