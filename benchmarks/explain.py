@@ -44,6 +44,7 @@ from torch import Tensor
 
 from vlmflow.flow.capture import untouched
 from vlmflow.flow.measure import measure
+from vlmflow.flow.options import ExplainOptions
 from vlmflow.lvlm.layout import Segment, TokenLayout
 
 PICTURE_SIDE = 224  # pixels: 256 image tokens
@@ -113,14 +114,18 @@ def floor(model: Any, inputs: dict[str, Tensor], layout: TokenLayout) -> None:
     forward_and_backward(model, inputs, layout, {})
 
 
+SIGNALS = ("attention", "saliency", "llava_cam")
+
+
 def ours(model: Any, inputs: dict[str, Tensor], layout: TokenLayout) -> None:
     layers = model.model.language_model.layers
-    measure(model, layers, inputs, [layout], per_token=False)
+    measure(model, layers, inputs, [layout], ExplainOptions(SIGNALS, per_token=False))
 
 
 def ours_low_memory(model: Any, inputs: dict[str, Tensor], layout: TokenLayout) -> None:
     layers = model.model.language_model.layers
-    measure(model, layers, inputs, [layout], per_token=False, low_memory=True)
+    options = ExplainOptions(SIGNALS, per_token=False, low_memory=True)
+    measure(model, layers, inputs, [layout], options)
 
 
 CASES: dict[str, Callable[[Any, dict[str, Tensor], TokenLayout], None]] = {

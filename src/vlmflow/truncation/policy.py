@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ class Policy:
                 "layer=0 has none; start at layer 1 or choose a ranking without attention"
             )
 
-    @property
+    @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Layer and amount of every stage, in order."""
         return _stages(self.layer, self.keep)
@@ -75,7 +76,8 @@ class Policy:
     @property
     def ranking(self) -> Ranking:
         """What ``rank_by`` stands for; its parameters are its own."""
-        return as_ranking(self.rank_by)
+        assert isinstance(self.rank_by, Ranking)  # since it was read
+        return self.rank_by
 
     def __repr__(self) -> str:
         parts = [f"layer={self.layer!r}", f"keep={self.keep!r}"]
@@ -88,7 +90,7 @@ class Policy:
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
 
-    @property
+    @cached_property
     def first_layer(self) -> int:
         """Layer of the first stage."""
         return self.stages[0].layer
@@ -103,7 +105,7 @@ class Policy:
         """Whether the ranking looks at the answer: an upper bound, not a method."""
         return self.ranks and self.ranking.is_oracle
 
-    @property
+    @cached_property
     def watched_layers(self) -> frozenset[int]:
         """Layers whose queries, keys and values the ranking reads."""
         if not self.ranking.needs_layer_before:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class Stages:
             layers=len(layers),
         )
 
-    @property
+    @cached_property
     def whole_after(self) -> tuple[int, ...]:
         """Layers after which every token is wanted at its slot again.
 
