@@ -130,6 +130,18 @@ def test_all_right_about_few_pictures_is_no_certainty():
     assert found.low == pytest.approx(mean_estimate([1.0] * 10, draws=1, seed=0).low)
 
 
+def test_one_picture_says_nothing_about_others():
+    scores = [0.0, 1.0, 1.0, 0.0] * 25
+    alike = ["a", "a", "b", "b"] * 25
+    for clusters, low in ((["a"] * 100, 0.055), (alike, 0.0945)):  # Wilson's 0.5 of 1, 1 of 2
+        estimate = mean_estimate(scores, clusters, draws=200, seed=0)
+        assert (estimate.value, round(estimate.low, 4)) == (0.5, pytest.approx(low, abs=5e-4))
+        assert estimate.high == pytest.approx(1 - estimate.low)
+    alone = paired_difference(scores, [0.0] * 100, ["a"] * 100)
+    assert (alone.value, alone.low, alone.high) == (0.5, -1.0, 1.0)
+    assert paired_difference(scores, [0.0] * 100).low > 0.38
+
+
 def test_wilson_interval_has_known_values():
     # Wilson (1927), as tabulated for 8 successes in 10 trials.
     assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-4)

@@ -12,13 +12,13 @@ import pytest
 from vlmflow.errors import InputError
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.metrics.chair import chair
-from vlmflow.tasks.metrics.choices import ChosenOption, chosen_letter
+from vlmflow.tasks.metrics.choices import ChosenOption
 from vlmflow.tasks.metrics.cider import Cider, CocoCaptions, tokenized
 from vlmflow.tasks.metrics.coco_objects import PHRASES, SYNONYMS, coco_mentions
 from vlmflow.tasks.metrics.direct_answer import DirectAnswer
 from vlmflow.tasks.metrics.exact import ExactMatch
 from vlmflow.tasks.metrics.mme import COGNITION, PERCEPTION, Mme
-from vlmflow.tasks.metrics.pope import YesNo, exact_yes_or_no, yes_or_no
+from vlmflow.tasks.metrics.pope import YesNo, exact_yes_or_no, official_yes_or_no, yes_or_no
 from vlmflow.tasks.metrics.vqa import VqaAccuracy, normalise
 
 needs_java = pytest.mark.skipif(which("java") is None, reason="Java is not installed")
@@ -29,49 +29,6 @@ def asked(*references, choices=(), group="", cluster="", key="0"):
 
 
 # Multiple choice
-
-COLOURS = ("red", "dark red", "blue", "a very large green bus")
-
-
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        ("B", "B"),
-        (" b ", "B"),
-        ("B.", "B"),
-        ("(B)", "B"),
-        ("[b]", "B"),
-        ("B. dark red", "B"),
-        ("B) dark red", "B"),
-        ("(B) dark red", "B"),
-        ("B: it is so", "B"),
-        ("B. blue", "B"),  # the letter counts, as in lmms-eval
-        ("The answer is B.", "B"),
-        ("The answer is (B), not A.", "B"),
-        ("Answer: C", "C"),
-        ("I would choose option D", "D"),
-        ("dark red", "B"),
-        ("Dark  RED.", "B"),
-        ("red", "A"),
-        ("It is dark red", "B"),
-        ("It is red.", "A"),
-        ("A very large green bus", "D"),
-        ("The colour is clearly (C)", "C"),
-        ("A", "A"),
-        ("A car", None),  # an article
-        ("red or blue", None),
-        ("The answer is A. No, the answer is B.", None),
-        ("(A) or (B)", None),
-        ("either (A) or (B)", None),
-        ("E", None),  # no such option
-        ("The answer is E", None),
-        ("Ed. is here", None),
-        ("", None),
-        ("predated", None),  # "red" inside a word
-    ],
-)
-def test_the_letter_that_an_answer_means(answer, letter):
-    assert chosen_letter(answer, COLOURS) == letter
 
 
 def test_a_chosen_option_is_right_or_wrong():
@@ -160,6 +117,11 @@ def test_pope_figures():
             "recall": 2 / 3,
             "F1": 2 / 3,
             "yes ratio": 1 / 2,
+            "official accuracy": 3 / 6,  # the dog is a yes, too
+            "official precision": 2 / 4,
+            "official recall": 2 / 3,
+            "official F1": 4 / 7,
+            "official yes ratio": 4 / 6,
             "exact accuracy": 2 / 6,
             "exact precision": 1,
             "exact recall": 1 / 3,
@@ -171,6 +133,23 @@ def test_pope_figures():
     silent = metric.figures(samples, [""] * 6)
     assert silent["neither"] == 1
     assert (silent["precision"], silent["recall"], silent["F1"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "official"),
+    [
+        ("No, there is none.", "no"),
+        ("There is, no doubt, a dog", "no"),
+        ("It does not.", "no"),
+        ("Yes. It is not small.", "yes"),
+        ("NO", "yes"),
+        ("No!", "yes"),
+        ("a dog", "yes"),
+        ("", "yes"),
+    ],
+)
+def test_popes_script_is_followed_to_the_letter(answer, official):
+    assert official_yes_or_no(answer) == official
 
 
 @pytest.mark.parametrize(

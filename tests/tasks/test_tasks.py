@@ -93,11 +93,28 @@ def test_a_folder_of_questions(tmp_path):
     assert chosen.score(second, "They are.") == 1
 
 
-def test_every_third_line_is_for_calibration_where_none_says(tmp_path):
-    lines = [{"image": "a.png", "question": f"{n}?", "answer": "x"} for n in range(7)]
+@pytest.mark.parametrize(
+    ("images", "calibration"),
+    [
+        ("abcdefg", "25"),  # every third picture
+        ("abcabcd", "25"),  # with all its questions
+        ("aaabbcc", "56"),
+        ("aaaaaaa", "25"),  # too few pictures: every third line
+        ("aabbabb", "25"),
+    ],
+)
+def test_every_third_picture_is_for_calibration_where_no_line_says(tmp_path, images, calibration):
+    lines = [
+        {"image": f"{name}.png", "question": str(number), "answer": "x"}
+        for number, name in enumerate(images)
+    ]
     chosen = FolderTask(jsonl(tmp_path / "plain.jsonl", lines))
-    assert [one.question for one in chosen.samples("calibration")] == ["2?", "5?"]
-    assert [one.question for one in chosen.samples("test")] == ["0?", "1?", "3?", "4?", "6?"]
+    splits = {split: "".join(s.question for s in chosen.samples(split)) for split in SPLITS}
+    assert splits["calibration"] == calibration
+    assert sorted(splits["calibration"] + splits["test"]) == list("0123456")
+    # Questions about one picture are not independent: intervals keep them together.
+    clusters = {s.question: s.cluster for split in SPLITS for s in chosen.samples(split)}
+    assert [clusters[str(number)] for number in range(7)] == [f"{name}.png" for name in images]
 
 
 def test_csv_says_the_same_as_jsonl(tmp_path):
@@ -116,32 +133,127 @@ def test_csv_says_the_same_as_jsonl(tmp_path):
             assert (a.choices, a.group) == (b.choices, b.group)
 
 
+def rows_of(tmp_path, text, name="rows.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    task = FolderTask(path)
+    return [sample for split in SPLITS for sample in task._splits[split]]
+
+
+LINE = '{"image": "a.png", "question": "?", "answer": %s}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "references"),
+    [
+        ("0", ("0",)),
+        ("1.50", ("1.50",)),
+        ("-0", ("-0",)),
+        ("[1, 2]", ("1", "2")),
+        ("9" * 5000, ("9" * 5000,)),
+        ('"a\u2028b\u2029c\u0085d\u000be"', None),  # a raw control character is not JSON
+        ('"a\u2028b\u2029c\u0085d"', ("a\u2028b\u2029c\u0085d",)),
+        (r'"two\nlines"', ("two\nlines",)),
+        (r'"\ud83d\ude00"', ("\U0001f600",)),
+        ('" spaced "', (" spaced ",)),
+    ],
+)
+def test_jsonl_is_read_as_it_is(tmp_path, answer, references):
+    text = LINE % answer
+    if references is None:
+        with pytest.raises(InputError, match="is not JSON"):
+            rows_of(tmp_path, text)
+        return
+    for ending in ("", "\n", "\r\n", "\r\n\r\n \t\n"):
+        (sample,) = rows_of(tmp_path, text + ending)
+        assert sample.references == references
+
+
+def test_csv_is_read_as_it_is(tmp_path):
+    text = (
+        "image,question,answer,key\r\n"
+        'a.png,"Which?\nA. left\r\nB. right",0,"a ""key"""\r\n'
+        "\r\n"
+        "b c.png,\u2028\u0085one line,yes | they are,\r\n"
+        'd.png,"last, without an end of line",x,'
+    )
+    third, first, second = rows_of(tmp_path, text, "rows.csv")  # the third calibrates
+    assert first.question == "Which?\nA. left\r\nB. right"
+    assert (first.references, first.key) == (("0",), 'a "key"')
+    assert second.question == "\u2028\u0085one line"
+    assert (second.references, second.key) == (("yes", "they are"), "6")  # where it begins
+    assert third.question == "last, without an end of line"
+    (mac,) = rows_of(tmp_path, "image,question,answer\ra.png,?,x\r", "mac.csv")
+    assert mac.references == ("x",)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "no questions in it"),
         ("{", "line 1 of .* is not JSON"),
         ("[1]", "line 1 of .* is not a JSON object"),
+        ("\n\n3", "line 3 of .* is not a JSON object"),
         ('{"image": "a.png", "question": "?"}', "line 1 of .*'answer' is missing"),
-        ('{"image": "a.png", "question": "?", "answer": true}', "neither a text nor a list"),
-        (
-            '{"image": "a.png", "question": "?", "answer": "a", "colour": 1}',
-            "'colour' is not a field",
-        ),
-        ('{"image": "a.png", "question": "?", "answer": "a", "split": "dev"}', "'dev' is neither"),
+        (LINE % "null", "'answer' is missing"),
+        (LINE % "[]", "'answer' is missing"),
+        (LINE % '""', "'answer' has an empty value"),
+        (LINE % '[""]', "'answer' has an empty value"),
+        (LINE % '["a", " "]', "'answer' has an empty value"),
+        (LINE % "true", "neither a text nor a list"),
+        (LINE % '{"a": 1}', "neither a text nor a list"),
+        (LINE % '["a", null]', "neither a text nor a list"),
+        (LINE % "NaN", "NaN is not a number"),
+        (LINE % "-Infinity", "-Infinity is not a number"),
+        (LINE % "1e999", "1e999 is too large for a number"),
+        (LINE % r'"\ud800"', r"'\\ud800' is half of a surrogate pair"),
+        (LINE % r'["a", "\udc80 b"]', r"'\\udc80' is half of a surrogate pair"),
+        (LINE % ("[" * 100_000 + "]" * 100_000), "line 1 of .* is nested too deeply"),
+        (LINE % '"a", "answer": "b"', "'answer' is given twice"),
+        (LINE % '"a", "colour": 1', "'colour' is not a field"),
+        (LINE % '"a", "split": "dev"', "'dev' is neither"),
+        (LINE % '"a", "split": ["test"]', "is neither calibration nor test"),
+        (LINE % '"a", "key": ["k"]', "'key' is not text"),
+        (LINE % '"a", "key": ""', "'key' is empty"),
+        (LINE % '"a", "group": {}', "'group' is not text"),
         ('{"image": "a.png", "question": ["?"], "answer": "a"}', "'question' is not text"),
+        ('{"image": "a.png", "question": " ", "answer": "a"}', "'question' is empty"),
+        ('{"image": 3, "question": "?", "answer": "a"}', "image '3' is not the name of a file"),
+        (r'{"image": "a\u0000.png", "question": "?", "answer": "a"}', "is not the name of a file"),
         (
             '{"image": "a", "question": "?", "answer": "a", "key": "2"}\n'
             '{"image": "a", "question": "?", "answer": "a"}',
             "line 2 of .*: key '2' stands on line 1 already",
         ),
+        (b'{"image": "\xff"}', "it is not UTF-8 text"),
     ],
 )
 def test_lines_that_are_wrong_are_named(tmp_path, text, words):
-    path = tmp_path / "wrong.jsonl"
-    path.write_text(text)
-    with pytest.raises(InputError, match=words):
-        FolderTask(path)
+    with pytest.raises(InputError, match=words) as error:
+        rows_of(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image,question,answer\na.png,?,x,y\n", "line 2 of .* has 4 cells, but the header has 3"),
+        ("image,question,answer\na.png,?\n", "line 2 of .* has 2 cells, but the header has 3"),
+        ("image,image,answer\n", "'image' heads two columns"),
+        ("image,question,answer\na.png,?,\n", "'answer' is missing"),
+        ("image,question,answer\na.png,?,yes|\n", "'answer' has an empty value"),
+        ("image,question,answer\na.png|,?,yes\n", "'image' has an empty value"),
+        ('image,question,answer\n\na.png,?,x\nb.png,"?,x\n', "line 4 of .* is not CSV"),
+        ('image,question,answer\na.png,"?"?,x\n', "line 2 of .* is not CSV"),
+        (f"image,question,answer\na.png,?,{'x' * 200_000}\n", r"larger than .* \.jsonl files take"),
+        ("image;question;answer\na.png;?;x\n", "'image;question;answer' is not a field"),
+        ("image,question,answer\n", "no questions in it"),
+    ],
+)
+def test_rows_of_csv_that_are_wrong_are_named(tmp_path, text, words):
+    with pytest.raises(InputError, match=words) as error:
+        rows_of(tmp_path, text, "rows.csv")
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_no_task_is_refused(tmp_path):

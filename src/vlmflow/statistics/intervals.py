@@ -26,7 +26,7 @@ class Estimate:
     high: float
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (Wilson 1927); ``(0, 1)`` for no trials."""
     if trials == 0:
         return 0.0, 1.0
@@ -43,8 +43,8 @@ def mean_estimate(
     """Estimate the mean of scores between 0 and 1.
 
     Wilson's interval (Wilson 1927) where every score is 0 or 1 and every sample stands alone;
-    otherwise the percentile bootstrap, which draws whole clusters. Where all scores are 0, or all
-    are 1, draws cannot differ, and Wilson's interval for as many samples as clusters stands in.
+    otherwise the percentile bootstrap, which draws whole clusters. Where draws cannot differ (one
+    cluster, or clusters of one mean), Wilson's interval for as many samples as clusters stands in.
 
     Parameters
     ----------
@@ -57,14 +57,14 @@ def mean_estimate(
     """
     values = np.asarray(scores, dtype=np.float64)
     groups = _groups(len(values), clusters)
-    is_binary, group_count = bool(np.isin(values, (0.0, 1.0)).all()), int(groups.max()) + 1
-    if is_binary and (group_count == len(values) or values.min() == values.max()):
-        ends = wilson_interval(round(group_count * values.mean()), group_count)
-        return Estimate(float(values.mean()), *ends)
+    mean, group_count = float(values.mean()), int(groups.max()) + 1
     sums, counts = np.bincount(groups, values), np.bincount(groups)
+    alone = group_count == len(values)
+    if (alone and np.isin(values, (0.0, 1.0)).all()) or np.ptp(sums / counts) == 0:
+        return Estimate(mean, *wilson_interval(mean * group_count, group_count))
     chosen = resamples(group_count, draws, seed)
     low, high = percentile_interval(sums[chosen].sum(1) / counts[chosen].sum(1))
-    return Estimate(float(values.mean()), float(low), float(high))
+    return Estimate(mean, float(low), float(high))
 
 
 def paired_difference(
@@ -76,7 +76,8 @@ def paired_difference(
     54:479): two more samples, one won and one lost, so that no difference in n samples does not
     pass for certainty. For scores of 0 and 1 it is exactly theirs; graded scores enter with their
     differences, and samples of one cluster are added up before squaring. ``value`` is the mean
-    without the two samples.
+    without the two samples. One cluster of several samples says nothing about others: its interval
+    is everything.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ def paired_difference(
     # Of a cluster: its gains minus as many times the centre.
     rest = np.bincount(groups, gains) - np.bincount(groups) * centre
     squares = float((rest**2).sum()) + (1 - centre) ** 2 + (-1 - centre) ** 2
-    spread = Z * np.sqrt(squares) / total
+    spread = Z * np.sqrt(squares) / total if groups.any() or len(gains) == 1 else np.inf
     most = max(1.0, float(np.abs(gains).max()))
     low, high = max(-most, float(centre - spread)), min(most, float(centre + spread))
     return Estimate(float(gains.mean()), low, high)

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vlmflow.errors import InputError
-from vlmflow.tasks.base import Task, TaskSample, check_split
+from vlmflow.tasks.base import SPLITS, Task, TaskSample, check_split
+from vlmflow.tasks.question_file import Number, Row, read_rows
 
 FIELDS = ("image", "question", "answer", "choices", "split", "key", "group")
 REQUIRED = ("image", "question", "answer")
 SEPARATOR = "|"
-
-
-@dataclass(frozen=True)
-class _Line:
-    number: int
-    values: dict[str, Any]
 
 
 class FolderTask(Task):
@@ -29,8 +20,10 @@ class FolderTask(Task):
     A line has ``image`` (a path relative to the file, or several), ``question`` and ``answer`` (or
     several right ones), and may have ``choices``, ``group``, ``key`` and ``split``
     (``calibration`` or ``test``; lines without one belong to ``test``). Where no line has a split,
-    every third line is for calibration. In CSV, several values of one cell are separated by ``|``.
-    An answer is right if it equals a reference up to case, white space and a full stop.
+    every third picture is for calibration, with all its questions (of fewer than three pictures,
+    every third line). In CSV, several values of one
+    cell are separated by ``|``. An answer is right if it equals a reference up to case, white space
+    and a full stop. Questions about one picture are kept together in intervals.
 
     Parameters
     ----------
@@ -48,22 +41,25 @@ class FolderTask(Task):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.stem
-        self._splits: dict[str, list[TaskSample]] = {"calibration": [], "test": []}
-        keys: dict[str, int] = {}
-        lines = list(_lines(path))
-        divided = any("split" in line.values for line in lines)
-        for number, line in enumerate(lines):
-            split, sample = _sample(path, line)
-            if not divided and number % 3 == 2:
-                split = "calibration"
-            if sample.key in keys:
-                raise _wrong(
-                    path, line, f"key {sample.key!r} stands on line {keys[sample.key]} already"
-                )
-            keys[sample.key] = line.number
-            self._splits[split].append(sample)
-        if not keys:
+        rows = [(row, _sample(row)) for row in read_rows(path)]
+        if not rows:
             raise InputError(f"task file {str(path)!r} has no questions in it")
+        lines: dict[str, int] = {}
+        for row, sample in rows:
+            if sample.key in lines:
+                raise row.wrong(f"key {sample.key!r} stands on line {lines[sample.key]} already")
+            lines[sample.key] = row.line
+        pictures = list(dict.fromkeys(sample.cluster for _, sample in rows))
+        # A picture in both splits would let a choice made on one flatter itself on the other.
+        by_line = len(pictures) < 3
+        third = set((list(lines) if by_line else pictures)[2::3])
+        divided = any("split" in row.values for row, _ in rows)
+        self._splits: dict[str, list[TaskSample]] = {split: [] for split in SPLITS}
+        for row, sample in rows:
+            split = row.values.get("split", "test")
+            if not divided and (sample.key if by_line else sample.cluster) in third:
+                split = "calibration"
+            self._splits[split].append(sample)
 
     def samples(self, split: str, count: int | None = None) -> Iterator[TaskSample]:
         """Give lines in their order; see :meth:`vlmflow.tasks.base.Task.samples`."""
@@ -85,71 +81,47 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
 
 
-def _lines(path: Path) -> Iterator[_Line]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"task file {str(path)!r} cannot be read ({reason})") from error
-    if path.suffix.lower() == ".csv":
-        table = csv.DictReader(text.splitlines())
-        for cells in table:
-            yield _Line(table.line_num, {name: value for name, value in cells.items() if value})
-        return
-    if path.suffix.lower() != ".jsonl":
-        raise InputError(f"task file {str(path)!r} is neither .jsonl nor .csv")
-    for number, row in enumerate(text.splitlines(), start=1):
-        if row.strip():
-            try:
-                values = json.loads(row)
-            except json.JSONDecodeError as error:
-                reason = f"is not JSON ({error.msg})"
-                raise InputError(f"line {number} of {str(path)!r} {reason}") from error
-            if not isinstance(values, dict):
-                raise InputError(f"line {number} of {str(path)!r} is not a JSON object")
-            yield _Line(number, values)
-
-
-def _sample(path: Path, line: _Line) -> tuple[str, TaskSample]:
-    for name in line.values:
+def _sample(row: Row) -> TaskSample:
+    for name in row.values:
         if name not in FIELDS:
-            raise _wrong(path, line, f"{name!r} is not a field; there are {', '.join(FIELDS)}")
+            raise row.wrong(f"{name!r} is not a field; there are {', '.join(FIELDS)}")
     for name in REQUIRED:
-        if not line.values.get(name):
-            raise _wrong(path, line, f"{name!r} is missing")
-    split = line.values.get("split", "test")
-    if split not in ("calibration", "test"):
-        raise _wrong(path, line, f"split {split!r} is neither calibration nor test")
-    pictures = tuple(path.parent / name for name in _texts(path, line, "image"))
-    return split, TaskSample(
-        key=str(line.values.get("key", line.number)),
-        pictures=pictures,
-        question=_text(path, line, "question"),
-        references=_texts(path, line, "answer"),
-        choices=_texts(path, line, "choices"),
-        group=_text(path, line, "group"),
+        if row.values.get(name, []) == []:
+            raise row.wrong(f"{name!r} is missing")
+    if row.values.get("split", "test") not in SPLITS:
+        raise row.wrong(f"split {row.values['split']!r} is neither calibration nor test")
+    names = _texts(row, "image")
+    for name in names:
+        if isinstance(name, Number) or "\0" in name:
+            raise row.wrong(f"image {name!r} is not the name of a file")
+    return TaskSample(
+        key=_text(row, "key") or str(row.line),
+        pictures=tuple(row.path.parent / name for name in names),
+        question=_text(row, "question"),
+        references=_texts(row, "answer"),
+        choices=_texts(row, "choices"),
+        group=_text(row, "group"),
+        cluster=SEPARATOR.join(names),
     )
 
 
-def _texts(path: Path, line: _Line, name: str) -> tuple[str, ...]:
+def _texts(row: Row, name: str) -> tuple[str, ...]:
     """One text or several; several in a cell of CSV stand between bars."""
-    value = line.values.get(name, ())
+    value = row.values.get(name, [])
     if isinstance(value, str):
-        several = value.split(SEPARATOR) if path.suffix.lower() == ".csv" else [value]
-        return tuple(text.strip() for text in several)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (str(value),)
-    if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
-        return tuple(value)
-    raise _wrong(path, line, f"{name!r} is neither a text nor a list of texts")
+        in_csv = row.path.suffix.lower() == ".csv"
+        value = [part.strip() for part in value.split(SEPARATOR)] if in_csv else [value]
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise row.wrong(f"{name!r} is neither a text nor a list of texts")
+    if not all(text.strip() for text in value):
+        raise row.wrong(f"{name!r} has an empty value")
+    return tuple(value)
 
 
-def _text(path: Path, line: _Line, name: str) -> str:
-    value = line.values.get(name, "")
+def _text(row: Row, name: str) -> str:
+    value = row.values.get(name, "")
     if not isinstance(value, str):
-        raise _wrong(path, line, f"{name!r} is not text")
+        raise row.wrong(f"{name!r} is not text")
+    if name in row.values and not value.strip():
+        raise row.wrong(f"{name!r} is empty")
     return value
-
-
-def _wrong(path: Path, line: _Line, what: str) -> InputError:
-    return InputError(f"line {line.number} of {str(path)!r}: {what}")

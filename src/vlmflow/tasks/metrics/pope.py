@@ -22,6 +22,16 @@ def yes_or_no(answer: str) -> str:
     return "yes" if "yes" in words else ""
 
 
+def official_yes_or_no(answer: str) -> str:
+    """Read ``yes`` or ``no`` as POPE's script does, to the letter.
+
+    ``No``, ``no`` or ``not`` between spaces of the first sentence, commas aside, is no; anything
+    else is yes, an empty answer and "NO" too.
+    """
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
 def exact_yes_or_no(answer: str) -> str:
     """Read ``yes`` or ``no`` only where the answer is nothing else, as lmms-eval does."""
     text = answer.strip().lower()
@@ -32,8 +42,8 @@ class YesNo(Metric):
     """Share of right answers, read by :func:`yes_or_no`; "Yes." and "Yes, there is." count.
 
     :meth:`figures` adds precision, recall, F1 (of "yes") and the share of yes, all of them read
-    twice: as they stand by :func:`yes_or_no`, and as ``exact ...`` by :func:`exact_yes_or_no`; and
-    ``neither``, the share of answers that are neither by :func:`yes_or_no`. In ``exact recall`` an
+    three times: as they stand by :func:`yes_or_no`, as ``official ...`` by
+    :func:`official_yes_or_no`, and as ``exact ...`` by :func:`exact_yes_or_no`; and ``neither``, the share of answers that are neither by :func:`yes_or_no`. In ``exact recall`` an
     answer that is neither misses a yes (lmms-eval leaves it out), and the share of yes is that of
     the answers (lmms-eval's is that of the references).
     """
@@ -45,16 +55,14 @@ class YesNo(Metric):
         return float(yes_or_no(answer) == sample.references[0].strip().lower())
 
     def figures(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:
-        """Return precision, recall, F1 and the share of yes, and all again read exactly."""
+        """Return precision, recall, F1 and the share of yes by each of the three readings."""
         figures = _figures(samples, answers, yes_or_no)
-        exact = _figures(samples, answers, exact_yes_or_no)
         neither = sum(not yes_or_no(answer) for answer in answers) / max(len(answers), 1)
         del figures["accuracy"]  # the mean score
-        return (
-            figures
-            | {f"exact {name}": value for name, value in exact.items()}
-            | {"neither": neither}
-        )
+        for reading, read in (("official", official_yes_or_no), ("exact", exact_yes_or_no)):
+            again = _figures(samples, answers, read)
+            figures |= {f"{reading} {name}": value for name, value in again.items()}
+        return figures | {"neither": neither}
 
 
 def _figures(
