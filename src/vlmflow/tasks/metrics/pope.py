@@ -43,9 +43,10 @@ class YesNo(Metric):
 
     :meth:`figures` adds precision, recall, F1 (of "yes") and the share of yes, all of them read
     three times: as they stand by :func:`yes_or_no`, as ``official ...`` by
-    :func:`official_yes_or_no`, and as ``exact ...`` by :func:`exact_yes_or_no`; and ``neither``, the share of answers that are neither by :func:`yes_or_no`. In ``exact recall`` an
-    answer that is neither misses a yes (lmms-eval leaves it out), and the share of yes is that of
-    the answers (lmms-eval's is that of the references).
+    :func:`official_yes_or_no`, and as ``exact ...`` by :func:`exact_yes_or_no`; and ``neither``,
+    the share of answers that are neither by :func:`yes_or_no`. In ``exact recall`` an answer that
+    is neither misses a yes (lmms-eval leaves it out), and the share of yes is that of the answers
+    (lmms-eval's is that of the references).
     """
 
     name = "accuracy"
