@@ -17,3 +17,7 @@ class InputError(VlmflowError, ValueError):
 
 class ModelError(VlmflowError):
     """A model that is unknown or unsupported, or a directory that holds no model."""
+
+
+class TooFewSamples(UserWarning):
+    """A study whose samples cannot show what it asks, whatever they turn out to be."""

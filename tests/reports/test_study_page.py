@@ -32,7 +32,7 @@ SCORES = {
 
 
 def plan(**given):
-    sizes = {"samples": 200, "calibration": 200, "max_loss": 0.02}
+    sizes = {"samples": 200, "calibration": 300, "max_loss": 0.02}
     return Plan(**{"task": "t", "sweep": SWEEP, **sizes, **given})
 
 
@@ -83,7 +83,7 @@ def test_a_recommendation_that_holds(study):
         "changes by 0.0 points (−1.4 to +1.4) on the test samples"
     )
     second = second_line(study)
-    assert "6 truncations tried on 200 calibration samples" in second
+    assert "6 truncations tried on 300 calibration samples" in second
     assert "the 200 test samples had no part in it" in second
     assert "at most 2 points" in second
     assert "accuracy there is 90.0 % (85.1 to 93.4)" in second
@@ -107,28 +107,58 @@ def test_a_recommendation_that_does_not_hold_on_test():
     assert "chosen, does not hold" in labels
 
 
-def test_no_recommendation():
-    none = synthetic_study(plan(max_loss=0.05), never_safe)
-    assert headline(none) == (
-        "scenes-reasoning: no truncation is safe: none keeps the loss below 5 points with 95 % "
-        "confidence"
+def test_what_is_unsafe_is_kept_apart_from_what_cannot_be_told():
+    unsafe = synthetic_study(plan(max_loss=0.02), lambda arm, split: never_safe(arm, split))
+    assert set(unsafe.choice.verdicts.values()) == {"not safe"}
+    assert headline(unsafe) == (
+        "scenes-reasoning: no truncation is safe: all 6 tried lose more than 2 points"
     )
-    assert cautions(none) == []
-    page = study_page(none)
+    assert cautions(unsafe) == []
+    page = study_page(unsafe)
     assert "★" not in page
     assert "came nearest to a recommendation" in page
 
+    near = synthetic_study(plan(max_loss=0.1), never_safe)  # they lose 10 points of 10 allowed
+    assert set(near.choice.verdicts.values()) == {"not safe", "cannot tell"}
+    assert headline(near) == (
+        "scenes-reasoning: no truncation is shown to be safe: with 95 % confidence none keeps the "
+        "loss within 10 points; 2 of 6 lose more"
+    )
+
 
 def test_too_few_samples_are_named():
-    """136 samples without any difference leave room for 2.01 points, 137 for 1.99."""
-    (doubt,) = cautions(synthetic_study(plan(samples=20, calibration=136), known))
-    assert "136 calibration samples cannot show that little" in doubt
-    assert "at least 137" in doubt
-    enough = synthetic_study(plan(samples=20, calibration=137), known)
+    """Without any loss 0.98 ** n is the chance of so few: 272 samples for the first of six."""
+    few = synthetic_study(plan(calibration=271), known)
+    assert few.recommendation is None
+    assert headline(few) == (
+        "scenes-reasoning: cannot tell whether any truncation is safe: to show that one of 6 "
+        "truncations loses at most 2 points takes at least 272 calibration samples, and there are "
+        "271"
+    )
+    assert any("takes at least 272 calibration samples" in line for line in cautions(few))
+    enough = synthetic_study(plan(samples=20, calibration=272), known)
     assert enough.recommendation is not None
-    assert any("20 test samples cannot show" in one for one in cautions(enough))
-    (doubt,) = cautions(synthetic_study(plan(max_loss=0.0), known))
-    assert "no number is enough" in doubt
+    (doubt,) = [line for line in cautions(enough) if "cannot show" in line]
+    assert doubt == "20 test samples cannot show that little: it takes at least 183."
+    assert "chosen, not shown to hold" in words_of(study_page(enough))
+    assert "no number of samples shows" in headline(synthetic_study(plan(max_loss=0.0), known))
+
+
+@pytest.mark.parametrize(
+    ("own", "blind", "words"),
+    [
+        (0.3, 0.28, "the untouched model's score, 30.0 %, is not shown to be higher than without"),
+        (0.0, 0.0, "the untouched model scores 0, so that there is nothing to lose"),
+        (0.9, 0.3, None),
+    ],
+)
+def test_a_model_that_does_not_use_the_picture_is_named_first(own, blind, words):
+    scores = {"untouched": own, "no image": blind}
+    said = headline(synthetic_study(plan(), lambda arm, split: scores.get(arm.name, own)))
+    if words is None:
+        assert "untouched model" not in said
+    else:
+        assert said.startswith(f"scenes-reasoning: {words}")
 
 
 def test_controls_that_are_not_beaten_are_named(study, page):
@@ -175,7 +205,7 @@ def test_failures_are_counted_and_explained():
     one = synthetic_study(plan(), known, failed=failed)
     page = study_page(one)
     words = words_of(page)
-    assert "3 of 400 samples failed under some arm" in words
+    assert "3 of 500 samples failed under some arm" in words
     assert "layer 6, keep 0 1 2" in words
     assert "untouched 0 1" in words
     assert f"test-3 test all {len(one.arms)} OSError: no picture" in words
@@ -191,7 +221,7 @@ def test_an_arm_without_any_answer_keeps_its_row():
 
 @pytest.mark.parametrize("split", ["calibration", "test"])
 def test_a_split_without_any_answer_is_said(split):
-    failed = {(f"{split}-{i}", "*"): "broken" for i in range(200)}
+    failed = {(f"{split}-{i}", "*"): "broken" for i in range(300)}
     empty = synthetic_study(plan(), known, failed=failed)
     assert headline(empty).endswith(f"no {split} sample was answered")
     assert "all" in words_of(study_page(empty))

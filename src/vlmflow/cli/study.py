@@ -10,7 +10,7 @@ import typer
 
 from vlmflow.cli.app import Dtype, app
 from vlmflow.cli.options import Device, NumberFormat, Revision
-from vlmflow.cli.terminal import errors_in_one_line, printable, progress, quiet_libraries
+from vlmflow.cli.terminal import errors_in_one_line, notes, printable, progress, quiet_libraries
 from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def study(
                 show(line, now.done, now.total)
 
             show(f"Loading {plan.model}")
-            run_with(workers, plan, out, show_progress)
+            with notes():
+                run_with(workers, plan, out, show_progress)
             show("Writing")
             result, page = _write(out)
     _print(result, page)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import typer
 
-from vlmflow.errors import InputError, VlmflowError
+from vlmflow.errors import InputError, TooFewSamples, VlmflowError
 
 
 def check_text(what: str, text: str) -> None:
@@ -74,6 +74,19 @@ def quiet_libraries() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """Print the package's own warnings on stderr, in a line each."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        typer.echo(f"note: {printable(str(message))}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TooFewSamples)
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

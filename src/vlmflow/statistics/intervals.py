@@ -56,7 +56,7 @@ def mean_estimate(
         Of the bootstrap.
     """
     values = np.asarray(scores, dtype=np.float64)
-    groups = _groups(len(values), clusters)
+    groups = groups_of(len(values), clusters)
     mean, group_count = float(values.mean()), int(groups.max()) + 1
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     alone = group_count == len(values)
@@ -87,19 +87,32 @@ def paired_difference(
         What samples share.
     """
     gains = np.asarray(scores, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
-    total = len(gains) + 2
-    centre = float(gains.sum()) / total
-    groups = _groups(len(gains), clusters)
-    # Of a cluster: its gains minus as many times the centre.
-    rest = np.bincount(groups, gains) - np.bincount(groups) * centre
-    squares = float((rest**2).sum()) + (1 - centre) ** 2 + (-1 - centre) ** 2
-    spread = Z * np.sqrt(squares) / total if groups.any() or len(gains) == 1 else np.inf
+    centre, error = adjusted_difference(scores, reference, clusters)
     most = max(1.0, float(np.abs(gains).max()))
-    low, high = max(-most, float(centre - spread)), min(most, float(centre + spread))
+    low, high = max(-most, centre - Z * error), min(most, centre + Z * error)
     return Estimate(float(gains.mean()), low, high)
 
 
-def _groups(count: int, clusters: Sequence[str] | None) -> npt.NDArray[np.int64]:
+def adjusted_difference(
+    scores: Sequence[float], reference: Sequence[float], clusters: Sequence[str] | None = None
+) -> tuple[float, float]:
+    """Centre and standard error of :func:`paired_difference`, with its two further samples.
+
+    The error of several samples of a single cluster is infinite: they say nothing about others.
+    """
+    gains = np.asarray(scores, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    total = len(gains) + 2
+    centre = float(gains.sum()) / total
+    groups = groups_of(len(gains), clusters)
+    if not groups.any() and len(gains) > 1:
+        return centre, math.inf
+    # Of a cluster: its gains minus as many times the centre.
+    rest = np.bincount(groups, gains) - np.bincount(groups) * centre
+    squares = float((rest**2).sum()) + (1 - centre) ** 2 + (-1 - centre) ** 2
+    return centre, math.sqrt(squares) / total
+
+
+def groups_of(count: int, clusters: Sequence[str] | None) -> npt.NDArray[np.int64]:
     """Give every sample the number of its cluster; one without is its own."""
     if clusters is None:
         return np.arange(count)

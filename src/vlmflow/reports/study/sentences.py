@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from vlmflow.escape_invisible import shown
-from vlmflow.statistics.intervals import Z, paired_difference
+from vlmflow.statistics.loss_tests import least_samples
 from vlmflow.studies.truncations import sentences
 from vlmflow.studies.truncations.arms import UNTOUCHED
 from vlmflow.studies.truncations.sentences import (
     CONTROL_NAMES,
     NAME_SHOWN,
     changed_by,
+    many,
     percent,
     points,
     score_words,
+    too_few,
 )
 
 if TYPE_CHECKING:
+    from vlmflow.studies.truncations.choice import Recommendation
     from vlmflow.studies.truncations.results import StudyResult
-    from vlmflow.studies.truncations.summaries import ArmSummary, Recommendation
+    from vlmflow.studies.truncations.summaries import ArmSummary
 
 
 def headline(study: StudyResult) -> str:
     """Say the finding in one sentence."""
-    return sentences.headline(
-        study.task.name, study.recommendation, study.summaries, study.plan.max_loss
-    )
+    return sentences.headline(study.task.name, study.choice, study.summaries)
 
 
 def second_line(study: StudyResult) -> str:
     """Say how the choice was made, and which figures to trust."""
-    tried = [
-        summary
-        for summary in study.summaries
-        if summary.split == "calibration"
-        and summary.arm.kind == "truncation"
-        and summary.arm.truncation is not None
-        and not summary.arm.truncation.is_oracle
-    ]
-    count = max((summary.count for summary in tried), default=0)
+    choice = study.choice
     lines = [
-        f"{_many(len(tried), 'truncation')} tried on {_many(count, 'calibration sample')}; to be "
-        "chosen, a truncation has to save the most operations of those whose loss is, with 95 % "
-        f"confidence, at most {points(study.plan.max_loss)}.",
+        f"{many(len(choice.verdicts), 'truncation')} tried on "
+        f"{many(choice.count, 'calibration sample')}; to be chosen, a truncation has to save the "
+        f"most operations of those whose loss is shown to be at most {points(choice.max_loss)}: "
+        "with 95 % confidence for all of them together (Holm's correction).",
         "The calibration figures are those of a choice among many; the "
-        f"{_many(len(study.samples['test']), 'test sample')} had no part in it, and theirs are "
+        f"{many(len(study.samples['test']), 'test sample')} had no part in it, and theirs are "
         "the figures to trust.",
     ]
     own = [summary for summary in study.summaries if summary.arm.kind == UNTOUCHED]
@@ -78,21 +71,21 @@ def cautions(study: StudyResult) -> list[str]:
                 f"{shown(best.test.arm.name, NAME_SHOWN)} is not shown to score higher than "
                 f"{' or '.join(beaten)} at the same budget: what it keeps may not matter."
             )
-    for split in ("calibration", "test"):
-        counts = [summary.count for summary in study.summaries if summary.split == split]
-        needed = _needed(study.plan.max_loss)
-        fails = best is None if split == "calibration" else best is not None and not best.holds
-        if counts and fails and not _can_be_shown(max(counts), study.plan.max_loss):
-            reach = "no number is enough" if needed is None else f"it takes at least {needed:,}"
+    choice = study.choice
+    lacking = too_few(len(choice.verdicts), choice.count, choice.max_loss)
+    if best is None and lacking:
+        lines.append(f"{lacking[:1].upper()}{lacking[1:]}.")
+    if best is not None and not best.holds:
+        least = least_samples(best.max_loss, 1)
+        if least is not None and best.test.count < least:
             lines.append(
-                f"{_many(max(counts), f'{split} sample')} cannot show that little: even a "
-                "truncation that changes no answer may lose more than "
-                f"{points(study.plan.max_loss)} for all they tell; {reach}."
+                f"{many(best.test.count, 'test sample')} cannot show that little: it takes at "
+                f"least {least:,}."
             )
     if study.failures:
         total = sum(map(len, study.samples.values()))
         lines.append(
-            f"{len(study.failures)} of {_many(total, 'sample')} failed under some arm; see "
+            f"{len(study.failures)} of {many(total, 'sample')} failed under some arm; see "
             "“Failures”."
         )
     return lines
@@ -116,20 +109,5 @@ def _time_words(study: StudyResult, summary: ArmSummary) -> str:
         return "Prefills were not timed."
     return (
         f"Its prefill took {1000 * summary.prefill:.1f} ms, {percent(summary.prefill_share)} of "
-        f"the untouched model's time, on {_many(timed, 'calibration sample')}."
+        f"the untouched model's time, on {many(timed, 'calibration sample')}."
     )
-
-
-def _can_be_shown(samples: int, max_loss: float) -> bool:
-    """Whether so many samples without any difference would pass."""
-    nothing = [0.0] * samples
-    return -paired_difference(nothing, nothing).low <= max_loss
-
-
-def _needed(max_loss: float) -> int | None:
-    """Count the samples without any difference that pass: their interval is Z √2 / (n + 2)."""
-    return math.ceil(Z * math.sqrt(2) / max_loss) - 2 if max_loss else None
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vlmflow.escape_invisible import shown
 from vlmflow.notebook import fragment
+from vlmflow.studies.truncations.choice import Choice
 from vlmflow.studies.truncations.sentences import (
     NAME_SHOWN,
     difference_words,
@@ -13,14 +14,13 @@ from vlmflow.studies.truncations.sentences import (
     percent,
     verdict_words,
 )
-from vlmflow.studies.truncations.summaries import ArmSummary, Recommendation
+from vlmflow.studies.truncations.summaries import ArmSummary
 
 
 def study_html(
     texts: dict[str, str],
     summaries: Sequence[ArmSummary],
-    best: Recommendation | None,
-    max_loss: float,
+    choice: Choice,
     failed: int,
 ) -> str:
     """Show a study's arms on its test samples.
@@ -28,7 +28,7 @@ def study_html(
     ``texts`` are ``task``, ``metric`` and ``model``; they are escaped, as the arms' names are.
     ``failed`` is the number of samples that some arm failed on.
     """
-    rows = []
+    best, rows = choice.recommendation, []
     for summary in summaries:
         if summary.split == "test":
             value, ends = difference_words(summary.difference)
@@ -45,7 +45,7 @@ def study_html(
             )
     return fragment(
         "vlmflow.studies.truncations",
-        headline=headline(texts["task"], best, summaries, max_loss),
+        headline=headline(texts["task"], choice, summaries),
         model=shown(texts["model"], NAME_SHOWN),
         metric=shown(texts["metric"], NAME_SHOWN),
         verdict="" if best is None else verdict_words(best),

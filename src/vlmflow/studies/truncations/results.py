@@ -13,13 +13,15 @@ import pandas as pd
 
 from vlmflow.errors import InputError
 from vlmflow.statistics.intervals import Estimate, mean_estimate, paired_difference
+from vlmflow.statistics.loss_tests import loss_p_value
 from vlmflow.studies.truncations.arms import UNTOUCHED, Arm, mean_share
 from vlmflow.studies.truncations.cache_keys import result_id, task_sample
+from vlmflow.studies.truncations.choice import Choice, Recommendation, choose
 from vlmflow.studies.truncations.notebook import study_html
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import timing_id
 from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample
-from vlmflow.studies.truncations.summaries import ArmSummary, Failure, Recommendation, is_within
+from vlmflow.studies.truncations.summaries import ArmSummary, Failure
 from vlmflow.tasks.base import SPLITS, Task
 from vlmflow.tasks.registry import find_task
 from vlmflow.truncation.amounts import Count
@@ -87,27 +89,14 @@ class StudyResult:
         ]
 
     @cached_property
+    def choice(self) -> Choice:
+        """What the calibration samples say about every truncation, and which one to take."""
+        return choose(self.summaries, self.plan.max_loss)
+
+    @property
     def recommendation(self) -> Recommendation | None:
-        """The truncation to take, or None where no saving is safe enough."""
-        safe = [
-            summary
-            for summary in self.summaries
-            if summary.split == "calibration"
-            and summary.arm.kind == "truncation"
-            and summary.cost_share < 1
-            and summary.arm.truncation is not None
-            and not summary.arm.truncation.is_oracle
-            and is_within(summary, self.plan.max_loss)
-        ]
-        if not safe:
-            return None
-        chosen = min(safe, key=lambda summary: summary.cost_share)
-        tests = [
-            summary
-            for summary in self.summaries
-            if summary.split == "test" and summary.arm.name == chosen.arm.name
-        ]
-        return Recommendation(chosen, tests[0], self.plan.max_loss) if tests else None
+        """The truncation to take, or None where no saving is shown to be safe."""
+        return self.choice.recommendation
 
     def controls(self, arm: Arm) -> tuple[Arm, ...]:
         """Return what a truncation has to beat: random choice and down-sampled pictures.
@@ -135,9 +124,7 @@ class StudyResult:
         """Show the finding and one row per arm in a notebook."""
         texts = {"task": self.task.name, "metric": self.task.metric}
         texts["model"] = str(self.about["model"]["name"])
-        return study_html(
-            texts, self.summaries, self.recommendation, self.plan.max_loss, len(self.failures)
-        )
+        return study_html(texts, self.summaries, self.choice, len(self.failures))
 
     def arm_frame(self) -> pd.DataFrame:
         """One row per split and arm: everything of :class:`ArmSummary`, flat."""
@@ -197,10 +184,11 @@ class StudyResult:
         own = [self.answers[sample.id, UNTOUCHED] for sample in samples]
         scores = self._scores(arm, samples)
         same = [float(a.answer == b.answer) for a, b in zip(results, own, strict=True)]
-        difference = None
+        difference = p_value = None
         if arm.kind != UNTOUCHED:
             reference = self._scores(self.arms[0], samples)
             difference = paired_difference(scores, reference, clusters)
+            p_value = loss_p_value(scores, reference, self.plan.max_loss, clusters)
         questions = [task_sample(sample) for sample in samples]
         spent = [result.flops for result in results]
         whole = [result.flops_untouched for result in results]
@@ -213,6 +201,7 @@ class StudyResult:
             failed=len(self.samples[split]) - len(samples),
             score=mean_estimate(scores, clusters, draws=DRAWS, seed=self.plan.seed),
             difference=difference,
+            p_value=p_value,
             agreement=mean_estimate(same, clusters, draws=DRAWS, seed=self.plan.seed),
             figures=self.task.summary(questions, [result.answer or "" for result in results]),
             flops_share=_ratio(spent, whole),
@@ -311,6 +300,7 @@ def _flat(summary: ArmSummary) -> dict[str, Any]:
         row[f"{name} low"] = None if estimate is None else estimate.low
         row[f"{name} high"] = None if estimate is None else estimate.high
     row |= {
+        "p-value": summary.p_value,
         "flops share": summary.flops_share,
         "formula share": summary.formula_share,
         "image tokens": summary.image_tokens,

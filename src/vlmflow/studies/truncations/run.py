@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 import torch
 import transformers
 
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, TooFewSamples
 from vlmflow.lvlm.loading import open_model
 from vlmflow.lvlm.model import LVLM
 from vlmflow.studies.truncations.answering import WorkItem, answer_sample
 from vlmflow.studies.truncations.cache_keys import model_identity, result_id, stored_sample
+from vlmflow.studies.truncations.choice import may_be_recommended
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import describe_machine, time_prefills, timing_id
+from vlmflow.studies.truncations.sentences import too_few
 from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample, writing
 from vlmflow.tasks.base import SPLITS, Task, TaskSample
 from vlmflow.tasks.registry import find_task
@@ -171,6 +174,9 @@ def collect(
                 else:
                     note(piece)
 
+    lacking = too_few(sum(map(may_be_recommended, arms)), plan.calibration, plan.max_loss)
+    if lacking:
+        warnings.warn(f"no truncation can be found safe: {lacking}", TooFewSamples, stacklevel=2)
     store.write("study", None)
     for piece, results in answering(pieces()):
         store.add(piece.stored, results)

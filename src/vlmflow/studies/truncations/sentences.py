@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from vlmflow.escape_invisible import shown
 from vlmflow.statistics.intervals import Estimate
-from vlmflow.studies.truncations.arms import Arm, label
-from vlmflow.studies.truncations.summaries import ArmSummary, Recommendation
+from vlmflow.statistics.loss_tests import least_samples
+from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED, Arm, label
+from vlmflow.studies.truncations.choice import SAFE, UNSAFE, Choice, Recommendation
+from vlmflow.studies.truncations.summaries import ArmSummary
+from vlmflow.tasks.base import SPLITS
 
 NAME_SHOWN = 120
 MISSING = "–"
@@ -60,22 +63,28 @@ def arm_words(arm: Arm) -> str:
 
 def verdict_words(best: Recommendation) -> str:
     """Name the chosen truncation by what the test samples say about it."""
-    return "recommended" if best.holds else "chosen, does not hold"
+    if best.holds:
+        return "recommended"
+    difference = best.test.difference
+    shown_unsafe = difference is not None and difference.high < -best.max_loss
+    return "chosen, does not hold" if shown_unsafe else "chosen, not shown to hold"
 
 
-def headline(
-    task: str, best: Recommendation | None, summaries: Sequence[ArmSummary], max_loss: float
-) -> str:
-    """Say a study's finding in one sentence."""
+def headline(task: str, choice: Choice, summaries: Sequence[ArmSummary]) -> str:
+    """Say a study's finding in one sentence, after what casts doubt on all of it."""
     task = shown(task, NAME_SHOWN)
+    for split in SPLITS:
+        if not any(summary.split == split for summary in summaries):
+            return f"{task}: nothing can be recommended; no {split} sample was answered"
+    finding = _finding(choice)
+    doubt = _doubt(summaries)
+    return f"{task}: {doubt}; {finding}" if doubt else f"{task}: {finding}"
+
+
+def _finding(choice: Choice) -> str:
+    best = choice.recommendation
     if best is None:
-        for split in ("calibration", "test"):
-            if not any(summary.split == split for summary in summaries):
-                return f"{task}: nothing can be recommended; no {split} sample was answered"
-        return (
-            f"{task}: no truncation is safe: none keeps the loss below "
-            f"{points(max_loss)} with 95 % confidence"
-        )
+        return _no_choice(choice)
     name, difference = arm_words(best.test.arm), best.test.difference
     assert difference is not None
     if best.holds:
@@ -86,11 +95,69 @@ def headline(
             else "prefill's operations"
         )
         return (
-            f"{task}: {name} saves {saved:.{0 if saved >= 10 else 1}f} % of the "
-            f"{of_what}; the score changes by {changed_by(difference)} on the test samples"
+            f"{name} saves {saved:.{0 if saved >= 10 else 1}f} % of the {of_what}; the score "
+            f"changes by {changed_by(difference)} on the test samples"
         )
+    _, verdict = verdict_words(best).split(", ")
     return (
-        f"{task}: no truncation is shown to be safe: {name}, chosen on the calibration samples, "
-        f"does not hold on the test samples, where the score changes by "
-        f"{changed_by(difference)}"
+        f"no truncation is shown to be safe: {name}, chosen on the calibration samples, "
+        f"{verdict.replace('not shown', 'is not shown')} on the test samples, where the score "
+        f"changes by {changed_by(difference)}"
     )
+
+
+def _no_choice(choice: Choice) -> str:
+    """Keep apart what is not safe and what these samples cannot tell."""
+    tried, loss = len(choice.verdicts), points(choice.max_loss)
+    unsafe = sum(verdict == UNSAFE for verdict in choice.verdicts.values())
+    of_which = "the one" if tried == 1 else f"all {tried}"
+    if tried and unsafe == tried:
+        return f"no truncation is safe: {of_which} tried lose{'s'[tried != 1 :]} more than {loss}"
+    lacking = too_few(tried, choice.count, choice.max_loss)
+    if lacking:
+        return f"cannot tell whether any truncation is safe: {lacking}"
+    safe = sum(verdict == SAFE for verdict in choice.verdicts.values())
+    if safe:
+        return f"no truncation that keeps the loss within {loss} saves any operations"
+    rest = "" if not unsafe else f"; {unsafe} of {tried} lose more"
+    return (
+        "no truncation is shown to be safe: with 95 % confidence none keeps the loss within "
+        f"{loss}{rest}"
+    )
+
+
+def too_few(tried: int, count: int, max_loss: float) -> str | None:
+    """Say that so many calibration samples cannot show any truncation to be safe, if so."""
+    least = least_samples(max_loss, tried)
+    if least is None:
+        return f"no number of samples shows a loss of at most {points(max_loss)}"
+    if count >= least:
+        return None
+    which = "the truncation" if tried == 1 else f"one of {tried} truncations"
+    return (
+        f"to show that {which} loses at most {points(max_loss)} takes "
+        f"at least {many(least, 'calibration sample')}, and there are {count:,}"
+    )
+
+
+def _doubt(summaries: Sequence[ArmSummary]) -> str:
+    """Say that the untouched model is no better than without the picture, if so; else nothing."""
+    own, blind = (
+        next((one for one in summaries if one.split == "test" and one.arm.kind == kind), None)
+        for kind in (UNTOUCHED, NO_IMAGE)
+    )
+    if own is None:
+        return ""
+    if own.score.value == 0:
+        return "the untouched model scores 0, so that there is nothing to lose"
+    if blind is not None and blind.difference is not None and blind.difference.high >= 0:
+        return (
+            f"the untouched model's score, {percent(own.score.value)}, is not shown to be higher "
+            f"than without the picture ({percent(blind.score.value)})"
+        )
+    return ""
+
+
+def many(count: int, what: str) -> str:
+    """Return ``"1 sample"``, ``"1,200 samples"``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What a study reports of each arm on each split, and the truncation that it recommends."""
+"""What a study reports of each arm on each split."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class ArmSummary:
         Mean of the task's score.
     difference : Estimate or None
         Score minus the untouched model's, over the same samples; None for the untouched model.
+    p_value : float or None
+        Of the test whether the loss is at most the plan's ``max_loss``
+        (:func:`~vlmflow.statistics.loss_tests.loss_p_value`); None for the untouched model.
     agreement : Estimate
         Share of answers that equal the untouched model's word for word; EffiVLM-Bench (2025) calls
         it loyalty.
@@ -47,6 +50,7 @@ class ArmSummary:
     failed: int
     score: Estimate
     difference: Estimate | None
+    p_value: float | None
     agreement: Estimate
     figures: Mapping[str, float]
     flops_share: float | None
@@ -62,31 +66,6 @@ class ArmSummary:
 
 
 @dataclass(frozen=True)
-class Recommendation:
-    """The truncation chosen on the calibration split, and what it does on the test split.
-
-    Parameters
-    ----------
-    chosen : ArmSummary
-        On the calibration split: the largest saving whose loss is, with 95 % confidence, at most
-        ``max_loss``.
-    test : ArmSummary
-        The same arm on the test split, which had no part in the choice.
-    max_loss : float
-        What was asked for.
-    """
-
-    chosen: ArmSummary
-    test: ArmSummary
-    max_loss: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the loss is at most ``max_loss`` on the test split, too, with 95 % confidence."""
-        return is_within(self.test, self.max_loss)
-
-
-@dataclass(frozen=True)
 class Failure:
     """A sample that some arms failed on."""
 
@@ -95,8 +74,3 @@ class Failure:
     key: str
     arms: tuple[str, ...]  # Names of the arms
     reason: str  # Why the first of them failed
-
-
-def is_within(summary: ArmSummary, max_loss: float) -> bool:
-    """Whether an arm's loss is, with 95 % confidence, at most ``max_loss``."""
-    return summary.difference is not None and -summary.difference.low <= max_loss
