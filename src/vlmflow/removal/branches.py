@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +23,16 @@ from transformers.cache_utils import Cache
 from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.watch_attention import watch_attention
-from vlmflow.lvlm.families import Family
 from vlmflow.truncation.amounts import Amount
-from vlmflow.truncation.forward_call import Cut, ForwardCall
+from vlmflow.truncation.forward_call import ForwardCall
 from vlmflow.truncation.layer_inputs import LayerInputs
-from vlmflow.truncation.masks import take
+from vlmflow.truncation.masks import pad_rows, take
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.selection import choose
 from vlmflow.truncation.truncation import Truncation
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
 
 
 class _Prefix(Cache):
@@ -55,111 +58,68 @@ class _Prefix(Cache):
         return int(self.key.shape[2])
 
 
-@dataclass(eq=False)
 class Branches:
     """A forward pass of a batch and all of its branches.
 
     Parameters
     ----------
-    model, layers : nn.Module, nn.ModuleList
-        A transformers LVLM and its decoder layers.
-    family : Family
-        The model's.
-    first : int
-        Layer of the first branch.
+    vlm : LVLM
+        The model.
+    inputs : mapping
+        What its forward takes: ``input_ids`` (B, N) with answers at the end.
+    is_image, is_answer : (B, N) bool
+        Image tokens, and tokens that a ranking must not see.
+    rows : (B, T) int64
+        Positions whose logits are wanted.
     keep : Count or Share
         Image tokens that stay.
     ranking : Ranking
         Which ones.
+
+    Raises
+    ------
+    ModelError
+        If a wanted row is an image token.
     """
 
-    model: Any
-    layers: nn.ModuleList
-    family: Family
-    first: int
-    keep: Amount
-    ranking: Ranking
-
-    def logits(
+    def __init__(
         self,
+        vlm: LVLM,
         inputs: Mapping[str, Any],
         is_image: Tensor,
         is_answer: Tensor,
         rows: Tensor,
-    ) -> Tensor:
-        """Run the pass.
-
-        Parameters
-        ----------
-        inputs : mapping
-            What the model's forward takes: ``input_ids`` (B, N) with answers at the end.
-        is_image, is_answer : (B, N) bool
-            Image tokens, and tokens that a ranking must not see.
-        rows : (B, T) int64
-            Positions whose logits are wanted.
-
-        Returns
-        -------
-        (B, 1 + L - first, T, vocabulary)
-            The untouched model's logits, then those of the branch of every layer.
-        """
-        ids: Tensor = inputs["input_ids"]
-        mask = inputs.get("attention_mask")
-        inputs = _with_positions(self.model, inputs)
-        valid = None if mask is None else mask.to(ids.device) != 0
-        state = _Pass(self, inputs, ids, valid, is_image, is_answer, rows)
+        keep: Amount,
+        ranking: Ranking,
+    ) -> None:
         if bool(torch.gather(is_image, 1, rows).any()):
             raise ModelError(
                 "the last token before the answer is an image token, so removing it leaves "
                 "nothing that predicts the answer"
             )
-        with ExitStack() as stack:
-            if self.keep and self.ranking.needs_layer_before:
-                before = set(range(self.first - 1, len(self.layers) - 1))
-                stack.enter_context(watch_attention(self.layers, state.on_attention, only=before))
-            for index, layer in enumerate(self.layers):
-                hook = state.after(index)
-                handle = layer.register_forward_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
-            # Without a configuration no layer of the cache forgets what left its window.
-            cache = None if state.recurrent else DynamicCache()
-            output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None)
-        logits: Tensor = output.logits
-        return logits.reshape(len(logits), -1, rows.shape[1], logits.shape[-1])
-
-
-class _Pass:
-    """What the hooks of one pass share."""
-
-    def __init__(
-        self,
-        branches: Branches,
-        inputs: Mapping[str, Any],
-        ids: Tensor,
-        valid: Tensor | None,
-        is_image: Tensor,
-        is_answer: Tensor,
-        rows: Tensor,
-    ) -> None:
-        self.settings = branches
-        self.model, self.layers = branches.model, branches.layers
-        self.rows, self.batch = rows, len(rows)
+        self.model, self.layers, self.rows = vlm.model, vlm.decoder_layers, rows
+        self.keep, self.ranking = keep, ranking
+        # Layer of the first branch: at layer 0 there is no layer before.
+        self.first = 1 if keep and ranking.needs_layer_before else 0
         self.inputs = [
-            LayerInputs.of(self.model, self.layers, index, repack=False)
+            LayerInputs(self.model, self.layers, index, repack=False)
             for index in range(len(self.layers))
         ]
         self.recurrent = any(inputs.recurrent for inputs in self.inputs)
+        mask = inputs.get("attention_mask")
         # (B, N) bool: slots that hold a token, padding left out.
-        self.tokens = torch.ones_like(is_image) if valid is None else valid
+        self.tokens = torch.ones_like(is_image) if mask is None else mask.to(is_image.device) != 0
         self.prompt = ForwardCall(
-            arguments=inputs,
-            ids=ids,
+            arguments=_with_positions(self.model, inputs),
+            ids=inputs["input_ids"],
             past=0,
             valid=self.tokens & ~is_answer,
             is_image=is_image,
             images=is_image.sum(1).tolist(),
+            family=vlm.family,
+            config=self.model.config,
         )
-        self.late = branches.family.execution(self.model.config).late_features
+        self.late = vlm.family.execution(self.model.config).late_features
         self.before_late: Tensor | None = None
         # (B, m) int64: positions before the picture, whose keys all branches read off the cache.
         self.prefix: Tensor | None = None
@@ -170,39 +130,52 @@ class _Pass:
         self.calls: list[ForwardCall] = []
         self.branching = False
 
+    def logits(self) -> Tensor:
+        """Run the pass: (B, 1 + L - first, T, vocabulary).
+
+        The untouched model's logits come first, then those of the branch of every layer.
+        """
+        with ExitStack() as stack:
+            if self.first:
+                before = range(len(self.layers) - 1)
+                stack.enter_context(watch_attention(self.layers, self.on_attention, only=before))
+            for index in range(self.first, len(self.layers)):
+                hook = partial(self._after, index)
+                handle = self.layers[index].register_forward_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            # Without a configuration no layer of the cache forgets what left its window.
+            cache = None if self.recurrent else DynamicCache()
+            inputs = self.prompt.arguments
+            output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None)
+        logits: Tensor = output.logits
+        return logits.reshape(len(logits), -1, self.rows.shape[1], logits.shape[-1])
+
     def on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
         """Keep what a ranking will read at the next layer."""
         if not self.branching:
             self.prompt.attention[layer] = attention
 
-    def after(self, index: int) -> Any:
-        """Make the hook that runs a layer for the branches."""
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            if index < self.settings.first:
-                return None
-            main = args[0] if args else kwargs["hidden_states"]
-            if self.hidden is None:
-                self._share_prefix(kwargs.get("attention_mask"))
-            self._add_late(main)
-            self._begin(index, main)
-            self.branching = True
-            try:
-                assert self.hidden is not None
-                given = self._arguments(index, kwargs)
-                # Not through __call__: hooks and checkpointing are the untouched run's.
-                branched = module.forward(self.hidden, *args[1:], **given)
-            finally:
-                self.branching = False
-            self.hidden = branched[0] if isinstance(branched, tuple) else branched
-            if index < self.late:
-                self.before_late = output[0] if isinstance(output, tuple) else output
-            if index + 1 < len(self.layers):
-                return None
-            joined = self._answer_rows(output[0] if isinstance(output, tuple) else output)
-            return (joined, *output[1:]) if isinstance(output, tuple) else joined
-
-        return hook
+    def _after(self, index: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Run a layer for the branches, after it ran for the untouched prompt."""
+        main = args[0] if args else kwargs["hidden_states"]
+        main_after = output[0] if isinstance(output, tuple) else output
+        if self.hidden is None:
+            self._share_prefix(kwargs.get("attention_mask"))
+        self._add_late(main)
+        hidden = self._begin(index, main)
+        self.branching = True
+        try:
+            # Not through __call__: hooks and checkpointing are the untouched run's.
+            branched = module.forward(hidden, *args[1:], **self._arguments(index, kwargs))
+        finally:
+            self.branching = False
+        self.hidden = branched[0] if isinstance(branched, tuple) else branched
+        if index < self.late:
+            self.before_late = main_after
+        if index + 1 < len(self.layers):
+            return None
+        joined = self._answer_rows(main_after, self.hidden)
+        return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
     def _add_late(self, main: Tensor) -> None:
         """Give the branches what the model added to image tokens after the layer before."""
@@ -219,32 +192,24 @@ class _Pass:
             return  # a state holds what came before it, but nobody can read it at one position
         before = self.tokens & (self.prompt.is_image.cumsum(1) == 0)
         if bool(before.any()) and not _sees(mask, before, self.prompt.is_image):
-            self.prefix = _positions(before)
+            self.prefix, _ = pad_rows([row.nonzero()[:, 0] for row in before])
             self.computed = self.tokens & ~before
 
-    def _begin(self, layer: int, main: Tensor) -> None:
-        """Start the branch of a layer with the tokens that stay there."""
-        settings = self.settings
-        if not settings.keep and self.calls:
+    def _begin(self, layer: int, main: Tensor) -> Tensor:
+        """Start the branch of a layer with the tokens that stay; return all branches' states."""
+        if not self.keep and self.calls:
             call = self.calls[0]  # without any image token all branches keep the same
         else:
-            policy = Truncation(layer=layer, keep=settings.keep, rank_by=settings.ranking)
-            call = ForwardCall(
-                arguments=self.prompt.arguments,
-                ids=self.prompt.ids,
-                past=0,
-                valid=self.prompt.valid,
-                is_image=self.prompt.is_image,
-                images=self.prompt.images,
-                attention=self.prompt.attention,
-            )
-            cut = choose(policy, call, layer, main, settings.family, self.model.config)
-            call.cuts.append(_narrowed(cut, self.computed))
+            policy = Truncation(layer=layer, keep=self.keep, rank_by=self.ranking)
+            call = replace(self.prompt, cuts=[], _made={})
+            cut = choose(policy, call, layer, main)
+            # Only the slots that a branch computes.
+            slots = torch.where(take(self.computed, cut.slots, -1), cut.slots, -1)
+            cut.slots, cut.ragged = pad_rows([row[row >= 0] for row in slots])
+            call.cuts.append(cut)
         self.calls.append(call)
         new = take(main, call.cuts[0].slots, -2)
-        self.hidden = (
-            new if self.hidden is None else torch.cat([self.hidden.to(new.device), new], dim=0)
-        )
+        return new if self.hidden is None else torch.cat([self.hidden.to(new.device), new], dim=0)
 
     def _arguments(self, index: int, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the layer is called with for all branches, one after the other."""
@@ -259,23 +224,22 @@ class _Pass:
             for name, value in given.items()
             if name not in ("hidden_states", "past_key_values")
         }
-        prefix = self.prefix
         parts = [
             self.inputs[index].arguments(
                 call,
                 call.cuts[0],
                 own,
-                earlier=prefix,
+                earlier=self.prefix,
                 # With keys before its own tokens, "causal" has to be spelled out.
-                ragged=call.cuts[0].ragged or prefix is not None,
+                ragged=call.cuts[0].ragged or self.prefix is not None,
                 shared=True,
             )
             for call in self.calls
         ]
-        joined = {
-            name: _join([part[name] for part in parts], self._batch_axis(name, value), self.batch)
-            for name, value in own.items()
-        }
+        joined: dict[str, Any] = {}
+        for name, value in own.items():
+            axis = self._batch_axis(name, value)
+            joined[name] = _join([part[name] for part in parts], axis, len(self.rows))
         return {**joined, "past_key_values": self._prefix_at(index, given.get("past_key_values"))}
 
     def _batch_axis(self, name: str, value: Any) -> int | None:
@@ -294,30 +258,26 @@ class _Pass:
         """Read what the untouched run holds of the tokens before the pictures."""
         if self.prefix is None:
             return None
-        held = [] if cache is None else cache.layers[index : index + 1]
-        if not held or getattr(held[0], "keys", None) is None:
+        layers = [] if cache is None else cache.layers
+        layer: Any = layers[index] if index < len(layers) else None
+        if getattr(layer, "keys", None) is None:
             raise ModelError(
                 f"layer {index} of {type(self.model).__name__} does not keep keys and values of "
                 "earlier tokens in a cache, so a removal curve cannot branch there"
             )
-        layer = held[0]
         tokens = self.prefix[:, None, :].expand(-1, layer.keys.shape[1], -1).flatten(0, 1)
+        key, value = (
+            take(states.flatten(0, 1), tokens, 1).reshape(*states.shape[:2], -1, states.shape[-1])
+            for states in (layer.keys, layer.values)
+        )
+        return _Prefix(key, value, len(self.calls))
 
-        def pick(held: Tensor) -> Tensor:
-            picked = take(held.flatten(0, 1), tokens, 1)
-            return picked.reshape(*held.shape[:2], *picked.shape[1:])
-
-        return _Prefix(pick(layer.keys), pick(layer.values), len(self.calls))
-
-    def _answer_rows(self, main: Tensor) -> Tensor:
+    def _answer_rows(self, main: Tensor, hidden: Tensor) -> Tensor:
         """(B, N, width) and the branches -> (B, (1 + branches) * T, width)."""
-        assert self.hidden is not None
         wanted = [take(main, self.rows, -2)]
-        for number, call in enumerate(self.calls):
-            own = self.hidden[number * len(main) : (number + 1) * len(main)]
-            slots = call.cuts[0].slots
+        for call, own in zip(self.calls, torch.split(hidden, len(main)), strict=True):
             # From slots, which rows wants, to the rows that are left: text always is.
-            local = (slots[:, None, :] == self.rows[:, :, None]).int().argmax(-1)
+            local = (call.cuts[0].slots[:, None, :] == self.rows[:, :, None]).int().argmax(-1)
             wanted.append(take(own.to(main.device), local, -2))
         return torch.cat(wanted, dim=1)
 
@@ -329,25 +289,6 @@ def _with_positions(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     if mask is None or bool(mask.all()) or "position_ids" in inputs or "mrope_section" in rope:
         return inputs  # positions on several axes are the model's own to count
     return {**inputs, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
-
-
-def _positions(chosen: Tensor) -> Tensor:
-    """(B, N) bool -> (B, n) int64: where it is true, in order, short rows led by -1."""
-    return _padded([row.nonzero()[:, 0] for row in chosen])
-
-
-def _narrowed(cut: Cut, computed: Tensor) -> Cut:
-    """Narrow a cut to the slots that a branch computes, (B, N) bool."""
-    slots = torch.where(take(computed, cut.slots, -1), cut.slots, -1)
-    rows = [row[row >= 0] for row in slots]
-    longest = max(map(len, rows))
-    return replace(cut, slots=_padded(rows), ragged=any(len(row) < longest for row in rows))
-
-
-def _padded(rows: list[Tensor]) -> Tensor:
-    """Stack rows of different lengths, short ones led by -1."""
-    longest = max(map(len, rows))
-    return torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=-1) for row in rows])
 
 
 def _sees(mask: Any, rows: Tensor, columns: Tensor) -> bool:

@@ -199,20 +199,22 @@ def removal_curves(
     rows = [np.append(layout.answer_rows, layout.answer_positions[-1]) for layout in layouts]
     longest = max(map(len, rows))
     padded = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
-    first = 1 if kept and ranking.needs_layer_before else 0
-    branches = Branches(vlm.model, vlm.decoder_layers, vlm.family, first, kept, ranking)
     with untouched(vlm.model), torch.inference_mode(False), torch.no_grad():
-        logits = branches.logits(
+        branches = Branches(
+            vlm,
             inputs,
             segments == Segment.IMAGE,
             segments == Segment.ANSWER,
             torch.from_numpy(padded).to(ids.device),
+            kept,
+            ranking,
         )
+        logits = branches.logits()
     return [
         _curve(
             logits[number, :, : len(rows[number])],
             torch.tensor(prompt.answer_ids, device=logits.device),
-            tuple(range(first, vlm.num_layers)),
+            tuple(range(branches.first, vlm.num_layers)),
             kept,
             ranking if kept else None,
             tuple(prompt.layout.tokens[position] for position in prompt.layout.answer_positions),
