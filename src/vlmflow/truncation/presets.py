@@ -105,18 +105,10 @@ def no_image(_layers: int) -> Truncation:
     return Truncation(layer=0, keep=0)
 
 
+_METHODS = (cliff, fastv, vtw, pyramiddrop, dart, divprune, sparsevlm, simignore)
+_CONTROLS = (random, uniform, no_image)
 PRESETS: dict[str, Preset] = {
-    "cliff": cliff,
-    "fastv": fastv,
-    "vtw": vtw,
-    "pyramiddrop": pyramiddrop,
-    "dart": dart,
-    "divprune": divprune,
-    "sparsevlm": sparsevlm,
-    "simignore": simignore,
-    "random": random,
-    "uniform": uniform,
-    "no-image": no_image,
+    make.__name__.replace("_", "-"): make for make in (*_METHODS, *_CONTROLS)
 }
 
 
