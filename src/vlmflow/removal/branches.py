@@ -1,9 +1,9 @@
-"""One forward pass with a branch per layer: "image tokens removed from here on".
+"""One forward pass with a branch per layer: "image tokens removed from this layer on".
 
 The model runs as always. After each decoder layer, a hook runs the same layer once more for all
 branches that have begun by then, batched. A branch holds the kept image tokens and the text after
-the first one. What stands before the picture never sees it, so its keys and values are those of
-the untouched run and are read from there. After the last layer, only the rows that predict the
+the first one. Tokens before the picture never see it, so their keys and values are those of the
+untouched run and are read from its cache. After the last layer, only the rows that predict the
 answer go on, those of the branches after the untouched ones: norm and head are the model's own.
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class _Prefix(Cache):
-    """Keys and values that every branch finds already there; nothing is stored."""
+    """Keys and values of the untouched run that every branch starts from; stores no new ones."""
 
     def __init__(self, key: Tensor, value: Tensor, branches: int) -> None:
         super().__init__(layers=[])
@@ -53,7 +53,7 @@ class _Prefix(Cache):
         )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many keys are there already."""
+        """Return how many keys it holds."""
         del layer_idx
         return int(self.key.shape[2])
 
@@ -178,7 +178,7 @@ class Branches:
         return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
     def _add_late(self, main: Tensor) -> None:
-        """Give the branches what the model added to image tokens after the layer before."""
+        """Add to the branches what the model added to image tokens after the layer before."""
         if self.hidden is None or self.before_late is None:
             return
         added = main - self.before_late.to(main.device)
@@ -187,9 +187,9 @@ class Branches:
         self.before_late = None
 
     def _share_prefix(self, mask: Any) -> None:
-        """Leave out of the branches what stands before the pictures and cannot see them."""
+        """Leave out of the branches the tokens before the pictures that cannot see them."""
         if self.recurrent:
-            return  # a state holds what came before it, but nobody can read it at one position
+            return  # a recurrent state cannot be read at one position
         before = self.tokens & (self.prompt.is_image.cumsum(1) == 0)
         if bool(before.any()) and not _sees(mask, before, self.prompt.is_image):
             self.prefix, _ = pad_rows([row.nonzero()[:, 0] for row in before])
@@ -287,7 +287,7 @@ def _with_positions(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     mask = inputs.get("attention_mask")
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     if mask is None or bool(mask.all()) or "position_ids" in inputs or "mrope_section" in rope:
-        return inputs  # positions on several axes are the model's own to count
+        return inputs  # the model itself counts positions on several axes
     return {**inputs, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
 
 

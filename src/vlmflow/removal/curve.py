@@ -134,8 +134,8 @@ def removal_curve(
     keep : int or float
         Image tokens that stay: a count, or a fraction.
     rank_by : str or Ranking, optional
-        Which ones, by name or as an object; oracles are left out. They are chosen at each layer
-        anew, by what the prompt alone shows.
+        Which ones, by name or as an object; oracles are left out. They are chosen again at
+        each layer, from the prompt alone.
     max_new_tokens : int
         Longest answer to generate.
 
@@ -211,14 +211,7 @@ def removal_curves(
         )
         logits = branches.logits()
     return [
-        _curve(
-            logits[number, :, : len(rows[number])],
-            torch.tensor(prompt.answer_ids, device=logits.device),
-            tuple(range(branches.first, vlm.num_layers)),
-            kept,
-            ranking if kept else None,
-            tuple(prompt.layout.tokens[position] for position in prompt.layout.answer_positions),
-        )
+        _curve(logits[number, :, : len(rows[number])], prompt, branches)
         for number, prompt in enumerate(prompts)
     ]
 
@@ -237,19 +230,13 @@ def _checked_ranking(keep: Amount, rank_by: str | Ranking | None) -> Ranking:
     return ranking
 
 
-def _curve(
-    logits: Tensor,
-    answer: Tensor,
-    layers: tuple[int, ...],
-    keep: Amount,
-    ranking: Ranking | None,
-    tokens: tuple[str, ...],
-) -> RemovalCurve:
+def _curve(logits: Tensor, prompt: Prompt, branches: Branches) -> RemovalCurve:
     """Compare (1 + K, T + 1, vocabulary) logits, the untouched model's first."""
     if not bool(logits.isfinite().all()):
         raise ModelError(
             "the logits of a removal curve are not finite; load the model in float32 or bfloat16"
         )
+    answer = torch.tensor(prompt.answer_ids, device=logits.device)[:, None]
     best = logits.argmax(-1)
     agrees = (best[1:] == best[0]).cpu().numpy()
     reference = logits[0, :-1].float().log_softmax(-1)
@@ -257,16 +244,16 @@ def _curve(
     for branch in logits[1:, :-1]:
         chances = branch.float().log_softmax(-1)
         kl.append((reference.exp() * (reference - chances)).sum(-1).clamp_min(0))
-        logprob.append(chances.gather(1, answer[:, None])[:, 0])
-    own = reference.gather(1, answer[:, None])[:, 0]
+        logprob.append(chances.gather(1, answer)[:, 0])
+    layout = prompt.layout
     return RemovalCurve(
-        layers=layers,
-        keep=keep,
-        ranking=ranking,
-        answer_tokens=tokens,
+        layers=tuple(range(branches.first, branches.first + len(kl))),
+        keep=branches.keep,
+        ranking=branches.ranking if branches.keep else None,
+        answer_tokens=tuple(layout.tokens[position] for position in layout.answer_positions),
         kl=torch.stack(kl).cpu().numpy(),
         agrees=agrees[:, :-1],
         ends_alike=agrees[:, -1],
         logprob=torch.stack(logprob).cpu().numpy(),
-        untouched_logprob=own.cpu().numpy(),
+        untouched_logprob=reference.gather(1, answer)[:, 0].cpu().numpy(),
     )

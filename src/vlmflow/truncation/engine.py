@@ -1,10 +1,10 @@
-"""The engine: hooks that run a truncation inside a transformers model, and nothing else.
+"""The engine: hooks that run a truncation inside a transformers model.
 
 A pre-hook of the model reads where the image tokens of a call are. From the first stage on,
-pre-hooks of the decoder layers hand on what :class:`vlmflow.truncation.stages.Stages` says; a hook
+pre-hooks of the decoder layers pass on what :class:`vlmflow.truncation.stages.Stages` says; a hook
 after the last layer (and after those where the model adds image features again) puts rows back to
-their slots, so that logits have the shape they always had; rows of removed tokens are zero there.
-What a cache holds of which token, the cache itself remembers (:mod:`vlmflow.truncation.cache`).
+their slots, so that logits have their usual shape; rows of removed tokens are zero.
+A cache itself remembers which tokens its keys belong to (:mod:`vlmflow.truncation.cache`).
 """
 
 from __future__ import annotations

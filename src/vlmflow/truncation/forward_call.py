@@ -1,9 +1,9 @@
 """One call of a truncated model: its tokens, and what each stage has left of them.
 
-Three index spaces meet here, and nowhere else are they translated:
+Three index spaces meet in this file, the only one that translates between them:
 
 * **positions** count the tokens of the conversation, 0 to ``total - 1``: what masks, rotary
-  embeddings and cached keys are about. The call's own tokens are the last ``length`` of them:
+  embeddings and cached keys refer to. The call's own tokens are the last ``length`` of them:
   ``position = past + slot``.
 * **slots** count the call's own tokens, 0 to ``length - 1``: what ``input_ids`` and the hidden
   states of an untouched layer are indexed by.
@@ -43,7 +43,7 @@ class Cut:
     ragged: bool  # Whether any row is empty
     kept: list[Tensor]  # Image tokens of each prompt that stay, in local indices
     removed: list[Tensor]  # Those that do not
-    sizes: Tensor | None = None  # (B, n): how many tokens each stands for, once some were merged
+    sizes: Tensor | None = None  # (B, n): how many tokens each represents, once some were merged
 
 
 @dataclass(eq=False)
@@ -53,7 +53,7 @@ class ForwardCall:
     arguments: Mapping[str, Any]  # What the model's forward was called with
     ids: Tensor  # (B, N) int64: the call's own tokens
     past: int  # Tokens of the conversation before them
-    valid: Tensor | None  # (B, past + N) bool: False at padding; None: there is none
+    valid: Tensor | None  # (B, past + N) bool: False at padding; None: no padding
     is_image: Tensor  # (B, N) bool: image tokens
     images: list[int]  # How many of them each prompt has
     family: Family  # The model's, which knows where image tokens stand in their picture

@@ -26,7 +26,7 @@ class LayerInputs:
     model, layers, index : nn.Module, nn.ModuleList, int
         The model, its decoder layers, and which of them.
     repack : bool
-        Whether the tokens that are left are numbered anew.
+        Whether the tokens that are left are numbered again from 0.
 
     Raises
     ------
@@ -46,7 +46,7 @@ class LayerInputs:
             self.window = getattr(self.config, "sliding_window", None)
         for module in modules:
             self.window = getattr(module, "sliding_window", self.window)
-        # Linear attention and convolution know padding only, and keep a state instead of keys.
+        # Linear attention and convolution take padding only, and keep a state instead of keys.
         self.recurrent = kind in RECURRENT
         self.rotary = _rotary(model) if repack else None
         if self.rotary is not None:
@@ -100,8 +100,8 @@ class LayerInputs:
         ragged: bool,
         shared: bool,
     ) -> Any:
-        # Keys outside the window: without gaps the window was a band of fixed width, which kernels
-        # cut out themselves; with gaps it has to be spelled out.
+        # Keys outside the window: without gaps the window is a band of fixed width, which kernels
+        # cut out themselves; with gaps the mask has to say it.
         out_of_window = self.window is not None and call.total > self.window
         gaps = ragged or out_of_window
         if mask is None and not gaps:
@@ -189,7 +189,7 @@ def _rotary(model: Any) -> nn.Module:
     decoder = model.get_decoder()
     for holder in (decoder, getattr(decoder, "model", None)):
         rotary = getattr(holder, "rotary_emb", None)
-        # Where sections stand for rows and columns of patches, these cannot be counted anew.
+        # With sections for rows and columns of patches, positions cannot be counted again.
         if isinstance(rotary, nn.Module) and getattr(rotary, "mrope_section", None) is None:
             return rotary
     raise _no_repacking(type(model).__name__)

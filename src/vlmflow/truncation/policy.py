@@ -74,7 +74,7 @@ class Policy:
 
     @property
     def ranking(self) -> Ranking:
-        """What ``rank_by`` stands for; its parameters are its own."""
+        """The ranking that ``rank_by`` names."""
         assert isinstance(self.rank_by, Ranking)
         return self.rank_by
 

@@ -33,10 +33,10 @@ def shared_answers(
     """Answer one prompt untouched and under every truncation.
 
     The answers are those of :meth:`vlmflow.lvlm.model.LVLM.generate_ids`, one call per truncation.
-    Picture and prompt are run once (:mod:`vlmflow.truncation.shared_prefill`). The untouched answer
-    is then put to each truncated model as a whole: where every one of its tokens is the truncated
-    model's own choice, one pass has decoded it; from the first other choice on, decoding goes token
-    by token (as speculative decoding does, Leviathan et al. 2023; exact for greedy decoding).
+    Picture and prompt are run once (:mod:`vlmflow.truncation.shared_prefill`). Each truncated
+    model then checks the untouched answer as a whole: where all of its tokens are the model's own
+    choice, one pass has decoded it; from the first other choice on, decoding goes token by token
+    (as speculative decoding does, Leviathan et al. 2023; exact for greedy decoding).
 
     Parameters
     ----------

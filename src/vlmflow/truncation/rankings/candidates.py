@@ -1,4 +1,4 @@
-"""What a ranking may look at: one prompt at the input of the layer that truncates."""
+"""What a ranking may read: one prompt at the input of the layer that truncates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmflow.truncation.forward_call import ForwardCall
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The image tokens of one prompt, and what is known about them.
+    """The image tokens of one prompt, and what a ranking may read about them.
 
     ``n`` tokens at the stage, padding included; ``P`` of them image tokens, ``U`` text after the
     first of these. What a ranking does not declare to read is refused.
