@@ -219,16 +219,11 @@ class Branches:
                 f"a mask of type {type(mask).__name__} cannot be cut for a removal curve; load the "
                 "model with attn_implementation='sdpa'"
             )
-        own = {
-            name: value
-            for name, value in given.items()
-            if name not in ("hidden_states", "past_key_values")
-        }
         parts = [
             self.inputs[index].arguments(
                 call,
                 call.cuts[0],
-                own,
+                given,
                 earlier=self.prefix,
                 # With keys before its own tokens, "causal" has to be spelled out.
                 ragged=call.cuts[0].ragged or self.prefix is not None,
@@ -236,23 +231,22 @@ class Branches:
             )
             for call in self.calls
         ]
-        joined: dict[str, Any] = {}
-        for name, value in own.items():
-            axis = self._batch_axis(name, value)
-            joined[name] = _join([part[name] for part in parts], axis, len(self.rows))
+        batch = len(self.rows)
+        joined = {
+            name: _join([part[name] for part in parts], self._batch_axis(name, value), batch)
+            for name, value in given.items()
+            if name not in ("hidden_states", "past_key_values")
+        }
         return {**joined, "past_key_values": self._prefix_at(index, given.get("past_key_values"))}
 
     def _batch_axis(self, name: str, value: Any) -> int | None:
         """Return the axis along which branches follow each other; None: all share the argument."""
-        if name == "attention_mask":
-            return 0
         if name == "position_ids":
             return -2
         if name.startswith("position_embeddings"):
             return -3
-        if isinstance(value, Tensor) and value.shape[:2] == self.prompt.ids.shape:
-            return 0
-        return None
+        per_token = isinstance(value, Tensor) and value.shape[:2] == self.prompt.ids.shape
+        return 0 if per_token or name == "attention_mask" else None
 
     def _prefix_at(self, index: int, cache: Any) -> _Prefix | None:
         """Read what the untouched run holds of the tokens before the pictures."""
@@ -307,7 +301,7 @@ def _join(parts: list[Any], axis: int | None, batch: int) -> Any:
         return first
     if isinstance(first, Tensor):
         if first.shape[axis] == 1 and all(part is first for part in parts):
-            return first  # the same for everyone
+            return first  # the same for all branches
         shape = list(first.shape)
         shape[axis] = batch
         return torch.cat([part.expand(shape) for part in parts], dim=axis)

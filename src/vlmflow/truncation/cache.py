@@ -135,22 +135,13 @@ def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | 
     """Make a layer of a cache ready to hold fewer keys than the conversation has positions.
 
     The layer is replaced in the cache, and holds what it held. This is a step of its own, before a
-    layer runs: everything after it only reads the cache.
-
-    Parameters
-    ----------
-    cache : Cache, optional
-        None: there is none.
-    layer : int
-        Which layer.
-    fewer : bool
-        Whether tokens are missing in this call; if not, only a layer that was cut in an earlier
-        call is of interest.
+    layer runs: everything after it only reads the cache. Where no tokens are missing in this call
+    (``fewer`` is false), only a layer that was cut in an earlier call is of interest.
 
     Returns
     -------
     TruncatedLayer or None
-        None where nothing is missing, or the layer keeps a state of fixed size and no keys (linear
+        None where all keys are held, or the layer keeps a state of fixed size and no keys (linear
         attention).
 
     Raises

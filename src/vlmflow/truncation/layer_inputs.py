@@ -67,10 +67,8 @@ class LayerInputs:
 
         Parameters
         ----------
-        call : ForwardCall
-            The model's call.
-        cut : Cut, optional
-            What is left of its tokens; None: all.
+        call, cut : ForwardCall, Cut
+            The model's call, and what is left of its tokens; None: all.
         given : mapping
             Keyword arguments of the untouched layer; not changed.
         earlier : (B, m) int64, optional

@@ -118,14 +118,8 @@ class _Decoder:
     def go_on(self, logits: Tensor, cache: Any, draft: Tensor | None = None) -> Tensor:
         """Return prompt and answer, (1, N + T).
 
-        Parameters
-        ----------
-        logits : (1, vocabulary)
-            What the model predicts after the prompt.
-        cache : Cache
-            What it holds of the prompt.
-        draft : (D,), optional
-            An answer that may be the right one.
+        ``logits``, (1, vocabulary), are those after the prompt, which ``cache`` holds; ``draft``,
+        (D,), is an answer that may be the right one.
         """
         ids = self._append(self.prompt, logits)
         if draft is not None and len(draft) > 2 and _can_crop(cache):

@@ -97,17 +97,8 @@ class Stages:
     ) -> Mapping[str, Any]:
         """Return what goes with them: masks, positions, and a cache that can hold fewer keys.
 
-        Parameters
-        ----------
-        call : ForwardCall
-            The model's call.
-        layer : int
-            Which layer.
-        hidden : (B, n, width)
-            From :meth:`hidden_for`.
-        given : mapping
-            Keyword arguments of the untouched layer; not changed, but for its cache, whose layer
-            is made ready for the next keys.
+        ``given``, the keyword arguments of the untouched layer, is not changed, but for its cache,
+        whose layer is made ready for the next keys. ``hidden`` is from :meth:`hidden_for`.
         """
         cut = call.cut_at(layer)
         # The cache first: what it holds already decides which keys the mask must speak of.
