@@ -66,9 +66,9 @@ def one_by_one(vlm, prompt, layer, keep, ranking):
 
 def expect_same(vlm, prompt, curve, keep, ranking, tolerance=2e-5):
     with torch.no_grad():
-        whole = vlm.model(**prompt.inputs).logits[0]
+        logits = vlm.model(**prompt.inputs).logits[0]
     rows = torch.from_numpy(np.append(prompt.layout.answer_rows, len(prompt.layout) - 1))
-    reference = whole[rows].log_softmax(-1)
+    reference = logits[rows].log_softmax(-1)
     answer = torch.tensor(prompt.answer_ids)
     torch.testing.assert_close(
         torch.from_numpy(curve.untouched_logprob), reference[torch.arange(len(answer)), answer],
@@ -78,12 +78,12 @@ def expect_same(vlm, prompt, curve, keep, ranking, tolerance=2e-5):
         logits = one_by_one(vlm, prompt, layer, keep, ranking)
         chances = logits.log_softmax(-1)
         kl = torch.nn.functional.kl_div(chances, reference, log_target=True, reduction="none")
-        for name, found, expected in (
+        for name, measured, expected in (
             ("kl", curve.kl, kl.sum(-1)[:-1]),
             ("logprob", curve.logprob, chances[torch.arange(len(answer)), answer]),
         ):
             torch.testing.assert_close(
-                torch.from_numpy(found[number]), expected, rtol=1e-3, atol=tolerance,
+                torch.from_numpy(measured[number]), expected, rtol=1e-3, atol=tolerance,
                 msg=lambda text, name=name, layer=layer: f"{name} at layer {layer}: {text}",
             )  # fmt: skip
         agrees = logits.argmax(-1) == reference.argmax(-1)
@@ -210,7 +210,7 @@ def test_a_layer_that_ignores_the_cache_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"keep": 1, "rank_by": "saliency"}, "looks at the answer, so it cannot choose"),
         ({"keep": 1, "rank_by": "loudest"}, "ranking 'loudest' is unknown; there are"),
@@ -220,9 +220,9 @@ def test_a_layer_that_ignores_the_cache_is_refused(monkeypatch):
         ({"keep": -1}, "keep=-1"),
     ],
 )
-def test_impossible_settings_are_refused(settings, words):
+def test_impossible_settings_are_refused(settings, message):
     vlm = LVLM(*tiny_llava(3, layers=3))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         removal_curve(vlm, picture(0), QUESTIONS[0], "red", **settings)
 
 
@@ -253,7 +253,7 @@ def curve_of(kl, layers=None, agrees=None):
     ("lost", "tolerance", "layer"),
     [
         ([3, 2, 1, 0], 1, 2),
-        ([3, 0, 1.5, 0], 1, 3),  # back within at 1, but it does not stay there
+        ([3, 0, 1.5, 0], 1, 3),  # back within at 1, but it does not stay within
         ([3, 2, 1, 1.1], 1, None),
         ([0, 0, 0, 0], 0, 0),
         ([3, np.nan, 0, 0], 1, 2),
@@ -282,13 +282,13 @@ def test_losses_are_what_they_are_called():
 
 def test_the_interval_holds_the_cliff_and_none_is_an_answer():
     late = [curve_of([1, 1, 1, 0.5])] * 4
-    found = cliff(late, 0.1)
-    assert (found.layer, found.low, found.high, found.without) == (None, None, None, 1.0)
+    result = cliff(late, 0.1)
+    assert (result.layer, result.low, result.high, result.without) == (None, None, None, 1.0)
     mixed = [curve_of([1, 0, 0, 0])] * 50 + [curve_of([1, 1, 0, 0])] * 6
-    found = cliff(mixed, 0.1)
-    assert found.samples == 56
-    assert (found.layer, found.low, found.high) == (2, 1, 2)
-    assert cliff(mixed, 0.1) == found
+    result = cliff(mixed, 0.1)
+    assert result.samples == 56
+    assert (result.layer, result.low, result.high) == (2, 1, 2)
+    assert cliff(mixed, 0.1) == result
 
 
 def test_bootstrap_intervals_cover_the_true_cliff():
@@ -299,13 +299,13 @@ def test_bootstrap_intervals_cover_the_true_cliff():
         # True mean losses 1.0, 0.3, 0.12, 0.05, 0.01: within 0.2 from layer 2 on.
         drawn = rng.random((40, 5)) < np.array([1.0, 0.3, 0.12, 0.05, 0.01])
         curves = [curve_of([0] * 5, agrees=~row) for row in drawn]
-        found = cliff(curves, 0.2, loss="answer", draws=200, seed=trial)
-        covered.append(found.low <= 2 <= found.high if found.low is not None else False)
+        result = cliff(curves, 0.2, loss="answer", draws=200, seed=trial)
+        covered.append(result.low <= 2 <= result.high if result.low is not None else False)
     assert sum(covered) >= 95
 
 
 @pytest.mark.parametrize(
-    ("curves", "options", "words"),
+    ("curves", "options", "message"),
     [
         ([], {}, "at least one"),
         ([curve_of([1, 0]), curve_of([1, 0, 0])], {}, "different layers"),
@@ -313,6 +313,6 @@ def test_bootstrap_intervals_cover_the_true_cliff():
         ([curve_of([1, 0])], {"draws": 0}, "draws=0"),
     ],
 )
-def test_what_has_no_cliff_is_refused(curves, options, words):
-    with pytest.raises(InputError, match=words):
+def test_what_has_no_cliff_is_refused(curves, options, message):
+    with pytest.raises(InputError, match=message):
         cliff(curves, **{"tolerance": 0.1, **options})

@@ -56,17 +56,17 @@ def encode(processor, pictures, question):
 
 def batch_of(processor, prompts, side="left"):
     """Several encoded prompts in one padded batch."""
-    longest = max(one["input_ids"].shape[1] for one in prompts)
+    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
     rows = {"input_ids": [], "attention_mask": []}
-    for one in prompts:
-        pad = longest - one["input_ids"].shape[1]
+    for prompt in prompts:
+        pad = longest - prompt["input_ids"].shape[1]
         widths = (pad, 0) if side == "left" else (0, pad)
         fill = processor.tokenizer.pad_token_id
-        ids = torch.nn.functional.pad(one["input_ids"], widths, value=fill)
+        ids = torch.nn.functional.pad(prompt["input_ids"], widths, value=fill)
         rows["input_ids"].append(ids)
-        rows["attention_mask"].append(torch.nn.functional.pad(one["attention_mask"], widths))
+        rows["attention_mask"].append(torch.nn.functional.pad(prompt["attention_mask"], widths))
     batch = {name: torch.cat(parts) for name, parts in rows.items()}
-    batch["pixel_values"] = torch.cat([one["pixel_values"] for one in prompts])
+    batch["pixel_values"] = torch.cat([prompt["pixel_values"] for prompt in prompts])
     return batch
 
 
@@ -204,8 +204,8 @@ def test_a_batch_is_its_rows(ranking, side, attention):
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
     with policy(model):
         together = untouched(model, inputs)
-        for row, one in enumerate(prompts):
-            alone = untouched(model, one)[0]
+        for row, prompt in enumerate(prompts):
+            alone = untouched(model, prompt)[0]
             real = inputs["attention_mask"][row].bool()
             torch.testing.assert_close(together[row, real], alone, rtol=1e-4, atol=2e-5)
 
@@ -220,7 +220,7 @@ def test_a_batch_generates_what_its_rows_do(beams, positions):
                "suppress_tokens": [model.config.image_token_id]}  # fmt: skip
     with Truncation((2, 3), (0.5, 0.25), positions=positions)(model):
         together = model.generate(**inputs, **options)[:, -6:]
-        alone = [model.generate(**one, **options)[0, -6:] for one in prompts]
+        alone = [model.generate(**prompt, **options)[0, -6:] for prompt in prompts]
     assert together.tolist() == [row.tolist() for row in alone]
 
 
@@ -233,8 +233,8 @@ def test_cache_and_no_cache_agree(beams):
                "suppress_tokens": [model.config.image_token_id]}  # fmt: skip
     with Truncation(2, 0)(model):
         cached = model.generate(**inputs, **options)
-        whole = model.generate(**inputs, **options, use_cache=False)
-    assert torch.equal(cached, whole)
+        uncached = model.generate(**inputs, **options, use_cache=False)
+    assert torch.equal(cached, uncached)
 
 
 def test_sampling_draws_the_same_with_and_without_cache():
@@ -268,12 +268,12 @@ def test_a_second_turn_on_the_same_cache(second, positions):
         text=[" USER: " + QUESTIONS[1] + " ASSISTANT:"], return_tensors="pt"
     )  # fmt: skip
     with policy(model):
-        one = model.generate(**first, **options)
-        ids = torch.cat([one.sequences, turn["input_ids"]], dim=1)
+        answer = model.generate(**first, **options)
+        ids = torch.cat([answer.sequences, turn["input_ids"]], dim=1)
         new = {"pixel_values": turn["pixel_values"]} if second else {}
         two = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), **new,
-            past_key_values=one.past_key_values, **options,
+            past_key_values=answer.past_key_values, **options,
         )  # fmt: skip
     sequence = two.sequences[0, :-1]
     pixels = torch.cat([first["pixel_values"], *new.values()])
@@ -294,17 +294,17 @@ def test_a_cache_from_before_the_block_goes_on():
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False,
                "return_dict_in_generate": True,
                "suppress_tokens": [model.config.image_token_id]}  # fmt: skip
-    one = model.generate(**first, **options)
+    answer = model.generate(**first, **options)
     turn = encode(processor, [6], QUESTIONS[1])
-    ids = torch.cat([one.sequences, turn["input_ids"]], dim=1)
+    ids = torch.cat([answer.sequences, turn["input_ids"]], dim=1)
     with Truncation(2, 5)(model):
         two = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=turn["pixel_values"],
-            past_key_values=one.past_key_values, **options,
+            past_key_values=answer.past_key_values, **options,
         )  # fmt: skip
     held = [layer.keys.shape[-2] for layer in two.past_key_values.layers]
-    whole = two.sequences.shape[1] - 1
-    assert held == [whole, whole, whole - 11, whole - 11]
+    length = two.sequences.shape[1] - 1
+    assert held == [length, length, length - 11, length - 11]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -382,7 +382,7 @@ def test_gradients_with_and_without_checkpointing(remainder):
         processor, [encode(processor, [1], QUESTIONS[0]), encode(processor, [2, 3], QUESTIONS[1])]
     )
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         model.zero_grad()
         model.train()
@@ -390,10 +390,10 @@ def test_gradients_with_and_without_checkpointing(remainder):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         with Truncation((1, 3), (0.5, 0.25), remainder=remainder)(model):
             model(**inputs, labels=labels, use_cache=False).loss.backward()
-        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    assert len(found[0]) == len(found[1]) > 20
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 20
+    for gradient, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -491,7 +491,9 @@ def test_random_choices_follow_the_seed_and_the_prompt():
     model, processor = tiny_llava(18)
     prompts = [encode(processor, [1], question) for question in QUESTIONS]
     drawn = {
-        seed: [kept_positions(model, one, Truncation(1, 6, Random(seed)))[0] for one in prompts]
+        seed: [
+            kept_positions(model, inputs, Truncation(1, 6, Random(seed)))[0] for inputs in prompts
+        ]
         for seed in range(8)
     }
     again = kept_positions(model, prompts[0], Truncation(1, 6, Random(3)))[0]
@@ -559,18 +561,18 @@ def test_merged_tokens_stand_for_what_they_took_in():
 def test_flex_attention_agrees_with_sdpa():
     if shutil.which("g++") is None:
         pytest.skip("flex attention on a CPU is compiled, and there is no C++ compiler")
-    found = []
+    logits = []
     for attention in ("sdpa", "flex_attention"):
         model, processor = tiny_llava(20, attn_implementation=attention, hidden=64)
         prompts = [encode(processor, [1], QUESTIONS[0]), encode(processor, [2, 3], QUESTIONS[1])]
         inputs = batch_of(processor, prompts)
         with Truncation(2, 0.4, "diversity")(model):
-            found.append(untouched(model, inputs)[:, -1])
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+            logits.append(untouched(model, inputs)[:, -1])
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"layer": -1, "keep": 0}, "layer=-1 is not a layer"),
         ({"layer": 1.5, "keep": 0}, "layer=1.5 is not a layer"),
@@ -587,8 +589,8 @@ def test_flex_attention_agrees_with_sdpa():
         ({"layer": 0, "keep": 4}, "layer=0 has none"),
     ],
 )
-def test_impossible_settings_are_refused(settings, words):
-    with pytest.raises(InputError, match=re.escape(words)):
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=re.escape(message)):
         Truncation(**settings)
 
 
@@ -658,7 +660,7 @@ def test_policies_are_read_from_one_line(text, policy):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("layer", "'layer' in 'layer' is not a setting"),
         ("layer=x,keep=0", "layer='x' is not a number"),
@@ -670,8 +672,8 @@ def test_policies_are_read_from_one_line(text, policy):
         ("layer=1,keep=2,seed=3", "a truncation by 'last_attention' has no setting 'seed'"),
     ],
 )
-def test_a_line_that_is_no_policy_is_refused(text, words):
-    with pytest.raises(InputError, match=re.escape(words)):
+def test_a_line_that_is_no_policy_is_refused(text, message):
+    with pytest.raises(InputError, match=re.escape(message)):
         Truncation.parse(text)
 
 
@@ -709,11 +711,11 @@ def test_layers_on_several_devices(tmp_path):
         Truncation((1, 3), (0.5, 0.2)),
         Truncation(2, 0.3, "diversity", remainder="merge", positions="repack"),
     ):
-        found = []
-        for one in (model, spread.eval()):
-            with policy(one):
-                found.append(one.generate(**inputs, max_new_tokens=5, do_sample=False))
-        assert torch.equal(*found)
+        answers = []
+        for placed in (model, spread.eval()):
+            with policy(placed):
+                answers.append(placed.generate(**inputs, max_new_tokens=5, do_sample=False))
+        assert torch.equal(*answers)
 
 
 def test_quantised_caches_are_refused():

@@ -1,9 +1,9 @@
-"""One forward pass with a branch per layer: "image tokens removed from here on".
+"""One forward pass with a branch per layer: "image tokens removed from this layer on".
 
 The model runs as always. After each decoder layer, a hook runs the same layer once more for all
 branches that have begun by then, batched. A branch holds the kept image tokens and the text after
-the first one. What stands before the picture never sees it, so its keys and values are those of
-the untouched run and are read from there. After the last layer, only the rows that predict the
+the first one. Tokens before the picture never see it, so their keys and values are those of the
+untouched run and are read from its cache. After the last layer, only the rows that predict the
 answer go on, those of the branches after the untouched ones: norm and head are the model's own.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +23,20 @@ from transformers.cache_utils import Cache
 from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.watch_attention import watch_attention
-from vlmflow.lvlm.families import Family
 from vlmflow.truncation.amounts import Amount
-from vlmflow.truncation.forward_call import Cut, ForwardCall
+from vlmflow.truncation.forward_call import ForwardCall
 from vlmflow.truncation.layer_inputs import LayerInputs
-from vlmflow.truncation.masks import take
+from vlmflow.truncation.masks import pad_rows, take
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.selection import choose
 from vlmflow.truncation.truncation import Truncation
 
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+
 
 class _Prefix(Cache):
-    """Keys and values that every branch finds already there; nothing is stored."""
+    """Keys and values of the untouched run that every branch starts from; stores no new ones."""
 
     def __init__(self, key: Tensor, value: Tensor, branches: int) -> None:
         super().__init__(layers=[])
@@ -50,116 +53,73 @@ class _Prefix(Cache):
         )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many keys are there already."""
+        """Return how many keys it holds."""
         del layer_idx
         return int(self.key.shape[2])
 
 
-@dataclass(eq=False)
 class Branches:
     """A forward pass of a batch and all of its branches.
 
     Parameters
     ----------
-    model, layers : nn.Module, nn.ModuleList
-        A transformers LVLM and its decoder layers.
-    family : Family
-        The model's.
-    first : int
-        Layer of the first branch.
+    vlm : LVLM
+        The model.
+    inputs : mapping
+        What its forward takes: ``input_ids`` (B, N) with answers at the end.
+    is_image, is_answer : (B, N) bool
+        Image tokens, and tokens that a ranking must not see.
+    rows : (B, T) int64
+        Positions whose logits are wanted.
     keep : Count or Share
         Image tokens that stay.
     ranking : Ranking
         Which ones.
+
+    Raises
+    ------
+    ModelError
+        If a wanted row is an image token.
     """
 
-    model: Any
-    layers: nn.ModuleList
-    family: Family
-    first: int
-    keep: Amount
-    ranking: Ranking
-
-    def logits(
+    def __init__(
         self,
+        vlm: LVLM,
         inputs: Mapping[str, Any],
         is_image: Tensor,
         is_answer: Tensor,
         rows: Tensor,
-    ) -> Tensor:
-        """Run the pass.
-
-        Parameters
-        ----------
-        inputs : mapping
-            What the model's forward takes: ``input_ids`` (B, N) with answers at the end.
-        is_image, is_answer : (B, N) bool
-            Image tokens, and tokens that a ranking must not see.
-        rows : (B, T) int64
-            Positions whose logits are wanted.
-
-        Returns
-        -------
-        (B, 1 + L - first, T, vocabulary)
-            The untouched model's logits, then those of the branch of every layer.
-        """
-        ids: Tensor = inputs["input_ids"]
-        mask = inputs.get("attention_mask")
-        inputs = _with_positions(self.model, inputs)
-        valid = None if mask is None else mask.to(ids.device) != 0
-        state = _Pass(self, inputs, ids, valid, is_image, is_answer, rows)
+        keep: Amount,
+        ranking: Ranking,
+    ) -> None:
         if bool(torch.gather(is_image, 1, rows).any()):
             raise ModelError(
                 "the last token before the answer is an image token, so removing it leaves "
                 "nothing that predicts the answer"
             )
-        with ExitStack() as stack:
-            if self.keep and self.ranking.needs_layer_before:
-                before = set(range(self.first - 1, len(self.layers) - 1))
-                stack.enter_context(watch_attention(self.layers, state.on_attention, only=before))
-            for index, layer in enumerate(self.layers):
-                hook = state.after(index)
-                handle = layer.register_forward_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
-            # Without a configuration no layer of the cache forgets what left its window.
-            cache = None if state.recurrent else DynamicCache()
-            output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None)
-        logits: Tensor = output.logits
-        return logits.reshape(len(logits), -1, rows.shape[1], logits.shape[-1])
-
-
-class _Pass:
-    """What the hooks of one pass share."""
-
-    def __init__(
-        self,
-        branches: Branches,
-        inputs: Mapping[str, Any],
-        ids: Tensor,
-        valid: Tensor | None,
-        is_image: Tensor,
-        is_answer: Tensor,
-        rows: Tensor,
-    ) -> None:
-        self.settings = branches
-        self.model, self.layers = branches.model, branches.layers
-        self.rows, self.batch = rows, len(rows)
+        self.model, self.layers, self.rows = vlm.model, vlm.decoder_layers, rows
+        self.keep, self.ranking = keep, ranking
+        # Layer of the first branch: at layer 0 there is no layer before.
+        self.first = 1 if keep and ranking.needs_layer_before else 0
         self.inputs = [
-            LayerInputs.of(self.model, self.layers, index, repack=False)
+            LayerInputs(self.model, self.layers, index, repack=False)
             for index in range(len(self.layers))
         ]
         self.recurrent = any(inputs.recurrent for inputs in self.inputs)
+        mask = inputs.get("attention_mask")
         # (B, N) bool: slots that hold a token, padding left out.
-        self.tokens = torch.ones_like(is_image) if valid is None else valid
+        self.tokens = torch.ones_like(is_image) if mask is None else mask.to(is_image.device) != 0
         self.prompt = ForwardCall(
-            arguments=inputs,
-            ids=ids,
+            arguments=_with_positions(self.model, inputs),
+            ids=inputs["input_ids"],
             past=0,
             valid=self.tokens & ~is_answer,
             is_image=is_image,
             images=is_image.sum(1).tolist(),
+            family=vlm.family,
+            config=self.model.config,
         )
-        self.late = branches.family.execution(self.model.config).late_features
+        self.late = vlm.family.execution(self.model.config).late_features
         self.before_late: Tensor | None = None
         # (B, m) int64: positions before the picture, whose keys all branches read off the cache.
         self.prefix: Tensor | None = None
@@ -170,42 +130,55 @@ class _Pass:
         self.calls: list[ForwardCall] = []
         self.branching = False
 
+    def logits(self) -> Tensor:
+        """Run the pass: (B, 1 + L - first, T, vocabulary).
+
+        The untouched model's logits come first, then those of the branch of every layer.
+        """
+        with ExitStack() as stack:
+            if self.first:
+                before = range(len(self.layers) - 1)
+                stack.enter_context(watch_attention(self.layers, self.on_attention, only=before))
+            for index in range(self.first, len(self.layers)):
+                hook = partial(self._after, index)
+                handle = self.layers[index].register_forward_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            # Without a configuration no layer of the cache forgets what left its window.
+            cache = None if self.recurrent else DynamicCache()
+            inputs = self.prompt.arguments
+            output = self.model(**inputs, past_key_values=cache, use_cache=cache is not None)
+        logits: Tensor = output.logits
+        return logits.reshape(len(logits), -1, self.rows.shape[1], logits.shape[-1])
+
     def on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
         """Keep what a ranking will read at the next layer."""
         if not self.branching:
             self.prompt.attention[layer] = attention
 
-    def after(self, index: int) -> Any:
-        """Make the hook that runs a layer for the branches."""
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            if index < self.settings.first:
-                return None
-            main = args[0] if args else kwargs["hidden_states"]
-            if self.hidden is None:
-                self._share_prefix(kwargs.get("attention_mask"))
-            self._add_late(main)
-            self._begin(index, main)
-            self.branching = True
-            try:
-                assert self.hidden is not None
-                given = self._arguments(index, kwargs)
-                # Not through __call__: hooks and checkpointing are the untouched run's.
-                branched = module.forward(self.hidden, *args[1:], **given)
-            finally:
-                self.branching = False
-            self.hidden = branched[0] if isinstance(branched, tuple) else branched
-            if index < self.late:
-                self.before_late = output[0] if isinstance(output, tuple) else output
-            if index + 1 < len(self.layers):
-                return None
-            joined = self._answer_rows(output[0] if isinstance(output, tuple) else output)
-            return (joined, *output[1:]) if isinstance(output, tuple) else joined
-
-        return hook
+    def _after(self, index: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Run a layer for the branches, after it ran for the untouched prompt."""
+        main = args[0] if args else kwargs["hidden_states"]
+        main_after = output[0] if isinstance(output, tuple) else output
+        if self.hidden is None:
+            self._share_prefix(kwargs.get("attention_mask"))
+        self._add_late(main)
+        hidden = self._begin(index, main)
+        self.branching = True
+        try:
+            # Not through __call__: hooks and checkpointing are the untouched run's.
+            branched = module.forward(hidden, *args[1:], **self._arguments(index, kwargs))
+        finally:
+            self.branching = False
+        self.hidden = branched[0] if isinstance(branched, tuple) else branched
+        if index < self.late:
+            self.before_late = main_after
+        if index + 1 < len(self.layers):
+            return None
+        joined = self._answer_rows(main_after, self.hidden)
+        return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
     def _add_late(self, main: Tensor) -> None:
-        """Give the branches what the model added to image tokens after the layer before."""
+        """Add to the branches what the model added to image tokens after the layer before."""
         if self.hidden is None or self.before_late is None:
             return
         added = main - self.before_late.to(main.device)
@@ -214,37 +187,29 @@ class _Pass:
         self.before_late = None
 
     def _share_prefix(self, mask: Any) -> None:
-        """Leave out of the branches what stands before the pictures and cannot see them."""
+        """Leave out of the branches the tokens before the pictures that cannot see them."""
         if self.recurrent:
-            return  # a state holds what came before it, but nobody can read it at one position
+            return  # a recurrent state cannot be read at one position
         before = self.tokens & (self.prompt.is_image.cumsum(1) == 0)
         if bool(before.any()) and not _sees(mask, before, self.prompt.is_image):
-            self.prefix = _positions(before)
+            self.prefix, _ = pad_rows([row.nonzero()[:, 0] for row in before])
             self.computed = self.tokens & ~before
 
-    def _begin(self, layer: int, main: Tensor) -> None:
-        """Start the branch of a layer with the tokens that stay there."""
-        settings = self.settings
-        if not settings.keep and self.calls:
+    def _begin(self, layer: int, main: Tensor) -> Tensor:
+        """Start the branch of a layer with the tokens that stay; return all branches' states."""
+        if not self.keep and self.calls:
             call = self.calls[0]  # without any image token all branches keep the same
         else:
-            policy = Truncation(layer=layer, keep=settings.keep, rank_by=settings.ranking)
-            call = ForwardCall(
-                arguments=self.prompt.arguments,
-                ids=self.prompt.ids,
-                past=0,
-                valid=self.prompt.valid,
-                is_image=self.prompt.is_image,
-                images=self.prompt.images,
-                attention=self.prompt.attention,
-            )
-            cut = choose(policy, call, layer, main, settings.family, self.model.config)
-            call.cuts.append(_narrowed(cut, self.computed))
+            policy = Truncation(layer=layer, keep=self.keep, rank_by=self.ranking)
+            call = replace(self.prompt, cuts=[], _made={})
+            cut = choose(policy, call, layer, main)
+            # Only the slots that a branch computes.
+            slots = torch.where(take(self.computed, cut.slots, -1), cut.slots, -1)
+            cut.slots, cut.ragged = pad_rows([row[row >= 0] for row in slots])
+            call.cuts.append(cut)
         self.calls.append(call)
         new = take(main, call.cuts[0].slots, -2)
-        self.hidden = (
-            new if self.hidden is None else torch.cat([self.hidden.to(new.device), new], dim=0)
-        )
+        return new if self.hidden is None else torch.cat([self.hidden.to(new.device), new], dim=0)
 
     def _arguments(self, index: int, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the layer is called with for all branches, one after the other."""
@@ -254,70 +219,59 @@ class _Pass:
                 f"a mask of type {type(mask).__name__} cannot be cut for a removal curve; load the "
                 "model with attn_implementation='sdpa'"
             )
-        own = {
-            name: value
-            for name, value in given.items()
-            if name not in ("hidden_states", "past_key_values")
-        }
-        prefix = self.prefix
         parts = [
             self.inputs[index].arguments(
                 call,
                 call.cuts[0],
-                own,
-                earlier=prefix,
+                given,
+                earlier=self.prefix,
                 # With keys before its own tokens, "causal" has to be spelled out.
-                ragged=call.cuts[0].ragged or prefix is not None,
+                ragged=call.cuts[0].ragged or self.prefix is not None,
                 shared=True,
             )
             for call in self.calls
         ]
+        batch = len(self.rows)
         joined = {
-            name: _join([part[name] for part in parts], self._batch_axis(name, value), self.batch)
-            for name, value in own.items()
+            name: _join([part[name] for part in parts], self._batch_axis(name, value), batch)
+            for name, value in given.items()
+            if name not in ("hidden_states", "past_key_values")
         }
         return {**joined, "past_key_values": self._prefix_at(index, given.get("past_key_values"))}
 
     def _batch_axis(self, name: str, value: Any) -> int | None:
         """Return the axis along which branches follow each other; None: all share the argument."""
-        if name == "attention_mask":
-            return 0
         if name == "position_ids":
             return -2
         if name.startswith("position_embeddings"):
             return -3
-        if isinstance(value, Tensor) and value.shape[:2] == self.prompt.ids.shape:
-            return 0
-        return None
+        per_token = isinstance(value, Tensor) and value.shape[:2] == self.prompt.ids.shape
+        return 0 if per_token or name == "attention_mask" else None
 
     def _prefix_at(self, index: int, cache: Any) -> _Prefix | None:
         """Read what the untouched run holds of the tokens before the pictures."""
         if self.prefix is None:
             return None
-        held = [] if cache is None else cache.layers[index : index + 1]
-        if not held or getattr(held[0], "keys", None) is None:
+        layers = [] if cache is None else cache.layers
+        layer: Any = layers[index] if index < len(layers) else None
+        if getattr(layer, "keys", None) is None:
             raise ModelError(
                 f"layer {index} of {type(self.model).__name__} does not keep keys and values of "
                 "earlier tokens in a cache, so a removal curve cannot branch there"
             )
-        layer = held[0]
         tokens = self.prefix[:, None, :].expand(-1, layer.keys.shape[1], -1).flatten(0, 1)
+        key, value = (
+            take(states.flatten(0, 1), tokens, 1).reshape(*states.shape[:2], -1, states.shape[-1])
+            for states in (layer.keys, layer.values)
+        )
+        return _Prefix(key, value, len(self.calls))
 
-        def pick(held: Tensor) -> Tensor:
-            picked = take(held.flatten(0, 1), tokens, 1)
-            return picked.reshape(*held.shape[:2], *picked.shape[1:])
-
-        return _Prefix(pick(layer.keys), pick(layer.values), len(self.calls))
-
-    def _answer_rows(self, main: Tensor) -> Tensor:
+    def _answer_rows(self, main: Tensor, hidden: Tensor) -> Tensor:
         """(B, N, width) and the branches -> (B, (1 + branches) * T, width)."""
-        assert self.hidden is not None
         wanted = [take(main, self.rows, -2)]
-        for number, call in enumerate(self.calls):
-            own = self.hidden[number * len(main) : (number + 1) * len(main)]
-            slots = call.cuts[0].slots
+        for call, own in zip(self.calls, torch.split(hidden, len(main)), strict=True):
             # From slots, which rows wants, to the rows that are left: text always is.
-            local = (slots[:, None, :] == self.rows[:, :, None]).int().argmax(-1)
+            local = (call.cuts[0].slots[:, None, :] == self.rows[:, :, None]).int().argmax(-1)
             wanted.append(take(own.to(main.device), local, -2))
         return torch.cat(wanted, dim=1)
 
@@ -327,27 +281,8 @@ def _with_positions(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     mask = inputs.get("attention_mask")
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     if mask is None or bool(mask.all()) or "position_ids" in inputs or "mrope_section" in rope:
-        return inputs  # positions on several axes are the model's own to count
+        return inputs  # the model itself counts positions on several axes
     return {**inputs, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
-
-
-def _positions(chosen: Tensor) -> Tensor:
-    """(B, N) bool -> (B, n) int64: where it is true, in order, short rows led by -1."""
-    return _padded([row.nonzero()[:, 0] for row in chosen])
-
-
-def _narrowed(cut: Cut, computed: Tensor) -> Cut:
-    """Narrow a cut to the slots that a branch computes, (B, N) bool."""
-    slots = torch.where(take(computed, cut.slots, -1), cut.slots, -1)
-    rows = [row[row >= 0] for row in slots]
-    longest = max(map(len, rows))
-    return replace(cut, slots=_padded(rows), ragged=any(len(row) < longest for row in rows))
-
-
-def _padded(rows: list[Tensor]) -> Tensor:
-    """Stack rows of different lengths, short ones led by -1."""
-    longest = max(map(len, rows))
-    return torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=-1) for row in rows])
 
 
 def _sees(mask: Any, rows: Tensor, columns: Tensor) -> bool:
@@ -366,7 +301,7 @@ def _join(parts: list[Any], axis: int | None, batch: int) -> Any:
         return first
     if isinstance(first, Tensor):
         if first.shape[axis] == 1 and all(part is first for part in parts):
-            return first  # the same for everyone
+            return first  # the same for all branches
         shape = list(first.shape)
         shape[axis] = batch
         return torch.cat([part.expand(shape) for part in parts], dim=axis)

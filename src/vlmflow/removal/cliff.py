@@ -1,4 +1,4 @@
-"""The cliff layer: where a removal curve comes within a tolerance and stays there."""
+"""The cliff layer: where a removal curve comes within a tolerance and stays within it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Cliff:
     Parameters
     ----------
     layer : int, optional
-        The first layer from which the mean loss stays within the tolerance; None: there is none.
+        The first layer from which the mean loss stays within the tolerance; None: no layer.
     low, high : int, optional
-        Bootstrap 95 % interval over samples; None stands for "none", which is above all layers.
+        Bootstrap 95 % interval over samples; None means "none", which counts as above all layers.
     loss, tolerance : str, float
-        What was asked for.
+        As given to :func:`cliff`.
     samples : int
         ``n``.
     without : float
@@ -82,7 +82,8 @@ def cliff_layer(lost: npt.ArrayLike, layers: Sequence[int], tolerance: float) ->
     int or None
         None if the last layer's loss is too large already.
     """
-    _check_tolerance(tolerance)
+    if not tolerance >= 0:
+        raise InputError(f"tolerance={tolerance}, but a loss is tolerated from 0 on")
     within = np.asarray(lost, dtype=np.float64) <= tolerance
     if within.shape != (len(layers),):
         raise InputError(f"{len(layers)} layers need as many losses, not {within.shape}")
@@ -144,8 +145,3 @@ def cliff(
         samples=len(curves),
         without=float(np.mean(np.array(drawn_layers) == beyond)),
     )
-
-
-def _check_tolerance(tolerance: float) -> None:
-    if not tolerance >= 0:
-        raise InputError(f"tolerance={tolerance}, but a loss is tolerated from 0 on")

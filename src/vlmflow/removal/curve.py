@@ -134,8 +134,8 @@ def removal_curve(
     keep : int or float
         Image tokens that stay: a count, or a fraction.
     rank_by : str or Ranking, optional
-        Which ones, by name or as an object; oracles are left out. They are chosen at each layer
-        anew, by what the prompt alone shows.
+        Which ones, by name or as an object; oracles are left out. They are chosen again at
+        each layer, from the prompt alone.
     max_new_tokens : int
         Longest answer to generate.
 
@@ -199,24 +199,19 @@ def removal_curves(
     rows = [np.append(layout.answer_rows, layout.answer_positions[-1]) for layout in layouts]
     longest = max(map(len, rows))
     padded = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
-    first = 1 if kept and ranking.needs_layer_before else 0
-    branches = Branches(vlm.model, vlm.decoder_layers, vlm.family, first, kept, ranking)
     with untouched(vlm.model), torch.inference_mode(False), torch.no_grad():
-        logits = branches.logits(
+        branches = Branches(
+            vlm,
             inputs,
             segments == Segment.IMAGE,
             segments == Segment.ANSWER,
             torch.from_numpy(padded).to(ids.device),
-        )
-    return [
-        _curve(
-            logits[number, :, : len(rows[number])],
-            torch.tensor(prompt.answer_ids, device=logits.device),
-            tuple(range(first, vlm.num_layers)),
             kept,
-            ranking if kept else None,
-            tuple(prompt.layout.tokens[position] for position in prompt.layout.answer_positions),
+            ranking,
         )
+        logits = branches.logits()
+    return [
+        _curve(logits[number, :, : len(rows[number])], prompt, branches)
         for number, prompt in enumerate(prompts)
     ]
 
@@ -235,19 +230,13 @@ def _checked_ranking(keep: Amount, rank_by: str | Ranking | None) -> Ranking:
     return ranking
 
 
-def _curve(
-    logits: Tensor,
-    answer: Tensor,
-    layers: tuple[int, ...],
-    keep: Amount,
-    ranking: Ranking | None,
-    tokens: tuple[str, ...],
-) -> RemovalCurve:
+def _curve(logits: Tensor, prompt: Prompt, branches: Branches) -> RemovalCurve:
     """Compare (1 + K, T + 1, vocabulary) logits, the untouched model's first."""
     if not bool(logits.isfinite().all()):
         raise ModelError(
             "the logits of a removal curve are not finite; load the model in float32 or bfloat16"
         )
+    answer = torch.tensor(prompt.answer_ids, device=logits.device)[:, None]
     best = logits.argmax(-1)
     agrees = (best[1:] == best[0]).cpu().numpy()
     reference = logits[0, :-1].float().log_softmax(-1)
@@ -255,16 +244,16 @@ def _curve(
     for branch in logits[1:, :-1]:
         chances = branch.float().log_softmax(-1)
         kl.append((reference.exp() * (reference - chances)).sum(-1).clamp_min(0))
-        logprob.append(chances.gather(1, answer[:, None])[:, 0])
-    own = reference.gather(1, answer[:, None])[:, 0]
+        logprob.append(chances.gather(1, answer)[:, 0])
+    layout = prompt.layout
     return RemovalCurve(
-        layers=layers,
-        keep=keep,
-        ranking=ranking,
-        answer_tokens=tokens,
+        layers=tuple(range(branches.first, branches.first + len(kl))),
+        keep=branches.keep,
+        ranking=branches.ranking if branches.keep else None,
+        answer_tokens=tuple(layout.tokens[position] for position in layout.answer_positions),
         kl=torch.stack(kl).cpu().numpy(),
         agrees=agrees[:, :-1],
         ends_alike=agrees[:, -1],
         logprob=torch.stack(logprob).cpu().numpy(),
-        untouched_logprob=own.cpu().numpy(),
+        untouched_logprob=reference.gather(1, answer)[:, 0].cpu().numpy(),
     )

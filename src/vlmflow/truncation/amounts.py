@@ -2,75 +2,51 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from vlmflow.errors import InputError
 
 
-@dataclass(frozen=True)
-class Count:
-    """A number of tokens, however many the prompt has; users write ``keep=64``."""
+@dataclass(frozen=True, repr=False)
+class Amount(ABC):
+    """How many image tokens stay, as users write it; false where none does."""
 
-    tokens: int
+    plain: int | float
 
+    @abstractmethod
     def of(self, tokens: int) -> int:
-        """Return how many of a prompt's image tokens these are.
-
-        Raises
-        ------
-        InputError
-            If the prompt has fewer.
-        """
-        if self.tokens > tokens:
-            raise InputError(
-                f"keep={self.tokens}, but the prompt has {tokens} image tokens; keep at most "
-                f"{tokens}, or give a fraction such as keep=0.5"
-            )
-        return self.tokens
-
-    @property
-    def plain(self) -> int:
-        """The number as users write it."""
-        return self.tokens
+        """Return how many of a prompt's image tokens these are."""
 
     def __bool__(self) -> bool:
-        return self.tokens > 0
+        return self.plain > 0
 
     def __repr__(self) -> str:
-        return repr(self.tokens)
-
-    def __str__(self) -> str:
-        return str(self.tokens)
+        return repr(self.plain)
 
 
-@dataclass(frozen=True)
-class Share:
+class Count(Amount):
+    """A number of tokens, however many the prompt has; users write ``keep=64``."""
+
+    def of(self, tokens: int) -> int:
+        """Return the number; raise InputError if the prompt has fewer tokens."""
+        if self.plain > tokens:
+            raise InputError(
+                f"keep={self.plain}, but the prompt has {tokens} image tokens; keep at most "
+                f"{tokens}, or give a fraction such as keep=0.5"
+            )
+        return int(self.plain)
+
+
+class Share(Amount):
     """A share of the image tokens that the prompt came with; users write ``keep=0.5``."""
-
-    share: float
 
     def of(self, tokens: int) -> int:
         """Return how many of a prompt's image tokens these are, rounded half up."""
-        return int(self.share * tokens + 0.5)
-
-    @property
-    def plain(self) -> float:
-        """The number as users write it."""
-        return self.share
-
-    def __bool__(self) -> bool:
-        return self.share > 0
-
-    def __repr__(self) -> str:
-        return repr(self.share)
+        return int(self.plain * tokens + 0.5)
 
     def __str__(self) -> str:
-        return f"{100 * self.share:.3g} %"
-
-
-Amount: TypeAlias = Count | Share
-"""False where nothing stays."""
+        return f"{100 * self.plain:.3g} %"
 
 
 def amount(keep: object) -> Amount:
@@ -81,7 +57,7 @@ def amount(keep: object) -> Amount:
     InputError
         For anything else, a negative number, or a share above 1.
     """
-    if isinstance(keep, Count | Share):
+    if isinstance(keep, Amount):
         return keep
     if isinstance(keep, bool) or not isinstance(keep, int | float) or not keep >= 0:
         raise InputError(f"keep={keep!r}; give a count (int) or a fraction (float)")

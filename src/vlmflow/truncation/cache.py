@@ -1,4 +1,4 @@
-"""Cache layers that know which positions of the conversation their keys stand for.
+"""Cache layers that know the position in the conversation of each of their keys.
 
 A truncated layer holds fewer keys than the conversation has tokens. To the model it reports the
 conversation's length, so that positions, masks and the slicing of further turns stay right, and it
@@ -29,8 +29,8 @@ class TruncatedLayer(DynamicLayer):
     seen : int
         Length of the conversation.
     ragged : bool
-        Whether rows of the batch kept different numbers of tokens; shorter rows then start with
-        slots that stand for nothing.
+        Whether prompts of the batch kept different numbers of tokens; shorter ones then start with
+        empty keys.
     window : int or None
         Sliding window of the layer, in positions of the conversation.
     """
@@ -49,20 +49,21 @@ class TruncatedLayer(DynamicLayer):
             self.dtype, self.device = before.dtype, before.device
             self.keys, self.values, self.is_initialized = before.keys, before.values, True
             batch, held = before.keys.shape[0], before.keys.shape[-2]
-            there = torch.arange(self.seen - held, self.seen, device=before.keys.device)
-            self._pieces = [there.expand(batch, held)]
+            positions = torch.arange(self.seen - held, self.seen, device=before.keys.device)
+            self._pieces = [positions.expand(batch, held)]
 
     @property
     def positions(self) -> Tensor | None:
-        """``(batch, keys)`` int64: where each key stands in the conversation, -1 for nothing."""
+        """``(batch, keys)`` int64: position of each key in the conversation, -1: empty."""
         if len(self._pieces) > 1:
             self._pieces = [torch.cat(self._pieces, dim=1)]
         return self._pieces[0] if self._pieces else None
 
     def expect(self, positions: Tensor, length: int, *, ragged: bool) -> None:
-        """Announce the next :meth:`update`: its tokens' positions ``(batch, n)``, -1 for nothing.
+        """Announce the next :meth:`update`.
 
-        ``length`` is how many tokens the conversation grows by.
+        Its tokens have the positions ``(batch, n)``, -1 where a row is empty; the conversation
+        grows by ``length`` tokens.
         """
         self._next, self._next_length = positions, length
         self.ragged |= ragged
@@ -71,28 +72,21 @@ class TruncatedLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values; see ``DynamicLayer.update``."""
-        coming, grown = self._next, self._next_length
-        if coming is None:  # outside of a truncation: nothing is removed any more
+        new, grown = self._next, self._next_length
+        if new is None:  # outside of a truncation: nothing is removed any more
             grown = key_states.shape[-2]
             steps = torch.arange(self.seen, self.seen + grown, device=key_states.device)
-            coming = steps.expand(key_states.shape[0], grown)
+            new = steps.expand(key_states.shape[0], grown)
         self._next = None
         self.seen += grown
-        self._pieces.append(coming.to(key_states.device))
+        self._pieces.append(new.to(key_states.device))
         keys, values = super().update(key_states, value_states)
-        if self.window is not None:
-            self._forget(self.seen - self.window + 1)
+        if self.window is not None:  # drop keys that no later token can see in any row
+            positions = torch.cat(self._pieces, dim=1)
+            gone = int((positions <= self.seen - self.window).sum(1).min())
+            self.keys, self.values = keys[:, :, gone:], values[:, :, gone:]
+            self._pieces = [positions[:, gone:]]
         return keys, values
-
-    def _forget(self, first: int) -> None:
-        """Drop slots that no later token can see in any row."""
-        positions = self.positions
-        assert positions is not None
-        assert self.keys is not None
-        assert self.values is not None
-        gone = int((positions < first).sum(1).min())
-        self.keys, self.values = self.keys[:, :, gone:], self.values[:, :, gone:]
-        self._pieces = [positions[:, gone:]]
 
     def get_seq_length(self) -> int:
         """Length of the conversation, not of the keys."""
@@ -141,22 +135,13 @@ def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | 
     """Make a layer of a cache ready to hold fewer keys than the conversation has positions.
 
     The layer is replaced in the cache, and holds what it held. This is a step of its own, before a
-    layer runs: everything after it only reads the cache.
-
-    Parameters
-    ----------
-    cache : Cache, optional
-        None: there is none.
-    layer : int
-        Which layer.
-    fewer : bool
-        Whether tokens are missing in this call; if not, only a layer that was cut in an earlier
-        call is of interest.
+    layer runs: everything after it only reads the cache. Where no tokens are missing in this call
+    (``fewer`` is false), only a layer that was cut in an earlier call is of interest.
 
     Returns
     -------
     TruncatedLayer or None
-        None where nothing is missing, or the layer keeps a state of fixed size and no keys (linear
+        None where all keys are held, or the layer keeps a state of fixed size and no keys (linear
         attention).
 
     Raises
@@ -164,19 +149,19 @@ def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | 
     InputError
         For caches whose layers cannot differ in length.
     """
-    if cache is None or not (fewer or _is_truncated(cache, layer)):
-        return None
-    if isinstance(cache, Cache) and cache.layer_class_to_replicate is not None:
-        while len(cache.layers) <= layer:
-            cache.layers.append(cache.layer_class_to_replicate())
     layers: list[Any] = getattr(cache, "layers", [])
     held: Any = layers[layer] if layer < len(layers) else None
     if isinstance(held, TruncatedLayer):
         return held
-    if type(held) in (DynamicLayer, DynamicSlidingWindowLayer) and not getattr(
-        held, "record_past", False
-    ):
-        replaced = layers[layer] = TruncatedLayer(held)
+    if cache is None or not fewer:
+        return None
+    if isinstance(cache, Cache) and cache.layer_class_to_replicate is not None:
+        while len(layers) <= layer:
+            layers.append(cache.layer_class_to_replicate())
+        held = layers[layer]
+    is_growing = type(held) in (DynamicLayer, DynamicSlidingWindowLayer)
+    if is_growing and not getattr(held, "record_past", False):
+        layers[layer] = replaced = TruncatedLayer(held)
         return replaced
     if type(held) is LinearAttentionLayer:
         return None
@@ -184,8 +169,3 @@ def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | 
         f"a {type(cache).__name__} of {type(held).__name__}s cannot hold layers of different "
         "lengths; use transformers' DynamicCache (cache_implementation='dynamic')"
     )
-
-
-def _is_truncated(cache: Any, layer: int) -> bool:
-    layers = getattr(cache, "layers", ())
-    return layer < len(layers) and isinstance(layers[layer], TruncatedLayer)

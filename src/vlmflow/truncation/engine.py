@@ -1,17 +1,18 @@
-"""The engine: hooks that run a truncation inside a transformers model, and nothing else.
+"""The engine: hooks that run a truncation inside a transformers model.
 
 A pre-hook of the model reads where the image tokens of a call are. From the first stage on,
-pre-hooks of the decoder layers hand on what :class:`vlmflow.truncation.stages.Stages` says; a hook
+pre-hooks of the decoder layers pass on what :class:`vlmflow.truncation.stages.Stages` says; a hook
 after the last layer (and after those where the model adds image features again) puts rows back to
-their slots, so that logits have the shape they always had; rows of removed tokens are zero there.
-What a cache holds of which token, the cache itself remembers (:mod:`vlmflow.truncation.cache`).
+their slots, so that logits have their usual shape; rows of removed tokens are zero.
+A cache itself remembers which tokens its keys belong to (:mod:`vlmflow.truncation.cache`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -57,10 +58,8 @@ class Engine:
     def __init__(self, model: Any, policy: Policy, family: Family | None = None) -> None:
         self.model = model
         self.layers, self.image_tokens = decoder_layers(model), image_token_ids(model)
-        family = family or family_of(model.config.model_type)
-        self.stages = Stages.of(model, self.layers, policy, family)
-        past_forward = family.execution(model.config).generates_past_forward
-        self.inner = LanguageModelCalls(model, self.begin) if past_forward else None
+        self.family = family or family_of(model.config.model_type)
+        self.stages = Stages(model, self.layers, policy, self.family)
         self.signature = inspect.signature(model.forward)
         self.call: ForwardCall | None = None
         self.measuring = False
@@ -82,87 +81,75 @@ class Engine:
         with ExitStack() as stack:
             _truncated.add(self.model)
             stack.callback(_truncated.discard, self.model)
-            handles = [self.model.register_forward_pre_hook(self.on_model, with_kwargs=True)]
-            if self.inner is not None:
-                handles += self.inner.hooks()
+            handles = [self.model.register_forward_pre_hook(self._on_model, with_kwargs=True)]
+            if self.family.execution(self.model.config).generates_past_forward:
+                handles += LanguageModelCalls(self.model, self._begin).hooks()
             for index in self.stages.inputs:
-                before = self._before(index)
-                handles.append(
-                    self.layers[index].register_forward_pre_hook(before, with_kwargs=True)
-                )
+                hook = partial(self._before, index)
+                handles.append(self.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
             for index in self.stages.whole_after:
-                handles.append(self.layers[index].register_forward_hook(self._after(index)))
+                hook = partial(self._after, index)
+                handles.append(self.layers[index].register_forward_hook(hook))
             for handle in handles:
                 stack.callback(handle.remove)
-            stack.callback(self.forget)
+            stack.callback(setattr, self, "call", None)  # and with it a call's tensors
             yield
 
-    def forget(self) -> None:
-        """Drop every reference to a call's tensors."""
-        self.call = None
-
-    def on_model(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
+    def _on_model(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
         """Look up the image tokens of a call."""
         if not self.measuring:
             arguments = bound(self.signature, args, kwargs)
-            self.begin(arguments.get("input_ids"), arguments)
+            self._begin(arguments.get("input_ids"), arguments)
 
-    def begin(self, ids: object, arguments: Mapping[str, Any]) -> None:
-        """Take up a call: its tokens, and what the model or its language model is called with.
+    def _begin(self, ids: object, arguments: Mapping[str, Any]) -> None:
+        self.call = None
+        self.call = self.read_call(ids, arguments)
+
+    def read_call(self, ids: object, arguments: Mapping[str, Any]) -> ForwardCall:
+        """Read what the model or its language model is called with, and measure for an oracle.
 
         Raises
         ------
         InputError
             If there are no token ids, or a stage keeps more image tokens than there are.
         """
-        self.call = None
-        self.call = self.read_call(ids, arguments)
-
-    def read_call(self, ids: object, arguments: Mapping[str, Any]) -> ForwardCall:
-        """Read a call, and measure what an oracle ranking asks for; see :meth:`begin`."""
-        call = ForwardCall.of(ids, arguments, self.image_tokens)
+        config = self.model.config
+        call = ForwardCall.of(ids, arguments, self.image_tokens, self.family, config)
         # An oracle runs the model once more from here: that run is not to be truncated.
         self.measuring = True
         try:
-            return self.stages.start(self.model, self.layers, call)
+            self.stages.start(self.model, self.layers, call)
         finally:
             self.measuring = False
+        return call
 
     def on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
         """Keep what a ranking will read, until the next layer has read it."""
         if self.call is not None and not self.measuring and self.call.has_images:
             self.call.attention[layer] = attention
 
-    def _before(self, layer: int) -> Callable[..., tuple[Any, Any] | None]:
-        """Make the pre-hook of a layer."""
+    def _before(
+        self, layer: int, _module: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[Any, Any] | None:
+        """Cut what a layer is called with."""
+        if self.measuring:
+            return None
+        if self.call is None:
+            raise ModelError(
+                f"{type(self.model).__name__} runs its decoder past its own forward, so a "
+                "truncation cannot know where the image tokens are; nothing was removed"
+            )
+        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = self.stages.hidden_for(self.call, layer, hidden)
+        arguments = dict(self.stages.arguments_for(self.call, layer, hidden, kwargs))
+        if args:
+            return (hidden, *args[1:]), arguments
+        return args, {**arguments, "hidden_states": hidden}
 
-        def hook(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-            if self.measuring:
-                return None
-            if self.call is None:
-                raise ModelError(
-                    f"{type(self.model).__name__} runs its decoder past its own forward, so a "
-                    "truncation cannot know where the image tokens are; nothing was removed"
-                )
-            hidden = args[0] if args else kwargs["hidden_states"]
-            hidden = self.stages.hidden_for(self.call, layer, hidden)
-            arguments = dict(self.stages.arguments_for(self.call, layer, hidden, kwargs))
-            if args:
-                return (hidden, *args[1:]), arguments
-            return args, {**arguments, "hidden_states": hidden}
-
-        return hook
-
-    def _after(self, layer: int) -> Callable[..., Any]:
-        """Make the hook that puts the rows that are left back to their slots."""
-
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            if self.call is None or self.measuring:
-                return None
-            hidden = output[0] if isinstance(output, tuple) else output
-            whole = self.stages.put_back(self.call, layer, hidden)
-            if whole is None:
-                return None
-            return (whole, *output[1:]) if isinstance(output, tuple) else whole
-
-        return hook
+    def _after(self, layer: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Put the rows that are left back to their slots."""
+        if self.call is None or self.measuring:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        whole = self.stages.put_back(self.call, layer, hidden)
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole

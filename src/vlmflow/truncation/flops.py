@@ -20,15 +20,7 @@ from vlmflow.truncation.truncation import Truncation
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a decoder, from its config.
-
-    Parameters
-    ----------
-    layers, width, heads, key_heads, head_dim, intermediate, vocabulary : int
-        As in transformers' configs.
-    mlp_matrices : int
-        3 for gated MLPs, 2 for plain ones.
-    """
+    """Sizes of a decoder, named as in transformers' configs."""
 
     layers: int
     width: int
@@ -37,7 +29,7 @@ class DecoderShape:
     head_dim: int
     intermediate: int
     vocabulary: int
-    mlp_matrices: int
+    mlp_matrices: int  # 3 for gated MLPs, 2 for plain ones
 
     @classmethod
     def of(cls, model: Any, layers: Any) -> DecoderShape:
@@ -49,37 +41,32 @@ class DecoderShape:
             If the config names no usual sizes.
         """
         config = model.config.get_text_config()
+        mlp = getattr(layers[0], "mlp", None)
         try:
             width, heads = int(config.hidden_size), int(config.num_attention_heads)
-            intermediate, vocabulary = int(config.intermediate_size), int(config.vocab_size)
+            return cls(
+                layers=len(layers),
+                width=width,
+                heads=heads,
+                key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+                head_dim=int(getattr(config, "head_dim", None) or width // heads),
+                intermediate=int(config.intermediate_size),
+                vocabulary=int(config.vocab_size),
+                mlp_matrices=3 if mlp is None else sum(p.ndim == 2 for p in mlp.parameters()),
+            )
         except AttributeError as error:
             raise ModelError(f"cannot count FLOPs of {type(model).__name__}: {error}") from error
-        mlp = getattr(layers[0], "mlp", None)
-        matrices: int = sum(p.ndim == 2 for p in mlp.parameters()) if mlp is not None else 3
-        return cls(
-            layers=len(layers),
-            width=width,
-            heads=heads,
-            key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-            head_dim=int(getattr(config, "head_dim", None) or width // heads),
-            intermediate=intermediate,
-            vocabulary=vocabulary,
-            mlp_matrices=matrices,
-        )
 
 
 def tokens_per_layer(
     policy: Policy | None, shape: DecoderShape, text: int, image: int
 ) -> list[int]:
     """Count the tokens that each layer sees of a prompt of ``text + image`` tokens."""
-    counts = []
-    left = image
-    stages = {} if policy is None else {stage.layer: stage.keep for stage in policy.stages}
-    for layer in range(shape.layers):
-        if policy is not None and layer in stages:
-            kept = min(stages[layer].of(image), left)
-            left = min(left, kept + int(policy.remainder == "average" and kept < left))
-        counts.append(text + left)
+    counts, left = [text + image] * shape.layers, image
+    for stage in () if policy is None else policy.stages:
+        kept = stage.keep.of(image) + int(policy is not None and policy.remainder == "average")
+        left = min(left, kept)
+        counts[stage.layer :] = [text + left] * len(counts[stage.layer :])
     return counts
 
 
@@ -89,15 +76,9 @@ def formula_share(shape: DecoderShape, tokens: Sequence[int], before: int) -> fl
     ``C(n) = 4 n d^2 + 2 n^2 d + 2 n d m`` per layer: every head has its own keys, the MLP has two
     matrices, and nothing but the decoder's layers counts.
     """
-
-    def cost(n: int) -> int:
-        return (
-            4 * n * shape.width**2
-            + 2 * n**2 * shape.width
-            + 2 * n * shape.width * shape.intermediate
-        )
-
-    return sum(map(cost, tokens)) / (shape.layers * cost(before))
+    d, m = shape.width, shape.intermediate
+    costs = [4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in (*tokens, before)]
+    return sum(costs[:-1]) / (shape.layers * costs[-1])
 
 
 def layer_flops(shape: DecoderShape, tokens: int) -> int:
@@ -107,11 +88,6 @@ def layer_flops(shape: DecoderShape, tokens: int) -> int:
     attention = 2 * 2 * tokens**2 * inner
     mlp = 2 * tokens * shape.width * shape.intermediate * shape.mlp_matrices
     return projections + attention + mlp
-
-
-def head_flops(shape: DecoderShape, positions: int = 1) -> int:
-    """Operations of the language-model head."""
-    return 2 * positions * shape.width * shape.vocabulary
 
 
 def vision_flops(model: Any, tokens: int) -> int | None:
@@ -128,19 +104,18 @@ def vision_flops(model: Any, tokens: int) -> int | None:
         return None
     patches = int(config.image_size // config.patch_size) ** 2
     sequence = patches + any("class_embedding" in n for n, _ in tower.named_parameters())
-    whole = [tokens // length for length in (patches, sequence) if tokens % length == 0]
-    if not whole:
+    per_picture = next((n for n in (patches, sequence) if tokens % n == 0), None)
+    if per_picture is None:
         return None
-    pictures = whole[0]
     width, depth = int(config.hidden_size), int(config.num_hidden_layers)
     matrices: int = sum(
         p.numel() for n, p in tower.named_parameters() if p.ndim == 2 and "layers." in n
     )
     convolution: int = sum(p.numel() for p in tower.parameters() if p.ndim == 4)
-    one = 2 * (sequence * matrices + patches * convolution + 2 * depth * sequence**2 * width)
+    flops = 2 * (sequence * matrices + patches * convolution + 2 * depth * sequence**2 * width)
     if projector is not None:
-        one += 2 * patches * sum(p.numel() for p in projector.parameters() if p.ndim == 2)
-    return pictures * one
+        flops += 2 * patches * sum(p.numel() for p in projector.parameters() if p.ndim == 2)
+    return tokens // per_picture * flops
 
 
 def scoring_flops(
@@ -148,22 +123,15 @@ def scoring_flops(
 ) -> int:
     """Operations that the ranking adds: products over the image tokens, not sorting.
 
-    Oracles are not counted here: they cost whole passes.
+    Oracles are not counted: they cost whole passes.
     """
     text = system + user
     if policy is None or not policy.ranks or policy.is_oracle:
         return 0
     counts = [image, *(n - text for n in tokens_per_layer(policy, shape, text, image))]
+    inner = shape.heads * shape.head_dim
     return sum(
-        policy.ranking.flops(
-            RankingSize(
-                image=counts[stage.layer],
-                text=text,
-                user=user,
-                width=shape.width,
-                inner=shape.heads * shape.head_dim,
-            )
-        )
+        policy.ranking.flops(RankingSize(counts[stage.layer], text, user, shape.width, inner))
         for stage in policy.stages
         if stage.keep
     )
@@ -171,27 +139,16 @@ def scoring_flops(
 
 @dataclass(frozen=True)
 class PrefillCost:
-    """What one prefill costs.
+    """What one prefill costs; None where a part cannot be counted from the config."""
 
-    Parameters
-    ----------
-    tokens_per_layer : tuple of int
-        Tokens each layer sees.
-    formula_share : float
-        FastV's formula, as a share of the untouched decoder layers.
-    exact, exact_untouched : int or None
-        Operations of the whole prefill (vision tower, projector, decoder layers, head for one
-        position, ranking), and of the untouched one. None where a part cannot be counted from the
-        config: only the measured count is right there.
-    decoder_share : float or None
-        Decoder layers alone, exact, as a share of the untouched ones: what the formula stands for.
-        None where the layers differ (linear attention) or choose what to compute (experts).
-    """
-
-    tokens_per_layer: tuple[int, ...]
-    formula_share: float
+    tokens_per_layer: tuple[int, ...]  # Tokens that each layer sees
+    formula_share: float  # FastV's formula, as a share of the untouched decoder layers
+    # Operations of the whole prefill (vision tower, projector, decoder layers, head for one
+    # position, ranking), and of the untouched one
     exact: int | None
     exact_untouched: int | None
+    # Decoder layers alone, exact, as a share of the untouched ones: what the formula estimates.
+    # None where the layers differ (linear attention) or choose what to compute (experts)
     decoder_share: float | None
 
     @property
@@ -214,7 +171,7 @@ def prefill_cost(
     vision, alike = vision_flops(model, image), _are_alike(layers)
     exact = exact_untouched = None
     if alike and vision is not None:
-        fixed = vision + head_flops(shape)
+        fixed = vision + 2 * shape.width * shape.vocabulary  # the head, at one position
         exact = fixed + decoder + scoring_flops(policy, shape, system, image, user)
         exact_untouched = fixed + untouched
     return PrefillCost(
@@ -241,7 +198,7 @@ def measured_flops(model: Any, inputs: Mapping[str, Any], truncation: Truncation
     def attention(query: Any, key: Any, value: Any, *_args: Any, **_kwargs: Any) -> int:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
-    # The counter knows the fused attention kernels of GPUs, but not the one of CPUs.
+    # The counter includes the fused attention kernels of GPUs, but not that of CPUs.
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
     counter = FlopCounterMode(display=False, custom_mapping=fused)
     with nullcontext() if truncation is None else truncation(model), torch.no_grad(), counter:

@@ -1,16 +1,16 @@
 """One call of a truncated model: its tokens, and what each stage has left of them.
 
-Three index spaces meet here, and nowhere else are they translated:
+Three index spaces meet in this file, the only one that translates between them:
 
 * **positions** count the tokens of the conversation, 0 to ``total - 1``: what masks, rotary
-  embeddings and cached keys are about. The call's own tokens are the last ``length`` of them:
+  embeddings and cached keys refer to. The call's own tokens are the last ``length`` of them:
   ``position = past + slot``.
 * **slots** count the call's own tokens, 0 to ``length - 1``: what ``input_ids`` and the hidden
   states of an untouched layer are indexed by.
 * **rows still in the sequence** count what a layer is given after a stage, 0 to ``n - 1``:
   :attr:`Cut.slots` maps them to slots. Prompts of a batch may keep different numbers of tokens;
-  shorter rows then start with -1, which stands for nothing. :attr:`Cut.local` maps them to the rows
-  that the stage before had left.
+  shorter ones then start with empty rows, marked -1. :attr:`Cut.local` maps them to the rows that
+  the stage before had left.
 
 Image tokens are the slots where :attr:`ForwardCall.is_image` holds; the k-th of a prompt is the
 k-th of them.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -27,77 +28,51 @@ from torch import Tensor
 
 from vlmflow.errors import InputError
 from vlmflow.flow.attention_rows import AttentionCall
+from vlmflow.lvlm.families import Family
 
 T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class Cut:
-    """What one stage leaves of a call's tokens.
+    """What one stage leaves of a call's tokens."""
 
-    Parameters
-    ----------
-    layer : int
-        The first layer that sees only these.
-    local, slots : (B, n) int64
-        Rows as they came to the stage, and slots; -1 stands for nothing and comes first.
-    ragged : bool
-        Whether there is a -1.
-    kept, removed : list of B Tensor
-        Image tokens of each row, in local indices.
-    sizes : (B, n), optional
-        How many tokens each one stands for, once some were merged.
-    """
-
-    layer: int
-    local: Tensor
-    slots: Tensor
-    ragged: bool
-    kept: list[Tensor]
-    removed: list[Tensor]
-    sizes: Tensor | None = None
+    layer: int  # The first that sees only these
+    local: Tensor  # (B, n) int64: rows as they came to the stage; empty ones, -1, come first
+    slots: Tensor  # (B, n) int64: their slots, -1 where empty
+    ragged: bool  # Whether any row is empty
+    kept: list[Tensor]  # Image tokens of each prompt that stay, in local indices
+    removed: list[Tensor]  # Those that do not
+    sizes: Tensor | None = None  # (B, n): how many tokens each represents, once some were merged
 
 
 @dataclass(eq=False)
 class ForwardCall:
-    """Tokens of one call and its cuts so far.
+    """Tokens of one call and its cuts so far."""
 
-    Parameters
-    ----------
-    arguments : mapping
-        What the model's forward was called with.
-    ids : (B, N) int64
-        The call's own tokens.
-    past : int
-        Tokens of the conversation before them.
-    valid : (B, past + N) bool, optional
-        False at padding; None: there is none.
-    is_image : (B, N) bool
-        Image tokens.
-    images : list of B int
-        How many each row has.
-    cuts : list of Cut
-        What stages have left so far.
-    attention : dict of int to AttentionCall
-        Of the layers that a ranking reads, until it has read them.
-    maps : list of B (layers, N), optional
-        For oracles: the signal's map of every layer, 0 where there is no image token.
-    """
-
-    arguments: Mapping[str, Any]
-    ids: Tensor
-    past: int
-    valid: Tensor | None
-    is_image: Tensor
-    images: list[int]
-    cuts: list[Cut] = field(default_factory=list)
+    arguments: Mapping[str, Any]  # What the model's forward was called with
+    ids: Tensor  # (B, N) int64: the call's own tokens
+    past: int  # Tokens of the conversation before them
+    valid: Tensor | None  # (B, past + N) bool: False at padding; None: no padding
+    is_image: Tensor  # (B, N) bool: image tokens
+    images: list[int]  # How many of them each prompt has
+    family: Family  # The model's, which knows where image tokens stand in their picture
+    config: Any  # The model's
+    cuts: list[Cut] = field(default_factory=list)  # What stages have left so far
+    # Of the layers that a ranking reads, until it has read them
     attention: dict[int, AttentionCall] = field(default_factory=dict)
+    # For oracles: of each prompt the signal's map of every layer, (layers, N), 0 at other tokens
     maps: list[Tensor] | None = None
     _made: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, ids: object, arguments: Mapping[str, Any], image_tokens: tuple[int, ...]
+        cls,
+        ids: object,
+        arguments: Mapping[str, Any],
+        image_tokens: tuple[int, ...],
+        family: Family,
+        config: Any,
     ) -> ForwardCall:
         """Read a call off what the model, or its language model, is called with.
 
@@ -121,7 +96,7 @@ class ForwardCall:
         else:  # a picture is never one token alone, and decoding must not wait for the device
             is_image, images = torch.zeros_like(ids, dtype=torch.bool), [0] * len(ids)
         past = 0 if cache is None else int(cache.get_seq_length())
-        return cls(arguments, ids, past, valid, is_image, images)
+        return cls(arguments, ids, past, valid, is_image, images, family, config)
 
     @property
     def length(self) -> int:
@@ -133,29 +108,46 @@ class ForwardCall:
         """Length of the conversation with this call."""
         return self.past + self.length
 
-    @property
+    @cached_property
     def has_images(self) -> bool:
-        """Whether any row brings image tokens."""
+        """Whether any prompt brings image tokens."""
         return any(self.images)
+
+    @cached_property
+    def is_text(self) -> Tensor:
+        """(B, N) bool: tokens that are neither image tokens nor padding."""
+        real = True if self.valid is None else self.valid[:, -self.length :]
+        return ~self.is_image & real
 
     def cut_at(self, layer: int) -> Cut | None:
         """Return the last cut at or before a layer."""
-        cuts = [cut for cut in self.cuts if cut.layer <= layer]
-        return cuts[-1] if cuts else None
+        return next((cut for cut in reversed(self.cuts) if cut.layer <= layer), None)
+
+    @cached_property
+    def _all_slots(self) -> Tensor:
+        return torch.arange(self.length, device=self.ids.device).expand(len(self.ids), -1)
 
     def slots(self, cut: Cut | None) -> Tensor:
         """Return the slots that are left after a cut, ``(B, n)``."""
-        if cut is not None:
-            return cut.slots
-        steps = torch.arange(self.length, device=self.ids.device)
-        return self.once("steps", None, lambda: steps.expand(len(self.ids), -1))
+        return self._all_slots if cut is None else cut.slots
 
     def positions(self, cut: Cut | None) -> Tensor:
-        """Return their positions in the conversation, ``(B, n)``, -1 for nothing."""
-        slots = self.slots(cut)
-        return self.once(
-            ("positions", id(cut)), cut, lambda: torch.where(slots < 0, -1, slots + self.past)
-        )
+        """Return their positions in the conversation, ``(B, n)``, -1 where a row is empty."""
+
+        def make() -> Tensor:
+            slots = self.slots(cut)
+            return torch.where(slots < 0, -1, slots + self.past)
+
+        return self.once(("positions", id(cut)), cut, make)
+
+    def places(self, row: int, slots: Tensor) -> Tensor | None:
+        """Picture, row and column of some image tokens of a prompt; None: the family cannot say."""
+        first, tokens = sum(self.images[:row]), self.images[row]
+        places = self.family.places(first, tokens, self.arguments, self.config)
+        if places is None:
+            return None
+        number = self.is_image[row].cumsum(0) - 1
+        return torch.from_numpy(places)[number[slots.to(number.device)].cpu()]
 
     def once(self, key: Hashable, source: object, make: Callable[[], T]) -> T:
         """Make something the first time and give it again after that.

@@ -1,7 +1,7 @@
 """Calls of a language model that ``generate`` runs by itself, past the whole model's forward.
 
 BLIP-2's ``generate`` embeds the prompt, puts the picture's features into it, and hands embeddings
-alone to its language model: what a token was is then to be seen at the embedding only.
+alone to its language model: only the embedding still sees the token ids.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any
 
 
 class LanguageModelCalls:
-    """Tells of every run of ``model.language_model`` outside of the model's own forward.
+    """Reports every run of ``model.language_model`` outside of the model's own forward.
 
     Parameters
     ----------
@@ -38,31 +38,31 @@ class LanguageModelCalls:
         self.model = model
         self.begin = begin
         self.signature = inspect.signature(model.language_model.forward)
-        self.whole = False
+        self.in_forward = False
         self.embedded: Tensor | None = None
 
     def hooks(self) -> list[RemovableHandle]:
         """Register the hooks."""
         model = self.model
         return [
-            model.register_forward_pre_hook(self._on_whole),
-            model.register_forward_hook(self._after_whole, always_call=True),
-            model.get_input_embeddings().register_forward_pre_hook(self._on_words),
+            model.register_forward_pre_hook(self._before_forward),
+            model.register_forward_hook(self._after_forward, always_call=True),
+            model.get_input_embeddings().register_forward_pre_hook(self._on_embedding),
             model.language_model.register_forward_pre_hook(self._on_run, with_kwargs=True),
         ]
 
-    def _on_whole(self, _model: nn.Module, _args: Any) -> None:
-        self.whole = True
+    def _before_forward(self, _model: nn.Module, _args: Any) -> None:
+        self.in_forward = True
 
-    def _after_whole(self, _model: nn.Module, _args: Any, _output: Any) -> None:
-        self.whole = False
+    def _after_forward(self, _model: nn.Module, _args: Any, _output: Any) -> None:
+        self.in_forward = False
 
-    def _on_words(self, _embedding: nn.Module, args: Any) -> None:
+    def _on_embedding(self, _embedding: nn.Module, args: Any) -> None:
         if args and args[0].ndim == 2 and args[0].shape[1] > 1:
             self.embedded = args[0]
 
     def _on_run(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.whole:
+        if self.in_forward:
             return
         arguments = bound(self.signature, args, kwargs)
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")

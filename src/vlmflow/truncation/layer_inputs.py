@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,66 +18,40 @@ RECURRENT = ("linear_attention", "conv")
 """Kinds of layers (``config.layer_types``) that transformers masks as recurrent ones."""
 
 
-@dataclass(frozen=True, eq=False)
 class LayerInputs:
     """Cuts the arguments of one decoder layer.
 
     Parameters
     ----------
-    index : int
-        Which layer.
-    config : object
-        What its attention reads ``_attn_implementation`` from.
-    window : int, optional
-        Its sliding window.
-    recurrent : bool
-        Whether it goes through the sequence token by token (linear attention, convolution): it
-        then knows padding only, and keeps a state instead of keys.
-    rotary : nn.Module, optional
-        What embeds positions, to number tokens anew; None: they keep their positions.
-    rotary_options : dict
-        What the rotary module wants to know beside positions.
+    model, layers, index : nn.Module, nn.ModuleList, int
+        The model, its decoder layers, and which of them.
+    repack : bool
+        Whether the tokens that are left are numbered again from 0.
+
+    Raises
+    ------
+    ModelError
+        If positions are to be re-packed and the model does not embed them by rotation.
     """
 
-    index: int
-    config: Any
-    window: int | None
-    recurrent: bool
-    rotary: nn.Module | None
-    rotary_options: dict[str, Any]
-
-    @classmethod
-    def of(cls, model: Any, layers: nn.ModuleList, index: int, *, repack: bool) -> LayerInputs:
-        """Read what is needed off a model.
-
-        Raises
-        ------
-        ModelError
-            If positions are to be re-packed and the model does not embed them by rotation.
-        """
-        found = [getattr(module, "config", None) for module in layers[index].modules()]
-        config: Any = next(filter(None, found), model.config.get_text_config())
-        kinds = getattr(config, "layer_types", None)
-        window = getattr(config, "sliding_window", None)
-        if kinds is not None and kinds[index] != "sliding_attention":
-            window = None
-        for module in layers[index].modules():
-            window = getattr(module, "sliding_window", window)
-        rotary = _rotary(model) if repack else None
-        # Row and column of a patch cannot be counted anew.
-        if getattr(rotary, "mrope_section", None) is not None:
-            raise _no_repacking(type(model).__name__)
-        options: dict[str, Any] = {}
-        if rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters:
-            options["layer_type"] = config.layer_types[index]
-        recurrent = kinds is not None and kinds[index] in RECURRENT
-        return cls(index, config, window, recurrent, rotary, options)
-
-    @property
-    def takes_padding_mask(self) -> bool:
-        """Whether the layer's masks have two axes, with 0 where nothing stands."""
-        flash = "flash" in str(getattr(self.config, "_attn_implementation", ""))
-        return self.recurrent or flash
+    def __init__(self, model: Any, layers: nn.ModuleList, index: int, *, repack: bool) -> None:
+        self.index = index
+        modules = list(layers[index].modules())
+        configs = (getattr(module, "config", None) for module in modules)
+        self.config: Any = next(filter(None, configs), model.config.get_text_config())
+        kinds = getattr(self.config, "layer_types", None)
+        kind = None if kinds is None else kinds[index]
+        self.window: int | None = None
+        if kind in (None, "sliding_attention"):
+            self.window = getattr(self.config, "sliding_window", None)
+        for module in modules:
+            self.window = getattr(module, "sliding_window", self.window)
+        # Linear attention and convolution take padding only, and keep a state instead of keys.
+        self.recurrent = kind in RECURRENT
+        self.rotary = _rotary(model) if repack else None
+        if self.rotary is not None:
+            parameters = inspect.signature(self.rotary.forward).parameters
+            self.rotary_options = {"layer_type": kind} if "layer_type" in parameters else {}
 
     def arguments(
         self,
@@ -94,16 +67,14 @@ class LayerInputs:
 
         Parameters
         ----------
-        call : ForwardCall
-            The model's call.
-        cut : Cut, optional
-            What is left of its tokens; None: all.
+        call, cut : ForwardCall, Cut
+            The model's call, and what is left of its tokens; None: all.
         given : mapping
             Keyword arguments of the untouched layer; not changed.
         earlier : (B, m) int64, optional
-            Positions of the keys that a cache holds before the call's own, -1 for nothing.
+            Positions of the keys that a cache holds before the call's own, -1 where a row is empty.
         ragged : bool
-            Whether any key or query may stand for nothing.
+            Whether any key or query may be empty.
         shared : bool
             Whether ``earlier`` is the same tensor for all layers, so that they share one mask.
         """
@@ -114,7 +85,7 @@ class LayerInputs:
         if cut is not None:
             for name, value in given.items():
                 if value is not None and name not in ("attention_mask", "hidden_states"):
-                    make = partial(cut_argument, name, value, call, cut)
+                    make = partial(_cut_argument, name, value, call, cut)
                     arguments[name] = call.once((name, id(value), id(cut)), value, make)
         return arguments
 
@@ -127,31 +98,32 @@ class LayerInputs:
         ragged: bool,
         shared: bool,
     ) -> Any:
-        # Keys outside the window: without gaps the window was a band of fixed width, which kernels
-        # cut out themselves; with gaps it has to be spelled out.
+        # Keys outside the window: without gaps the window is a band of fixed width, which kernels
+        # cut out themselves; with gaps the mask has to say it.
         out_of_window = self.window is not None and call.total > self.window
-        if mask is None and not ragged and not out_of_window:
+        gaps = ragged or out_of_window
+        if mask is None and not gaps:
             return None
-        if self.takes_padding_mask and out_of_window:
+        flash = "flash" in str(getattr(self.config, "_attn_implementation", ""))
+        padding_only = self.recurrent or flash
+        if padding_only and out_of_window:
             raise ModelError(
                 f"layer {self.index} slides a window over positions, which flash attention cannot "
                 "do where tokens are missing; load the model with attn_implementation='sdpa'"
             )
-        rows = call.positions(cut)
 
         def make() -> Any:
-            columns = rows
+            queries = keys = call.positions(cut)
             if earlier is not None:
-                columns = torch.cat([earlier.to(rows.device), rows], dim=1)
+                keys = torch.cat([earlier.to(queries.device), queries], dim=1)
             return cut_mask(
                 mask,
-                rows,
-                columns,
+                queries,
+                keys,
                 call.total,
-                ragged=ragged,
-                padding_only=self.takes_padding_mask,
+                gaps=gaps,
+                padding_only=padding_only,
                 window=self.window,
-                out_of_window=out_of_window,
             )
 
         if earlier is not None and not shared:
@@ -163,20 +135,14 @@ class LayerInputs:
         self,
         call: ForwardCall,
         hidden: Tensor,
-        rows: Tensor,
+        positions: Tensor,
         earlier: Tensor | None,
         arguments: dict[str, Any],
     ) -> dict[str, Any]:
         """Count the tokens that are left 0, 1, 2, ... and embed those numbers, where asked for.
 
-        Parameters
-        ----------
-        call, hidden
-            The call, and the layer's input (B, n, width).
-        rows, earlier : (B, n), (B, m) int64
-            Positions of the tokens that are left, and of those that a cache holds before them.
-        arguments : dict
-            From :meth:`arguments`.
+        ``positions``, (B, n), are those of the tokens in ``hidden``, (B, n, width), and
+        ``earlier``, (B, m), those of the keys that a cache holds before them.
         """
         if self.rotary is None:
             return arguments
@@ -184,9 +150,9 @@ class LayerInputs:
         embeddings = arguments.get("position_embeddings")
         if embeddings is None or (isinstance(ids, Tensor) and ids.ndim > 2):
             raise _no_repacking(type(self.config).__name__)
-        numbers = _real(call, rows).long().cumsum(1) - 1
+        numbers = _is_real(call, positions).long().cumsum(1) - 1
         if earlier is not None:
-            numbers = numbers + _real(call, earlier).sum(1, keepdim=True).to(numbers.device)
+            numbers = numbers + _is_real(call, earlier).sum(1, keepdim=True).to(numbers.device)
         numbers = numbers.clamp_min(0).to(hidden.device)
         embedded = self.rotary(hidden, position_ids=numbers, **self.rotary_options)
         changed = {"position_embeddings": embedded}
@@ -195,34 +161,34 @@ class LayerInputs:
         return {**arguments, **changed}
 
 
-def cut_argument(name: str, value: Any, call: ForwardCall, cut: Cut) -> Any:
+def _cut_argument(name: str, value: Any, call: ForwardCall, cut: Cut) -> Any:
     """Cut one argument of a layer; what is not per token stays as it is."""
-    slots = call.slots(cut)
     if name == "position_ids":
-        return take(value, slots, -1)
+        return take(value, cut.slots, -1)
     if name.startswith("position_embeddings"):
-        return cut_positions(value, slots)
+        return cut_positions(value, cut.slots)
     if name == "cache_position":
-        return value[slots[0].clamp_min(0).to(value.device)]
+        return value[cut.slots[0].clamp_min(0).to(value.device)]
     if isinstance(value, Tensor) and value.ndim > 1 and value.shape[:2] == call.ids.shape:
-        picked = take(value.reshape(*value.shape[:2], -1), slots, -2)
+        picked = take(value.reshape(*value.shape[:2], -1), cut.slots, -2)
         return picked.view(*picked.shape[:2], *value.shape[2:])
     return value
 
 
-def _real(call: ForwardCall, positions: Tensor) -> Tensor:
-    """Whether positions of the conversation hold a token: no padding, not nothing."""
-    there = positions >= 0
+def _is_real(call: ForwardCall, positions: Tensor) -> Tensor:
+    """Whether positions of the conversation hold a token: no padding, no empty row."""
+    real = positions >= 0
     if call.valid is None:
-        return there
-    return there & take(call.valid, positions, -1).to(there.device)
+        return real
+    return real & take(call.valid, positions, -1).to(real.device)
 
 
 def _rotary(model: Any) -> nn.Module:
     decoder = model.get_decoder()
     for holder in (decoder, getattr(decoder, "model", None)):
         rotary = getattr(holder, "rotary_emb", None)
-        if isinstance(rotary, nn.Module):
+        # With sections for rows and columns of patches, positions cannot be counted again.
+        if isinstance(rotary, nn.Module) and getattr(rotary, "mrope_section", None) is None:
             return rotary
     raise _no_repacking(type(model).__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,30 +13,15 @@ from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.layout import Segment, TokenLayout
+from vlmflow.truncation.forward_call import ForwardCall
 
 _NOT_FOR_MEASURING = ("past_key_values", "use_cache", "logits_to_keep", "labels", "return_dict")
 
 
 def first_token_maps(
-    model: nn.Module,
-    layers: nn.ModuleList,
-    arguments: Mapping[str, Any],
-    valid: Tensor,
-    is_image: Tensor,
-    signal: str | Signal,
+    model: nn.Module, layers: nn.ModuleList, call: ForwardCall, signal: str | Signal
 ) -> list[Tensor]:
-    """Measure each prompt of a batch with the token the model would answer first.
-
-    Parameters
-    ----------
-    model, layers : nn.Module, nn.ModuleList
-        The model and its decoder layers.
-    arguments : mapping
-        What its forward was called with.
-    valid, is_image : (B, N) bool
-        Real tokens, and image tokens.
-    signal : str or Signal
-        What is measured.
+    """Measure each prompt of a call with the token that the model would answer first.
 
     Returns
     -------
@@ -50,34 +34,37 @@ def first_token_maps(
     InputError
         With padding after a prompt: its next token cannot be read off the end.
     """
+    ids, is_image = call.ids, call.is_image
+    valid = torch.ones_like(is_image) if call.valid is None else call.valid
     if not bool(valid[:, -1].all()):
         raise InputError(
             "an oracle ranking reads the next token at the end of each prompt; pad on the left"
         )
     inputs = {
         name: value
-        for name, value in arguments.items()
+        for name, value in call.arguments.items()
         if value is not None and name not in _NOT_FOR_MEASURING
     }
-    ids: Tensor = inputs["input_ids"]
     with torch.no_grad():
         logits = model(**inputs, use_cache=False, logits_to_keep=1).logits
     token = logits[:, -1].argmax(-1, keepdim=True).to(ids.device)
-    last = {"input_ids": token, "attention_mask": torch.ones_like(token)}
     for name, value in inputs.items():
-        of_pixels = name.startswith("pixel_values")
-        if isinstance(value, Tensor) and value.shape[-1] == ids.shape[1] and not of_pixels:
-            more = (
-                value[..., -1:] + 1 if name == "position_ids" else torch.zeros_like(value[..., :1])
-            )
-            inputs[name] = torch.cat([value, last.get(name, more).to(value)], dim=-1)
+        per_token = isinstance(value, Tensor) and value.shape[-1] == ids.shape[1]
+        if per_token and not name.startswith("pixel_values"):
+            new = torch.zeros_like(value[..., -1:])
+            if name == "input_ids":
+                new = token
+            elif name == "attention_mask":
+                new = torch.ones_like(new)
+            elif name == "position_ids":
+                new = value[..., -1:] + 1
+            inputs[name] = torch.cat([value, new.to(value)], dim=-1)
     layouts = [
         _layout(valid[row].cpu().numpy(), is_image[row].cpu().numpy()) for row in range(len(ids))
     ]
     options = ExplainOptions(signals=(signal,), per_token=False)
-    measured = measure(model, layers, inputs, layouts, options)
     maps = []
-    for row, measurement in enumerate(measured):
+    for row, measurement in enumerate(measure(model, layers, inputs, layouts, options)):
         (values,) = measurement.maps.values()
         whole = torch.zeros(len(values), ids.shape[1])
         whole[:, is_image[row].cpu()] = torch.from_numpy(values[:, 0])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import InputError
 from vlmflow.parameters import literal, split_outside_brackets
-from vlmflow.truncation.amounts import Amount, Count, Share, amount
+from vlmflow.truncation.amounts import Amount, amount
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.rankings.registry import DEFAULT, as_ranking
 
@@ -34,8 +34,8 @@ class Stage:
 class Policy:
     """What a :class:`vlmflow.Truncation` removes; its parameters are explained there.
 
-    Held as read: ``keep`` as :class:`~vlmflow.truncation.amounts.Count` or
-    :class:`~vlmflow.truncation.amounts.Share`, ``rank_by`` as the ranking itself.
+    Held as read: ``keep`` as :class:`~vlmflow.truncation.amounts.Amount`, ``rank_by`` as the
+    ranking itself.
     """
 
     layer: int | tuple[int, ...]
@@ -51,18 +51,17 @@ class Policy:
         ):
             if value not in choices:
                 raise InputError(f"{what}={value!r} is unknown; there are {', '.join(choices)}")
-        stages = _stages(self.layer, self.keep)
-        layers, keeps = zip(*((stage.layer, stage.keep) for stage in stages), strict=True)
+        layers, keeps = zip(*((stage.layer, stage.keep) for stage in self.stages), strict=True)
         # A single stage is the same thing whether it was written as a number or as a tuple of one.
-        object.__setattr__(self, "layer", layers if len(stages) > 1 else layers[0])
-        object.__setattr__(self, "keep", keeps if len(stages) > 1 else keeps[0])
+        object.__setattr__(self, "layer", layers if len(layers) > 1 else layers[0])
+        object.__setattr__(self, "keep", keeps if len(keeps) > 1 else keeps[0])
         object.__setattr__(self, "rank_by", as_ranking(self.rank_by))
         if self.remainder == "merge" and not all(keeps):
             raise InputError(
                 "remainder='merge' with keep=0 leaves no image token to merge into; keep at least "
                 "1, or use remainder='average'"
             )
-        if stages[0].layer == 0 and keeps[0] and self.ranking.needs_layer_before:
+        if layers[0] == 0 and keeps[0] and self.ranking.needs_layer_before:
             raise InputError(
                 f"rank_by={self.ranking.known_as()!r} needs the attention of the layer before, and "
                 "layer=0 has none; start at layer 1 or choose a ranking without attention"
@@ -75,14 +74,15 @@ class Policy:
 
     @property
     def ranking(self) -> Ranking:
-        """What ``rank_by`` stands for; its parameters are its own."""
-        assert isinstance(self.rank_by, Ranking)  # since it was read
+        """The ranking that ``rank_by`` names."""
+        assert isinstance(self.rank_by, Ranking)
         return self.rank_by
 
     def __repr__(self) -> str:
         parts = [f"layer={self.layer!r}", f"keep={self.keep!r}"]
-        if self.ranks:
-            parts.append(f"rank_by={_spelled(self.ranking)}")
+        if self.ranks:  # by its name where its parameters are at their defaults
+            is_default = self.ranking.title == self.ranking.known_as()
+            parts.append(f"rank_by={(self.ranking.title if is_default else self.ranking)!r}")
         parts += [
             f"{name}={getattr(self, name)!r}"
             for name, default in (("remainder", "drop"), ("positions", "keep"))
@@ -90,7 +90,7 @@ class Policy:
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
 
-    @cached_property
+    @property
     def first_layer(self) -> int:
         """Layer of the first stage."""
         return self.stages[0].layer
@@ -125,10 +125,9 @@ class Policy:
         """Return the policy as a dictionary that JSON can hold."""
         layers = [stage.layer for stage in self.stages]
         keeps = [stage.keep.plain for stage in self.stages]
-        single = len(layers) == 1
         return {
-            "layer": layers[0] if single else layers,
-            "keep": keeps[0] if single else keeps,
+            "layer": layers if len(layers) > 1 else layers[0],
+            "keep": keeps if len(keeps) > 1 else keeps[0],
             "rank_by": self.ranking.to_json(),
             "remainder": self.remainder,
             "positions": self.positions,
@@ -145,20 +144,17 @@ class Policy:
         parameters = {name: value for name, value in plain.items() if name not in SETTINGS}
         if parameters:
             ranking = as_ranking(settings.get("rank_by", DEFAULT))
-            names = {field.name for field in fields(ranking)}
-            for name in parameters:
-                if name not in names:
-                    has = ", ".join((*SETTINGS, *sorted(names)))
-                    raise InputError(
-                        f"a truncation by {ranking.known_as()!r} has no setting {name!r}; there "
-                        f"are {has}"
-                    )
+            names = sorted(field.name for field in fields(ranking))
+            unknown = next((name for name in parameters if name not in names), None)
+            if unknown is not None:
+                raise InputError(
+                    f"a truncation by {ranking.known_as()!r} has no setting {unknown!r}; there "
+                    f"are {', '.join((*SETTINGS, *names))}"
+                )
             settings["rank_by"] = as_ranking({**ranking.to_json(), **parameters})
         missing = [name for name in ("layer", "keep") if name not in settings]
         if missing:
             raise InputError(f"a truncation needs {' and '.join(missing)}")
-        if isinstance(settings.get("rank_by"), Mapping):
-            settings["rank_by"] = as_ranking(settings["rank_by"])
         return cls(**settings)
 
     @classmethod
@@ -179,11 +175,11 @@ class Policy:
             if name in plain:
                 raise InputError(f"{name!r} stands twice in {text!r}")
             plain[name] = value
-        for name in ("layer", "keep"):
-            if name in plain:
-                plain[name] = [_number(name, piece) for piece in plain[name].split(":")]
-        for name in [name for name in plain if name not in SETTINGS]:
-            plain[name] = literal(plain[name])
+        for name, value in plain.items():
+            if name in ("layer", "keep"):
+                plain[name] = [_number(name, piece) for piece in value.split(":")]
+            elif name not in SETTINGS:
+                plain[name] = literal(value)
         return cls.from_json(plain)
 
 
@@ -194,32 +190,17 @@ def _stages(layer: object, keep: object) -> tuple[Stage, ...]:
         raise InputError(
             f"{len(layers)} layer(s) and {len(keeps)} keep value(s); give one keep per layer"
         )
-    for number in layers:
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise InputError(f"layer={number!r} is not a layer; they are counted from 0")
+    for index in layers:
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise InputError(f"layer={index!r} is not a layer; they are counted from 0")
     amounts = tuple(map(amount, keeps))
-    for before, after in pairwise(layers):
-        if after <= before:
-            raise InputError(f"layers {layers} must increase from stage to stage")
-    for first, second in pairwise(amounts):
-        if _grows(first, second):
+    if any(after <= before for before, after in pairwise(layers)):
+        raise InputError(f"layers {layers} must increase from stage to stage")
+    for before, after in pairwise(amounts):
+        # A count and a share compare only on a prompt.
+        if type(before) is type(after) and after.plain > before.plain:
             raise InputError(f"keep {keeps} must not grow: a removed token does not come back")
     return tuple(Stage(*pair) for pair in zip(layers, amounts, strict=True))
-
-
-def _grows(first: Amount, second: Amount) -> bool:
-    """Whether a later stage keeps more; a count and a share compare only on a prompt."""
-    if isinstance(first, Count) and isinstance(second, Count):
-        return second.tokens > first.tokens
-    if isinstance(first, Share) and isinstance(second, Share):
-        return second.share > first.share
-    return False
-
-
-def _spelled(ranking: Ranking) -> str:
-    """Write a ranking as code would: its name where its parameters are at their defaults."""
-    title = ranking.title
-    return repr(title) if title == ranking.known_as() else repr(ranking)
 
 
 def _number(name: str, text: str) -> int | float:

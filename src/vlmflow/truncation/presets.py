@@ -2,7 +2,7 @@
 
 Papers state layers for models of 32 decoder layers. ``scaled`` puts them at the same depth of a
 model of ``L`` layers: ``round(layer / 32 * L)``. What a preset leaves out of its method is said
-where it stands.
+in its docstring.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def cliff(layers: int) -> Truncation:
     """From Redundancy to Relevance (Zhang et al. 2025): no image token from the cliff layer on.
 
     K = 22, the paper's code's constant, found for POPE on LLaVA-1.5-7B; the paper names 12 for
-    ScienceQA, 18 for TextVQA and about 30 for captions. Find your own before you trust it.
+    ScienceQA, 18 for TextVQA and about 30 for captions. Measure your own before you rely on it.
     """
     return Truncation(layer=scaled(22, layers), keep=0)
 
@@ -73,8 +73,8 @@ def divprune(_layers: int) -> Truncation:
 def sparsevlm(layers: int) -> Truncation:
     """SparseVLM (Zhang et al. 2025): 300, 200, 110 of 576 from layers 2, 6, 15; the rest recycled.
 
-    All text after the picture rates, and removed tokens are merged into the most similar kept one;
-    SparseVLM chooses its raters and clusters what it recycles. Positions are kept.
+    All text after the picture counts, and removed tokens are merged into the most similar kept one;
+    SparseVLM selects text tokens and clusters what it recycles. Positions are kept.
     """
     at = tuple(scaled(layer, layers) for layer in (2, 6, 15))
     keep = tuple(count / 576 for count in (300, 200, 110))
@@ -105,18 +105,10 @@ def no_image(_layers: int) -> Truncation:
     return Truncation(layer=0, keep=0)
 
 
+_METHODS = (cliff, fastv, vtw, pyramiddrop, dart, divprune, sparsevlm, simignore)
+_CONTROLS = (random, uniform, no_image)
 PRESETS: dict[str, Preset] = {
-    "cliff": cliff,
-    "fastv": fastv,
-    "vtw": vtw,
-    "pyramiddrop": pyramiddrop,
-    "dart": dart,
-    "divprune": divprune,
-    "sparsevlm": sparsevlm,
-    "simignore": simignore,
-    "random": random,
-    "uniform": uniform,
-    "no-image": no_image,
+    make.__name__.replace("_", "-"): make for make in (*_METHODS, *_CONTROLS)
 }
 
 

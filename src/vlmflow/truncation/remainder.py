@@ -16,7 +16,7 @@ def fold(
     hidden : (n, width)
         Hidden states of one row of the batch.
     sizes : (n,)
-        How many tokens each of them stands for already.
+        How many tokens each of them represents already.
     kept, removed : (k,), (r,) int64
         Image tokens in order, as indices into ``hidden``.
     how : str

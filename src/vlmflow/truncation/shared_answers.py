@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,10 +33,10 @@ def shared_answers(
     """Answer one prompt untouched and under every truncation.
 
     The answers are those of :meth:`vlmflow.lvlm.model.LVLM.generate_ids`, one call per truncation.
-    Picture and prompt are run once (:mod:`vlmflow.truncation.shared_prefill`). The untouched answer
-    is then put to each truncated model as a whole: where every one of its tokens is the truncated
-    model's own choice, one pass has decoded it; from the first other choice on, decoding goes token
-    by token (as speculative decoding does, Leviathan et al. 2023; exact for greedy decoding).
+    Picture and prompt are run once (:mod:`vlmflow.truncation.shared_prefill`). Each truncated
+    model then checks the untouched answer as a whole: where all of its tokens are the model's own
+    choice, one pass has decoded it; from the first other choice on, decoding goes token by token
+    (as speculative decoding does, Leviathan et al. 2023; exact for greedy decoding).
 
     Parameters
     ----------
@@ -75,37 +74,26 @@ def shared_answers(
         **arguments: Any,
     ) -> list[Tensor]:
         del generation_config  # greedy
-        past_forward = model is not vlm.model
         execution = vlm.family.execution(vlm.model.config)
-        if policies and past_forward and not execution.generates_past_forward:
+        if policies and model is not vlm.model and not execution.generates_past_forward:
             raise ModelError(
                 f"{type(vlm.model).__name__} runs its decoder past its own forward, so a "
                 "truncation cannot know where the image tokens are"
             )
-        decoder = _Decoder(model, logits_processor, stopping_criteria)
         inputs = model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **arguments
         )
         engines = [Engine(vlm.model, policy, vlm.family) for policy in policies]
         prefill = SharedPrefill(engines, model)
-        logits = prefill.run(input_ids, inputs)
-        own = decoder.go_on(
-            input_ids, logits[:, 0], arguments, inputs["past_key_values"], None, None
-        )
-        return [
-            own,
-            *(
-                decoder.go_on(
-                    input_ids,
-                    logits[:, 1 + number],
-                    arguments,
-                    branch.cache,
-                    branch.engine,
-                    own[0, length:],
-                )
-                for number, branch in enumerate(prefill.branches)
-            ),
-        ]
+        first, *others = prefill.run(input_ids, inputs).unbind(1)
+        decoder = _Decoder(model, input_ids, arguments, logits_processor, stopping_criteria)
+        own = decoder.go_on(first, inputs["past_key_values"])
+        draft = own[0, length:]
+        answers = [own]
+        for branch, logits in zip(prefill.branches, others, strict=True):
+            with branch.engine.attached():
+                answers.append(decoder.go_on(logits, branch.cache, draft))
+        return answers
 
     with evaluating(model), torch.no_grad():
         sequences = model.generate(
@@ -119,64 +107,48 @@ def shared_answers(
 
 
 class _Decoder:
-    """Greedy decoding from a cached prompt, with the settings ``generate`` has prepared."""
+    """Greedy decoding from a cached prompt, (1, N), with what ``generate`` has prepared."""
 
-    def __init__(self, model: Any, processor: Any, stopping: Any) -> None:
-        self.model, self.processor, self.stopping = model, processor, stopping
+    def __init__(
+        self, model: Any, prompt: Tensor, arguments: dict[str, Any], processor: Any, stopping: Any
+    ) -> None:
+        self.model, self.prompt, self.arguments = model, prompt, arguments
+        self.processor, self.stopping = processor, stopping
 
-    def go_on(
-        self,
-        ids: Tensor,
-        logits: Tensor,
-        arguments: dict[str, Any],
-        cache: Any,
-        engine: Engine | None,
-        draft: Tensor | None,
-    ) -> Tensor:
+    def go_on(self, logits: Tensor, cache: Any, draft: Tensor | None = None) -> Tensor:
         """Return prompt and answer, (1, N + T).
 
-        Parameters
-        ----------
-        ids, logits : (1, N), (1, vocabulary)
-            The prompt, and what the model makes of it.
-        arguments : dict
-            ``generate``'s own; not changed.
-        cache, engine
-            What is held of the prompt, and what truncated it.
-        draft : (D,), optional
-            An answer that may be the right one.
+        ``logits``, (1, vocabulary), are those after the prompt, which ``cache`` holds; ``draft``,
+        (D,), is an answer that may be the right one.
         """
-        prompt, arguments = ids, dict(arguments)
-        ids = self._append(ids, logits)
-        with nullcontext() if engine is None else engine.attached():
-            if draft is not None and len(draft) > 2 and _can_crop(cache):
-                ids = self._check(prompt, ids, draft, arguments, cache)
-            self._count(arguments, cache, ids.shape[1] - prompt.shape[1] - 1)
-            while not bool(self.stopping(ids, None).all()):
-                self._count(arguments, cache, 1)
-                inputs = self.model.prepare_inputs_for_generation(
-                    ids, next_sequence_length=1, **arguments
-                )
-                ids = self._append(ids, self.model(**inputs, return_dict=True).logits[:, -1])
+        ids = self._append(self.prompt, logits)
+        if draft is not None and len(draft) > 2 and _can_crop(cache):
+            ids = self._check(ids, draft, cache)
+        arguments = self._counted(self.arguments, cache, ids.shape[1] - self.prompt.shape[1] - 1)
+        while not bool(self.stopping(ids, None).all()):
+            arguments = self._counted(arguments, cache, 1)
+            inputs = self.model.prepare_inputs_for_generation(
+                ids, next_sequence_length=1, **arguments
+            )
+            ids = self._append(ids, self.model(**inputs, return_dict=True).logits[:, -1])
         return ids
 
-    def _check(
-        self, prompt: Tensor, ids: Tensor, draft: Tensor, arguments: dict[str, Any], cache: Any
-    ) -> Tensor:
+    def _check(self, ids: Tensor, draft: Tensor, cache: Any) -> Tensor:
         """Follow the draft for as long as the model agrees, in one pass over all of it."""
         if int(ids[0, -1]) != int(draft[0]) or bool(self.stopping(ids, None).all()):
             return ids
-        known = len(draft) - 1  # nothing follows the last token
-        given = dict(arguments)
-        self._count(given, cache, known)
-        fed = torch.cat([prompt, draft[None, :known]], dim=1)
-        inputs = self.model.prepare_inputs_for_generation(fed, next_sequence_length=known, **given)
-        logits = self.model(**{**inputs, "logits_to_keep": known}, return_dict=True).logits
-        for step in range(known):
+        length = len(draft) - 1  # nothing follows the last token
+        inputs = self.model.prepare_inputs_for_generation(
+            torch.cat([self.prompt, draft[None, :length]], dim=1),
+            next_sequence_length=length,
+            **self._counted(self.arguments, cache, length),
+        )
+        logits = self.model(**{**inputs, "logits_to_keep": length}, return_dict=True).logits
+        for step in range(length):
             ids = self._append(ids, logits[:, step])
             agreed = int(ids[0, -1]) == int(draft[step + 1])
             if not agreed or bool(self.stopping(ids, None).all()):
-                cache.crop(step + 1 - known)
+                cache.crop(step + 1 - length)
                 return ids
         return ids
 
@@ -187,11 +159,13 @@ class _Decoder:
         best = self.processor(ids, logits).argmax(-1, keepdim=True)
         return torch.cat([ids, best], dim=1)
 
-    def _count(self, arguments: dict[str, Any], cache: Any, tokens: int) -> None:
-        """Tell the next call of so many more tokens."""
+    def _counted(self, arguments: dict[str, Any], cache: Any, tokens: int) -> dict[str, Any]:
+        """Return what the next call is given after so many more tokens."""
+        arguments = dict(arguments)
         output = CausalLMOutputWithPast(past_key_values=cache)
         for _ in range(tokens):
             arguments.update(self.model._update_model_kwargs_for_generation(output, arguments))
+        return arguments
 
 
 def _can_crop(cache: Any) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,24 +28,12 @@ from vlmflow.truncation.policy import Policy
 
 @dataclass(eq=False)
 class Branch:
-    """One truncation of the prompt.
+    """One truncation of the prompt."""
 
-    Parameters
-    ----------
-    engine : Engine
-        Truncates the decoding that follows; its stages are this prefill's, too.
-    call : ForwardCall
-        The prompt, and what the stages have left of it.
-    cache : Cache
-        What the truncated model holds of the prompt afterwards.
-    hidden : (1, n, width), optional
-        After the layer that ran last.
-    """
-
-    engine: Engine
-    call: ForwardCall
-    cache: Any
-    hidden: Tensor | None = None
+    engine: Engine  # Truncates the decoding that follows; its stages are this prefill's, too
+    call: ForwardCall  # The prompt, and what the stages have left of it
+    cache: Any  # What the truncated model holds of the prompt afterwards
+    hidden: Tensor | None = None  # (1, n, width), after the layer that ran last
 
     @property
     def policy(self) -> Policy:
@@ -52,7 +41,6 @@ class Branch:
         return self.engine.stages.policy
 
 
-@dataclass(eq=False)
 class SharedPrefill:
     """A prefill with branches.
 
@@ -64,11 +52,11 @@ class SharedPrefill:
         What is run: the model, or its language model where ``generate`` runs that alone.
     """
 
-    engines: Sequence[Engine]
-    runner: Any
-    branches: list[Branch] = field(default_factory=list)
-    _running: Branch | None = None
-    _before_late: Tensor | None = None
+    def __init__(self, engines: Sequence[Engine], runner: Any) -> None:
+        self.engines, self.runner = engines, runner
+        self.branches: list[Branch] = []
+        self._running: Branch | None = None
+        self._before_late: Tensor | None = None
 
     def run(self, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Run one prompt; :attr:`branches` then hold what each truncation has cached.
@@ -90,7 +78,11 @@ class SharedPrefill:
         InputError, ModelError
             As the truncations themselves would raise.
         """
-        self.branches = [self._branch(engine, ids, inputs) for engine in self.engines]
+        cache = inputs["past_key_values"]
+        self.branches = [
+            Branch(engine, engine.read_call(ids, inputs), copy.deepcopy(cache))
+            for engine in self.engines
+        ]
         watched = set().union(*(branch.policy.watched_layers for branch in self.branches))
         layers = self.engines[0].layers if self.engines else nn.ModuleList()
         with ExitStack() as stack:
@@ -99,49 +91,40 @@ class SharedPrefill:
                     watch_attention(layers, self._on_attention, only=watched, cached=True)
                 )
             for index, layer in enumerate(layers):
-                hook = self._after(index, last=index + 1 == len(layers))
+                hook = partial(self._after, index)
                 stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
             given = {**inputs, "logits_to_keep": 1 + len(self.branches), "return_dict": True}
             logits: Tensor = self.runner(**given).logits
-        untouched = inputs["past_key_values"].layers
         for branch in self.branches:
             # Layers before the first stage hold the same keys and values for all.
             first = branch.policy.first_layer
-            branch.cache.layers[:first] = [_shared(layer) for layer in untouched[:first]]
+            branch.cache.layers[:first] = [_shared(layer) for layer in cache.layers[:first]]
             branch.hidden = None
         return logits
 
-    def _branch(self, engine: Engine, ids: Tensor, inputs: Mapping[str, Any]) -> Branch:
-        cache = copy.deepcopy(inputs["past_key_values"])  # empty still
-        return Branch(engine, engine.read_call(ids, inputs), cache)
-
     def _on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
-        """Hand attention on to whoever ranks by it: its own, or the untouched run's before it."""
+        """Hand attention on to the branches that rank by it: their own, or the untouched run's."""
         for branch in self.branches:
             own = branch is self._running
             first = self._running is None and layer == branch.policy.first_layer - 1
             if layer in branch.policy.watched_layers and (own or first):
                 branch.call.attention[layer] = attention
 
-    def _after(self, index: int, *, last: bool) -> Any:
-        """Make the hook that runs a layer for the branches."""
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            main = args[0] if args else kwargs["hidden_states"]
-            hidden = output[0] if isinstance(output, tuple) else output
-            for branch in self.branches:
-                if index >= branch.policy.first_layer:
-                    self._run(branch, index, module, main, args[1:], kwargs)
-            late = max((branch.engine.stages.late for branch in self.branches), default=0)
-            self._before_late = hidden if index < late else None
-            if not last:
-                return None
-            # Norm and head run once for all: the branches' last rows follow the untouched ones.
-            rows = [branch.hidden[:, -1:] for branch in self.branches if branch.hidden is not None]
-            joined = torch.cat([hidden, *(row.to(hidden.device) for row in rows)], dim=1)
-            return (joined, *output[1:]) if isinstance(output, tuple) else joined
-
-        return hook
+    def _after(self, index: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Run a layer for the branches, after it ran for the untouched prompt."""
+        main = args[0] if args else kwargs["hidden_states"]
+        main_after = output[0] if isinstance(output, tuple) else output
+        for branch in self.branches:
+            if index >= branch.policy.first_layer:
+                self._run(branch, index, module, main, args[1:], kwargs)
+        engine = self.engines[0]  # all are of the same model
+        self._before_late = main_after if index < engine.stages.late else None
+        if index + 1 < len(engine.layers):
+            return None
+        # Norm and head run once for all: the branches' last rows follow the untouched ones.
+        rows = [branch.hidden[:, -1:] for branch in self.branches if branch.hidden is not None]
+        joined = torch.cat([main_after, *(row.to(main_after.device) for row in rows)], dim=1)
+        return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
     def _run(
         self, branch: Branch, index: int, module: nn.Module, main: Tensor, args: Any, kwargs: Any
@@ -168,10 +151,8 @@ class SharedPrefill:
         finally:
             self._running = None
         hidden = output[0] if isinstance(output, tuple) else output
-        if index in stages.whole_after:
-            whole = stages.put_back(call, index, hidden)
-            hidden = hidden if whole is None else whole
-        branch.hidden = hidden
+        whole = index in stages.whole_after
+        branch.hidden = stages.put_back(call, index, hidden) if whole else hidden
 
 
 def _shared(layer: Any) -> Any:

@@ -1,7 +1,7 @@
 """What a truncation does to a forward pass, as steps that need no hooks.
 
-Whoever runs the layers (the engine's hooks, a shared prefill, a removal curve) asks in this order:
-which tokens stay and what the layer is given (:meth:`Stages.hidden_for`), what goes with it
+What runs the layers (the engine's hooks, a shared prefill) asks in this order: which tokens stay
+and what the layer is given (:meth:`Stages.hidden_for`), what goes with it
 (:meth:`Stages.arguments_for`), and what goes back to its place after it (:meth:`Stages.put_back`).
 The index spaces are those of :mod:`vlmflow.truncation.forward_call`.
 """
@@ -9,8 +9,6 @@ The index spaces are those of :mod:`vlmflow.truncation.forward_call`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,70 +26,36 @@ from vlmflow.truncation.remainder import fold
 from vlmflow.truncation.selection import choose
 
 
-@dataclass(frozen=True, eq=False)
 class Stages:
     """One truncation on one model.
 
-    Parameters
-    ----------
-    policy : Policy
-        What is removed.
-    family : Family
-        The model's.
-    config : object
-        The model's configuration.
-    late : int
-        Number of the first layers after which the model adds image features again, by slot.
-    inputs : dict of int to LayerInputs
-        Of every layer from the first stage on.
-    layers : int
-        ``L``.
+    Raises
+    ------
+    InputError, ModelError
+        If a layer is out of range, or positions cannot be re-packed.
     """
 
-    policy: Policy
-    family: Family
-    config: Any
-    late: int
-    inputs: Mapping[int, LayerInputs]
-    layers: int
-
-    @classmethod
-    def of(cls, model: Any, layers: nn.ModuleList, policy: Policy, family: Family) -> Stages:
-        """Read what is needed off a model.
-
-        Raises
-        ------
-        InputError, ModelError
-            If a layer is out of range, or positions cannot be re-packed.
-        """
+    def __init__(self, model: Any, layers: nn.ModuleList, policy: Policy, family: Family) -> None:
         policy.check_layers(len(layers), type(model).__name__)
+        self.policy = policy
+        self.starts = frozenset(stage.layer for stage in policy.stages)
         repack = policy.positions == "repack"
-        return cls(
-            policy=policy,
-            family=family,
-            config=model.config,
-            late=family.execution(model.config).late_features,
-            inputs={
-                index: LayerInputs.of(model, layers, index, repack=repack)
-                for index in range(policy.first_layer, len(layers))
-            },
-            layers=len(layers),
-        )
+        # Of every layer from the first stage on.
+        self.inputs = {
+            index: LayerInputs(model, layers, index, repack=repack)
+            for index in range(policy.first_layer, len(layers))
+        }
+        # After so many layers, the first ones, the model adds image features again, by slot.
+        self.late = family.execution(model.config).late_features
+        # Layers after which every token is wanted at its slot again: those, and the last one,
+        # because norm and head expect the logits' usual shape.
+        last = len(layers) - 1
+        self.whole_after = {*range(policy.first_layer, min(self.late, last)), last}
 
-    @cached_property
-    def whole_after(self) -> tuple[int, ...]:
-        """Layers after which every token is wanted at its slot again.
-
-        The last one, because norm and head expect the logits' usual shape, and those after which
-        the model itself adds something by slot.
-        """
-        late = range(self.policy.first_layer, min(self.late, self.layers))
-        return tuple(sorted({*late, self.layers - 1}))
-
-    def start(self, model: Any, layers: nn.ModuleList, call: ForwardCall) -> ForwardCall:
+    def start(self, model: Any, layers: nn.ModuleList, call: ForwardCall) -> None:
         """Check a call before its first layer, and measure what an oracle ranking reads.
 
-        The measuring runs the whole model: whoever has hooks on it must keep them quiet meanwhile.
+        The measuring runs the whole model: hooks on it must do nothing meanwhile.
 
         Raises
         ------
@@ -102,16 +66,13 @@ class Stages:
             for stage in self.policy.stages:
                 stage.keep.of(count)
         if not (call.has_images and self.policy.is_oracle and call.past == 0):
-            return call
+            return
         if "inputs_embeds" in call.arguments:
             raise InputError(
                 f"rank_by={self.policy.ranking.known_as()!r} runs the whole model first, which "
                 f"{type(model).__name__} does not do when it generates; choose another ranking"
             )
-        real = torch.ones_like(call.is_image) if call.valid is None else call.valid
-        signal = self.policy.ranking.signal
-        call.maps = first_token_maps(model, layers, call.arguments, real, call.is_image, signal)
-        return call
+        call.maps = first_token_maps(model, layers, call, self.policy.ranking.signal)
 
     def hidden_for(self, call: ForwardCall, layer: int, hidden: Tensor) -> Tensor:
         """Return the hidden states that a layer is given: (B, n before, width) -> (B, n, width)."""
@@ -119,12 +80,12 @@ class Stages:
         # After a layer of `late` all slots were put back for the model to add to: cut them again.
         if 0 < layer <= self.late and before is not None:
             hidden = take(hidden, before.slots, -2)
-        if not (call.has_images and any(stage.layer == layer for stage in self.policy.stages)):
+        if layer not in self.starts or not call.has_images:
             return hidden
         # A layer that is recomputed for its gradient gets what it got the first time.
-        cut = next((cut for cut in call.cuts if cut.layer == layer), None)
-        if cut is None:
-            cut = choose(self.policy, call, layer, hidden.detach(), self.family, self.config)
+        cut = call.cut_at(layer)
+        if cut is None or cut.layer < layer:
+            cut = choose(self.policy, call, layer, hidden.detach())
             call.cuts.append(cut)
         if self.policy.remainder != "drop":
             hidden, sizes = _folded(hidden, before, cut, self.policy.remainder)
@@ -136,44 +97,32 @@ class Stages:
     ) -> Mapping[str, Any]:
         """Return what goes with them: masks, positions, and a cache that can hold fewer keys.
 
-        Parameters
-        ----------
-        call : ForwardCall
-            The model's call.
-        layer : int
-            Which layer.
-        hidden : (B, n, width)
-            From :meth:`hidden_for`.
-        given : mapping
-            Keyword arguments of the untouched layer; not changed, but for its cache, whose layer
-            is made ready for the next keys.
+        ``given``, the keyword arguments of the untouched layer, is not changed, but for its cache,
+        whose layer is made ready for the next keys. ``hidden`` is from :meth:`hidden_for`.
         """
         cut = call.cut_at(layer)
-        rows = call.positions(cut)
-        ragged = cut is not None and cut.ragged
         # The cache first: what it holds already decides which keys the mask must speak of.
         held = hold_fewer_keys(given.get("past_key_values"), layer, fewer=cut is not None)
         if cut is None and held is None:
             return given
+        positions = call.positions(cut)
+        ragged = cut is not None and cut.ragged
         earlier = None
         if held is not None:
             earlier = held.positions
-            held.expect(rows, call.length, ragged=ragged)
+            held.expect(positions, call.length, ragged=ragged)
             ragged = held.ragged
         inputs = self.inputs[layer]
         arguments = inputs.arguments(call, cut, given, earlier=earlier, ragged=ragged)
-        return inputs.repacked(call, hidden, rows, earlier, arguments)
+        return inputs.repacked(call, hidden, positions, earlier, arguments)
 
-    def put_back(self, call: ForwardCall, layer: int, hidden: Tensor) -> Tensor | None:
-        """Put rows back to their slots among zeros: (B, n, width) -> (B, N, width).
-
-        None where nothing was removed.
-        """
+    def put_back(self, call: ForwardCall, layer: int, hidden: Tensor) -> Tensor:
+        """Put rows back to their slots among zeros: (B, n, width) -> (B, N, width)."""
         cut = call.cut_at(layer)
         if cut is None:
-            return None
+            return hidden
         slots = cut.slots.to(hidden.device)
-        # What stands for nothing goes to one more slot, which is cut off again.
+        # Empty rows go to one more slot, which is cut off again.
         places = torch.where(slots < 0, call.length, slots)[..., None]
         places = places.expand(-1, -1, hidden.shape[-1])
         whole = hidden.new_zeros(len(hidden), call.length + int(cut.ragged), hidden.shape[-1])

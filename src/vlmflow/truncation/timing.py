@@ -16,7 +16,7 @@ from vlmflow.truncation.truncation import Truncation
 
 
 class _Clock(StoppingCriteria):
-    """Never stops anything; notes when each token was there."""
+    """Never stops anything; notes when each token was made."""
 
     def __init__(self) -> None:
         self.ticks: list[float] = []
@@ -29,49 +29,22 @@ class _Clock(StoppingCriteria):
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """An answer and what it cost.
-
-    Parameters
-    ----------
-    answer : str
-        Text of the answer.
-    ids : tuple of int
-        Its tokens, without the end token.
-    prefill : float
-        Seconds until the first token: vision tower, projector, decoder over the prompt, ranking.
-    per_token : float or None
-        Mean seconds of each further token; None if there was none.
-    end_to_end : float
-        Seconds of the whole call.
-    cached_tokens : tuple of int
-        Prompt tokens that each layer of the cache holds.
-    cache_bytes : int
-        Bytes of keys and values at the end.
-    """
+    """An answer and what it cost."""
 
     answer: str
-    ids: tuple[int, ...]
+    ids: tuple[int, ...]  # Its tokens, without the end token
+    # Seconds until the first token: vision tower, projector, decoder over the prompt, ranking
     prefill: float
-    per_token: float | None
-    end_to_end: float
-    cached_tokens: tuple[int, ...]
-    cache_bytes: int
+    per_token: float | None  # Mean seconds of each further token; None if there was none
+    end_to_end: float  # Seconds of the whole call
+    cached_tokens: tuple[int, ...]  # Prompt tokens that each layer of the cache holds
+    cache_bytes: int  # Bytes of keys and values at the end
 
 
 def timed_answer(
     vlm: LVLM, prompt: Prompt, truncation: Truncation | None, *, max_new_tokens: int = 64
 ) -> TimedAnswer:
-    """Answer greedily after one token's warm-up, and time it.
-
-    Parameters
-    ----------
-    vlm, prompt
-        Model and prompt.
-    truncation : Truncation or None
-        None: the untouched model.
-    max_new_tokens : int
-        Longest answer.
-    """
+    """Answer greedily after one token's warm-up, and time it; None: the untouched model."""
     vlm.generate_ids(prompt, max_new_tokens=1, truncation=truncation)
     clock = _Clock()
     _wait(vlm.device)
@@ -84,8 +57,8 @@ def timed_answer(
     )
     _wait(vlm.device)
     end = time.perf_counter()
-    further = len(clock.ticks) - 1
-    tensors = [
+    first, last, further = clock.ticks[0], clock.ticks[-1], len(clock.ticks) - 1
+    cached = [
         (layer.keys, layer.values)
         for layer in output.past_key_values.layers
         if isinstance(getattr(layer, "keys", None), torch.Tensor)
@@ -93,12 +66,12 @@ def timed_answer(
     return TimedAnswer(
         answer=answer_text(vlm.processor.tokenizer, ids),
         ids=ids,
-        prefill=clock.ticks[0] - start,
-        per_token=(clock.ticks[-1] - clock.ticks[0]) / further if further else None,
+        prefill=first - start,
+        per_token=(last - first) / further if further else None,
         end_to_end=end - start,
-        # The last token is never looked at, so its keys are not there.
-        cached_tokens=tuple(keys.shape[-2] - further for keys, _ in tensors),
-        cache_bytes=sum(t.numel() * t.element_size() for pair in tensors for t in pair),
+        # The last token is never fed back, so the cache does not hold its keys.
+        cached_tokens=tuple(keys.shape[-2] - further for keys, _ in cached),
+        cache_bytes=sum(states.nbytes for layer in cached for states in layer),
     )
 
 

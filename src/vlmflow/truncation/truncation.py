@@ -30,8 +30,8 @@ class Truncation(Policy):
         :class:`vlmflow.Ranking`.
     remainder : str
         ``"drop"``; ``"merge"``: each removed token is averaged into the most similar kept one,
-        weighted by how many tokens each stands for (Bolya et al. 2023, ToMe); ``"average"``: all
-        removed tokens become one more token, at the place of the last of them.
+        weighted by how many tokens each represents (Bolya et al. 2023, ToMe); ``"average"``: all
+        removed tokens become one more token, at the position of the last of them.
     positions : str
         ``"keep"`` the original positions, or ``"repack"`` them to 0, 1, 2, ... without gaps.
 

@@ -1,36 +1,36 @@
-"""What a ranking may look at: one prompt at the input of the layer that truncates."""
+"""What a ranking may read: one prompt at the input of the layer that truncates."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vlmflow.errors import InputError
 from vlmflow.flow.attention_rows import AttentionCall, mean_attention
+from vlmflow.truncation.forward_call import ForwardCall
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The image tokens of one prompt, and what is known about them.
+    """The image tokens of one prompt, and what a ranking may read about them.
 
     ``n`` tokens at the stage, padding included; ``P`` of them image tokens, ``U`` text after the
-    first of these.
+    first of these. What a ranking does not declare to read is refused.
 
     Parameters
     ----------
     name, reads, rows : str, tuple of str, str
-        The ranking that looks, and what it declares to read: nothing else is there.
+        The ranking that looks, and what it declares to read.
     layer : int
         The layer that truncates, counted from 0.
     hidden : (n, width)
         Hidden states at its input.
     image, text : (P,), (U,) int64
-        Image tokens that are still there, and text after the first of them: indices into
-        ``hidden``, in order.
+        Image tokens that are left, and text after the first of them: indices into ``hidden``, in
+        order.
     """
 
     name: str
@@ -40,28 +40,27 @@ class Candidates:
     hidden: Tensor
     image: Tensor
     text: Tensor
-    _sample: int = 0
-    _call: AttentionCall | None = None
-    _places: Callable[[], Tensor | None] = field(default=lambda: None)
-    _maps: Callable[[], Tensor | None] = field(default=lambda: None)
-    _words: Callable[[], Sequence[int]] = field(default=tuple)
+    _call: ForwardCall
+    _row: int  # Which prompt of the batch
+    _image_slots: Tensor  # (P,) int64
+    _attention: AttentionCall | None  # Of the layer before
 
     @property
     def queries(self) -> Tensor:
         """Queries of the layer before: (heads, n, head_dim), after rotary embedding."""
-        return self._attention_call("queries").query[self._sample]
+        return self._attention_call("queries").query[self._row]
 
     @property
     def keys(self) -> Tensor:
         """Keys of the image tokens at the layer before: (key heads, P, head_dim)."""
         call = self._attention_call("keys")
-        return call.key[self._sample][:, self._image_keys(call)]
+        return call.key[self._row][:, self._image_keys(call)]
 
     @property
     def values(self) -> Tensor:
         """Values of the image tokens at the layer before: (key heads, P, head_dim)."""
         call = self._attention_call("values")
-        return call.value[self._sample][:, self._image_keys(call)]
+        return call.value[self._row][:, self._image_keys(call)]
 
     @property
     def attention(self) -> Tensor:
@@ -88,7 +87,7 @@ class Candidates:
         (R, P) float32
         """
         call = self._attention_call("attention")
-        return mean_attention(call, self._sample, rows)[:, self._image_keys(call)]
+        return mean_attention(call, self._row, rows)[:, self._image_keys(call)]
 
     @property
     def places(self) -> Tensor:
@@ -99,7 +98,7 @@ class Candidates:
         InputError
             If they are not known.
         """
-        self._require("places", "places")
+        self._require(("places",), "places")
         places = self.places_if_known
         if places is None:
             raise InputError(
@@ -111,8 +110,8 @@ class Candidates:
     @property
     def places_if_known(self) -> Tensor | None:
         """:attr:`places`, or None where they are not known."""
-        self._require("places", "places_if_known")
-        return self._places()
+        self._require(("places",), "places_if_known")
+        return self._call.places(self._row, self._image_slots)
 
     @property
     def maps(self) -> Tensor:
@@ -125,41 +124,40 @@ class Candidates:
         InputError
             If the prompt was not measured as a whole.
         """
-        self._require("answer", "maps")
-        maps = self._maps()
-        if maps is None:
+        self._require(("answer",), "maps")
+        if self._call.maps is None:
             raise InputError(
                 "an oracle ranking needs the whole prompt in one call; start a new conversation "
                 "instead of continuing one"
             )
-        return maps
+        maps = self._call.maps[self._row]
+        return maps[:, self._image_slots.cpu()].to(self.hidden.device)
 
     def generator(self, seed: int = 0) -> torch.Generator:
         """Return a random generator of its own for this prompt, layer and seed.
 
         It does not depend on the batch that the prompt is in.
         """
-        words = list(self._words())
-        return torch.Generator().manual_seed(zlib.crc32(repr((seed, self.layer, words)).encode()))
+        ids = self._call.ids[self._row][self._call.is_text[self._row]].tolist()
+        return torch.Generator().manual_seed(zlib.crc32(repr((seed, self.layer, ids)).encode()))
 
     def _image_keys(self, call: AttentionCall) -> Tensor:
         """Where the image tokens are among the keys: a cache may hold keys before them."""
         return self.image + (call.key.shape[2] - call.query.shape[2])
 
-    def _attention_call(self, what: str) -> AttentionCall:
-        self._require(("keys", "attention"), what)
-        if self._call is None:
+    def _attention_call(self, attribute: str) -> AttentionCall:
+        self._require(("keys", "attention"), attribute)
+        if self._attention is None:
             raise InputError(
                 f"layer {self.layer - 1} has no attention to rank by; choose another layer, or a "
                 "ranking that reads hidden states (diversity, question_similarity) or nothing "
                 "(random, uniform)"
             )
-        return self._call
+        return self._attention
 
-    def _require(self, words: str | tuple[str, ...], what: str) -> None:
-        names = (words,) if isinstance(words, str) else words
-        if not set(names) & set(self.reads):
+    def _require(self, reads: tuple[str, ...], attribute: str) -> None:
+        if not set(reads) & set(self.reads):
             raise InputError(
-                f"ranking {self.name!r} looks at seen.{what} but declares "
-                f"reads={self.reads!r}; add {' or '.join(map(repr, names))} to it"
+                f"ranking {self.name!r} looks at seen.{attribute} but declares "
+                f"reads={self.reads!r}; add {' or '.join(map(repr, reads))} to it"
             )

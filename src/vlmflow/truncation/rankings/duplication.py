@@ -19,8 +19,8 @@ class Duplication(Ranking):
 
     The pivots are the image tokens of largest key norm at the layer before (L1, as DART's code
     does). Each pivot in turn takes the tokens of lowest cosine similarity to it that are still
-    free, the same number for each. DART also uses text tokens as pivots; here all are image
-    tokens.
+    free, the same number for each. DART also uses text tokens as pivots; this ranking uses
+    image tokens only.
 
     Parameters
     ----------

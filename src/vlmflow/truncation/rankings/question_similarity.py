@@ -17,7 +17,7 @@ class QuestionSimilarity(Ranking):
     """Highest cosine similarity to any text token after the picture, at the layer's input.
 
     Simignore compares with the embeddings of a multiple-choice question's options; the question's
-    own tokens need no options. At layer 0 both sides are embeddings, as there.
+    own tokens need no options. At layer 0 both sides are embeddings, as in Simignore.
     """
 
     name = "question_similarity"

@@ -24,29 +24,18 @@ READS = ("hidden", "keys", "attention", "places", "answer")
 """What a ranking can read, see :attr:`Ranking.reads`."""
 
 ROWS = ("last", "text", "all")
-"""Whose attention it can read, see :attr:`Ranking.rows`."""
+"""Which rows of attention it can read, see :attr:`Ranking.rows`."""
 
 
 @dataclass(frozen=True)
 class RankingSize:
-    """Sizes that the cost of a ranking depends on.
+    """Sizes that the cost of a ranking depends on."""
 
-    Parameters
-    ----------
-    image, text, user : int
-        Image tokens at the stage, all other tokens of the prompt, and those of them after the
-        picture.
-    width : int
-        Of the hidden states.
-    inner : int
-        Query heads times their width.
-    """
-
-    image: int
-    text: int
-    user: int
-    width: int
-    inner: int
+    image: int  # Image tokens at the stage
+    text: int  # All other tokens of the prompt
+    user: int  # Those of them after the picture
+    width: int  # Width of the hidden states
+    inner: int  # Query heads times their width
 
 
 @dataclass(frozen=True)
@@ -66,22 +55,22 @@ class Ranking(Extension):
     ...         states = seen.hidden[seen.image].float()
     ...         return (states - states.mean(0)).norm(dim=-1) ** self.power
 
-    A subclass is known by its name from then on, to the command line and to saved policies, too.
+    From then on, the command line and saved policies find a subclass by its name.
     """
 
     reads: ClassVar[str | tuple[str, ...]] = "hidden"
-    """What it looks at, beside the hidden states that every ranking is given.
+    """What it reads, beside the hidden states that every ranking is given.
 
     ``"keys"``: queries, keys and values of the layer before. ``"attention"``: that layer's
-    attention to the image tokens (of which rows, says :attr:`rows`). ``"places"``: rows and columns
-    of the image tokens. ``"answer"``: a map of the model's own first answer token (which one, says
-    :attr:`signal`), which takes a whole forward and backward pass and makes it an oracle: an upper
+    attention to the image tokens (:attr:`rows` says of which rows). ``"places"``: rows and columns
+    of the image tokens. ``"answer"``: a map of the model's own first answer token (:attr:`signal`
+    says which), which takes a whole forward and backward pass and makes it an oracle: an upper
     bound, not a method. Several go in a tuple.
     """
 
     rows: ClassVar[str] = "last"
-    """For ``"attention"``: whose. ``"last"``: the last token of the prompt. ``"text"``: all text
-    after the first image token. ``"all"``: image tokens, too."""
+    """For ``"attention"``: which rows. ``"last"``: the last token of the prompt. ``"text"``: all
+    text after the first image token. ``"all"``: image tokens, too."""
 
     signal: ClassVar[str | Signal] = ""
     """For ``"answer"``: the map, as :meth:`vlmflow.LVLM.explain` takes it."""
@@ -92,7 +81,7 @@ class Ranking(Extension):
         Parameters
         ----------
         seen : Candidates
-            What there is to look at.
+            What it may read.
 
         Returns
         -------
@@ -140,19 +129,13 @@ class Ranking(Extension):
         return (self.reads,) if isinstance(self.reads, str) else tuple(self.reads)
 
     def check_declared(self) -> None:
-        """Refuse a class that declares what does not exist.
-
-        Raises
-        ------
-        InputError
-            Naming it.
-        """
+        """Raise InputError for a class that declares what does not exist."""
         self.check_parameters()
-        for word in self.all_reads:
-            if word not in READS:
+        for source in self.all_reads:
+            if source not in READS:
                 raise InputError(
                     f"ranking {self.known_as()} declares reads={self.reads!r}, but "
-                    f"{word!r} is none of {', '.join(READS)}"
+                    f"{source!r} is none of {', '.join(READS)}"
                 )
         if self.rows not in ROWS:
             raise InputError(

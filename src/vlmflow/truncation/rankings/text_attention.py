@@ -14,8 +14,8 @@ from vlmflow.truncation.rankings.ranking import Ranking
 class TextAttention(Ranking):
     """``mean over text rows i and h of A[l, h, i, j]`` at the layer before.
 
-    All text after the first image token rates. SparseVLM lets only those words rate that look like
-    the picture more than the average word does.
+    All text after the first image token counts. SparseVLM uses only those text tokens that are
+    more like the picture than the average text token.
     """
 
     name = "text_attention"

@@ -1,4 +1,4 @@
-"""The top left part of every picture: with a shrunken picture there, the control of less detail."""
+"""The top left part of every picture: the control of less detail, where a shrunken picture lies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evenly over the picture: the control that knows nothing but where tokens are."""
+"""Evenly over the picture: the control that uses only the places of the tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlmflow.truncation.rankings.ranking import Ranking
 class Uniform(Ranking):
     """Farthest-point sampling over the grid of patches, starting in the middle.
 
-    Works for every grid and count. Where rows and columns are not known, tokens are taken at even
+    Works for every grid and count. Where rows and columns are unknown, tokens are taken at even
     steps of the sequence.
     """
 

@@ -1,4 +1,4 @@
-"""Norm of the values: what a token has to say, whoever listens (Guo et al. 2024, VATP)."""
+"""Norm of the values: how much a token can pass on (Guo et al. 2024, VATP)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlmflow.truncation.rankings.ranking import Ranking
 class ValueNorm(Ranking):
     """L1 norm of a token's value at the layer before, mean over the key heads.
 
-    VATP (arXiv 2406.12335) multiplies it with attention; here it stands alone.
+    VATP (arXiv 2406.12335) multiplies it by the attention; this ranking uses it alone.
     """
 
     name = "value_norm"
