@@ -42,9 +42,9 @@ import torch
 from random_llava import build, clocked, prompt_inputs
 from torch import Tensor
 
-from vlmflow.flow.capture import untouched
 from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
+from vlmflow.lvlm.as_found import as_found
 from vlmflow.lvlm.layout import Segment, TokenLayout
 
 PICTURE_SIDE = 224  # pixels: 256 image tokens
@@ -87,7 +87,7 @@ def forward_and_backward(
     model: Any, inputs: dict[str, Tensor], layout: TokenLayout, options: dict[str, Any]
 ) -> Any:
     embeddings = model.get_input_embeddings()
-    with untouched(model), torch.enable_grad():
+    with as_found(model, frozen=True), torch.enable_grad():
         handle = embeddings.register_forward_hook(lambda _m, _a, output: output.requires_grad_())
         try:
             rows = torch.from_numpy(layout.answer_rows).to(model.device)

@@ -431,7 +431,7 @@ def test_a_cache_that_grows_layer_by_layer():
 
 
 def test_a_truncated_cache_layer_is_cropped_and_reordered_with_its_positions():
-    layer = TruncatedLayer(DynamicLayer())
+    layer = TruncatedLayer(DynamicLayer(), 0)
     keys = torch.arange(2 * 3.0).view(2, 1, 3, 1)
     layer.expect(torch.tensor([[0, 4, 5], [-1, 0, 5]]), 6, ragged=True)
     layer.update(keys, keys)
@@ -447,11 +447,26 @@ def test_a_truncated_cache_layer_is_cropped_and_reordered_with_its_positions():
     layer.batch_select_indices(torch.tensor([1]))
     layer.batch_repeat_interleave(2)
     assert layer.positions.tolist() == [[0, 4, 5], [0, 4, 5]]
-    layer.update(keys[:, :, :1], keys[:, :, :1])  # outside of a truncation
-    assert layer.positions.tolist() == [[0, 4, 5, 6], [0, 4, 5, 6]]
+    with pytest.raises(ModelError, match="layer 0 of this cache lacks tokens that a truncation"):
+        layer.update(keys[:, :, :1], keys[:, :, :1])  # outside of a truncation
     layer.reset()
     assert layer.get_seq_length() == 0
     assert layer.positions is None
+
+
+def test_cropping_removes_positions_and_not_keys():
+    """Of the last three of six tokens one row holds two keys, the other none."""
+    layer = TruncatedLayer(DynamicLayer(), 0)
+    keys = torch.arange(2 * 3.0).view(2, 1, 3, 1).expand(-1, 2, -1, 4)
+    layer.expect(torch.tensor([[0, 3, 5], [0, 1, 2]]), 6, ragged=False)
+    layer.update(keys, keys)
+    layer.crop(-3)
+    assert layer.positions.tolist() == [[-1, -1, 0], [0, 1, 2]]
+    assert layer.keys[1, 0, :, 0].tolist() == [3, 4, 5]
+    assert layer.values[0, 1, -1].tolist() == [0, 0, 0, 0]
+    assert (layer.get_seq_length(), layer.ragged) == (3, True)
+    with pytest.raises(ValueError, match="positive value"):
+        layer.crop(2)
 
 
 def kept_positions(model, inputs, policy):

@@ -19,6 +19,7 @@ from vlmflow.flow.axes import WHOLE_ANSWER
 from vlmflow.flow.measure import Measurement, count_passes, measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
+from vlmflow.lvlm.as_found import check_untruncated
 from vlmflow.lvlm.build_layout import recorded_layout
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.model import LVLM
@@ -64,6 +65,7 @@ def explain(
     ModelError
         If the model cannot be followed, or its logits or gradients are not finite.
     """
+    check_untruncated(vlm.model, "an explanation")
     options = options or ExplainOptions()
     options.check_model(vlm.decoder_layers)
     prompt = vlm.prepare(images, question)

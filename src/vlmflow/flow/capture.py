@@ -16,6 +16,7 @@ from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.features import watch_features
 from vlmflow.flow.recompute import recomputed_layers
 from vlmflow.flow.watch_attention import watch_attention
+from vlmflow.lvlm.as_found import as_found
 
 
 class Observer(Protocol):
@@ -200,7 +201,7 @@ def capture(
     running.observer = observer
     with ExitStack() as stack:
         stack.callback(running.release)
-        stack.enter_context(untouched(model))
+        stack.enter_context(as_found(model, frozen=True))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if attention:
@@ -214,19 +215,3 @@ def capture(
             stack.enter_context(recomputed_layers(layers))
         running.watches_attention = attention
         yield running
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Freeze the weights and switch to evaluation; afterwards every flag is what it was."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.requires_grad_(False)
-        model.eval()
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module in training:
-            module.training = True

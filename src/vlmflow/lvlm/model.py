@@ -13,11 +13,11 @@ from PIL import Image
 from torch import nn
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.as_found import as_found
 from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.build_layout import build_layout
 from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
 from vlmflow.lvlm.encoding import check_videos, encode, in_prompt_order
-from vlmflow.lvlm.evaluating import evaluating
 from vlmflow.lvlm.families import Family, family_of
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.model_parts import decoder_layers, image_token_id, image_token_ids
@@ -259,7 +259,7 @@ class LVLM:
         max_new_tokens = self.room_for_answer(prompt, max_new_tokens)
         ends = end_ids(self.model, self.processor.tokenizer)
         block = nullcontext() if truncation is None else truncation(self.model)
-        with evaluating(self.model), torch.no_grad(), block:
+        with as_found(self.model), torch.no_grad(), block:
             output = self.model.generate(
                 **prompt.inputs,
                 max_new_tokens=max_new_tokens,
@@ -295,7 +295,7 @@ class LVLM:
         inputs, _ = collate(prompts, pad_id(tokenizer))
         ends = end_ids(self.model, tokenizer)
         block = nullcontext() if truncation is None else truncation(self.model)
-        with evaluating(self.model), torch.no_grad(), block:
+        with as_found(self.model), torch.no_grad(), block:
             sequences = self.model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
             )

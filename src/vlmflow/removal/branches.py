@@ -113,6 +113,7 @@ class Branches:
             arguments=_with_positions(self.model, inputs),
             ids=inputs["input_ids"],
             past=0,
+            prompt=inputs["input_ids"].shape[1],
             valid=self.tokens & ~is_answer,
             is_image=is_image,
             images=is_image.sum(1).tolist(),

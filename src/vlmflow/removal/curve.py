@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmflow.errors import InputError, ModelError
-from vlmflow.flow.capture import untouched
+from vlmflow.lvlm.as_found import as_found, check_untruncated
 from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.layout import Segment
@@ -199,7 +199,8 @@ def removal_curves(
     rows = [np.append(layout.answer_rows, layout.answer_positions[-1]) for layout in layouts]
     longest = max(map(len, rows))
     padded = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
-    with untouched(vlm.model), torch.inference_mode(False), torch.no_grad():
+    check_untruncated(vlm.model, "a removal curve")
+    with as_found(vlm.model, frozen=True), torch.inference_mode(False), torch.no_grad():
         branches = Branches(
             vlm,
             inputs,

@@ -18,7 +18,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, ModelError
 
 
 class TruncatedLayer(DynamicLayer):
@@ -33,15 +33,21 @@ class TruncatedLayer(DynamicLayer):
         empty keys.
     window : int or None
         Sliding window of the layer, in positions of the conversation.
+    record_past : bool
+        Whether keys that leave the window are held until the next :meth:`crop`, as
+        ``DynamicSlidingWindowLayer`` does.
     """
 
-    def __init__(self, before: DynamicLayer) -> None:
+    def __init__(self, before: DynamicLayer, index: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.index = index
         self.seen = before.get_seq_length()
         self.ragged = False
         self.window: int | None = getattr(before, "sliding_window", None)
         self.is_sliding = self.window is not None
+        self.record_past = bool(getattr(before, "record_past", False))
         self._pieces: list[Tensor] = []
+        self._gone: list[Tensor] = []  # positions of keys that left the window
         self._next: Tensor | None = None
         self._next_length = 0
         if before.is_initialized:
@@ -49,8 +55,9 @@ class TruncatedLayer(DynamicLayer):
             self.dtype, self.device = before.dtype, before.device
             self.keys, self.values, self.is_initialized = before.keys, before.values, True
             batch, held = before.keys.shape[0], before.keys.shape[-2]
-            positions = torch.arange(self.seen - held, self.seen, device=before.keys.device)
-            self._pieces = [positions.expand(batch, held)]
+            positions = torch.arange(self.seen, device=before.keys.device).expand(batch, -1)
+            left = self.seen - held
+            self._gone, self._pieces = [positions[:, :left]], [positions[:, left:]]
 
     @property
     def positions(self) -> Tensor | None:
@@ -58,6 +65,16 @@ class TruncatedLayer(DynamicLayer):
         if len(self._pieces) > 1:
             self._pieces = [torch.cat(self._pieces, dim=1)]
         return self._pieces[0] if self._pieces else None
+
+    @property
+    def all_positions(self) -> Tensor | None:
+        """The same with the keys that have left a sliding window, in order."""
+        pieces = [*self._gone, *self._pieces]
+        return torch.cat(pieces, dim=1) if pieces else None
+
+    def activate_past_recording(self) -> None:
+        """Hold all keys until the next :meth:`crop`; see ``DynamicSlidingWindowLayer``."""
+        self.record_past = True
 
     def expect(self, positions: Tensor, length: int, *, ragged: bool) -> None:
         """Announce the next :meth:`update`.
@@ -71,9 +88,21 @@ class TruncatedLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append keys and values; see ``DynamicLayer.update``."""
+        """Append keys and values; see ``DynamicLayer.update``.
+
+        Raises
+        ------
+        ModelError
+            Outside of a truncation, where tokens are missing: no mask would say so.
+        """
         new, grown = self._next, self._next_length
         if new is None:  # outside of a truncation: nothing is removed any more
+            held = self.all_positions
+            if held is not None and (self.ragged or held.shape[1] < self.seen):
+                raise ModelError(
+                    f"layer {self.index} of this cache lacks tokens that a truncation removed; go "
+                    "on inside a truncation block, or start with a new cache"
+                )
             grown = key_states.shape[-2]
             steps = torch.arange(self.seen, self.seen + grown, device=key_states.device)
             new = steps.expand(key_states.shape[0], grown)
@@ -81,12 +110,22 @@ class TruncatedLayer(DynamicLayer):
         self.seen += grown
         self._pieces.append(new.to(key_states.device))
         keys, values = super().update(key_states, value_states)
-        if self.window is not None:  # drop keys that no later token can see in any row
-            positions = torch.cat(self._pieces, dim=1)
-            gone = int((positions <= self.seen - self.window).sum(1).min())
-            self.keys, self.values = keys[:, :, gone:], values[:, :, gone:]
-            self._pieces = [positions[:, gone:]]
+        if not self.record_past:
+            self._leave_window()
         return keys, values
+
+    def _leave_window(self) -> None:
+        """Drop the keys that no later token can see in any row."""
+        positions = self.positions
+        if self.window is None or positions is None:
+            return
+        assert self.keys is not None
+        assert self.values is not None
+        gone = int((positions <= self.seen - self.window).sum(1).min())
+        if gone:
+            self.keys, self.values = self.keys[:, :, gone:], self.values[:, :, gone:]
+            self._gone = [torch.cat([*self._gone, positions[:, :gone]], dim=1)]
+            self._pieces = [positions[:, gone:]]
 
     def get_seq_length(self) -> int:
         """Length of the conversation, not of the keys."""
@@ -102,15 +141,51 @@ class TruncatedLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.seen, self.ragged, self._pieces, self._next = 0, False, [], None
+        self.seen, self.ragged, self._next = 0, False, None
+        self._pieces, self._gone = [], []
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the newest ``-tokens_to_remove`` tokens."""
-        super().crop(tokens_to_remove)
+        """Remove the conversation's newest ``-tokens_to_remove`` tokens.
+
+        Those are the keys at its last positions, of which there may be fewer, and not equally many
+        in every row.
+
+        Raises
+        ------
+        InputError
+            If keys are needed again that have left a sliding window.
+        """
+        if tokens_to_remove > 0:
+            super().crop(tokens_to_remove)  # which refuses it
         positions = self.positions
-        if tokens_to_remove and positions is not None:
-            self._pieces = [positions[:, :tokens_to_remove]]
-            self.seen += tokens_to_remove
+        if positions is None:
+            return
+        assert self.keys is not None
+        assert self.values is not None
+        seen = self.seen + tokens_to_remove
+        if self.window and any(bool((p > seen - self.window).any()) for p in self._gone):
+            raise InputError(
+                f"layer {self.index} of this cache cannot go back: keys have left its sliding "
+                "window; call activate_past_recording on the cache first, or start with a new one"
+            )
+        self.seen = seen
+        # Positions increase along a row: those that stay are its first ones.
+        stay = (positions < self.seen).sum(1)
+        longest = int(stay.max())
+        if int(stay.min()) == longest:
+            self.keys, self.values = self.keys[:, :, :longest], self.values[:, :, :longest]
+            self._pieces = [positions[:, :longest]]
+        else:  # shorter rows start with empty keys
+            index = torch.arange(longest, device=positions.device) + (stay - longest)[:, None]
+            chosen = index.clamp_min(0)
+            self._pieces = [torch.where(index < 0, -1, positions.gather(1, chosen))]
+            self.keys, self.values = (
+                states.gather(2, chosen[:, None, :, None].expand(-1, states.shape[1], -1, width))
+                for states, width in ((self.keys, self.keys.shape[-1]),
+                                      (self.values, self.values.shape[-1]))
+            )  # fmt: skip
+            self.ragged = True
+        self._leave_window()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows for beam search."""
@@ -120,7 +195,8 @@ class TruncatedLayer(DynamicLayer):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
         super().batch_repeat_interleave(repeats)
-        self._pieces = [piece.repeat_interleave(repeats, dim=0) for piece in self._pieces]
+        for pieces in (self._pieces, self._gone):
+            pieces[:] = [piece.repeat_interleave(repeats, dim=0) for piece in pieces]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
@@ -128,7 +204,8 @@ class TruncatedLayer(DynamicLayer):
         self._select(indices)
 
     def _select(self, rows: Tensor) -> None:
-        self._pieces = [piece[rows.to(piece.device)] for piece in self._pieces]
+        for pieces in (self._pieces, self._gone):
+            pieces[:] = [piece[rows.to(piece.device)] for piece in pieces]
 
 
 def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | None:
@@ -160,8 +237,8 @@ def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | 
             layers.append(cache.layer_class_to_replicate())
         held = layers[layer]
     is_growing = type(held) in (DynamicLayer, DynamicSlidingWindowLayer)
-    if is_growing and not getattr(held, "record_past", False):
-        layers[layer] = replaced = TruncatedLayer(held)
+    if is_growing:
+        layers[layer] = replaced = TruncatedLayer(held, layer)
         return replaced
     if type(held) is LinearAttentionLayer:
         return None

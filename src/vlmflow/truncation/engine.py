@@ -10,29 +10,31 @@ A cache itself remembers which tokens its keys belong to (:mod:`vlmflow.truncati
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 
-from vlmflow.errors import InputError, ModelError
+from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.watch_attention import watch_attention
+from vlmflow.lvlm.as_found import bare_model, marked_truncated, uncompiled
 from vlmflow.lvlm.families import Family, family_of
 from vlmflow.lvlm.model_parts import decoder_layers, image_token_ids
+from vlmflow.truncation.cache import TruncatedLayer
 from vlmflow.truncation.forward_call import ForwardCall
+from vlmflow.truncation.generate_calls import GenerateCalls
 from vlmflow.truncation.language_model_calls import LanguageModelCalls, bound
 from vlmflow.truncation.policy import Policy
+from vlmflow.truncation.run import TruncatedRun
 from vlmflow.truncation.stages import Stages
-
-_truncated: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def truncated(model: Any, policy: Policy) -> Iterator[Any]:
+def truncated(model: Any, policy: Policy) -> Iterator[TruncatedRun]:
     """Truncate a model for the length of a block, and leave it exactly as found.
 
     Raises
@@ -40,8 +42,10 @@ def truncated(model: Any, policy: Policy) -> Iterator[Any]:
     InputError, ModelError
         See :meth:`vlmflow.truncation.truncation.Truncation.__call__`.
     """
-    engine = Engine(model, policy)
+    engine = Engine(bare_model(model), policy)
     with ExitStack() as stack:
+        if model is not engine.model:  # a wrapper that was compiled sees no hooks of what it wraps
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(engine.attached())
         if policy.watched_layers:
             stack.enter_context(
@@ -49,7 +53,8 @@ def truncated(model: Any, policy: Policy) -> Iterator[Any]:
                     engine.layers, engine.on_attention, only=policy.watched_layers, cached=True
                 )
             )
-        yield model
+        yield engine.run
+        engine.check_ran()
 
 
 class Engine:
@@ -61,8 +66,13 @@ class Engine:
         self.family = family or family_of(model.config.model_type)
         self.stages = Stages(model, self.layers, policy, self.family)
         self.signature = inspect.signature(model.forward)
+        self.generate = GenerateCalls(model, self.image_tokens)
         self.call: ForwardCall | None = None
         self.measuring = False
+        self.run = TruncatedRun(len(self.layers))
+        self.prompts = 0  # How many calls brought image tokens
+        self._cache: Any = None
+        self._hooked: set[int] = set()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -73,27 +83,47 @@ class Engine:
         InputError
             If the model is truncated already.
         """
-        if self.model in _truncated:
-            raise InputError(
-                "the model is truncated already; leave that block first, or give one truncation "
-                "several stages"
-            )
         with ExitStack() as stack:
-            _truncated.add(self.model)
-            stack.callback(_truncated.discard, self.model)
+            stack.enter_context(marked_truncated(self.model))
+            stack.enter_context(uncompiled(self.model))
+            stack.enter_context(self.generate.watched())
             handles = [self.model.register_forward_pre_hook(self._on_model, with_kwargs=True)]
             if self.family.execution(self.model.config).generates_past_forward:
                 handles += LanguageModelCalls(self.model, self._begin).hooks()
-            for index in self.stages.inputs:
-                hook = partial(self._before, index)
-                handles.append(self.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
             for index in self.stages.whole_after:
                 hook = partial(self._after, index)
                 handles.append(self.layers[index].register_forward_hook(hook))
+            handles.append(self.model.register_forward_hook(self._on_result))
             for handle in handles:
                 stack.callback(handle.remove)
-            stack.callback(setattr, self, "call", None)  # and with it a call's tensors
+            stack.callback(self._leave)
+            self._stack = stack
+            self._hook(range(self.stages.policy.first_layer, len(self.layers)))
             yield
+
+    def _hook(self, layers: Iterable[int]) -> None:
+        """Have layers called with less; those that are so already stay."""
+        for index in layers:
+            if index not in self._hooked:
+                self._hooked.add(index)
+                hook = partial(self._before, index)
+                handle = self.layers[index].register_forward_pre_hook(hook, with_kwargs=True)
+                self._stack.callback(handle.remove)
+
+    def _leave(self) -> None:
+        self.call = self._cache = None  # and with them a call's tensors
+        self._hooked.clear()
+
+    def check_ran(self) -> None:
+        """Refuse to leave a block in which answers were generated and nothing was removed.
+
+        Raises
+        ------
+        ModelError
+            If ``generate`` was given prompts with pictures and the engine never saw one.
+        """
+        if self.generate.with_images and not self.prompts:
+            raise self._past_forward()
 
     def _on_model(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
         """Look up the image tokens of a call."""
@@ -103,7 +133,11 @@ class Engine:
 
     def _begin(self, ids: object, arguments: Mapping[str, Any]) -> None:
         self.call = None
-        self.call = self.read_call(ids, arguments)
+        self.call = call = self.read_call(ids, arguments)
+        self.prompts += call.has_images
+        # An earlier truncation of this conversation may have begun before this one's first layer.
+        layers = getattr(arguments.get("past_key_values"), "layers", ())
+        self._hook(index for index, layer in enumerate(layers) if isinstance(layer, TruncatedLayer))
 
     def read_call(self, ids: object, arguments: Mapping[str, Any]) -> ForwardCall:
         """Read what the model or its language model is called with, and measure for an oracle.
@@ -114,7 +148,8 @@ class Engine:
             If there are no token ids, or a stage keeps more image tokens than there are.
         """
         config = self.model.config
-        call = ForwardCall.of(ids, arguments, self.image_tokens, self.family, config)
+        end = self.generate.prompt_end
+        call = ForwardCall.of(ids, arguments, self.image_tokens, self.family, config, end)
         # An oracle runs the model once more from here: that run is not to be truncated.
         self.measuring = True
         try:
@@ -135,10 +170,8 @@ class Engine:
         if self.measuring:
             return None
         if self.call is None:
-            raise ModelError(
-                f"{type(self.model).__name__} runs its decoder past its own forward, so a "
-                "truncation cannot know where the image tokens are; nothing was removed"
-            )
+            raise self._past_forward()
+        self._cache = kwargs.get("past_key_values")
         hidden = args[0] if args else kwargs["hidden_states"]
         hidden = self.stages.hidden_for(self.call, layer, hidden)
         arguments = dict(self.stages.arguments_for(self.call, layer, hidden, kwargs))
@@ -151,5 +184,19 @@ class Engine:
         if self.call is None or self.measuring:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
+        if layer + 1 == len(self.layers) and self.call.has_images:
+            self.run.record(self.call, self._cache)
         whole = self.stages.put_back(self.call, layer, hidden)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    def _on_result(self, _model: nn.Module, _args: Any, _output: Any) -> None:
+        """Check that a call with pictures was cut."""
+        call = self.call
+        if not self.measuring and call is not None and call.has_images and not call.cuts:
+            raise self._past_forward()
+
+    def _past_forward(self) -> ModelError:
+        return ModelError(
+            f"{type(self.model).__name__} runs its decoder past its own forward, so a truncation "
+            "cannot know where the image tokens are; nothing was removed"
+        )

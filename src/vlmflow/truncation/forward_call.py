@@ -53,6 +53,7 @@ class ForwardCall:
     arguments: Mapping[str, Any]  # What the model's forward was called with
     ids: Tensor  # (B, N) int64: the call's own tokens
     past: int  # Tokens of the conversation before them
+    prompt: int  # How many of them are the prompt's; those after are candidates for its answer
     valid: Tensor | None  # (B, past + N) bool: False at padding; None: no padding
     is_image: Tensor  # (B, N) bool: image tokens
     images: list[int]  # How many of them each prompt has
@@ -63,6 +64,8 @@ class ForwardCall:
     attention: dict[int, AttentionCall] = field(default_factory=dict)
     # For oracles: of each prompt the signal's map of every layer, (layers, N), 0 at other tokens
     maps: list[Tensor] | None = None
+    # Of every layer that was cut: positions of the rows that it was given, (B, n)
+    given: dict[int, Tensor] = field(default_factory=dict)
     _made: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -73,8 +76,12 @@ class ForwardCall:
         image_tokens: tuple[int, ...],
         family: Family,
         config: Any,
+        prompt_end: int | None = None,
     ) -> ForwardCall:
         """Read a call off what the model, or its language model, is called with.
+
+        ``prompt_end`` is the position after the prompt, where a ``generate`` around the call says
+        it: assisted decoding puts guesses after it, which decide about nothing.
 
         Raises
         ------
@@ -90,13 +97,15 @@ class ForwardCall:
         valid = None
         if isinstance(mask, Tensor) and mask.ndim == 2:
             valid = mask.to(ids.device) != 0
-        if ids.shape[1] > 1:
-            is_image = torch.isin(ids, torch.tensor(image_tokens, device=ids.device))
-            images = is_image.sum(1).tolist()
-        else:  # a picture is never one token alone, and decoding must not wait for the device
-            is_image, images = torch.zeros_like(ids, dtype=torch.bool), [0] * len(ids)
         past = 0 if cache is None else int(cache.get_seq_length())
-        return cls(arguments, ids, past, valid, is_image, images, family, config)
+        length = ids.shape[1]
+        prompt = length if prompt_end is None else min(max(prompt_end - past, 0), length)
+        is_image, images = torch.zeros_like(ids, dtype=torch.bool), [0] * len(ids)
+        if prompt > 1:  # a picture is never one token alone, and decoding must not wait for the GPU
+            tokens = torch.tensor(image_tokens, device=ids.device)
+            is_image[:, :prompt] = torch.isin(ids[:, :prompt], tokens)
+            images = is_image.sum(1).tolist()
+        return cls(arguments, ids, past, prompt, valid, is_image, images, family, config)
 
     @property
     def length(self) -> int:
@@ -115,9 +124,9 @@ class ForwardCall:
 
     @cached_property
     def is_text(self) -> Tensor:
-        """(B, N) bool: tokens that are neither image tokens nor padding."""
+        """(B, N) bool: tokens of the prompt that are neither image tokens nor padding."""
         real = True if self.valid is None else self.valid[:, -self.length :]
-        return ~self.is_image & real
+        return ~self.is_image & real & (self._all_slots < self.prompt)
 
     def cut_at(self, layer: int) -> Cut | None:
         """Return the last cut at or before a layer."""

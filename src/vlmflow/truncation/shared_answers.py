@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmflow.errors import ModelError
-from vlmflow.lvlm.evaluating import evaluating
+from vlmflow.lvlm.as_found import as_found
 from vlmflow.lvlm.tokens import end_ids, until_end
 from vlmflow.truncation.cache import TruncatedLayer
 from vlmflow.truncation.engine import Engine
@@ -95,7 +95,7 @@ def shared_answers(
                 answers.append(decoder.go_on(logits, branch.cache, draft))
         return answers
 
-    with evaluating(model), torch.no_grad():
+    with as_found(model), torch.no_grad():
         sequences = model.generate(
             **prompt.inputs,
             max_new_tokens=room,

@@ -9,6 +9,7 @@ The index spaces are those of :mod:`vlmflow.truncation.forward_call`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,11 +40,9 @@ class Stages:
         policy.check_layers(len(layers), type(model).__name__)
         self.policy = policy
         self.starts = frozenset(stage.layer for stage in policy.stages)
-        repack = policy.positions == "repack"
-        # Of every layer from the first stage on.
+        self._make_inputs = partial(LayerInputs, model, layers, repack=policy.positions == "repack")
         self.inputs = {
-            index: LayerInputs(model, layers, index, repack=repack)
-            for index in range(policy.first_layer, len(layers))
+            index: self._make_inputs(index) for index in range(policy.first_layer, len(layers))
         }
         # After so many layers, the first ones, the model adds image features again, by slot.
         self.late = family.execution(model.config).late_features
@@ -71,6 +70,12 @@ class Stages:
             raise InputError(
                 f"rank_by={self.policy.ranking.known_as()!r} runs the whole model first, which "
                 f"{type(model).__name__} does not do when it generates; choose another ranking"
+            )
+        if call.prompt < call.length:
+            raise InputError(
+                f"rank_by={self.policy.ranking.known_as()!r} reads the model's own first answer, "
+                "which a call with candidates for it does not have; generate without "
+                "prompt_lookup_num_tokens and assistant_model, or choose another ranking"
             )
         call.maps = first_token_maps(model, layers, call, self.policy.ranking.signal)
 
@@ -105,15 +110,19 @@ class Stages:
         held = hold_fewer_keys(given.get("past_key_values"), layer, fewer=cut is not None)
         if cut is None and held is None:
             return given
-        positions = call.positions(cut)
+        call.given[layer] = positions = call.positions(cut)
         ragged = cut is not None and cut.ragged
         earlier = None
         if held is not None:
             earlier = held.positions
             held.expect(positions, call.length, ragged=ragged)
             ragged = held.ragged
-        inputs = self.inputs[layer]
+        inputs = self.inputs.get(layer)
+        if inputs is None:  # an earlier truncation of the conversation began before this one
+            inputs = self.inputs[layer] = self._make_inputs(layer)
         arguments = inputs.arguments(call, cut, given, earlier=earlier, ragged=ragged)
+        if held is not None:  # numbers count on where keys have left a sliding window
+            earlier = held.all_positions
         return inputs.repacked(call, hidden, positions, earlier, arguments)
 
     def put_back(self, call: ForwardCall, layer: int, hidden: Tensor) -> Tensor:

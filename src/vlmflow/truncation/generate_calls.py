@@ -1,0 +1,84 @@
+"""Calls of ``generate`` on a truncated model, which alone know where the prompt ends.
+
+Assisted decoding verifies guesses in the very call that reads the prompt, and a prefill in chunks
+never sees the prompt as a whole. Only ``generate`` knows the prompt, so it is watched: for the
+length of a truncation the model's own ``generate`` is wrapped.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from vlmflow.errors import InputError
+
+_REFUSED = {
+    "prefill_chunk_size": "a truncation chooses among all image tokens of a prompt",
+    "assistant_early_exit": "the draft would be truncated with the model",
+}
+
+
+class GenerateCalls:
+    """Knows the prompt of the ``generate`` call that runs."""
+
+    def __init__(self, model: Any, image_tokens: tuple[int, ...]) -> None:
+        self.model, self.image_tokens = model, image_tokens
+        self.prompt_end: int | None = None  # Position after the prompt; None: outside of generate
+        self.with_images = 0  # How many calls had image tokens in their prompts
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch ``model.generate`` for the length of a block."""
+        if not hasattr(self.model, "generate"):
+            yield
+            return
+        own = vars(self.model)
+        before = own.get("generate")
+        original: Callable[..., Any] = self.model.generate
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            outer = self.prompt_end
+            self._begin(args, kwargs)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.prompt_end = outer
+
+        own["generate"] = generate
+        try:
+            yield
+        finally:
+            if before is None:
+                own.pop("generate", None)
+            else:
+                own["generate"] = before
+
+    def _begin(self, args: Any, kwargs: Mapping[str, Any]) -> None:
+        for name, reason in _REFUSED.items():
+            if self._setting(kwargs, name) is not None:
+                raise InputError(
+                    f"{name} cannot be used under a truncation: {reason}; generate without it"
+                )
+        ids = kwargs.get("input_ids")
+        if ids is None:
+            ids = kwargs.get("inputs", args[0] if args else None)
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+            self.prompt_end = None
+            return
+        mask = kwargs.get("attention_mask")
+        # With a cache, the ids may be the new ones alone; the mask is the whole conversation's.
+        whole = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else 0
+        self.prompt_end = max(ids.shape[1], whole)
+        tokens = ids.new_tensor(self.image_tokens)
+        self.with_images += bool((ids[..., None] == tokens).any())
+
+    def _setting(self, kwargs: Mapping[str, Any], name: str) -> Any:
+        """Read what ``generate`` will go by: its own argument, or a generation config's."""
+        configs = (kwargs.get("generation_config"), self.model.generation_config)
+        held = (getattr(config, name, None) for config in configs)
+        return kwargs.get(name, next((value for value in held if value is not None), None))

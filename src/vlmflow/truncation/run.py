@@ -1,0 +1,71 @@
+"""What a truncated run really did, read off its cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vlmflow.errors import InputError
+from vlmflow.truncation.cache import TruncatedLayer
+from vlmflow.truncation.forward_call import ForwardCall
+
+
+class TruncatedRun:
+    """What a truncation block gives: ``with Truncation(...)(model) as run``."""
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        # Of the last prompt, for every layer: positions that it holds, (B, n), -1 where empty.
+        self._positions: list[Tensor] = []
+        self._valid: Tensor | None = None
+
+    @property
+    def tokens_per_layer(self) -> npt.NDArray[np.int64]:
+        """Tokens that each layer took of the last prompt with pictures: (B, L) int64.
+
+        Measured, not planned: counted in the keys of the cache after the prompt, padding left out
+        (the prompt being the whole conversation so far), or without a cache in the hidden states
+        that the layers were given.
+
+        Raises
+        ------
+        InputError
+            If no prompt with pictures has run in the block.
+        """
+        if not self._positions:
+            raise InputError(
+                "no prompt with pictures has run in this truncation block yet; generate an answer "
+                "inside it first"
+            )
+        counts = []
+        for positions in self._positions:
+            real = positions >= 0
+            if self._valid is not None:
+                valid = self._valid.to(positions.device)
+                real &= valid.gather(1, positions.clamp_min(0).expand(len(valid), -1))
+            counts.append(real.sum(1).cpu().numpy())
+        return np.stack(np.broadcast_arrays(*counts), axis=1).astype(np.int64)
+
+    def record(self, call: ForwardCall, cache: Any) -> None:
+        """Note what a call has left in every layer, once the last one has run."""
+        self._valid = call.valid
+        layers = getattr(cache, "layers", [])
+        self._positions = [
+            _held(layers[index] if index < len(layers) else None, call, index)
+            for index in range(self._layers)
+        ]
+
+
+def _held(layer: Any, call: ForwardCall, index: int) -> Tensor:
+    """Positions that a layer took: (B, n) int64, -1 where empty."""
+    if isinstance(layer, TruncatedLayer) and layer.all_positions is not None:
+        return layer.all_positions
+    keys = getattr(layer, "keys", None)
+    if isinstance(keys, Tensor) and keys.ndim == 4:
+        return torch.arange(layer.get_seq_length(), device=keys.device).expand(len(keys), -1)
+    # Without keys (no cache, or a state of fixed size) what the layer was given says it.
+    return call.given.get(index, call.positions(None))
