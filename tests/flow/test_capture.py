@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError, ModelError
-from vlmflow.flow import recorder
+from vlmflow.flow import sample_record
 from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.llava_cam import LlavaCam, channel_weights, heat_map
@@ -111,7 +111,7 @@ def test_model_is_left_as_found_when_the_forward_raises(vlm, prompt, monkeypatch
 @pytest.mark.parametrize(
     ("where", "low_memory"),
     [
-        ("saliency_and_attention", False), ("signed_saliency", False), ("backward", False),
+        ("signed_saliency", False), ("backward", False),
         ("signed_saliency", True), ("mean_attention", True), ("backward", True),
     ],
 )  # fmt: skip
@@ -122,7 +122,7 @@ def test_model_is_left_as_found_when_measuring_raises(vlm, prompt, monkeypatch, 
     def fail(*_args: Any, **_options: Any) -> None:
         raise MemoryError("full")
 
-    owner = torch.Tensor if where == "backward" else recorder
+    owner = torch.Tensor if where == "backward" else sample_record
     with monkeypatch.context() as patch:
         patch.setattr(owner, where, fail)
         with pytest.raises(MemoryError):
