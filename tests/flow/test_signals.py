@@ -12,8 +12,9 @@ from tests.support.reference import Reference, measure_slowly
 from tests.support.tiny import tiny_llava
 from vlmflow.flow.measure import EMPTY, OK, UNDEFINED, Measurement, measure
 from vlmflow.flow.options import ExplainOptions
-from vlmflow.flow.signals.llava_cam import LlavaCam, channel_weights, heat_map
-from vlmflow.flow.signals.llava_cam_code import llava_cam_code
+from vlmflow.flow.signals.layer_view import LayerView
+from vlmflow.flow.signals.llava_cam import LlavaCam
+from vlmflow.flow.signals.llava_cam_code import LlavaCamCode
 from vlmflow.flow.signals.signal import POST_ATTENTION_NORM
 from vlmflow.lvlm.batch import collate
 from vlmflow.lvlm.layout import TokenLayout
@@ -297,7 +298,7 @@ def test_other_hook_points(hook):
     gradients = torch.autograd.grad(score, chosen)
     image = prompt.layout.image_positions
     expected = [
-        heat_map(stream[0, image], channel_weights(gradient[0, image])).detach().numpy()
+        (stream[0, image] @ gradient[0, image].mean(0)).relu().detach().numpy()
         for stream, gradient in zip(chosen, gradients, strict=True)
     ]
     assert_close(found[:, 0], np.stack(expected), FLOAT32, hook)
@@ -337,9 +338,15 @@ def test_code_variant_step_by_step():
             heat[p] += alpha * float(features[p, k]) / 6
     heat = np.maximum(heat, 0) / heat.max()
     heat[heat < 0.5] = 0
-    found = llava_cam_code(features, gradients).numpy()
+    rows = torch.zeros(0, dtype=torch.bool)
+
+    def llava_cam_code(features: torch.Tensor) -> np.ndarray:
+        view = LayerView("", (), 0, rows, _features=features, _gradient=gradients)
+        return LlavaCamCode().of_layer(view).numpy()
+
+    found = llava_cam_code(features)
     np.testing.assert_allclose(found, heat, rtol=1e-5, atol=1e-7)
-    assert not llava_cam_code(-features.abs(), gradients).any()  # empty: 0, where the code has NaN
+    assert not llava_cam_code(-features.abs()).any()  # empty: 0, where the code has NaN
 
 
 def test_flow_map_sums_layers_before_the_cliff():

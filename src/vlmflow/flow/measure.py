@@ -152,16 +152,16 @@ def _finish(
     """Stack what was recorded, and flag what it is worth."""
     of_segments = (record.targets, len(SEGMENTS))
     of_pairs = (record.targets, len(DESTINATIONS), len(SEGMENTS))
-    flow = {
-        name: record.stacked(name, range(layers), shape)
-        if segments
-        else np.zeros((layers, *shape), dtype=np.float32)
-        for name, shape in (
-            (SHARE, of_segments),
-            (SALIENCY_MEAN, of_pairs),
-            (SALIENCY_SUM, of_pairs),
-        )
-    }
+    flow = {}
+    for name, shape in {
+        SHARE: of_segments,
+        SALIENCY_MEAN: of_pairs,
+        SALIENCY_SUM: of_pairs,
+    }.items():
+        if segments:
+            flow[name] = record.stacked(name, range(layers), shape)
+        else:
+            flow[name] = np.zeros((layers, *shape), dtype=np.float32)
     maps, flags = {}, {}
     for name, signal in record.signals.items():
         maps[name], flags[name] = _map(record, name, signal, layers)

@@ -20,7 +20,7 @@ class LayerView:
     Parameters
     ----------
     name, reads : str, tuple of str
-        The signal that looks, and what it declares to read: nothing else is there.
+        The signal that looks, and what it declares to read: it is given nothing else.
     layer : int
         Counted from 0.
     is_answer : (R,) bool
