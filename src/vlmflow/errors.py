@@ -1,4 +1,4 @@
-"""What goes wrong by a user's doing, each with one sentence that says how to get out of it."""
+"""Errors that a user can cause, each with one sentence that says the way out."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ class InputError(VlmflowError, ValueError):
 
 
 class ModelError(VlmflowError):
-    """A model that is unknown or unsupported, or a directory that holds no model."""
+    """A model that is unknown or unsupported, or a directory without one."""

@@ -17,24 +17,11 @@ _WAY_OUT = "choose a path you can write to"
 
 
 def write_files(directory: str | os.PathLike[str], contents: Mapping[str, bytes]) -> Path:
-    """Write files into a directory, all of them or none.
+    """Write files of these names into a directory, all of them or none, and return its path.
 
-    Parameters
-    ----------
-    directory : path
-        Created with its parents where missing.
-    contents : dict of file name to bytes
-        Files of these names that are already there are replaced.
-
-    Returns
-    -------
-    Path
-        The directory.
-
-    Raises
-    ------
-    InputError
-        If the directory cannot be written; what this call created is removed again.
+    The directory is created with its parents where missing, and files of these names that are in
+    it are replaced. Raises InputError if it cannot be written; what this call created is removed
+    again.
     """
     folder = Path(directory)
     with staged(folder, tuple(contents)) as staging:
@@ -54,22 +41,9 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
     were found. Files already in `out` are replaced where a new one has the same name and kept
     otherwise. Entering the block is also the test that `out` can be written.
 
-    Parameters
-    ----------
-    out
-        Directory the files are meant for; created, with its parents, where it does not exist.
-    files
-        Names that will be written, to be refused beforehand where a directory is in their way.
-
-    Yields
-    ------
-    pathlib.Path
-        The directory to write into, on the same file system as `out`.
-
-    Raises
-    ------
-    InputError
-        If `out` is a file or cannot be written.
+    `out` is created, with its parents, where it does not exist; the lent directory is on the same
+    file system. `files` are names that will be written, to be refused beforehand where a directory
+    is in their way. Raises InputError if `out` is a file or cannot be written.
     """
     made: list[Path] = []
     staging: Path | None = None

@@ -50,19 +50,9 @@ def split_outside_brackets(text: str) -> list[str]:
 
 
 def as_plain(value: Any, name: str) -> Any:
-    """Return a parameter as JSON can hold it.
+    """Return a parameter, which errors call ``name``, as JSON can hold it.
 
-    Parameters
-    ----------
-    value : object
-        The parameter.
-    name : str
-        What errors call it.
-
-    Raises
-    ------
-    InputError
-        If it is something else than text, a finite number, a boolean, None or a tuple of these.
+    Raises InputError for anything but text, a finite number, a boolean, None or a tuple of these.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} is {value}, which cannot be saved; give a finite number")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmflow import __version__
+from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
-from vlmflow.cli.options import Device, Model, MorePictures, NumberFormat, Revision
 from vlmflow.cli.terminal import (
     check_range,
     check_text,
@@ -46,11 +46,11 @@ class Target(str, Enum):
 
 @app.command()
 def explain(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
-    model: Model = MODEL,
-    more_images: MorePictures = None,
-    out: Annotated[Path, typer.Option(help="Directory for the report and the numbers.")] = OUT,
+    image: options.Picture,
+    question: options.Question,
+    model: options.Model = MODEL,
+    more_images: options.MorePictures = None,
+    out: options.Report = OUT,
     answer: Annotated[
         str | None, typer.Option(help="Explain this answer instead of the model's own.")
     ] = None,
@@ -68,19 +68,17 @@ def explain(
             "--per-token/--whole", help="Explain every answer token, or only the whole answer."
         ),
     ] = True,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
-    device: Device = None,
-    dtype: NumberFormat = None,
-    revision: Revision = None,
+    max_new_tokens: options.MaxNewTokens = 64,
+    device: options.Device = None,
+    dtype: options.NumberFormat = None,
+    revision: options.Revision = None,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Recompute layers instead of keeping them.")
     ] = False,
     figures: Annotated[
         bool, typer.Option("--figures", help="Also write PNG and PDF figures.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")
-    ] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Explain one answer and write the report.
 
@@ -114,10 +112,8 @@ def explain(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for the report and the numbers.")] = OUT,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")
-    ] = False,
+    out: options.Report = OUT,
+    as_json: options.AsJson = False,
 ) -> None:
     """Explain one answer of the bundled model about one of its test pictures."""
     with errors_in_one_line():
@@ -154,13 +150,15 @@ def _run(
         show(f"Loading {model}")
         quiet_libraries()
         import vlmflow
-        from vlmflow.explanation.explain import explain as measured
+        from vlmflow.explanation.explain import explain as explain_answer
         from vlmflow.flow.options import ExplainOptions
+        from vlmflow.reports.write import figures as write_figures
+        from vlmflow.reports.write import report
 
         options = ExplainOptions(**explain)  # what it refuses is refused before the model is loaded
         vlm = vlmflow.load(model, **load)
         show("Measuring")
-        flow = measured(
+        flow = explain_answer(
             vlm,
             images,
             question,
@@ -171,9 +169,6 @@ def _run(
         command = shlex.join(["vlmflow", *sys.argv[1:]])
         flow = dataclasses.replace(flow, settings={**flow.settings, "command": command})
         show("Writing")
-        from vlmflow.reports.write import figures as write_figures
-        from vlmflow.reports.write import report
-
         try:
             flow.save(staging)
             report(flow, staging / REPORT)
@@ -189,24 +184,21 @@ def _announce(flow: InformationFlow, out: Path, *, figures: bool, as_json: bool)
     if not as_json:
         typer.echo(f"{printable(flow.answer)!r} -> {printable(str(out / REPORT))}")
         return
-    typer.echo(
-        json.dumps(
-            {
-                "version": __version__,
-                "model": flow.model,
-                "question": flow.question,
-                "answer": flow.answer,
-                "answer_tokens": list(flow.answer_tokens),
-                "signals": list(flow.signals),
-                "layers": flow.layers,
-                "image_tokens": len(flow.layout.image_positions),
-                "report": str(out / REPORT),
-                "numbers": str(out / NUMBERS),
-                "arrays": str(out / ARRAYS),
-                "figures": str(out / FIGURES) if figures else None,
-            }
-        )
-    )
+    facts = {
+        "version": __version__,
+        "model": flow.model,
+        "question": flow.question,
+        "answer": flow.answer,
+        "answer_tokens": list(flow.answer_tokens),
+        "signals": list(flow.signals),
+        "layers": flow.layers,
+        "image_tokens": len(flow.layout.image_positions),
+        "report": str(out / REPORT),
+        "numbers": str(out / NUMBERS),
+        "arrays": str(out / ARRAYS),
+        "figures": str(out / FIGURES) if figures else None,
+    }
+    typer.echo(json.dumps(facts))
 
 
 def _split(signals: str) -> tuple[str, ...]:
