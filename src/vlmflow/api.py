@@ -285,8 +285,8 @@ def study(
 ) -> StudyResult:
     """Compare truncations over a task, beside their controls, and recommend one or none.
 
-    A study that was ended early goes on where it stopped when it is called again with the same
-    ``out``. Page, figures and tables are written beside its store.
+    A study that was interrupted continues when it is called again with the same ``out``. Page,
+    figures and tables are written beside its store.
 
     Parameters
     ----------

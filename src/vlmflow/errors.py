@@ -7,7 +7,7 @@ class VlmflowError(Exception):
     """Base of every error a user can cause.
 
     The message is one sentence that names the thing, the value it had and the way out. The command
-    line prints it as it stands, without a trace, and exits with code 2.
+    line prints it unchanged, without a trace, and exits with code 2.
     """
 
 

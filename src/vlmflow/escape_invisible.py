@@ -13,8 +13,8 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 def visible(text: str) -> str:
     """Spell out every control, bidi, zero-width and blank character of a text.
 
-    A model, a prompt or a file name can hold characters that hide words or turn the order of what
-    stands around them. U+202E, for example, becomes ``⟦U+202E⟧``. Line breaks and tabs stay. What
+    A model, a prompt or a file name can hold characters that hide words or reverse the order of the
+    text around them. U+202E, for example, becomes ``⟦U+202E⟧``. Line breaks and tabs stay. What
     comes out can be encoded as UTF-8, whatever came in.
     """
     return "".join(

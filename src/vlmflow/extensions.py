@@ -1,8 +1,8 @@
-"""What users add: classes with a name and parameters, known from their definition on.
+"""What users add: classes with a name and parameters, found from their definition on.
 
 A ranking or a signal is a subclass of a base of its own; the base is an :class:`Extension`, and a
 :class:`Registry` finds its subclasses by name. Nothing has to be registered: a class in a notebook
-cell is there at once, other packages offer theirs as entry points, and the files of a folder of
+cell can be used at once, other packages offer theirs as entry points, and the files of a folder of
 ours are listed by parsing them, so that a list of names imports none of them.
 """
 
@@ -98,7 +98,7 @@ class Extension:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # A class of a notebook goes to other processes by value, where its cell is not at hand.
+        # A class of a notebook goes to other processes by value, where its cell was not run.
         for cls in type(self).__mro__:
             _source(cls)
         return super().__reduce_ex__(protocol)
@@ -187,7 +187,7 @@ class Registry(Generic[E]):
         return next(iter(classes.values()))
 
     def read(self, given: object) -> E:
-        """Return the object that a user names or hands over.
+        """Return the object that a user names or passes.
 
         ``given`` is a name, with parameters in brackets where they are not the defaults
         (``"random(seed=3)"``); an instance; or what :meth:`Extension.to_json` gave. Raises
@@ -280,7 +280,7 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _source(cls: type) -> str | None:
-    """Read the source of a class, once; None where there is none."""
+    """Read the source of a class, once; None if it cannot be read."""
     text: str | None = vars(cls).get(_KEPT)
     if text is None and cls.__module__ not in _BARE:
         text = _read_source(cls)
@@ -304,7 +304,7 @@ def _read_source(cls: type) -> str | None:
 
 
 def _class_around(code: CodeType, name: str) -> str | None:
-    """Read the class of a name that a method stands in."""
+    """Read the class of this name that holds a method."""
     lines = linecache.getlines(code.co_filename)
     try:
         nodes = list(ast.walk(ast.parse("".join(lines))))

@@ -35,19 +35,19 @@ def write_files(directory: str | os.PathLike[str], contents: Mapping[str, bytes]
 
 @contextmanager
 def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
-    """Lend an empty directory whose files arrive in `out` only if the block ends well.
+    """Give an empty directory whose files are moved to `out` only if the block ends without error.
 
     Whatever ends the block early, an interrupt included, `out` and its parents are left as they
     were found. Files already in `out` are replaced where a new one has the same name and kept
     otherwise. Entering the block is also the test that `out` can be written.
 
-    `out` is created, with its parents, where it does not exist; the lent directory is on the same
+    `out` is created, with its parents, where it does not exist; the given directory is on the same
     file system. `files` are names that will be written, to be refused beforehand where a directory
     is in their way. Raises InputError if `out` is a file or cannot be written.
     """
     made: list[Path] = []
     staging: Path | None = None
-    arrived = False
+    moved = False
     try:
         try:
             _check(out, files)
@@ -66,15 +66,15 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
         try:
             with _uninterrupted():
                 _move(staging, out)
-                arrived = True
+                moved = True
         except OSError as error:
             raise _unwritable(out, error) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        if not arrived:
+        if not moved:
             for parent in reversed(made):
-                with suppress(OSError):  # someone else has put a file there meanwhile
+                with suppress(OSError):  # another process has put a file into it
                     parent.rmdir()
 
 

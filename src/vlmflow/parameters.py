@@ -31,7 +31,7 @@ def literal(text: str) -> Any:
 
 
 def split_outside_brackets(text: str) -> list[str]:
-    """Separate what a command line gives at the commas that stand in no brackets or quotes."""
+    """Split a text at the commas that are outside brackets and quotes."""
     parts, depth, quote, start = [], 0, "", 0
     for place, sign in enumerate(text):
         if quote:

@@ -123,7 +123,7 @@ def test_an_interrupt_keeps_what_is_there_and_says_so(model, tmp_path, monkeypat
     command = ["study", "--task", task, "--model", model, "--preset", "fastv", "--out", out]
     told = run(*command, *options)
     assert told.exit_code == 130
-    assert "the same command goes on from here" in told.stderr
+    assert "the same command continues from here" in told.stderr
     monkeypatch.setattr(running, "answer_sample", lambda *given: seen.append(1) or answer(*given))
     assert run(*command, *options).exit_code == 0
     assert len(seen) == 6

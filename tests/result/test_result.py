@@ -129,7 +129,7 @@ def test_a_target_is_named_by_its_text():
     np.testing.assert_array_equal(flow.map("saliency", 1, "70"), flow.maps["saliency"][1, 4])
     np.testing.assert_array_equal(flow.map("saliency", 1, "answer"), flow.maps["saliency"][1, 0])
     assert flow.flag("saliency", 1, "and") == flow.flag("saliency", 1, 2)
-    with pytest.raises(InputError, match=r"'red' stands in the answer several .* 1, 3"):
+    with pytest.raises(InputError, match=r"'red' occurs in the answer several .* 1, 3"):
         flow.map("saliency", 1, "red")
     with pytest.raises(InputError, match=r"'blue', but the targets .* are 'answer', 'red', "):
         flow.map("saliency", 1, "blue")

@@ -29,8 +29,6 @@ from vlmflow.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vlmflow.result.information_flow import InformationFlow
-
 SIGNALS = "attention,saliency,flow_map,llava_cam"
 REPORT, NUMBERS, ARRAYS, FIGURES = "report.html", "flow.json", "flow.safetensors", "figures"
 OUT = Path("vlmflow-report")
@@ -91,11 +89,12 @@ def explain(
         if answer is not None:
             check_text("--answer", answer)
         check_range("--max-new-tokens", max_new_tokens, 1)
-        flow = _run(
+        _run(
             [open_image(path) for path in (image, *(more_images or ()))],
             question,
             out=out,
             figures=figures,
+            as_json=as_json,
             model=model,
             load={"device": device, "dtype": dtype and dtype.value, "revision": revision},
             answer=answer,
@@ -107,7 +106,6 @@ def explain(
                 "low_memory": low_memory,
             },
         )
-    _announce(flow, out, figures=figures, as_json=as_json)
 
 
 @app.command()
@@ -120,16 +118,16 @@ def demo(
         from vlmflow.scenes import sample
 
         demonstration = sample("scenes-reading", split="test", index=3)
-        flow = _run(
+        _run(
             [demonstration.picture],
             demonstration.question,
             out=out,
             figures=False,
+            as_json=as_json,
             model=MODEL,
             load={},
             explain={"signals": _split(SIGNALS)},
         )
-    _announce(flow, out, figures=False, as_json=as_json)
 
 
 def _run(
@@ -138,12 +136,13 @@ def _run(
     *,
     out: Path,
     figures: bool,
+    as_json: bool,
     model: str,
     load: dict[str, Any],
     explain: dict[str, Any],
     answer: str | None = None,
-) -> InformationFlow:
-    """Load, measure, write; the files arrive in `out` together at the very end."""
+) -> None:
+    """Load, measure, write, print; the files are moved to `out` together at the very end."""
     from vlmflow.files import staged
 
     with staged(out, (REPORT, NUMBERS, ARRAYS)) as staging, progress() as show:
@@ -155,7 +154,7 @@ def _run(
         from vlmflow.reports.write import figures as write_figures
         from vlmflow.reports.write import report
 
-        options = ExplainOptions(**explain)  # what it refuses is refused before the model is loaded
+        settings = ExplainOptions(**explain)  # before the model is loaded: it may refuse
         vlm = vlmflow.load(model, **load)
         show("Measuring")
         flow = explain_answer(
@@ -163,7 +162,7 @@ def _run(
             images,
             question,
             answer,
-            options,
+            settings,
             progress=lambda done, total: show("Measuring", done, total),
         )
         command = shlex.join(["vlmflow", *sys.argv[1:]])
@@ -177,10 +176,6 @@ def _run(
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"cannot write to {str(out)!r}: {reason}") from error
-    return flow
-
-
-def _announce(flow: InformationFlow, out: Path, *, figures: bool, as_json: bool) -> None:
     if not as_json:
         typer.echo(f"{printable(flow.answer)!r} -> {printable(str(out / REPORT))}")
         return

@@ -1,4 +1,4 @@
-"""``vlmflow models|tasks|rankings|presets``: what there is to choose from."""
+"""``vlmflow models|tasks|rankings|signals|presets``: what can be chosen."""
 
 from __future__ import annotations
 

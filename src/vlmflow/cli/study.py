@@ -26,7 +26,8 @@ def study(
         typer.Argument(metavar="CONFIG", help="YAML file; options override what it says."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory of the study; goes on with one.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory of the study; an unfinished one is continued."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="What 'vlmflow tasks' lists.")] = None,
     model: Annotated[str | None, typer.Option(help=options.MODEL_HELP, show_default=MODEL)] = None,
@@ -62,9 +63,9 @@ def study(
 ) -> None:
     """Compare truncations over a task, beside their controls, and recommend one or none.
 
-    A study that was ended early goes on where it stopped when it is given again.
+    A study that was interrupted continues when the same command is given again.
     """
-    with errors_in_one_line("interrupted; the same command goes on from here"):
+    with errors_in_one_line("interrupted; the same command continues from here"):
         if out is None:
             raise InputError("a study needs --out DIR to keep its results in")
         overrides = {

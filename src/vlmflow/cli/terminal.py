@@ -1,4 +1,4 @@
-"""What a person at a terminal meets: errors in one line, progress, harmless text."""
+"""What is shown at a terminal: errors in one line, progress, harmless text."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
 
 PIXELS = ("pixel_values", "pixel_values_videos")
-"""Inputs that hold what pictures and videos look like."""
+"""Inputs that hold the pixels of pictures and videos."""
 
 COPIES_AT_ONCE = 4
 """Noisy pictures in one batch; its activations take this many times those of a single pass."""

@@ -77,7 +77,7 @@ def check_hook(layers: nn.ModuleList, hook: str) -> None:
 
 
 def _hook_module(layer: nn.Module, hook: str) -> nn.Module:
-    """Find the submodule that a hook's name stands for."""
+    """Find the submodule that a hook's name means."""
     names = NORM_NAMES if hook == POST_ATTENTION_NORM else (hook,)
     modules: dict[str, nn.Module] = dict(layer.named_modules())
     for name in names:

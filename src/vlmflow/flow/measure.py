@@ -149,7 +149,7 @@ def _scalars(values: list[Tensor], per_token: bool) -> list[tuple[int, Tensor, b
 def _finish(
     record: SampleRecord, layers: int, values: Float32Array, *, segments: bool
 ) -> Measurement:
-    """Stack what was recorded, and flag what it is worth."""
+    """Stack what was recorded, and flag every map."""
     of_segments = (record.targets, len(SEGMENTS))
     of_pairs = (record.targets, len(DESTINATIONS), len(SEGMENTS))
     flow = {}

@@ -1,4 +1,4 @@
-"""What is asked of an explanation: checked once, handed on whole, and kept with the result."""
+"""The options of an explanation: checked once, passed on as one, and kept with the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much flows from one segment of the sequence to another, whatever maps are asked for."""
+"""How much flows from one segment of the sequence to another, whatever maps are wanted."""
 
 from __future__ import annotations
 

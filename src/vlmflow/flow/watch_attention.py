@@ -1,4 +1,4 @@
-"""Seeing what every attention layer is called with, without changing what it computes.
+"""Show what every attention layer is called with, without changing what it computes.
 
 The decoder's configs name, for the duration, an attention function of ours in transformers'
 ``AttentionInterface``. It calls the very implementation the model had, then shows q, k, v, the mask
@@ -109,7 +109,7 @@ def _register(
     ) -> Any:
         implementation = _implementation(module, original)
         config: Any = module.config
-        # Flash attention looks its kernel up under the config's name: it must find its own.
+        # Flash attention looks up its kernel by the name in the config: it must find its own.
         config._attn_implementation_internal = original
         try:
             result = implementation(module, query, key, value, attention_mask, *args, **kwargs)

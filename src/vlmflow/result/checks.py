@@ -119,7 +119,7 @@ def valid_target(target: int | str, targets: Sequence[str]) -> int:
         return places[0]
     if places:
         numbers = ", ".join(map(str, places))
-        raise InputError(f"target={target!r} stands in the answer several times; give {numbers}")
+        raise InputError(f"target={target!r} occurs in the answer several times; give {numbers}")
     texts = ", ".join(repr(text.strip()) for text in targets)
     raise InputError(f"target={target!r}, but the targets of this result are {texts}")
 
@@ -141,7 +141,7 @@ def checked_maps(
         )
     layers, targets, tokens = shape
     infos: dict[str, MapInfo] = {}
-    values, worth = {}, {}
+    values, checked_flags = {}, {}
     for signal in maps:
         single = layers > 1 and len(maps[signal]) == 1
         default = MapInfo(signal, summed=(0, layers - 1) if single else None)
@@ -150,7 +150,7 @@ def checked_maps(
         name = f"maps[{signal!r}]"
         values[signal] = read_only(maps[signal], name, np.float32, (rows, targets, tokens))
         name = f"flags[{signal!r}]"
-        worth[signal] = read_only(flags[signal], name, np.int8, (rows, targets))
-        if not np.isin(worth[signal], range(len(FLAGS))).all():
+        checked_flags[signal] = read_only(flags[signal], name, np.int8, (rows, targets))
+        if not np.isin(checked_flags[signal], range(len(FLAGS))).all():
             raise InputError(f"{name} must hold 0..{len(FLAGS) - 1} (see FLAGS)")
-    return infos, values, worth
+    return infos, values, checked_flags

@@ -1,4 +1,4 @@
-"""InformationFlow: everything measured on one answer, to look at, tabulate, save and load."""
+"""InformationFlow: everything measured on one answer, to show, tabulate, save and load."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class InformationFlow:
         One map over the image tokens per signal, layer and target; (1, G, P) where a signal sums
         over layers.
     flags : dict of str to (L, G) int8
-        For every map what it is worth: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for a
-        sum over layers.
+        Whether each map is defined: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for a sum
+        over layers.
     about : dict of str to MapInfo
         What each signal is called, shows and comes from; its name alone where left out.
     settings : dict
@@ -153,7 +153,7 @@ class InformationFlow:
         )
 
     def _shown_map(self) -> tuple[Float32Array | None, str]:
-        """Choose a map over all layers, or else one of the layer that looks most at the image."""
+        """Choose a map over all layers, or else one of the layer that attends most to the image."""
         most = int(self.attention_share[:, 0, SEGMENTS.index("image")].argmax())
         for signal in sorted(self.maps, key=lambda name: self.about[name].summed is None):
             layer = most if self.about[signal].summed is None else None
@@ -183,7 +183,7 @@ class InformationFlow:
             Decoder layer, counted from 0; leave it out for a signal summed over layers.
         target : int or str
             0 or ``"answer"`` is the whole answer; t is the t-th answer token counted from 1, or its
-            text where it stands in the answer once.
+            text where it occurs in the answer once.
 
         Returns
         -------
@@ -199,7 +199,7 @@ class InformationFlow:
         return values
 
     def flag(self, signal: str, layer: int | None = None, target: int | str = 0) -> str:
-        """Say what :meth:`map` gives is worth: one of :data:`~vlmflow.flow.axes.FLAGS`."""
+        """Say whether a map is defined: one of :data:`~vlmflow.flow.axes.FLAGS`."""
         row, column = self._place(signal, layer, target)
         return FLAGS[int(self.flags[signal][row, column])]
 
@@ -245,7 +245,7 @@ class InformationFlow:
         """Paint one map over the original picture's pixels, ``(height, width)``.
 
         Each token's value fills its box, the mean by area where boxes overlap, or is spread over
-        the patches that it looks at; NaN where no token looks (cropped away). Parameters are those
+        the patches that it covers; NaN where there is no token (cropped away). Parameters are those
         of :meth:`map`, the picture's index, and the kind of grid to paint alone where a picture is
         seen twice (``"tiles"``, ``"thumbnail"``); all together where left out.
 

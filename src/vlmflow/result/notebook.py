@@ -22,7 +22,7 @@ Float32Array = npt.NDArray[np.float32]
 _LONGEST = 320
 _PICTURES, _CHARACTERS = 4, 1000
 _OPACITY = 0.75
-"""Of the largest value; as the page's slider stands when it opens."""
+"""Of the largest value; as the page's slider is set when it opens."""
 
 
 def answer_html(

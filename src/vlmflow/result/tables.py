@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 
 def _named(names: Sequence[str], index: npt.NDArray[np.intp]) -> list[str]:
-    # pandas' texts are UTF-8: lone surrogates (undecodable bytes of a command line) are spelt out
+    # pandas' texts are UTF-8: lone surrogates (undecodable bytes of a command line) are spelled out
     shown = [name.encode("utf-8", "backslashreplace").decode("utf-8") for name in names]
     return [shown[number] for number in index.tolist()]
 

@@ -14,7 +14,7 @@ SIGNALS = Registry(Signal, noun="signal", package="vlmflow.flow.signals", group=
 
 
 def as_signals(given: Iterable[str | Signal]) -> tuple[Signal, ...]:
-    """Return the signals that a user names or hands over, each once.
+    """Return the signals that a user names or passes, each once.
 
     ``given`` holds names, with parameters in brackets (``"flow_map(layers=8)"``), or instances.
     Raises InputError for none at all, or one that cannot be found or declares what does not exist.

@@ -54,7 +54,7 @@ class Signal(Extension):
     ...     def of_layer(self, seen):
     ...         return seen.attention.amax(0)
 
-    A subclass is known by its name from then on.
+    A subclass can be used by its name from then on.
     """
 
     label: ClassVar[str] = ""
@@ -69,12 +69,12 @@ class Signal(Extension):
     ``"attention"``: rows of attention, mean over the heads (whose, says :attr:`rows`).
     ``"saliency"``: rows of attention times its gradient, of all text. ``"features"``: hidden states
     at a hook point of each layer, and their gradient. ``("attention", "saliency")`` go together;
-    features are seen at another time and stand alone.
+    features are seen at another time and cannot be combined.
     """
 
     rows: ClassVar[str] = "answer"
     """For ``"attention"`` alone: whose. ``"answer"``: the positions that predict the target's
-    tokens. ``"text"``: all text after the first image token, up to there."""
+    tokens. ``"text"``: all text after the first image token, up to those."""
 
     summed: ClassVar[bool] = False
     """Whether there is one map, the sum over layers, instead of one per layer."""
@@ -85,7 +85,7 @@ class Signal(Extension):
         Parameters
         ----------
         seen : LayerView
-            What there is to look at.
+            What the layer shows.
 
         Returns
         -------
