@@ -21,9 +21,9 @@ from vlmflow.result.information_flow import InformationFlow
 TINY = {"layers": 3, "grid": (2, 3), "answer_tokens": ("red", "!")}
 
 
-def assert_same(one: InformationFlow, other: InformationFlow) -> None:
+def assert_same(first: InformationFlow, other: InformationFlow) -> None:
     for field in dataclasses.fields(InformationFlow):
-        left, right = getattr(one, field.name), getattr(other, field.name)
+        left, right = getattr(first, field.name), getattr(other, field.name)
         if field.name == "layout":
             (left, left_arrays), (right, right_arrays) = left.to_dict(), right.to_dict()
             assert_arrays(left_arrays, right_arrays)
