@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vlmflow.version import __version__
+from vlmflow.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from vlmflow.api import LVLM as LVLM
@@ -38,54 +38,25 @@ if TYPE_CHECKING:
     from vlmflow.truncation.rankings.ranking import Ranking as Ranking
     from vlmflow.truncation.truncation import Truncation as Truncation
 
-__all__ = [
-    "LVLM",
-    "Cliff",
-    "ExplainOptions",
-    "Family",
-    "InformationFlow",
-    "Ranking",
-    "RemovalCurve",
-    "Signal",
-    "Task",
-    "TaskSample",
-    "Truncation",
-    "Video",
-    "__version__",
-    "cliff",
-    "cliff_study",
-    "figures",
-    "load",
-    "preset",
-    "register_family",
-    "report",
-    "sample",
-    "study",
-]
-
-_HOMES = {
-    "Cliff": "vlmflow.removal.cliff",
-    "Family": "vlmflow.lvlm.families.base",
-    "RemovalCurve": "vlmflow.removal.curve",
-    "cliff": "vlmflow.removal.cliff",
-    "figures": "vlmflow.reports.write",
-    "report": "vlmflow.reports.write",
-    "InformationFlow": "vlmflow.result.information_flow",
-    "LVLM": "vlmflow.api",
-    "Task": "vlmflow.tasks.base",
-    "TaskSample": "vlmflow.tasks.base",
-    "cliff_study": "vlmflow.api",
-    "sample": "vlmflow.api",
-    "study": "vlmflow.api",
-    "ExplainOptions": "vlmflow.flow.options",
-    "Ranking": "vlmflow.truncation.rankings.ranking",
-    "Signal": "vlmflow.flow.signals.signal",
-    "Truncation": "vlmflow.truncation.truncation",
-    "Video": "vlmflow.lvlm.videos",
-    "load": "vlmflow.api",
-    "preset": "vlmflow.truncation.presets",
-    "register_family": "vlmflow.lvlm.families.registry",
+_PUBLIC = {
+    "vlmflow.api": ("LVLM", "cliff_study", "load", "sample", "study"),
+    "vlmflow.flow.options": ("ExplainOptions",),
+    "vlmflow.flow.signals.signal": ("Signal",),
+    "vlmflow.lvlm.families.base": ("Family",),
+    "vlmflow.lvlm.families.registry": ("register_family",),
+    "vlmflow.lvlm.videos": ("Video",),
+    "vlmflow.removal.cliff": ("Cliff", "cliff"),
+    "vlmflow.removal.curve": ("RemovalCurve",),
+    "vlmflow.reports.write": ("figures", "report"),
+    "vlmflow.result.information_flow": ("InformationFlow",),
+    "vlmflow.tasks.base": ("Task", "TaskSample"),
+    "vlmflow.truncation.presets": ("preset",),
+    "vlmflow.truncation.rankings.ranking": ("Ranking",),
+    "vlmflow.truncation.truncation": ("Truncation",),
 }
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

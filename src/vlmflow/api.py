@@ -16,7 +16,7 @@ from vlmflow.explanation.explain import explain
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.registry import DEFAULT_SIGNALS
 from vlmflow.flow.signals.signal import Signal
-from vlmflow.lvlm import model as ground_floor
+from vlmflow.lvlm import model as lvlm_model
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.images import open_image
 from vlmflow.lvlm.loading import open_model
@@ -36,8 +36,8 @@ from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.truncation import Truncation
 
 
-class LVLM(ground_floor.LVLM):
-    """A large vision-language model that can answer, be explained and lose its image tokens.
+class LVLM(lvlm_model.LVLM):
+    """A large vision-language model that can answer, be explained and drop its image tokens.
 
     Parameters
     ----------
@@ -262,12 +262,8 @@ def cliff_study(
     InputError
         For impossible settings, or if the model gives no answer to any sample.
     """
-    study = measure_cliff(
-        vlm,
-        as_task(task),
-        CliffSettings(samples, calibration, tolerance, changed, batch, draws, seed),
-        progress=progress,
-    )
+    settings = CliffSettings(samples, calibration, tolerance, changed, batch, draws, seed)
+    study = measure_cliff(vlm, as_task(task), settings, progress=progress)
     if out is not None:
         write_directory(study, out)
     return study
@@ -289,8 +285,8 @@ def study(
 ) -> StudyResult:
     """Compare truncations over a task, beside their controls, and recommend one or none.
 
-    A study that was ended early goes on where it stopped when it is called again with the same
-    ``out``. Page, figures and tables are written beside its store.
+    A study that was interrupted continues when it is called again with the same ``out``. Page,
+    figures and tables are written beside its store.
 
     Parameters
     ----------
@@ -325,7 +321,10 @@ def study(
     plan = Plan(
         task=data.name,
         model=vlm.name,
-        truncations=tuple(_planned(truncation) for truncation in truncations),
+        truncations=tuple(
+            {"preset": setting} if isinstance(setting, str) and setting in PRESETS else setting
+            for setting in truncations
+        ),
         samples=samples,
         calibration=calibration,
         max_loss=max_loss,
@@ -363,9 +362,3 @@ def sample(task: str | Task, index: int = 0, *, split: str = "test") -> tuple[Pi
     if chosen is None:
         raise InputError(f"index={index}, but the {split} split of {data.name} has fewer samples")
     return open_image(chosen.pictures[0]), chosen.question
-
-
-def _planned(truncation: str | Truncation) -> str | Truncation | dict[str, str]:
-    if isinstance(truncation, str) and truncation in PRESETS:
-        return {"preset": truncation}
-    return truncation

@@ -1,4 +1,4 @@
-"""What goes wrong by a user's doing, each with one sentence that says how to get out of it."""
+"""Errors that a user can cause, each with one sentence that says the way out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ class VlmflowError(Exception):
     """Base of every error a user can cause.
 
     The message is one sentence that names the thing, the value it had and the way out. The command
-    line prints it as it stands, without a trace, and exits with code 2.
+    line prints it unchanged, without a trace, and exits with code 2.
     """
 
 
@@ -16,7 +16,7 @@ class InputError(VlmflowError, ValueError):
 
 
 class ModelError(VlmflowError):
-    """A model that is unknown or unsupported, or a directory that holds no model."""
+    """A model that is unknown or unsupported, or a directory without one."""
 
 
 class TooFewSamples(UserWarning):

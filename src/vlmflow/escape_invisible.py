@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any
 
 # letters and marks that draw nothing, beside those whose category already says so
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
@@ -14,17 +13,9 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 def visible(text: str) -> str:
     """Spell out every control, bidi, zero-width and blank character of a text.
 
-    A model, a prompt or a file name can hold characters that hide words or turn the order of what
-    stands around them. U+202E, for one, becomes ``⟦U+202E⟧``. Line breaks and tabs stay.
-
-    Parameters
-    ----------
-    text : str
-
-    Returns
-    -------
-    str
-        Encodable as UTF-8, whatever came in.
+    A model, a prompt or a file name can hold characters that hide words or reverse the order of the
+    text around them. U+202E, for example, becomes ``⟦U+202E⟧``. Line breaks and tabs stay. What
+    comes out can be encoded as UTF-8, whatever came in.
     """
     return "".join(
         f"⟦U+{ord(character):04X}⟧"
@@ -43,6 +34,6 @@ def clipped(text: str, limit: int) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out here …]\n{text[-half:]}"
 
 
-def shown(value: Any, limit: int) -> str:
+def shown(value: object, limit: int) -> str:
     """Write any value as visible text of bounded length."""
     return visible(clipped(value if isinstance(value, str) else str(value), limit))

@@ -1,8 +1,8 @@
-"""What users add: classes with a name and parameters, known from their definition on.
+"""What users add: classes with a name and parameters, found from their definition on.
 
 A ranking or a signal is a subclass of a base of its own; the base is an :class:`Extension`, and a
 :class:`Registry` finds its subclasses by name. Nothing has to be registered: a class in a notebook
-cell is there at once, other packages offer theirs as entry points, and the files of a folder of
+cell can be used at once, other packages offer theirs as entry points, and the files of a folder of
 ours are listed by parsing them, so that a list of names imports none of them.
 """
 
@@ -48,7 +48,7 @@ class Extension:
 
     version: ClassVar[str] = ""
     """To be changed with the code where its source cannot be read (a class made by a program): a
-    study never takes up results of another version."""
+    study never reuses results of another version."""
 
     @classmethod
     def known_as(cls) -> str:
@@ -78,11 +78,8 @@ class Extension:
     def to_json(self) -> dict[str, Any]:
         """Return name and parameters as a dictionary that JSON can hold.
 
-        Raises
-        ------
-        InputError
-            If a parameter is something else than texts, finite numbers, booleans and tuples of
-            them.
+        Raises InputError for other parameters than texts, finite numbers, booleans and tuples of
+        them.
         """
         plain: dict[str, Any] = {"name": self.known_as()}
         for field in _parameters(self):
@@ -93,19 +90,15 @@ class Extension:
         """Hash name, parameters and code, so that an edited class never passes for the old one.
 
         The code is the source of the class and of the classes it derives from; the functions that
-        they call are not looked at. A class that states a :attr:`version` is taken at its word;
-        a subclass of it is not.
-
-        Raises
-        ------
-        InputError
-            If the source cannot be read and no version is stated.
+        they call are not looked at. A class that states a :attr:`version` is identified by it; a
+        subclass of it is not. Raises InputError if the source cannot be read and no version is
+        stated.
         """
         text = "\n".join([repr(sorted(self.to_json().items())), *self._sources()])
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # A class of a notebook goes to other processes by value, where its cell is not at hand.
+        # A class of a notebook goes to other processes by value, where its cell was not run.
         for cls in type(self).__mro__:
             _source(cls)
         return super().__reduce_ex__(protocol)
@@ -126,13 +119,7 @@ class Extension:
             yield source
 
     def check_parameters(self) -> None:
-        """Refuse a name that lists and files cannot hold, and parameters that cannot be compared.
-
-        Raises
-        ------
-        InputError
-            Naming the class and what is wrong.
-        """
+        """Raise InputError for a name that files cannot hold, or parameters that can change."""
         name = self.known_as()
         if not _NAME.fullmatch(name):
             raise InputError(
@@ -145,10 +132,10 @@ class Extension:
                     f"{type(self).__name__} has a parameter called 'name', which is what the "
                     "class is called by; leave out its annotation, or rename the parameter"
                 )
+            value = getattr(self, field.name)
             try:
-                hash(getattr(self, field.name))
+                hash(value)
             except TypeError as error:
-                value = getattr(self, field.name)
                 raise InputError(
                     f"{name}.{field.name} is a {type(value).__name__}, which can change after it "
                     "was passed; parameters are texts, numbers, booleans and tuples of them"
@@ -177,13 +164,7 @@ class Registry(Generic[E]):
         self.base, self.noun, self.package, self.group = base, noun, package, group
 
     def find(self, name: str) -> type[E]:
-        """Find a class by its name.
-
-        Raises
-        ------
-        InputError
-            If there is none, or two go by the name.
-        """
+        """Find a class by its name; InputError if there is none, or two have the name."""
         if name in _bundled(self.package):
             importlib.import_module(f"{self.package}.{name}")
         # A cell that is run again defines the class again: the last one counts.
@@ -206,18 +187,11 @@ class Registry(Generic[E]):
         return next(iter(classes.values()))
 
     def read(self, given: object) -> E:
-        """Return the object that a user names or hands over.
+        """Return the object that a user names or passes.
 
-        Parameters
-        ----------
-        given : str, extension or mapping
-            A name, with parameters in brackets where they are not the defaults
-            (``"random(seed=3)"``); an instance; or what :meth:`Extension.to_json` gave.
-
-        Raises
-        ------
-        InputError
-            If it is none of these, or cannot be found.
+        ``given`` is a name, with parameters in brackets where they are not the defaults
+        (``"random(seed=3)"``); an instance; or what :meth:`Extension.to_json` gave. Raises
+        InputError for anything else, or what cannot be found.
         """
         if isinstance(given, self.base):
             return given
@@ -237,9 +211,9 @@ class Registry(Generic[E]):
 
     def names(self) -> dict[str, str]:
         """List every name with its one line, without importing what has not been imported."""
+        imported = {cls.known_as(): cls.in_one_line() for cls in _subclasses(self.base)}
         bundled = self.bundled()
-        own = {cls.known_as(): cls.in_one_line() for cls in _subclasses(self.base)}
-        names = bundled | {name: line for name, line in own.items() if name not in bundled}
+        names = bundled | imported | bundled  # ours first, and theirs not under names of ours
         for entry in metadata.entry_points(group=self.group):
             names.setdefault(entry.name, f"from {entry.value}")
         return names
@@ -306,7 +280,7 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _source(cls: type) -> str | None:
-    """Read the source of a class, once; None where there is none."""
+    """Read the source of a class, once; None if it cannot be read."""
     text: str | None = vars(cls).get(_KEPT)
     if text is None and cls.__module__ not in _BARE:
         text = _read_source(cls)
@@ -330,7 +304,7 @@ def _read_source(cls: type) -> str | None:
 
 
 def _class_around(code: CodeType, name: str) -> str | None:
-    """Read the class of a name that a method stands in."""
+    """Read the class of this name that holds a method."""
     lines = linecache.getlines(code.co_filename)
     try:
         nodes = list(ast.walk(ast.parse("".join(lines))))
@@ -369,10 +343,10 @@ def _bundled(package: str) -> dict[str, str]:
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
     """Read the constants that a class body assigns."""
-    constants = {}
-    for statement in node.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
-            for target in statement.targets:
-                if isinstance(target, ast.Name):
-                    constants[target.id] = statement.value.value
-    return constants
+    return {
+        target.id: statement.value.value
+        for statement in node.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }

@@ -17,24 +17,11 @@ _WAY_OUT = "choose a path you can write to"
 
 
 def write_files(directory: str | os.PathLike[str], contents: Mapping[str, bytes]) -> Path:
-    """Write files into a directory, all of them or none.
+    """Write files of these names into a directory, all of them or none, and return its path.
 
-    Parameters
-    ----------
-    directory : path
-        Created with its parents where missing.
-    contents : dict of file name to bytes
-        Files of these names that are already there are replaced.
-
-    Returns
-    -------
-    Path
-        The directory.
-
-    Raises
-    ------
-    InputError
-        If the directory cannot be written; what this call created is removed again.
+    The directory is created with its parents where missing, and files of these names that are in
+    it are replaced. Raises InputError if it cannot be written; what this call created is removed
+    again.
     """
     folder = Path(directory)
     with staged(folder, tuple(contents)) as staging:
@@ -48,32 +35,19 @@ def write_files(directory: str | os.PathLike[str], contents: Mapping[str, bytes]
 
 @contextmanager
 def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
-    """Lend an empty directory whose files arrive in `out` only if the block ends well.
+    """Give an empty directory whose files are moved to `out` only if the block ends without error.
 
     Whatever ends the block early, an interrupt included, `out` and its parents are left as they
     were found. Files already in `out` are replaced where a new one has the same name and kept
     otherwise. Entering the block is also the test that `out` can be written.
 
-    Parameters
-    ----------
-    out
-        Directory the files are meant for; created, with its parents, where it does not exist.
-    files
-        Names that will be written, to be refused beforehand where a directory is in their way.
-
-    Yields
-    ------
-    pathlib.Path
-        The directory to write into, on the same file system as `out`.
-
-    Raises
-    ------
-    InputError
-        If `out` is a file or cannot be written.
+    `out` is created, with its parents, where it does not exist; the given directory is on the same
+    file system. `files` are names that will be written, to be refused beforehand where a directory
+    is in their way. Raises InputError if `out` is a file or cannot be written.
     """
     made: list[Path] = []
     staging: Path | None = None
-    arrived = False
+    moved = False
     try:
         try:
             _check(out, files)
@@ -92,15 +66,15 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
         try:
             with _uninterrupted():
                 _move(staging, out)
-                arrived = True
+                moved = True
         except OSError as error:
             raise _unwritable(out, error) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        if not arrived:
+        if not moved:
             for parent in reversed(made):
-                with suppress(OSError):  # someone else has put a file there meanwhile
+                with suppress(OSError):  # another process has put a file into it
                     parent.rmdir()
 
 

@@ -10,14 +10,9 @@ import jinja2
 
 
 def fragment(package: str, **values: Any) -> str:
-    """Fill in the template ``notebook.html.j2`` of a package; all texts are escaped.
+    """Fill in the template ``notebook.html.j2`` of a package, such as ``"vlmflow.result"``.
 
-    Parameters
-    ----------
-    package : str
-        Where the template is, such as ``"vlmflow.result"``.
-    values
-        What the template names. One that is missing is an error.
+    All texts are escaped. A value that the template names and that is missing is an error.
     """
     return _template(package).render(**values)
 

@@ -31,7 +31,7 @@ def literal(text: str) -> Any:
 
 
 def split_outside_brackets(text: str) -> list[str]:
-    """Separate what a command line gives at the commas that stand in no brackets or quotes."""
+    """Split a text at the commas that are outside brackets and quotes."""
     parts, depth, quote, start = [], 0, "", 0
     for place, sign in enumerate(text):
         if quote:
@@ -50,19 +50,9 @@ def split_outside_brackets(text: str) -> list[str]:
 
 
 def as_plain(value: Any, name: str) -> Any:
-    """Return a parameter as JSON can hold it.
+    """Return a parameter, which errors call ``name``, as JSON can hold it.
 
-    Parameters
-    ----------
-    value : object
-        The parameter.
-    name : str
-        What errors call it.
-
-    Raises
-    ------
-    InputError
-        If it is something else than text, a finite number, a boolean, None or a tuple of these.
+    Raises InputError for anything but text, a finite number, a boolean, None or a tuple of these.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} is {value}, which cannot be saved; give a finite number")

@@ -96,14 +96,14 @@ def test_explain_writes_the_report_and_the_numbers(model, picture, out):
 def test_json_is_one_object(model, picture, out):
     result = run("explain", picture, QUESTION, "--model", model, "--out", out, "--json", *SHORT)
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told["question"] == QUESTION
-    assert told["layers"] == 4
-    assert told["image_tokens"] == 16
-    assert told["answer"] == InformationFlow.load(out).answer
+    facts = json.loads(result.stdout)
+    assert facts["question"] == QUESTION
+    assert facts["layers"] == 4
+    assert facts["image_tokens"] == 16
+    assert facts["answer"] == InformationFlow.load(out).answer
     for kind in ("report", "numbers", "arrays"):
-        assert Path(told[kind]).is_file()
-    assert told["figures"] is None
+        assert Path(facts[kind]).is_file()
+    assert facts["figures"] is None
 
 
 def test_every_option_reaches_the_measurement(model, picture, out):
@@ -362,37 +362,37 @@ def test_generate_compares_with_the_untouched_model(model, picture):
     assert " in layers 0-1, " in result.stdout
     assert "FastV's formula" in result.stdout
     assert "compared" in result.stdout
-    told = json.loads(run(*arguments, *settings, "--json").stdout)
-    assert told["truncation"]["keep"] == 4
-    assert told["cached_tokens"] == told["tokens_per_layer"]
-    assert told["tokens_per_layer"][1] - told["tokens_per_layer"][2] == told["image_tokens"] - 4
-    assert told["untouched"]["truncation"] is None
-    assert 0 < told["flops"]["measured_share"] < 1
-    assert told["flops"]["measured_share"] == pytest.approx(told["flops"]["prefill_share"])
-    ratios = told["compared"]["ratios"]
-    assert ratios["cache_bytes"] == told["cache_bytes"] / told["untouched"]["cache_bytes"] < 1
+    facts = json.loads(run(*arguments, *settings, "--json").stdout)
+    assert facts["truncation"]["keep"] == 4
+    assert facts["cached_tokens"] == facts["tokens_per_layer"]
+    assert facts["tokens_per_layer"][1] - facts["tokens_per_layer"][2] == facts["image_tokens"] - 4
+    assert facts["untouched"]["truncation"] is None
+    assert 0 < facts["flops"]["measured_share"] < 1
+    assert facts["flops"]["measured_share"] == pytest.approx(facts["flops"]["prefill_share"])
+    ratios = facts["compared"]["ratios"]
+    assert ratios["cache_bytes"] == facts["cache_bytes"] / facts["untouched"]["cache_bytes"] < 1
 
 
 def test_generate_keeping_all_gives_the_same_answer(model, picture):
-    told = json.loads(
+    facts = json.loads(
         run(
             "generate", picture, QUESTION, "--model", model, "--truncate", "layer=1,keep=1.0",
             "--compare", "--json", "--max-new-tokens", "5",
         ).stdout
     )  # fmt: skip
-    assert told["compared"]["same_answer"]
-    assert told["answer"] == told["untouched"]["answer"]
+    assert facts["compared"]["same_answer"]
+    assert facts["answer"] == facts["untouched"]["answer"]
 
 
 def test_generate_takes_a_preset(model, picture):
-    told = json.loads(
+    facts = json.loads(
         run(
             "generate", picture, QUESTION, "--model", model, "--preset", "no-image", "--json",
             "--max-new-tokens", "2",
         ).stdout
     )  # fmt: skip
-    assert told["truncation"]["layer"] == 0
-    assert told["truncation"]["keep"] == 0
+    assert facts["truncation"]["layer"] == 0
+    assert facts["truncation"]["keep"] == 0
 
 
 @pytest.mark.parametrize(

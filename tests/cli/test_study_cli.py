@@ -20,7 +20,7 @@ FILES = {"study.html", "study.png", "study.pdf", "arms.csv", "results.csv", "res
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(one) for one in arguments])
+    return CliRunner().invoke(cli.app, [str(item) for item in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +37,16 @@ def test_a_study_from_a_file_and_options(model, tmp_path):
     config.write_text(json.dumps({**plain, "truncations": [{"layer": 1, "keep": 0}]}))  # is YAML
     options = ["--model", model, "--truncate", "layer=2,keep=0.5", "--preset", "fastv"]
     out = tmp_path / "out"
-    told = run("study", config, *options, "--samples", 3, "--device", "cpu", "--out", out)
-    assert told.exit_code == 0, told.output
-    least = least_samples(0.03, 3)
-    reason = f"takes at least {least} calibration samples, and there are 4"
-    assert told.stderr.startswith("note: no truncation can be found safe: ")
-    assert told.stderr.count("\n") == 1
-    assert reason in told.stderr
-    assert "cannot tell whether any truncation is safe" in told.stdout
-    assert reason in told.stdout
-    assert str(out / "study.html") in told.output
-    assert {one.name for one in out.iterdir()} >= FILES
+    result = run("study", config, *options, "--samples", 3, "--device", "cpu", "--out", out)
+    assert result.exit_code == 0, result.output
+    reason = f"takes at least {least_samples(0.03, 3)} calibration samples, and there are 4"
+    assert result.stderr.startswith("note: no truncation can be found safe: ")
+    assert result.stderr.count("\n") == 1
+    assert reason in result.stderr
+    assert "cannot tell whether any truncation is safe" in result.stdout
+    assert reason in result.stdout
+    assert str(out / "study.html") in result.output
+    assert {item.name for item in out.iterdir()} >= FILES
     results = pd.read_parquet(out / "results.parquet")
     table = pd.read_csv(out / "results.csv", dtype=str, keep_default_na=False)
     for column in ("split", "key", "arm", "question", "answer"):
@@ -64,7 +63,7 @@ def test_a_study_from_a_file_and_options(model, tmp_path):
         (out / name).unlink()
     again = run("report", out)
     assert again.exit_code == 0
-    assert again.output == told.stdout
+    assert again.output == result.stdout
     assert {name: (out / name).read_bytes() for name in FILES} == before
 
 
@@ -84,31 +83,31 @@ def test_a_study_from_a_file_and_options(model, tmp_path):
 def test_a_wrong_study_is_one_line_and_leaves_nothing(tmp_path, text, options, words):
     config = tmp_path / "study.yaml"
     config.write_text(text)
-    told = run("study", config, *options, "--out", tmp_path / "out")
-    assert told.exit_code == 2
-    assert words in told.stderr
-    assert len(told.stderr.splitlines()) == 1
+    result = run("study", config, *options, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_a_study_needs_a_directory_and_a_report_a_study(tmp_path):
-    told = run("study", "--task", "scenes-reading", "--preset", "vtw")
-    assert told.exit_code == 2
-    assert "--out" in told.stderr
-    told = run("report", tmp_path)
-    assert told.exit_code == 2
-    assert "holds no study" in told.stderr
+    result = run("study", "--task", "scenes-reading", "--preset", "vtw")
+    assert result.exit_code == 2
+    assert "--out" in result.stderr
+    result = run("report", tmp_path)
+    assert result.exit_code == 2
+    assert "holds no study" in result.stderr
 
 
 def test_the_lists_name_everything():
     for command, names in (
-        ("tasks", [one.name for one in known_tasks()]),
+        ("tasks", [item.name for item in known_tasks()]),
         ("rankings", list(RANKINGS.bundled())),
         ("presets", list(PRESETS)),
     ):
-        told = run(command)
-        assert told.exit_code == 0
-        rows = told.output.splitlines()
+        result = run(command)
+        assert result.exit_code == 0
+        rows = result.output.splitlines()
         assert [row.split()[0] for row in rows[: len(names)]] == names
         assert all(len(row.split()) > 3 for row in rows[: len(names)])
 
@@ -128,9 +127,9 @@ def test_an_interrupt_keeps_what_is_there_and_says_so(model, tmp_path, monkeypat
     task, out = write_questions(tmp_path), tmp_path / "out"
     options = ["--samples", 3, "--calibration", 3, "--timed", 0, "--device", "cpu"]
     command = ["study", "--task", task, "--model", model, "--preset", "fastv", "--out", out]
-    told = run(*command, *options)
-    assert told.exit_code == 130
-    assert "the same command goes on from here" in told.stderr
+    result = run(*command, *options)
+    assert result.exit_code == 130
+    assert "the same command continues from here" in result.stderr
     monkeypatch.setattr(running, "answer_sample", lambda *given: seen.append(1) or answer(*given))
     assert run(*command, *options).exit_code == 0
     assert len(seen) == 6

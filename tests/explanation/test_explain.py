@@ -115,9 +115,9 @@ def test_conversation(vlm, picture, flow):
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
     ]
-    found = vlm.explain(picture, messages, ANSWER)
-    assert found.question == QUESTION
-    np.testing.assert_array_equal(found.maps["saliency"], flow.maps["saliency"])
+    conversation = vlm.explain(picture, messages, ANSWER)
+    assert conversation.question == QUESTION
+    np.testing.assert_array_equal(conversation.maps["saliency"], flow.maps["saliency"])
 
 
 def test_bfloat16_model(picture, flow):
@@ -140,8 +140,8 @@ class TestSmoothing:
             inputs = {**prompt.inputs, "pixel_values": pixels + noise}
             layouts = [prompt.layout]
             options = ExplainOptions(["llava_cam"])
-            one = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)[0]
-            heats.append(one.maps["llava_cam"])
+            measured = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)[0]
+            heats.append(measured.maps["llava_cam"])
         expected = np.mean(heats, axis=0)
         # Batched products round otherwise than single ones; the terms of a heat cancel.
         atol = 1e-4 * expected.max()

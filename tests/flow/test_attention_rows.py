@@ -12,7 +12,6 @@ from vlmflow.flow.attention_rows import (
     attention_rows,
     gradient_rows,
     mean_attention,
-    saliency_and_attention,
     signed_saliency,
 )
 
@@ -115,16 +114,15 @@ def test_reductions_equal_autograd_at_any_budget(options, budget):
     # transformers hands attention's output on as (batch, N, heads, head_dim).
     (weights * (full @ values).transpose(1, 2)).sum().backward()
     for sample in range(BATCH):
-        signed = signed_saliency(call, weights.float(), sample, ROWS, budget=budget)
+        signed, nothing = signed_saliency(call, weights.float(), sample, ROWS, budget=budget)
+        assert nothing is None
         expected = (full * full.grad)[sample].sum(0)[ROWS].detach()
         torch.testing.assert_close(signed.double(), expected, rtol=1e-5, atol=1e-5)
         mean = mean_attention(call, sample, ROWS, budget=budget)
         average = full.detach()[sample].mean(0)[ROWS]
         torch.testing.assert_close(mean.double(), average, rtol=1e-5, atol=1e-7)
         wanted = torch.arange(len(ROWS)) % 2 == 1
-        together, some = saliency_and_attention(
-            call, weights.float(), sample, ROWS, wanted, budget=budget
-        )
+        together, some = signed_saliency(call, weights.float(), sample, ROWS, wanted, budget=budget)
         torch.testing.assert_close(together, signed)
         torch.testing.assert_close(some.double(), average[wanted], rtol=1e-5, atol=1e-7)
 

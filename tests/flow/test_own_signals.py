@@ -520,7 +520,7 @@ def test_values_that_are_not_finite_are_refused(number):
     def of_layer(self, seen):
         return torch.full_like(seen.attention[0], number if seen.layer == 2 else 1.0)
 
-    message = "the bad signal is not finite at layer 2 of sample 0; .*divides by no zero"
+    message = "the bad signal is not finite at layer 2 of sample 0; .*never divides by zero"
     with pytest.raises(ModelError, match=message):
         lvlm().explain(
             picture(), QUESTION, "red", signals=[declared(reads="attention", of_layer=of_layer)]

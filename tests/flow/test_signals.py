@@ -12,8 +12,9 @@ from tests.support.reference import Reference, measure_slowly
 from tests.support.tiny import tiny_llava
 from vlmflow.flow.measure import EMPTY, OK, UNDEFINED, Measurement, measure
 from vlmflow.flow.options import ExplainOptions
-from vlmflow.flow.signals.llava_cam import LlavaCam, channel_weights, heat_map
-from vlmflow.flow.signals.llava_cam_code import llava_cam_code
+from vlmflow.flow.signals.layer_view import LayerView
+from vlmflow.flow.signals.llava_cam import LlavaCam
+from vlmflow.flow.signals.llava_cam_code import LlavaCamCode
 from vlmflow.flow.signals.signal import POST_ATTENTION_NORM
 from vlmflow.lvlm.batch import collate
 from vlmflow.lvlm.layout import TokenLayout
@@ -64,38 +65,38 @@ def slow(prompt: Prompt, target: str = "logprob", hook: str | None = None, **opt
 
 
 def assert_close(
-    found: np.ndarray,
+    measured: np.ndarray,
     expected: np.ndarray,
     tolerance: float,
     what: str,
     scale: np.ndarray | None = None,
 ) -> None:
     """Compare with the largest value of each layer (the first axis), or a scale per layer."""
-    assert found.shape == expected.shape, what
+    assert measured.shape == expected.shape, what
     axes = tuple(range(1, expected.ndim))
     largest = np.abs(expected).max(axes) if scale is None else scale
     largest = np.expand_dims(largest, axes)
-    worst = (np.abs(found - expected) / np.maximum(largest, 1e-30)).max()
+    worst = (np.abs(measured - expected) / np.maximum(largest, 1e-30)).max()
     assert worst <= tolerance, f"{what}: off by {worst:.2e} of the layer's largest value"
 
 
-def assert_agrees(found: Measurement, truth: Reference, tolerance: float) -> None:
+def assert_agrees(measured: Measurement, truth: Reference, tolerance: float) -> None:
     tokens = len(truth.layout.answer_positions)
     shares = [truth.share(token) for token in range(tokens)]
     maps = [truth.attention_map(token) for token in range(tokens)]
     shares, maps = [np.mean(shares, 0), *shares], [np.mean(maps, 0), *maps]
     for number in range(1 + tokens):
         at = f"target {number}"
-        assert_close(found.attention_share[:, number], shares[number], tolerance, f"share, {at}")
-        assert_close(found.maps["attention"][:, number], maps[number], tolerance, f"map, {at}")
+        assert_close(measured.attention_share[:, number], shares[number], tolerance, f"share, {at}")
+        assert_close(measured.maps["attention"][:, number], maps[number], tolerance, f"map, {at}")
         mean, total = truth.segment_saliency(number)
-        assert_close(found.saliency_mean[:, number], mean, tolerance, f"S mean, {at}")
-        assert_close(found.saliency_sum[:, number], total, tolerance, f"S sum, {at}")
+        assert_close(measured.saliency_mean[:, number], mean, tolerance, f"S mean, {at}")
+        assert_close(measured.saliency_sum[:, number], total, tolerance, f"S sum, {at}")
         expected = truth.saliency_map(number)
-        assert_close(found.maps["saliency"][:, number], expected, tolerance, f"saliency, {at}")
+        assert_close(measured.maps["saliency"][:, number], expected, tolerance, f"saliency, {at}")
         # The terms of its sum cancel, so it is their size that the rounding goes with.
         cam, terms = truth.llava_cam(number), truth.llava_cam_terms(number)
-        assert_close(found.maps["llava_cam"][:, number], cam, tolerance, f"CAM, {at}", terms)
+        assert_close(measured.maps["llava_cam"][:, number], cam, tolerance, f"CAM, {at}", terms)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -110,8 +111,8 @@ def test_agrees_with_eager_attention_over_all_layers(options, seed):
 def test_agrees_for_every_target(target):
     vlm = lvlm(kv_heads=2)
     prompt = vlm.prepare(picture(), "Which number?", "7 3")
-    found = fast(vlm, prompt, target=target)
-    assert_agrees(found, slow(prompt, target, kv_heads=2), FLOAT32)
+    measured = fast(vlm, prompt, target=target)
+    assert_agrees(measured, slow(prompt, target, kv_heads=2), FLOAT32)
 
 
 def test_agrees_with_several_pictures():
@@ -134,15 +135,15 @@ def test_padded_batch_equals_one_by_one(options):
     ]
     inputs, layouts = collate(prompts, vlm.processor.tokenizer.pad_token_id)
     batch = measure(vlm.model, vlm.decoder_layers, inputs, layouts, ExplainOptions(SIGNALS))
-    for prompt, found in zip(prompts, batch, strict=True):
-        assert_agrees(found, slow(prompt, kv_heads=2, **options), FLOAT32)
+    for prompt, measured in zip(prompts, batch, strict=True):
+        assert_agrees(measured, slow(prompt, kv_heads=2, **options), FLOAT32)
 
 
 def test_low_memory_gives_the_same_numbers():
     vlm = lvlm(kv_heads=2)
     prompt = vlm.prepare(picture(), "What is it?", "a red circle")
-    found = fast(vlm, prompt, low_memory=True)
-    assert_agrees(found, slow(prompt, kv_heads=2), FLOAT32)
+    measured = fast(vlm, prompt, low_memory=True)
+    assert_agrees(measured, slow(prompt, kv_heads=2), FLOAT32)
 
 
 def test_a_model_with_eager_attention_is_measured_too():
@@ -215,11 +216,11 @@ def test_image_tokens_that_see_each_other_both_ways():
             ).eval()
         )
     layers = [model.model.language_model.layers for model in models]
-    found = measure(models[0], layers[0], inputs, [layout], ExplainOptions(SIGNALS))[0]
+    measured = measure(models[0], layers[0], inputs, [layout], ExplainOptions(SIGNALS))[0]
     hook = "post_attention_layernorm"
     truth = measure_slowly(models[1], layers[1], inputs, layout, "logprob", hook)
     assert truth.attention[5, :, 4, 7].min() > 0  # an image token looks at a later one
-    assert_agrees(found, truth, FLOAT32)
+    assert_agrees(measured, truth, FLOAT32)
 
 
 def test_bfloat16_agrees_within_its_own_rounding():
@@ -248,14 +249,14 @@ def test_bfloat16_agrees_within_its_own_rounding():
         "logprob",
         "post_attention_layernorm",
     )
-    found, eager = fast(vlm, prompt), slow(prompt, **options)
-    assert_agrees(found, truth, 0.1)
+    measured, eager = fast(vlm, prompt), slow(prompt, **options)
+    assert_agrees(measured, truth, 0.1)
 
     def error(maps: np.ndarray) -> float:
         expected = truth.saliency_map(0)
         return float((np.abs(maps - expected).max(1) / expected.max(1)).max())
 
-    assert error(found.maps["saliency"][:, 0]) <= 3 * error(eager.saliency_map(0))
+    assert error(measured.maps["saliency"][:, 0]) <= 3 * error(eager.saliency_map(0))
 
 
 def test_whole_answer_alone_equals_the_sum_over_its_tokens():
@@ -276,11 +277,11 @@ def test_whole_answer_alone_equals_the_sum_over_its_tokens():
 def test_other_hook_points(hook):
     vlm = lvlm()
     prompt = vlm.prepare(picture(), "What is it?", "a red circle")
-    found = fast(vlm, prompt, signals=[LlavaCam(hook)]).maps["llava_cam"]
+    measured = fast(vlm, prompt, signals=[LlavaCam(hook)]).maps["llava_cam"]
     # The input of a layer is what its input norm is given; the output, the next one's input.
     truth = slow(prompt, hook=hook) if "layer_" not in hook else None
     if truth is not None:
-        assert_close(found[:, 0], truth.llava_cam(0), FLOAT32, hook)
+        assert_close(measured[:, 0], truth.llava_cam(0), FLOAT32, hook)
         return
     streams = []
     model, layers = vlm.model, vlm.decoder_layers
@@ -297,10 +298,10 @@ def test_other_hook_points(hook):
     gradients = torch.autograd.grad(score, chosen)
     image = prompt.layout.image_positions
     expected = [
-        heat_map(stream[0, image], channel_weights(gradient[0, image])).detach().numpy()
+        (stream[0, image] @ gradient[0, image].mean(0)).relu().detach().numpy()
         for stream, gradient in zip(chosen, gradients, strict=True)
     ]
-    assert_close(found[:, 0], np.stack(expected), FLOAT32, hook)
+    assert_close(measured[:, 0], np.stack(expected), FLOAT32, hook)
 
 
 def test_last_layer_of_llava_cam_is_undefined_at_the_papers_hook_only():
@@ -320,10 +321,10 @@ def test_a_map_without_positive_value_is_flagged_empty():
     # Values that are always 0: there is a gradient, but nothing it could be multiplied with.
     with torch.no_grad():
         vlm.decoder_layers[1].self_attn.v_proj.weight.zero_()
-    found = fast(vlm, prompt, signals=[LlavaCam("self_attn.v_proj")])
-    assert (found.flags["llava_cam"][1] == EMPTY).all()
-    assert not found.maps["llava_cam"][1].any()
-    assert (found.flags["llava_cam"][[0, 2, 3]] == OK).all()
+    measured = fast(vlm, prompt, signals=[LlavaCam("self_attn.v_proj")])
+    assert (measured.flags["llava_cam"][1] == EMPTY).all()
+    assert not measured.maps["llava_cam"][1].any()
+    assert (measured.flags["llava_cam"][[0, 2, 3]] == OK).all()
 
 
 def test_code_variant_step_by_step():
@@ -337,17 +338,23 @@ def test_code_variant_step_by_step():
             heat[p] += alpha * float(features[p, k]) / 6
     heat = np.maximum(heat, 0) / heat.max()
     heat[heat < 0.5] = 0
-    found = llava_cam_code(features, gradients).numpy()
-    np.testing.assert_allclose(found, heat, rtol=1e-5, atol=1e-7)
-    assert not llava_cam_code(-features.abs(), gradients).any()  # empty: 0, where the code has NaN
+    rows = torch.zeros(0, dtype=torch.bool)
+
+    def llava_cam_code(features: torch.Tensor) -> np.ndarray:
+        view = LayerView("", (), 0, rows, _features=features, _gradient=gradients)
+        return LlavaCamCode().of_layer(view).numpy()
+
+    measured = llava_cam_code(features)
+    np.testing.assert_allclose(measured, heat, rtol=1e-5, atol=1e-7)
+    assert not llava_cam_code(-features.abs()).any()  # empty: 0, where the code has NaN
 
 
 def test_flow_map_sums_layers_before_the_cliff():
     vlm = lvlm()
     prompt = vlm.prepare(picture(), "What is it?", "a red circle")
-    found = fast(vlm, prompt, signals=["saliency", "flow_map", "flow_map(layers=2)"]).maps
-    assert list(found) == ["saliency", "flow_map", "flow_map(layers=2)"]
-    np.testing.assert_allclose(found["flow_map"][0], found["saliency"].sum(0), rtol=1e-6)
+    measured = fast(vlm, prompt, signals=["saliency", "flow_map", "flow_map(layers=2)"]).maps
+    assert list(measured) == ["saliency", "flow_map", "flow_map(layers=2)"]
+    np.testing.assert_allclose(measured["flow_map"][0], measured["saliency"].sum(0), rtol=1e-6)
     np.testing.assert_allclose(
-        found["flow_map(layers=2)"][0], found["saliency"][:2].sum(0), rtol=1e-6
+        measured["flow_map(layers=2)"][0], measured["saliency"][:2].sum(0), rtol=1e-6
     )

@@ -37,8 +37,8 @@ class Elements(HTMLParser):
 
 def drawn(html):
     """The pictures in a fragment, as arrays."""
-    found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in found]
+    pngs = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in pngs]
 
 
 def test_a_result_names_itself_in_one_short_line():

@@ -21,9 +21,9 @@ from vlmflow.result.information_flow import InformationFlow
 TINY = {"layers": 3, "grid": (2, 3), "answer_tokens": ("red", "!")}
 
 
-def assert_same(one: InformationFlow, other: InformationFlow) -> None:
+def assert_same(first: InformationFlow, other: InformationFlow) -> None:
     for field in dataclasses.fields(InformationFlow):
-        left, right = getattr(one, field.name), getattr(other, field.name)
+        left, right = getattr(first, field.name), getattr(other, field.name)
         if field.name == "layout":
             (left, left_arrays), (right, right_arrays) = left.to_dict(), right.to_dict()
             assert_arrays(left_arrays, right_arrays)
@@ -129,7 +129,7 @@ def test_a_target_is_named_by_its_text():
     np.testing.assert_array_equal(flow.map("saliency", 1, "70"), flow.maps["saliency"][1, 4])
     np.testing.assert_array_equal(flow.map("saliency", 1, "answer"), flow.maps["saliency"][1, 0])
     assert flow.flag("saliency", 1, "and") == flow.flag("saliency", 1, 2)
-    with pytest.raises(InputError, match=r"'red' stands in the answer several .* 1, 3"):
+    with pytest.raises(InputError, match=r"'red' occurs in the answer several .* 1, 3"):
         flow.map("saliency", 1, "red")
     with pytest.raises(InputError, match=r"'blue', but the targets .* are 'answer', 'red', "):
         flow.map("saliency", 1, "blue")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
-from vlmflow.cli.options import Device, Model, NumberFormat, Revision
 from vlmflow.cli.terminal import (
     check_range,
     errors_in_one_line,
@@ -30,7 +30,7 @@ def cliff(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the files.")],
-    model: Model = MODEL,
+    model: options.Model = MODEL,
     samples: Annotated[int, typer.Option(help="Samples of the test split.")] = 200,
     calibration: Annotated[int, typer.Option(help="Samples of the calibration split.")] = 100,
     changed: Annotated[
@@ -39,17 +39,17 @@ def cliff(
     tolerance: Annotated[float, typer.Option(help="Mean KL in nats that it may cost.")] = 0.1,
     batch: Annotated[int, typer.Option(help="Samples at once.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the bootstraps.")] = 0,
-    device: Device = None,
-    dtype: NumberFormat = None,
-    revision: Revision = None,
+    device: options.Device = None,
+    dtype: options.NumberFormat = None,
+    revision: options.Revision = None,
 ) -> None:
     """Remove all image tokens from every layer on, and find the layer from which none is missed.
 
     Writes a page, a figure, a table of layers and one of samples, and everything as JSON.
     """
     with errors_in_one_line():
-        for option, value in (("--samples", samples), ("--calibration", calibration)):
-            check_range(option, value, 1)
+        check_range("--samples", samples, 1)
+        check_range("--calibration", calibration, 1)
         check_range("--batch", batch, 1)
         check_range("--changed", changed, 0)
         check_range("--tolerance", tolerance, 0)
@@ -60,7 +60,7 @@ def cliff(
             import vlmflow
             from vlmflow.tasks.registry import as_task
 
-            data = as_task(task)
+            data = as_task(task)  # before the model is loaded
             vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
             study = vlmflow.cliff_study(
                 vlm,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmflow import __version__
+from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
-from vlmflow.cli.options import Device, Model, MorePictures, NumberFormat, Revision
 from vlmflow.cli.terminal import (
     check_range,
     check_text,
@@ -28,8 +28,6 @@ from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from vlmflow.result.information_flow import InformationFlow
 
 SIGNALS = "attention,saliency,flow_map,llava_cam"
 REPORT, NUMBERS, ARRAYS, FIGURES = "report.html", "flow.json", "flow.safetensors", "figures"
@@ -46,11 +44,11 @@ class Target(str, Enum):
 
 @app.command()
 def explain(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
-    model: Model = MODEL,
-    more_images: MorePictures = None,
-    out: Annotated[Path, typer.Option(help="Directory for the report and the numbers.")] = OUT,
+    image: options.Picture,
+    question: options.Question,
+    model: options.Model = MODEL,
+    more_images: options.MorePictures = None,
+    out: options.Report = OUT,
     answer: Annotated[
         str | None, typer.Option(help="Explain this answer instead of the model's own.")
     ] = None,
@@ -68,19 +66,17 @@ def explain(
             "--per-token/--whole", help="Explain every answer token, or only the whole answer."
         ),
     ] = True,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
-    device: Device = None,
-    dtype: NumberFormat = None,
-    revision: Revision = None,
+    max_new_tokens: options.MaxNewTokens = 64,
+    device: options.Device = None,
+    dtype: options.NumberFormat = None,
+    revision: options.Revision = None,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Recompute layers instead of keeping them.")
     ] = False,
     figures: Annotated[
         bool, typer.Option("--figures", help="Also write PNG and PDF figures.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")
-    ] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Explain one answer and write the report.
 
@@ -93,11 +89,12 @@ def explain(
         if answer is not None:
             check_text("--answer", answer)
         check_range("--max-new-tokens", max_new_tokens, 1)
-        flow = _run(
+        _run(
             [open_image(path) for path in (image, *(more_images or ()))],
             question,
             out=out,
             figures=figures,
+            as_json=as_json,
             model=model,
             load={"device": device, "dtype": dtype and dtype.value, "revision": revision},
             answer=answer,
@@ -109,31 +106,28 @@ def explain(
                 "low_memory": low_memory,
             },
         )
-    _announce(flow, out, figures=figures, as_json=as_json)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for the report and the numbers.")] = OUT,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a sentence.")
-    ] = False,
+    out: options.Report = OUT,
+    as_json: options.AsJson = False,
 ) -> None:
     """Explain one answer of the bundled model about one of its test pictures."""
     with errors_in_one_line():
         from vlmflow.scenes import sample
 
         demonstration = sample("scenes-reading", split="test", index=3)
-        flow = _run(
+        _run(
             [demonstration.picture],
             demonstration.question,
             out=out,
             figures=False,
+            as_json=as_json,
             model=MODEL,
             load={},
             explain={"signals": _split(SIGNALS)},
         )
-    _announce(flow, out, figures=False, as_json=as_json)
 
 
 def _run(
@@ -142,38 +136,38 @@ def _run(
     *,
     out: Path,
     figures: bool,
+    as_json: bool,
     model: str,
     load: dict[str, Any],
     explain: dict[str, Any],
     answer: str | None = None,
-) -> InformationFlow:
-    """Load, measure, write; the files arrive in `out` together at the very end."""
+) -> None:
+    """Load, measure, write, print; the files are moved to `out` together at the very end."""
     from vlmflow.files import staged
 
     with staged(out, (REPORT, NUMBERS, ARRAYS)) as staging, progress() as show:
         show(f"Loading {model}")
         quiet_libraries()
         import vlmflow
-        from vlmflow.explanation.explain import explain as measured
+        from vlmflow.explanation.explain import explain as explain_answer
         from vlmflow.flow.options import ExplainOptions
+        from vlmflow.reports.write import figures as write_figures
+        from vlmflow.reports.write import report
 
-        options = ExplainOptions(**explain)  # what it refuses is refused before the model is loaded
+        settings = ExplainOptions(**explain)  # before the model is loaded: it may refuse
         vlm = vlmflow.load(model, **load)
         show("Measuring")
-        flow = measured(
+        flow = explain_answer(
             vlm,
             images,
             question,
             answer,
-            options,
+            settings,
             progress=lambda done, total: show("Measuring", done, total),
         )
         command = shlex.join(["vlmflow", *sys.argv[1:]])
         flow = dataclasses.replace(flow, settings={**flow.settings, "command": command})
         show("Writing")
-        from vlmflow.reports.write import figures as write_figures
-        from vlmflow.reports.write import report
-
         try:
             flow.save(staging)
             report(flow, staging / REPORT)
@@ -182,31 +176,24 @@ def _run(
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"cannot write to {str(out)!r}: {reason}") from error
-    return flow
-
-
-def _announce(flow: InformationFlow, out: Path, *, figures: bool, as_json: bool) -> None:
     if not as_json:
         typer.echo(f"{printable(flow.answer)!r} -> {printable(str(out / REPORT))}")
         return
-    typer.echo(
-        json.dumps(
-            {
-                "version": __version__,
-                "model": flow.model,
-                "question": flow.question,
-                "answer": flow.answer,
-                "answer_tokens": list(flow.answer_tokens),
-                "signals": list(flow.signals),
-                "layers": flow.layers,
-                "image_tokens": len(flow.layout.image_positions),
-                "report": str(out / REPORT),
-                "numbers": str(out / NUMBERS),
-                "arrays": str(out / ARRAYS),
-                "figures": str(out / FIGURES) if figures else None,
-            }
-        )
-    )
+    facts = {
+        "version": __version__,
+        "model": flow.model,
+        "question": flow.question,
+        "answer": flow.answer,
+        "answer_tokens": list(flow.answer_tokens),
+        "signals": list(flow.signals),
+        "layers": flow.layers,
+        "image_tokens": len(flow.layout.image_positions),
+        "report": str(out / REPORT),
+        "numbers": str(out / NUMBERS),
+        "arrays": str(out / ARRAYS),
+        "figures": str(out / FIGURES) if figures else None,
+    }
+    typer.echo(json.dumps(facts))
 
 
 def _split(signals: str) -> tuple[str, ...]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlmflow import __version__
+from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
-from vlmflow.cli.options import Device, Model, MorePictures, NumberFormat, Revision
 from vlmflow.cli.terminal import (
     check_range,
     check_text,
@@ -33,10 +32,10 @@ MIB = 2**20
 
 @app.command()
 def generate(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
-    model: Model = MODEL,
-    more_images: MorePictures = None,
+    image: options.Picture,
+    question: options.Question,
+    model: options.Model = MODEL,
+    more_images: options.MorePictures = None,
     truncate: Annotated[
         str | None,
         typer.Option(
@@ -51,13 +50,11 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Run the untouched model as well.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer to generate.")] = 64,
-    device: Device = None,
-    dtype: NumberFormat = None,
-    revision: Revision = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of lines.")
-    ] = False,
+    max_new_tokens: options.MaxNewTokens = 64,
+    device: options.Device = None,
+    dtype: options.NumberFormat = None,
+    revision: options.Revision = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Answer with image tokens removed, and print tokens per layer, FLOPs and times.
 
@@ -92,11 +89,17 @@ def generate(
             if compare:
                 show("Answering with the untouched model")
                 untouched = _answer_facts(vlm, prompt, None, max_new_tokens)
-                facts = {**facts, "untouched": untouched, "compared": _compared(facts, untouched)}
+                # Truncated over untouched; below 1 is faster or smaller.
+                ratios = {
+                    key: facts[key] / untouched[key] if facts[key] and untouched[key] else None
+                    for key in ("prefill", "per_token", "end_to_end", "cache_bytes")
+                }
+                compared = {"same_answer": facts["ids"] == untouched["ids"], "ratios": ratios}
+                facts |= {"untouched": untouched, "compared": compared}
     if as_json:
         typer.echo(json.dumps({"version": __version__, "model": vlm.name, **facts}))
-        return
-    _print(facts)
+    else:
+        _print(facts)
 
 
 def _answer_facts(
@@ -132,15 +135,6 @@ def _answer_facts(
     return facts
 
 
-def _compared(facts: dict[str, Any], untouched: dict[str, Any]) -> dict[str, Any]:
-    """Ratios of truncated to untouched; below 1 is faster or smaller."""
-    ratios = {
-        key: facts[key] / untouched[key] if facts[key] and untouched[key] else None
-        for key in ("prefill", "per_token", "end_to_end", "cache_bytes")
-    }
-    return {"same_answer": facts["ids"] == untouched["ids"], "ratios": ratios}
-
-
 def _print(facts: dict[str, Any]) -> None:
     _print_run(facts)
     if "untouched" not in facts:
@@ -149,7 +143,7 @@ def _print(facts: dict[str, Any]) -> None:
     _print_run(facts["untouched"], indent="  ")
     ratios = {name: value for name, value in facts["compared"]["ratios"].items() if value}
     names = {"prefill": "prefill", "per_token": "per token", "end_to_end": "end to end"}
-    times = ", ".join(f"{names[n]} {ratios[n]:.2f}x" for n in names if n in ratios)
+    times = ", ".join(f"{text} {ratios[key]:.2f}x" for key, text in names.items() if key in ratios)
     agrees = "the same answer" if facts["compared"]["same_answer"] else "ANOTHER answer"
     typer.echo(f"compared    {agrees}; time {times}; cache {ratios['cache_bytes']:.2f}x")
 
@@ -159,14 +153,13 @@ def _print_run(facts: dict[str, Any], indent: str = "") -> None:
     typer.echo(f"{indent}tokens      {_spans(facts['tokens_per_layer'])}")
     if "flops" in facts:
         flops = facts["flops"]
-        # What the config does not tell is not computed.
+        # What the config does not say is not computed.
         exact = "" if flops["decoder_share"] is None else f", {flops['decoder_share']:.1%} exact"
-        computed = (
-            "" if flops["prefill_share"] is None else f" {flops['prefill_share']:.1%} computed,"
-        )
+        computed = flops["prefill_share"]
         typer.echo(
             f"{indent}FLOPs       decoder {flops['formula_share']:.1%} by FastV's formula{exact}; "
-            f"whole prefill{computed} {flops['measured_share']:.1%} measured"
+            f"whole prefill{'' if computed is None else f' {computed:.1%} computed,'} "
+            f"{flops['measured_share']:.1%} measured"
         )
     further = "" if facts["per_token"] is None else f", per token {facts['per_token']:.4f} s"
     typer.echo(
@@ -181,9 +174,7 @@ def _spans(tokens: list[int]) -> str:
     spans, start = [], 0
     for count, group in groupby(tokens):
         end = start + len(list(group)) - 1
-        spans.append(
-            f"{count} in layer{'s' if end > start else ''} {start}"
-            + (f"-{end}" if end > start else "")
-        )
+        layers = f"layers {start}-{end}" if end > start else f"layer {start}"
+        spans.append(f"{count} in {layers}")
         start = end + 1
     return ", ".join(spans)

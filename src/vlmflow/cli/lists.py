@@ -1,4 +1,4 @@
-"""``vlmflow models|tasks|rankings|presets``: what there is to choose from."""
+"""``vlmflow models|tasks|rankings|signals|presets``: what can be chosen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from vlmflow.cli.app import app
-from vlmflow.cli.terminal import errors_in_one_line, quiet_libraries
+from vlmflow.cli.terminal import columns, errors_in_one_line, quiet_libraries
 
 
 @app.command()
@@ -52,16 +52,10 @@ def presets() -> None:
         quiet_libraries()
         from vlmflow.truncation.presets import PRESETS
 
-        rows = []
-        for name, make in PRESETS.items():
-            lines = (inspect.getdoc(make) or "").splitlines()
-            rows.append((name, lines[0] if lines else ""))
+        docs = {name: inspect.getdoc(make) or "" for name, make in PRESETS.items()}
+        rows = [(name, doc.partition("\n")[0]) for name, doc in docs.items()]
     _table(rows)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> None:
-    """Print columns, each as wide as its widest cell."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
-        typer.echo("  ".join(cells).rstrip())
+    typer.echo("\n".join(columns(rows)))

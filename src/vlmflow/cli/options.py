@@ -9,15 +9,17 @@ import typer
 
 from vlmflow.cli.app import Dtype
 
+MODEL_HELP = "A bundled model, a directory, or a name on the Hugging Face hub."
+
+Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")]
+Question = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
 MorePictures = Annotated[
     list[Path] | None,
     typer.Option(
         "--image", metavar="IMAGE", help="A further picture for the same question; repeatable."
     ),
 ]
-Model = Annotated[
-    str, typer.Option(help="A bundled model, a directory, or a name on the Hugging Face hub.")
-]
+Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 Device = Annotated[
     str | None, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps.", show_default="auto")
 ]
@@ -25,3 +27,6 @@ NumberFormat = Annotated[
     Dtype | None, typer.Option(help="Number format.", show_default="the model's own")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer to generate.")]
+Report = Annotated[Path, typer.Option(help="Directory for the report and the numbers.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmflow.cli.app import Dtype, app
-from vlmflow.cli.options import Device, NumberFormat, Revision
-from vlmflow.cli.terminal import errors_in_one_line, notes, printable, progress, quiet_libraries
+from vlmflow.cli import options
+from vlmflow.cli.app import MODEL, app
+from vlmflow.cli.terminal import (
+    columns,
+    errors_in_one_line,
+    notes,
+    printable,
+    progress,
+    quiet_libraries,
+)
 from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
     from vlmflow.studies.truncations.results import StudyResult
     from vlmflow.studies.truncations.run import Progress
     from vlmflow.studies.truncations.summaries import ArmSummary
-
-NO_MODEL = typer.Option(
-    help="A bundled model, a directory, or a name on the Hugging Face hub.",
-    show_default="scenes-llava",
-)
 
 
 @app.command()
@@ -31,10 +33,11 @@ def study(
         typer.Argument(metavar="CONFIG", help="YAML file; options override what it says."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory of the study; goes on with one.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory of the study; an unfinished one is continued."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="What 'vlmflow tasks' lists.")] = None,
-    model: Annotated[str | None, NO_MODEL] = None,
+    model: Annotated[str | None, typer.Option(help=options.MODEL_HELP, show_default=MODEL)] = None,
     truncate: Annotated[
         list[str] | None, typer.Option(help="For example layer=6,keep=0; may be repeated.")
     ] = None,
@@ -61,18 +64,18 @@ def study(
         str | None,
         typer.Option(help="'ray' or 'ray:N' spreads the work.", show_default="this process"),
     ] = None,
-    device: Device = None,
-    dtype: NumberFormat = None,
-    revision: Revision = None,
+    device: options.Device = None,
+    dtype: options.NumberFormat = None,
+    revision: options.Revision = None,
 ) -> None:
     """Compare truncations over a task, beside their controls, and recommend one or none.
 
-    A study that was ended early goes on where it stopped when it is given again.
+    A study that was interrupted continues when the same command is given again.
     """
-    with errors_in_one_line("interrupted; the same command goes on from here"):
+    with errors_in_one_line("interrupted; the same command continues from here"):
         if out is None:
             raise InputError("a study needs --out DIR to keep its results in")
-        options = {
+        overrides = {
             "task": task,
             "model": model,
             "samples": samples,
@@ -81,10 +84,10 @@ def study(
             "timed": timed,
             "seed": seed,
             "device": device,
-            "dtype": dtype and Dtype(dtype).value,
+            "dtype": dtype and dtype.value,
             "revision": revision,
         }
-        plain = _settings(config, options, truncate or [], preset or [])
+        plain = _settings(config, overrides, truncate or [], preset or [])
         with progress() as show:
             show("Checking the study")
             quiet_libraries()
@@ -123,15 +126,15 @@ def report(
 
 
 def _settings(
-    config: Path | None, options: dict[str, Any], truncate: list[str], presets: list[str]
+    config: Path | None, overrides: dict[str, Any], truncate: list[str], presets: list[str]
 ) -> dict[str, Any]:
-    """Put the options over what the file says; truncations are added to the file's."""
+    """Put the overrides over what the file says; truncations are added to the file's."""
     plain: dict[str, Any] = {}
     if config is not None:
         from vlmflow.studies.truncations.plan import read_plan
 
         plain = read_plan(config)
-    plain |= {name: value for name, value in options.items() if value is not None}
+    plain |= {name: value for name, value in overrides.items() if value is not None}
     more = [*truncate, *({"preset": name} for name in presets)]
     if more:
         listed = plain.get("truncations") or []
@@ -156,10 +159,8 @@ def _print(result: StudyResult, page: Path) -> None:
         ("on the test split", "score", "difference", "same answer", "FLOPs", "prefill", "n")
     ]
     rows += [_row(summary) for summary in result.summaries if summary.split == "test"]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for name, *cells in rows:
-        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        typer.echo(printable("   ".join((f"{name:{widths[0]}}", *padded))))
+    for line in columns(rows, right=True, gap=3):
+        typer.echo(printable(line))
     if result.failures:
         typer.echo(f"\n{len(result.failures)} samples failed under some arm; the page says why")
     typer.echo(f"\nwritten to {printable(str(page))}")

@@ -1,11 +1,11 @@
-"""What a person at a terminal meets: errors in one line, progress, harmless text."""
+"""What is shown at a terminal: errors in one line, progress, harmless text."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -16,7 +16,7 @@ from vlmflow.errors import InputError, TooFewSamples, VlmflowError
 def check_text(what: str, text: str) -> None:
     """Refuse an empty text and one that holds the image placeholder."""
     if not text.strip():
-        raise InputError(f"{what} is empty; put some words between the quotation marks")
+        raise InputError(f"{what} is empty; write something between the quotation marks")
     if "<image>" in text:
         raise InputError(
             f"{what} contains the image placeholder '<image>'; leave it out, the picture is put "
@@ -61,6 +61,19 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def columns(rows: Sequence[Sequence[str]], *, right: bool = False, gap: int = 2) -> list[str]:
+    """Pad texts to columns as wide as their widest cell; ``right``: all but the first end flush."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if right and place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((" " * gap).join(cells).rstrip())
+    return lines
 
 
 def quiet_libraries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,16 +15,15 @@ import transformers
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.explanation.smoothing import COPIES_AT_ONCE, count_smooth_passes, smoothed_map
+from vlmflow.explanation.smoothing import COPIES_AT_ONCE, smoothed_map
 from vlmflow.flow.axes import WHOLE_ANSWER
-from vlmflow.flow.measure import Measurement, count_passes, measure
+from vlmflow.flow.measure import count_passes, measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.as_found import check_untruncated
 from vlmflow.lvlm.build_layout import recorded_layout
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.model import LVLM
-from vlmflow.lvlm.prompt import Prompt
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
 from vlmflow.version import __version__
@@ -41,30 +41,7 @@ def explain(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> InformationFlow:
-    """Measure which tokens an answer draws on; see :meth:`vlmflow.LVLM.explain`.
-
-    One forward pass, and one backward pass per answer token (one in all without ``per_token``).
-    The model is left exactly as found, also when something raises.
-
-    Parameters
-    ----------
-    vlm : LVLM
-        The model.
-    images, question, answer
-        As for :meth:`vlmflow.lvlm.model.LVLM.prepare`. Without an answer the model gives its own
-        (greedy), and the very tokens it gave are explained.
-    options : ExplainOptions, optional
-        What is measured.
-    progress : callable, optional
-        Called with ``(passes done, passes in all)`` after each pass.
-
-    Raises
-    ------
-    InputError
-        For a signal, picture, question or answer that cannot be used, or an empty answer.
-    ModelError
-        If the model cannot be followed, or its logits or gradients are not finite.
-    """
+    """Measure which tokens an answer draws on; see :meth:`vlmflow.LVLM.explain`."""
     check_untruncated(vlm.model, "an explanation")
     options = options or ExplainOptions()
     options.check_model(vlm.decoder_layers)
@@ -82,11 +59,9 @@ def explain(
     noisy = {name: signal for name, signal in options.named.items() if signal.noise is not None}
     direct = {name: signal for name, signal in options.named.items() if name not in noisy}
     at_once = 1 if options.low_memory else COPIES_AT_ONCE
-    passes = count_passes([prompt.layout], options.per_token) + sum(
-        count_smooth_passes(prompt.layout, signal.noise.copies, options.per_token, at_once)
-        for signal in noisy.values()
-        if signal.noise is not None
-    )
+    copies = [signal.noise.copies for signal in noisy.values() if signal.noise is not None]
+    batches = 1 + sum(math.ceil(count / at_once) for count in copies)
+    passes = batches * count_passes([prompt.layout], options.per_token)
     done = 0
 
     def on_pass() -> None:
@@ -109,67 +84,32 @@ def explain(
     maps, flags = dict(measured.maps), dict(measured.flags)
     for name, signal in noisy.items():
         maps[name], flags[name] = smoothed_map(
-            vlm.model,
-            vlm.decoder_layers,
-            prompt.inputs,
-            prompt.layout,
-            signal,
-            options,
-            on_pass=on_pass,
-            at_once=at_once,
+            vlm, prompt, signal, options, on_pass=on_pass, at_once=at_once
         )
-    settings = {
-        **options.to_json(),
-        "answer_generated": generated,
-        "target_values": measured.target_values.tolist(),
-        "device": str(vlm.device),
-        "model": vlm.config_summary(),
-    }
-    about = {name: _info(name, signal, vlm.num_layers) for name, signal in options.named.items()}
-    return _result(vlm, _asked(question), prompt, measured, maps, flags, about, settings)
-
-
-def _info(name: str, signal: Signal, layers: int) -> MapInfo:
-    summed = signal.summed_layers(layers) if signal.summed else None
-    parameters = name.removeprefix(signal.known_as())  # where two of one class were asked for
-    return MapInfo(
-        label=(signal.label or signal.known_as()) + (f" {parameters}" if parameters else ""),
-        summary=signal.in_one_line(),
-        source=signal.source,
-        colour=signal.colour,
-        summed=None if summed is None else (summed.start, summed.stop - 1),
-    )
-
-
-def _result(
-    vlm: LVLM,
-    question: str,
-    prompt: Prompt,
-    measured: Measurement,
-    maps: Mapping[str, npt.NDArray[np.float32]],
-    flags: Mapping[str, npt.NDArray[np.int8]],
-    about: Mapping[str, MapInfo],
-    settings: dict[str, Any],
-) -> InformationFlow:
     layout = prompt.layout
     tokens = tuple(layout.tokens[position] for position in layout.answer_positions)
-    several = measured.attention_share.shape[1] > 1
     return InformationFlow(
         model=vlm.name,
-        question=question,
+        question=_text_of(question),
         prompt=prompt.text,
         answer=prompt.answer or "",
         answer_tokens=tokens,
-        targets=(WHOLE_ANSWER, *tokens) if several else (WHOLE_ANSWER,),
+        targets=(WHOLE_ANSWER, *tokens) if options.per_token else (WHOLE_ANSWER,),
         layout=layout,
         pictures=tuple(_display_copy(image) for image in prompt.images),
         attention_share=measured.attention_share,
         saliency_mean=measured.saliency_mean,
         saliency_sum=measured.saliency_sum,
-        maps={name: maps[name] for name in about},
-        flags={name: flags[name] for name in about},
-        about=about,
-        settings=settings,
+        maps={name: maps[name] for name in options.named},
+        flags={name: flags[name] for name in options.named},
+        about={name: _info(name, signal, vlm.num_layers) for name, signal in options.named.items()},
+        settings={
+            **options.to_json(),
+            "answer_generated": generated,
+            "target_values": measured.target_values.tolist(),
+            "device": str(vlm.device),
+            "model": vlm.config_summary(),
+        },
         versions={
             "vlmflow": __version__,
             "torch": torch.__version__,
@@ -179,7 +119,20 @@ def _result(
     )
 
 
-def _asked(question: str | Sequence[Mapping[str, Any]]) -> str:
+def _info(name: str, signal: Signal, layers: int) -> MapInfo:
+    summed = signal.summed_layers(layers) if signal.summed else None
+    # Only two signals of one class have their parameters in the name.
+    parameters = name.removeprefix(signal.known_as())
+    return MapInfo(
+        label=(signal.label or signal.known_as()) + (f" {parameters}" if parameters else ""),
+        summary=signal.in_one_line(),
+        source=signal.source,
+        colour=signal.colour,
+        summed=None if summed is None else (summed.start, summed.stop - 1),
+    )
+
+
+def _text_of(question: str | Sequence[Mapping[str, Any]]) -> str:
     """Return a question, or the text of a conversation's last turn."""
     if isinstance(question, str):
         return question

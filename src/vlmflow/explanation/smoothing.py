@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmflow.errors import InputError
-from vlmflow.flow.measure import EMPTY, OK, UNDEFINED, count_passes, measure
+from vlmflow.flow.measure import EMPTY, OK, UNDEFINED, measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
-from vlmflow.lvlm.layout import TokenLayout
+from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.prompt import Prompt
 
 PIXELS = ("pixel_values", "pixel_values_videos")
-"""Inputs that hold what pictures and videos look like."""
+"""Inputs that hold the pixels of pictures and videos."""
 
 COPIES_AT_ONCE = 4
 """Noisy pictures in one batch; its activations take this many times those of a single pass."""
 
 
-def count_smooth_passes(
-    layout: TokenLayout, copies: int, per_token: bool, at_once: int = COPIES_AT_ONCE
-) -> int:
-    """Count the passes of :func:`smoothed_map`."""
-    return -(-copies // at_once) * count_passes([layout], per_token)
-
-
 def smoothed_map(
-    model: nn.Module,
-    layers: nn.ModuleList,
-    inputs: Mapping[str, Tensor],
-    layout: TokenLayout,
+    vlm: LVLM,
+    prompt: Prompt,
     signal: Signal,
     options: ExplainOptions,
     *,
@@ -44,12 +36,8 @@ def smoothed_map(
 
     Parameters
     ----------
-    model, layers : nn.Module, nn.ModuleList
-        A transformers model and its decoder layers.
-    inputs : mapping of tensors
-        A batch of one.
-    layout : TokenLayout
-        Its layout.
+    vlm, prompt : LVLM, Prompt
+        The model, and a prompt with its answer.
     signal : Signal
         Its ``noise`` says how many pictures and how noisy. The noise depends on its seed and on
         nothing else: not on ``at_once``, not on the device.
@@ -71,14 +59,15 @@ def smoothed_map(
     InputError
         If the inputs hold no pixel values to add noise to.
     """
-    noise = signal.noise
+    noise, inputs = signal.noise, prompt.inputs
     assert noise is not None
     name = signal.known_as()
     pixels = [key for key in PIXELS if key in inputs]
     if not pixels:
         raise InputError(f"{name} needs pixel_values to add noise to, but the inputs hold none")
     generator = torch.Generator().manual_seed(noise.seed)
-    total, undefined = np.zeros(0), np.ones(0, dtype=bool)
+    total: npt.NDArray[np.float64] | float = 0.0
+    undefined: npt.NDArray[np.bool_] | bool = True
     for first in range(0, noise.copies, at_once):
         count = min(at_once, noise.copies - first)
         batch = {key: torch.cat([tensor] * count) for key, tensor in inputs.items()}
@@ -88,22 +77,21 @@ def smoothed_map(
                 drawn[key].append(torch.randn(inputs[key].shape, generator=generator))
         for key, draws in drawn.items():
             batch[key] += noise.deviation * torch.cat(draws).to(inputs[key])
-        measured = measure(
-            model,
-            layers,
+        measurements = measure(
+            vlm.model,
+            vlm.decoder_layers,
             batch,
-            [layout] * count,
+            [prompt.layout] * count,
             options,
             signals={name: signal},
             segments=False,
             on_pass=on_pass,
         )
-        # Summed one by one, so that the chunks' sizes do not change the rounding.
-        for measurement in measured:
-            nothing = measurement.flags[name] == UNDEFINED
-            total = measurement.maps[name].astype(np.float64) + (total if total.size else 0)
-            undefined = nothing & undefined if undefined.size else nothing
-    maps = (total / noise.copies).astype(np.float32)
+        # Added map by map, so that the chunks' sizes do not change the rounding.
+        for measurement in measurements:
+            total = measurement.maps[name].astype(np.float64) + total
+            undefined = (measurement.flags[name] == UNDEFINED) & undefined
+    maps = np.asarray(total / noise.copies, dtype=np.float32)
     flags = np.where((maps > 0).any(-1), OK, EMPTY).astype(np.int8)
     flags[undefined] = UNDEFINED
     return maps, flags

@@ -22,40 +22,23 @@ LEAST_ROWS = 8
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """What one attention layer was called with, kept by reference.
+    """What one attention layer was called with, kept by reference."""
 
-    Parameters
-    ----------
-    query : (batch, heads, Q, head_dim)
-        After rotary embedding. Q is N, or less where the other keys come from a cache: queries
-        are the last Q of the N positions.
-    key, value : (batch, key heads, N, head_dim)
-        ``heads`` is a multiple of ``key heads`` (grouped heads).
-    mask : Tensor, optional
-        ``(batch or 1, heads or 1, Q, N)``, boolean (True: may look) or additive; or ``(batch, N)``
-        with 0 at padding, as flash attention takes it.
-    scale : float
-        Factor on ``q K^T``.
-    causal : bool
-        Position i sees positions <= i. Holds on top of a 2-D or absent mask only: a 4-D mask says
-        everything itself.
-    window : int, optional
-        Position i sees positions > i - window. On top of a 2-D or absent mask only.
-    softcap : float, optional
-        Scores become ``softcap * tanh(score / softcap)``.
-    sinks : (heads,), optional
-        One extra score per head that takes part in the softmax and is then dropped.
-    """
-
+    # (batch, heads, Q, head_dim), after rotary embedding. Q is N, or less where the other keys come
+    # from a cache: queries are the last Q of the N positions.
     query: Tensor
-    key: Tensor
-    value: Tensor
+    key: Tensor  # (batch, key heads, N, head_dim); heads is a multiple of key heads
+    value: Tensor  # (batch, key heads, N, value width)
+    # (batch or 1, heads or 1, Q, N), boolean (True: visible) or additive; or (batch, N) with 0 at
+    # padding, as flash attention takes it
     mask: Tensor | None
-    scale: float
+    scale: float  # Factor on q K^T
+    # Position i sees positions <= i, and > i - window. Both hold on top of a 2-D or absent mask
+    # only: a 4-D mask says everything itself.
     causal: bool
     window: int | None = None
-    softcap: float | None = None
-    sinks: Tensor | None = None
+    softcap: float | None = None  # Scores become softcap * tanh(score / softcap)
+    sinks: Tensor | None = None  # (heads,): one more score in each softmax, dropped afterwards
 
 
 def attention_rows(
@@ -98,19 +81,11 @@ def gradient_rows(
     rows: Tensor,
     key_heads: slice = slice(None),
 ) -> Tensor:
-    """Rows of ``dA = dO V^T``, the gradient of the target with respect to A.
+    """Rows of ``dA = dO V^T``, the gradient of the target with respect to A: (heads, R, N).
 
-    Parameters
-    ----------
-    call, sample, rows, key_heads
-        As for :func:`attention_rows`.
-    output_gradient : (batch, N, heads, head_dim)
-        Gradient of the target with respect to the attention's output, before its projection.
-
-    Returns
-    -------
-    (heads, R, N)
-        In float32 (float64 for a float64 model). Masked pairs are not zeroed: A is 0 there.
+    Parameters are those of :func:`attention_rows`, and ``output_gradient``, (batch, N, heads,
+    head_dim): the gradient with respect to the attention's output, before its projection. Masked
+    pairs are not zeroed: A is 0 there.
     """
     values = _wide(call.value[sample, key_heads])
     gradient = _wide(output_gradient[sample, rows]).transpose(0, 1)
@@ -134,51 +109,25 @@ def signed_saliency(
     output_gradient: Tensor,
     sample: int,
     rows: Tensor,
+    attended: Tensor | None = None,
     *,
     budget: int = BUDGET,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """``sum_h A_h * dA_h``, ``(R, N)``: saliency flow before the absolute value.
 
-    It is linear in the target, so the sum over answer tokens is that of the whole answer.
+    It is linear in the target, so the sum over answer tokens is that of the whole answer. With
+    ``attended``, (R,) bool, :func:`mean_attention` of those rows comes with it: A is rebuilt once
+    for both.
     """
-    total = _empty(call, rows)
+    saliency, attention = _empty(call, rows), None if attended is None else _empty(call, rows)
     for part, heads in _pieces(call, rows, budget):
         product = attention_rows(call, sample, rows[part], heads)
+        if attention is not None and attended is not None:
+            chosen = attended[part]
+            attention[part][chosen] += product[:, chosen].sum(0)
         product *= gradient_rows(call, output_gradient, sample, rows[part], heads)
-        total[part] += product.sum(0)
-    return total
-
-
-def saliency_and_attention(
-    call: AttentionCall,
-    output_gradient: Tensor,
-    sample: int,
-    rows: Tensor,
-    wanted: Tensor,
-    *,
-    budget: int = BUDGET,
-) -> tuple[Tensor, Tensor]:
-    """:func:`signed_saliency`, and :func:`mean_attention` of some of the rows on the way.
-
-    Parameters
-    ----------
-    call, output_gradient, sample, rows, budget
-        As for :func:`signed_saliency`.
-    wanted : (R,) bool
-        Rows whose attention is wanted.
-
-    Returns
-    -------
-    (R, N), (wanted rows, N)
-    """
-    total, attention = _empty(call, rows), _empty(call, rows)
-    for part, heads in _pieces(call, rows, budget):
-        product = attention_rows(call, sample, rows[part], heads)
-        here = wanted[part]
-        attention[part][here] += product[:, here].sum(0)
-        product *= gradient_rows(call, output_gradient, sample, rows[part], heads)
-        total[part] += product.sum(0)
-    return total, attention[wanted] / call.query.shape[1]
+        saliency[part] += product.sum(0)
+    return saliency, None if attention is None else attention[attended] / call.query.shape[1]
 
 
 def _empty(call: AttentionCall, rows: Tensor) -> Tensor:
@@ -215,21 +164,21 @@ def _grouped(per_head: Tensor, call: AttentionCall, key_heads: slice) -> Tensor:
 
 def _mask(scores: Tensor, call: AttentionCall, sample: int, rows: Tensor, heads: slice) -> None:
     """Apply the layer's own mask to scores (key heads, group, R, N), in place."""
-    mask = call.mask
+    mask, length = call.mask, scores.shape[-1]
     if mask is not None and mask.ndim == 4:
-        chosen = mask[sample if mask.shape[0] > 1 else 0][:, rows, : scores.shape[-1]]
-        if chosen.shape[0] > 1:
-            chosen = _grouped(chosen, call, heads)
-        if chosen.dtype == torch.bool:
-            scores.masked_fill_(~chosen, -torch.inf)
+        allowed = mask[sample if mask.shape[0] > 1 else 0][:, rows, :length]
+        if allowed.shape[0] > 1:
+            allowed = _grouped(allowed, call, heads)
+        if allowed.dtype == torch.bool:
+            scores.masked_fill_(~allowed, -torch.inf)
         else:
-            scores += chosen
+            scores += allowed
         return
-    there = torch.arange(scores.shape[-1], device=rows.device)
-    here = rows[:, None] + (call.key.shape[2] - call.query.shape[2])
+    key_positions = torch.arange(length, device=rows.device)
+    query_positions = rows[:, None] + (call.key.shape[2] - call.query.shape[2])
     if mask is not None:
-        scores.masked_fill_(mask[sample, -scores.shape[-1] :] == 0, -torch.inf)
+        scores.masked_fill_(mask[sample, -length:] == 0, -torch.inf)
     if call.causal:
-        scores.masked_fill_(there > here, -torch.inf)
+        scores.masked_fill_(key_positions > query_positions, -torch.inf)
     if call.window is not None:
-        scores.masked_fill_(there <= here - call.window, -torch.inf)
+        scores.masked_fill_(key_positions <= query_positions - call.window, -torch.inf)

@@ -1,4 +1,4 @@
-"""The words along a result's axes, beside ``SEGMENTS``."""
+"""The names along a result's axes, beside ``SEGMENTS``."""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,101 +15,77 @@ from vlmflow.errors import ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.features import watch_features
 from vlmflow.flow.recompute import recomputed_layers
+from vlmflow.flow.sample_record import SampleRecord
 from vlmflow.flow.watch_attention import watch_attention
 from vlmflow.lvlm.as_found import as_found
 
 
-class Observer(Protocol):
-    """Gets to see every decoder layer at work; called without gradient tracking."""
-
-    def on_attention(self, layer: int, call: AttentionCall) -> None:
-        """See the inputs of a layer's attention, before any backward pass shows them or instead."""
-
-    def on_attention_gradient(
-        self, layer: int, call: AttentionCall, gradient: Tensor, *, first: bool
-    ) -> None:
-        """See them in each backward pass, with dO, (batch, N, heads, head_dim).
-
-        ``first``: :meth:`on_attention` has not been and will not be called for them.
-        """
-
-    def on_features(self, hook: str, layer: int, features: Tensor, gradient: Tensor) -> None:
-        """See a hook point's output and its gradient in each backward pass."""
-
-
 class Capture:
-    """Runs the passes inside :func:`capture` and hands what they show to an observer.
+    """Runs the passes inside :func:`capture`, and shows every layer to the batch's records.
 
     Nothing is held per layer beyond what autograd holds itself: q, k and v are references that are
     dropped as soon as the layer's last backward has run.
     """
 
-    def __init__(self, model: nn.Module, layers: nn.ModuleList, low_memory: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        records: Sequence[SampleRecord],
+        *,
+        attention: bool,
+        low_memory: bool,
+    ) -> None:
         self.model = model
-        self.layers = layers
+        self.records = records
+        self.watches_attention = attention
         self.low_memory = low_memory
-        self.observer: Observer | None = None
-        self.watches_attention = True
-        self.layers_with_attention: set[int] = set()
+        self._layers_with_attention: set[int] = set()
         self._calls: dict[int, AttentionCall] = {}
-        self._unseen: set[int] = set()
-        self._last_pass = False
-        self._in_forward = False
+        self._unseen: set[int] = set()  # Layers whose attention no record has been shown yet
+        self._target, self._last_pass, self._in_forward = 0, False, False
         self._batch = 1
 
     def forward(self, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
-        """Run the model once.
+        """Run the model once: (batch, K, vocabulary) logits, with the graph of :meth:`backward`.
 
-        Parameters
-        ----------
-        inputs : mapping
-            What the model's forward takes.
-        positions : (K,) int64
-            Positions whose logits are needed, the same for every row of the batch.
-
-        Returns
-        -------
-        (batch, K, vocabulary)
-            Logits, with the graph that :meth:`backward` walks.
-
-        Raises
-        ------
-        ModelError
-            If the model's attention cannot be followed.
+        ``positions``, (K,) int64, are those whose logits are needed, the same for every row of the
+        batch. Raises ModelError if the model's attention cannot be followed.
         """
         self._batch = len(inputs["input_ids"])
         options: dict[str, Any] = {"use_cache": False}
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         if keeps:
             options["logits_to_keep"] = positions
-        self.layers_with_attention.clear()
+        self._layers_with_attention.clear()
         self._in_forward = True
         try:
             logits: Tensor = self.model(**inputs, **options).logits
         finally:
             self._in_forward = False
-        if self.watches_attention and not self.layers_with_attention:
+        if self.watches_attention and not self._layers_with_attention:
             raise ModelError(
                 f"no decoder layer of {type(self.model).__name__} calls its attention through "
                 f"transformers' AttentionInterface; this model is not supported"
             )
         return logits if keeps else logits[:, positions.to(logits.device)]
 
-    def backward(self, target: Tensor, *, last: bool) -> None:
-        """Run one backward pass from a scalar; ``last`` frees the graph on the way."""
-        self._last_pass = last
+    def backward(self, number: int, target: Tensor, *, last: bool) -> None:
+        """Run one backward pass from a scalar; ``last`` frees the graph on the way.
+
+        ``number`` is the target's: 0 for the whole answer, t for its t-th token.
+        """
+        self._target, self._last_pass = number, last
         target.backward(retain_graph=not last)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for layer in sorted(self._unseen):  # a gradient was to come this way, and none did
-                if self.observer is not None:
-                    self.observer.on_attention(layer, self._calls[layer])
+                self._show_attention(layer, self._calls[layer])
         self._unseen.clear()
 
     def release(self) -> None:
         """Drop every reference to activations."""
         self._calls.clear()
         self._unseen.clear()
-        self.observer = None
+        self.records = ()
 
     def start_gradient(self, _layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Make the first layer's input the leaf: what is before it is not differentiated."""
@@ -119,20 +95,18 @@ class Capture:
 
     def on_call(self, layer: int, call: AttentionCall, output: Tensor) -> None:
         """Show an attention call, and its gradient later."""
-        if self.observer is None:
-            return
         if self._in_forward:
-            if layer in self.layers_with_attention:
+            if layer in self._layers_with_attention:
                 raise ModelError(
                     f"layer {layer} of {type(self.model).__name__} calls self-attention twice; "
                     f"this model is not supported"
                 )
-            self.layers_with_attention.add(layer)
+            self._layers_with_attention.add(layer)
             if output.requires_grad and not self.low_memory:
                 self._unseen.add(layer)  # the first backward pass will rebuild the same rows
             else:
                 with torch.no_grad():
-                    self.observer.on_attention(layer, call)
+                    self._show_attention(layer, call)
             if output.requires_grad:
                 output.register_hook(  # type: ignore[no-untyped-call]
                     lambda gradient: self._on_gradient(layer, gradient)
@@ -141,13 +115,17 @@ class Capture:
         if output.requires_grad and not (self.low_memory and self._in_forward):
             self._calls[layer] = call
 
+    def _show_attention(self, layer: int, call: AttentionCall) -> None:
+        for record in self.records:
+            record.on_attention(layer, call)
+
     def _on_gradient(self, layer: int, gradient: Tensor) -> None:
         drop = self._last_pass or self.low_memory
         call = self._calls.pop(layer) if drop else self._calls[layer]
         first = layer in self._unseen
         self._unseen.discard(layer)
-        if self.observer is not None:
-            self.observer.on_attention_gradient(layer, call, gradient, first=first)
+        for record in self._records_of_target():
+            record.on_attention_gradient(layer, self._target, call, gradient, first=first)
 
     def on_feature_gradient(
         self, hook: str, layer: int, features: Tensor, gradient: Tensor
@@ -156,15 +134,19 @@ class Capture:
         if features.ndim == 2:  # OPT puts the rows of a batch one after the other
             rows = (self._batch, -1, features.shape[-1])
             features, gradient = features.view(rows), gradient.view(rows)
-        if self.observer is not None:
-            self.observer.on_features(hook, layer, features, gradient)
+        for record in self._records_of_target():
+            record.on_features(hook, layer, self._target, features, gradient)
+
+    def _records_of_target(self) -> list[SampleRecord]:
+        """Rows of the batch whose answer has the token that the pass explains."""
+        return [record for record in self.records if self._target <= record.tokens]
 
 
 @contextmanager
 def capture(
     model: nn.Module,
     layers: nn.ModuleList,
-    observer: Observer,
+    records: Sequence[SampleRecord],
     *,
     attention: bool = True,
     hooks: Collection[str] = (),
@@ -178,12 +160,10 @@ def capture(
 
     Parameters
     ----------
-    model : nn.Module
-        A transformers model with a language-model head.
-    layers : ModuleList
-        Its decoder layers.
-    observer : Observer
-        Gets to see the layers.
+    model, layers : nn.Module, nn.ModuleList
+        A transformers model with a language-model head, and its decoder layers.
+    records : sequence of SampleRecord
+        One per row of the batch: they are shown the layers.
     attention : bool
         False: only features are shown.
     hooks : collection of str
@@ -191,14 +171,8 @@ def capture(
     low_memory : bool
         Recompute each layer in the backward pass: activation memory of one layer, plus the inputs
         of all, for about one more forward pass per target.
-
-    Yields
-    ------
-    Capture
-        Runs the passes.
     """
-    running = Capture(model, layers, low_memory)
-    running.observer = observer
+    running = Capture(model, records, attention=attention, low_memory=low_memory)
     with ExitStack() as stack:
         stack.callback(running.release)
         stack.enter_context(as_found(model, frozen=True))
@@ -213,5 +187,4 @@ def capture(
             stack.enter_context(watch_features(layers, hook, on_gradient))
         if low_memory:
             stack.enter_context(recomputed_layers(layers))
-        running.watches_attention = attention
         yield running

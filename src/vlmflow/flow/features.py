@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +25,14 @@ NORM_NAMES = (
 )
 """What architectures call that norm."""
 
-OnGradient = Callable[[int, Tensor, Tensor], None]
-"""Called with the layer's index, the features and their gradient, both (batch, N, channels)."""
+Show = Callable[[Tensor, Tensor], None]
+"""Called with a layer's features and their gradient, both (batch, N, channels)."""
 
 
 @contextmanager
-def watch_features(layers: nn.ModuleList, hook: str, on_gradient: OnGradient) -> Iterator[None]:
+def watch_features(
+    layers: nn.ModuleList, hook: str, on_gradient: Callable[[int, Tensor, Tensor], None]
+) -> Iterator[None]:
     """Show every layer's features and their gradient to a callback during the backward pass.
 
     Parameters
@@ -42,27 +45,27 @@ def watch_features(layers: nn.ModuleList, hook: str, on_gradient: OnGradient) ->
         of a submodule that every layer has and that maps one tensor to one tensor
         (``"input_layernorm"``, ``"self_attn.v_proj"``).
     on_gradient : callable
-        Gets ``(layer, features, gradient)``.
+        Gets ``(layer, features, gradient)``, both tensors (batch, N, channels).
 
     Raises
     ------
     InputError
-        If a layer has no such hook point, or it takes something else than one tensor.
+        If a layer has no such hook point, or it takes something other than one tensor.
     """
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
+            show = partial(on_gradient, index)
             if hook == LAYER_INPUT:
                 handle: Any = layer.register_forward_pre_hook(
-                    _input_hook(index, on_gradient), with_kwargs=True
+                    partial(_on_input, show), with_kwargs=True
                 )
                 stack.callback(handle.remove)
             elif hook == LAYER_OUTPUT:
-                handle = layer.register_forward_hook(_output_hook(index, on_gradient))
+                handle = layer.register_forward_hook(partial(_on_output, show))
                 stack.callback(handle.remove)
             else:
-                module = hook_module(layer, hook)
-                wrap = _forward_wrapper(index, hook, on_gradient)
-                stack.enter_context(replaced_forward(module, wrap))
+                module = _hook_module(layer, hook)
+                stack.enter_context(replaced_forward(module, partial(_on_forward, hook, show)))
         yield
 
 
@@ -70,17 +73,11 @@ def check_hook(layers: nn.ModuleList, hook: str) -> None:
     """Raise InputError for a hook point that some layer does not have; names what is possible."""
     if hook not in (LAYER_INPUT, LAYER_OUTPUT):
         for layer in layers:
-            hook_module(layer, hook)
+            _hook_module(layer, hook)
 
 
-def hook_module(layer: nn.Module, hook: str) -> nn.Module:
-    """Find the submodule that a hook's name stands for.
-
-    Raises
-    ------
-    InputError
-        If the layer has none; names what is possible.
-    """
+def _hook_module(layer: nn.Module, hook: str) -> nn.Module:
+    """Find the submodule that a hook's name means."""
     names = NORM_NAMES if hook == POST_ATTENTION_NORM else (hook,)
     modules: dict[str, nn.Module] = dict(layer.named_modules())
     for name in names:
@@ -121,43 +118,25 @@ class _Recomputed(torch.autograd.Function):
         return input_gradient, None, None
 
 
-def _forward_wrapper(
-    index: int, hook: str, on_gradient: OnGradient
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def show(features: Tensor, gradient: Tensor) -> None:
-            on_gradient(index, features, gradient)
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
-                raise InputError(
-                    f"hook={hook!r} does not take exactly one tensor; "
-                    f"choose a norm, '{LAYER_INPUT}' or '{LAYER_OUTPUT}'"
-                )
-            return _Recomputed.apply(args[0], forward, show)  # type: ignore[no-untyped-call]
-
-        return watched
-
-    return wrap
-
-
-def _input_hook(index: int, on_gradient: OnGradient) -> Callable[..., None]:
-    def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _watch(index, args[0] if args else kwargs["hidden_states"], on_gradient)
-
-    return hook
-
-
-def _output_hook(index: int, on_gradient: OnGradient) -> Callable[..., None]:
-    def hook(_layer: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        _watch(index, output if isinstance(output, Tensor) else output[0], on_gradient)
-
-    return hook
-
-
-def _watch(index: int, features: Tensor, on_gradient: OnGradient) -> None:
-    if features.requires_grad:
-        kept = features.detach()
-        features.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: on_gradient(index, kept, gradient)
+def _on_forward(
+    hook: str, show: Show, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+        raise InputError(
+            f"hook={hook!r} does not take exactly one tensor; "
+            f"choose a norm, '{LAYER_INPUT}' or '{LAYER_OUTPUT}'"
         )
+    return _Recomputed.apply(args[0], forward, show)  # type: ignore[no-untyped-call]
+
+
+def _on_input(show: Show, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    _show_gradient(show, args[0] if args else kwargs["hidden_states"])
+
+
+def _on_output(show: Show, _layer: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    _show_gradient(show, output if isinstance(output, Tensor) else output[0])
+
+
+def _show_gradient(show: Show, features: Tensor) -> None:
+    if features.requires_grad:
+        features.register_hook(partial(show, features.detach()))  # type: ignore[no-untyped-call]

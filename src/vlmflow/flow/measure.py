@@ -15,12 +15,11 @@ from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.flow.capture import capture
 from vlmflow.flow.options import ExplainOptions
-from vlmflow.flow.recorder import (
+from vlmflow.flow.sample_record import (
     ANY_GRADIENT,
     SALIENCY_MEAN,
     SALIENCY_SUM,
     SHARE,
-    Recorder,
     SampleRecord,
 )
 from vlmflow.flow.signals.readings import FEATURES
@@ -38,28 +37,15 @@ class Measurement:
     """What one row of the batch draws on.
 
     ``L`` layers, ``G`` targets (the whole answer, then its tokens if each was explained), ``P``
-    image tokens, ``S`` segments.
-
-    Parameters
-    ----------
-    attention_share : (L, G, S) float32
-        Attention flow; all 0 in layers without attention.
-    saliency_mean, saliency_sum : (L, G, 2, S) float32
-        Saliency flow into user and answer rows.
-    maps : dict of str to (L, G, P) float32
-        Per signal; (1, G, P) where it sums over layers.
-    flags : dict of str to (L, G) int8
-        Index into ``FLAGS`` per map.
-    target_values : (T,) float32
-        Value of the target for each answer token.
+    image tokens, ``S`` segments, ``T`` answer tokens.
     """
 
-    attention_share: Float32Array
-    saliency_mean: Float32Array
+    attention_share: Float32Array  # (L, G, S); all 0 in layers without attention
+    saliency_mean: Float32Array  # (L, G, 2, S): into user and answer rows
     saliency_sum: Float32Array
-    maps: dict[str, Float32Array]
-    flags: dict[str, npt.NDArray[np.int8]]
-    target_values: Float32Array
+    maps: dict[str, Float32Array]  # (L, G, P) per signal; (1, G, P) where it sums over layers
+    flags: dict[str, npt.NDArray[np.int8]]  # (L, G) per map: index into FLAGS
+    target_values: Float32Array  # (T,)
 
 
 def count_passes(layouts: Sequence[TokenLayout], per_token: bool) -> int:
@@ -102,48 +88,43 @@ def measure(
     on_pass : callable, optional
         Called after each pass.
 
-    Returns
-    -------
-    list of B Measurement
-
     Raises
     ------
     ModelError
         If logits or gradients are not finite, or the model cannot be followed.
     """
     chosen = options.named if signals is None else signals
+    on_pass = on_pass or (lambda: None)
     records = [
         SampleRecord(index, layout, options.per_token, chosen)
         for index, layout in enumerate(layouts)
     ]
-    recorder = Recorder(records)
-    tell = on_pass or (lambda: None)
     rows = np.unique(np.concatenate([layout.answer_rows for layout in layouts]))
     input_ids: Tensor = inputs["input_ids"]
     with capture(
         model,
         layers,
-        recorder,
+        records,
         attention=segments or any(FEATURES not in s.all_reads for s in chosen.values()),
         hooks={s.hook_point for s in chosen.values() if FEATURES in s.all_reads},
         low_memory=options.low_memory,
     ) as running:
         logits = running.forward(inputs, torch.from_numpy(rows).to(input_ids.device))
-        tell()
-        values = []
+        on_pass()
+        targets, values = [], []
         for index, layout in enumerate(layouts):
             at = torch.from_numpy(np.searchsorted(rows, layout.answer_rows)).to(logits.device)
             ids = input_ids[index, torch.from_numpy(layout.answer_positions).to(input_ids.device)]
-            values.append(target_values(logits[index, at], ids.to(logits.device), options.target))
-            _check_finite(values[-1].detach(), "the target", index)
+            targets.append(target_values(logits[index, at], ids.to(logits.device), options.target))
+            values.append(targets[-1].detach().float().cpu().numpy())
+            _check_finite(values[-1], "the target", index)
         del logits
-        for number, scalar, last in _scalars(values, options.per_token):
-            recorder.target = number
-            running.backward(scalar, last=last)
-            tell()
+        for number, scalar, last in _scalars(targets, options.per_token):
+            running.backward(number, scalar, last=last)
+            on_pass()
     return [
-        _finish(record, len(layers), value.detach().float().cpu().numpy(), segments=segments)
-        for record, value in zip(records, values, strict=True)
+        _finish(record, len(layers), target, segments=segments)
+        for record, target in zip(records, values, strict=True)
     ]
 
 
@@ -168,32 +149,26 @@ def _scalars(values: list[Tensor], per_token: bool) -> list[tuple[int, Tensor, b
 def _finish(
     record: SampleRecord, layers: int, values: Float32Array, *, segments: bool
 ) -> Measurement:
-    """Stack what was recorded, and flag what it is worth."""
-    targets, count = record.targets, len(SEGMENTS)
-    shapes = {
-        SHARE: (targets, count),
-        SALIENCY_MEAN: (targets, len(DESTINATIONS), count),
-        SALIENCY_SUM: (targets, len(DESTINATIONS), count),
-    }
-    flow = {
-        name: record.stacked(name, range(layers), shape)
-        if segments
-        else np.zeros((layers, *shape), dtype=np.float32)
-        for name, shape in shapes.items()
-    }
+    """Stack what was recorded, and flag every map."""
+    of_segments = (record.targets, len(SEGMENTS))
+    of_pairs = (record.targets, len(DESTINATIONS), len(SEGMENTS))
+    flow = {}
+    for name, shape in {
+        SHARE: of_segments,
+        SALIENCY_MEAN: of_pairs,
+        SALIENCY_SUM: of_pairs,
+    }.items():
+        if segments:
+            flow[name] = record.stacked(name, range(layers), shape)
+        else:
+            flow[name] = np.zeros((layers, *shape), dtype=np.float32)
     maps, flags = {}, {}
     for name, signal in record.signals.items():
         maps[name], flags[name] = _map(record, name, signal, layers)
     for name, array in {**flow, **maps}.items():
-        what = f"the {name} signal"
-        _check_finite(torch.from_numpy(array), what, record.index, own=name in maps)
+        _check_finite(array, f"the {name} signal", record.index, own=name in maps)
     return Measurement(
-        attention_share=flow[SHARE],
-        saliency_mean=flow[SALIENCY_MEAN],
-        saliency_sum=flow[SALIENCY_SUM],
-        maps=maps,
-        flags=flags,
-        target_values=values,
+        flow[SHARE], flow[SALIENCY_MEAN], flow[SALIENCY_SUM], maps, flags, target_values=values
     )
 
 
@@ -201,28 +176,7 @@ def _map(
     record: SampleRecord, name: str, signal: Signal, layers: int
 ) -> tuple[Float32Array, npt.NDArray[np.int8]]:
     """One signal's maps and flags, summed over layers where it says so."""
-    targets, tokens = record.targets, len(record.layout.image_positions)
-    summed = _summed_layers(name, signal, layers)
-    values = record.stacked(name, summed or range(layers), (targets, tokens))
-    if summed:
-        values = values.sum(0, dtype=np.float32)[None]
-    flags = np.where((values > 0).any(-1), OK, EMPTY).astype(np.int8)
-    if summed:
-        return values, flags
-    if FEATURES in signal.all_reads:
-        any_gradient = record.stacked(ANY_GRADIENT + signal.hook_point, range(layers), (targets,))
-        flags[any_gradient == 0] = UNDEFINED
-    else:
-        without = [layer for layer in range(layers) if layer not in record.layers_with_attention]
-        flags[without] = NO_ATTENTION
-    return values, flags
-
-
-def _summed_layers(name: str, signal: Signal, layers: int) -> range | None:
-    """Which layers a sum takes; None for a signal with a map per layer."""
-    if not signal.summed:
-        return None
-    summed = signal.summed_layers(layers)
+    summed = signal.summed_layers(layers) if signal.summed else range(layers)
     right = isinstance(summed, range) and summed.step == 1 and len(summed) > 0
     if not right or summed.start < 0 or summed.stop > layers:
         raise InputError(
@@ -230,15 +184,23 @@ def _summed_layers(name: str, signal: Signal, layers: int) -> range | None:
             f"return a range of one or more of 0..{layers - 1}, one after the other, from "
             "summed_layers"
         )
-    return summed
+    values = record.stacked(name, summed, (record.targets, len(record.layout.image_positions)))
+    if signal.summed:
+        values = values.sum(0, dtype=np.float32)[None]
+    flags = np.where((values > 0).any(-1), OK, EMPTY).astype(np.int8)
+    if not signal.summed and FEATURES in signal.all_reads:
+        any_gradient = ANY_GRADIENT + signal.hook_point
+        flags[record.stacked(any_gradient, range(layers), (record.targets,)) == 0] = UNDEFINED
+    elif not signal.summed:
+        flags[[layer not in record.layers_with_attention for layer in range(layers)]] = NO_ATTENTION
+    return values, flags
 
 
-def _check_finite(values: Tensor, what: str, sample: int, *, own: bool = False) -> None:
-    finite = values.isfinite()
-    if not finite.all():
-        where = [int(index) for index in (~finite).nonzero()[0]]
-        place = f"layer {where[0]}" if values.ndim > 1 else f"answer token {where[0]}"
+def _check_finite(values: Float32Array, what: str, sample: int, *, own: bool = False) -> None:
+    if not np.isfinite(values).all():
+        first = np.argwhere(~np.isfinite(values))[0, 0]
+        place = f"layer {first}" if values.ndim > 1 else f"answer token {first}"
         way_out = "load the model in float32 or bfloat16"
         if own:
-            way_out += ", or, where it is yours, see to it that of_layer divides by no zero"
+            way_out += ", or, where it is yours, make sure that of_layer never divides by zero"
         raise ModelError(f"{what} is not finite at {place} of sample {sample}; {way_out}")

@@ -1,4 +1,4 @@
-"""What is asked of an explanation: checked once, handed on whole, and kept with the result."""
+"""The options of an explanation: checked once, passed on as one, and kept with the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vlmflow.errors import InputError
-from vlmflow.flow.signals.registry import DEFAULT_SIGNALS, as_signals, named_signals
+from vlmflow.flow.signals.registry import DEFAULT_SIGNALS, as_signals
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.flow.targets import check_target
 
@@ -49,25 +49,24 @@ class ExplainOptions:
         object.__setattr__(self, "signals", as_signals(self.signals))
         check_target(self.target)
         count = self.max_new_tokens
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if type(count) is not int or count < 1:
             raise InputError(f"max_new_tokens={count!r}, but an answer needs at least 1")
 
     @property
     def named(self) -> dict[str, Signal]:
-        """The signals by the names of their maps."""
-        return named_signals(as_signals(self.signals))
+        """The signals by the names of their maps: with parameters where two share a name."""
+        signals = as_signals(self.signals)
+        names = [signal.known_as() for signal in signals]
+        return {
+            signal.title if names.count(name) > 1 else name: signal
+            for name, signal in zip(names, signals, strict=True)
+        }
 
     def check_model(self, layers: nn.ModuleList) -> None:
-        """Refuse signals that do not fit a model's decoder layers."""
+        """Raise InputError for a signal that does not fit a model's decoder layers."""
         for signal in self.named.values():
             signal.check_model(layers)
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as a dictionary that JSON can hold."""
-        return {
-            "signals": [signal.to_json() for signal in self.named.values()],
-            "target": self.target,
-            "per_token": self.per_token,
-            "max_new_tokens": self.max_new_tokens,
-            "low_memory": self.low_memory,
-        }
+        return {**vars(self), "signals": [signal.to_json() for signal in self.named.values()]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,16 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def replaced_forward(
-    module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
+def replaced_forward(module: nn.Module, replacement: Callable[..., Any]) -> Iterator[None]:
     """Replace ``forward`` of this one module, and put back what was there.
 
-    Set on the instance, so that other modules of its class (and threads that run them) see nothing;
-    an instance attribute that was there before (as accelerate sets) is kept and put back.
+    ``replacement`` is called with the module's own forward before its arguments. It is set on the
+    instance, so that other modules of its class (and threads that run them) see nothing; an
+    instance attribute that was there before (as accelerate sets) is kept and put back.
     """
     before = module.__dict__.get("forward")
-    module.__dict__["forward"] = wrap(module.forward)
+    module.__dict__["forward"] = partial(replacement, module.forward)
     try:
         yield
     finally:
@@ -30,20 +30,15 @@ def replaced_forward(
             module.__dict__["forward"] = before
 
 
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # No dropout is active (the model is in eval mode), so there is no random state to keep.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
 @contextmanager
 def recomputed_layers(layers: nn.ModuleList) -> Iterator[None]:
     """Recompute each layer in the backward pass instead of keeping its activations."""
-
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def recomputed(*args: Any, **kwargs: Any) -> Any:
-            # No dropout is active (the model is in eval mode), so there is no random state to keep.
-            return checkpoint(
-                forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-            )
-
-        return recomputed
-
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(replaced_forward(layer, wrap))
+            stack.enter_context(replaced_forward(layer, _checkpointed))
         yield

@@ -1,4 +1,4 @@
-"""How much flows from one segment of the sequence to another, whatever maps are asked for."""
+"""How much flows from one segment of the sequence to another, whatever maps are wanted."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ def attention_share(attention: Tensor, membership: Tensor) -> Tensor:
     arXiv 2406.06579, eq. 6-9; the definition is FastV's, Chen et al., ECCV 2024). The shares of a
     row sum to 1: the position's attention to itself counts for its own segment.
 
-    Parameters
-    ----------
-    attention : (R, N)
-        Mean over the heads of the rows of the positions that predict the answer tokens.
-    membership : (N, S)
-        1 where a position belongs to a segment.
-
-    Returns
-    -------
-    (R, S)
+    ``attention``, (R, N), holds the rows that predict answer tokens, averaged over the heads;
+    ``membership``, (N, S), is 1 where a position belongs to a segment. Returns (R, S).
     """
     return attention @ membership.to(attention.dtype)
 
@@ -40,10 +32,8 @@ def segment_saliency(
         ``I_l`` of the rows.
     rows : (R,) int64
         Position of each row.
-    destinations : (R, B)
-        1 where a row belongs to a destination.
-    membership : (N, S)
-        1 where a position belongs to a source.
+    destinations, membership : (R, B), (N, S)
+        1 where a row belongs to a destination, and a position to a source.
 
     Returns
     -------

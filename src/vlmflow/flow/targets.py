@@ -29,13 +29,7 @@ def target_values(logits: Tensor, answer_ids: Tensor, kind: str) -> Tensor:
     -------
     (T,)
         In float32 or wider.
-
-    Raises
-    ------
-    InputError
-        If ``kind`` is none of them.
     """
-    check_target(kind)
     scores = logits if logits.dtype.itemsize > 4 else logits.float()
     ids = answer_ids[:, None]
     if kind == "logprob":

@@ -1,4 +1,4 @@
-"""Seeing what every attention layer is called with, without changing what it computes.
+"""Show what every attention layer is called with, without changing what it computes.
 
 The decoder's configs name, for the duration, an attention function of ours in transformers'
 ``AttentionInterface``. It calls the very implementation the model had, then shows q, k, v, the mask
@@ -43,7 +43,7 @@ def watch_attention(
         The decoder layers.
     on_call : callable
         Gets ``(layer, call, output)`` after every self-attention over the whole sequence. Calls
-        over something else (cross-attention, a cache) are passed over.
+        over something else (cross-attention, a cache) are left out.
     only : collection of int, optional
         Layers to show; None: all.
     cached : bool
@@ -61,23 +61,21 @@ def watch_attention(
         for module in layer.modules()
         if only is None or index in only
     }
-    configs = _configs(layers)
-    watched: dict[str, str] = {}
-    found = [(config, config._attn_implementation) for config in configs]
+    names: dict[str, str] = {}
+    originals = [(config, config._attn_implementation) for config in _configs(layers)]
     try:
-        for config, original in found:
-            name = watched.get(original)
-            if name is None:
+        for config, original in originals:
+            if original not in names:
                 # Model code asks whether the name contains "flash": it has to stay part of ours.
-                name = watched[original] = f"vlmflow_{next(_numbers)}_{original}"
-                _register(name, original, layer_of, on_call, cached)
+                names[original] = f"vlmflow_{next(_numbers)}_{original}"
+                _register(names[original], original, layer_of, on_call, cached)
             # The plain attribute: the property would pass the name on to every sub-config.
-            config._attn_implementation_internal = name
+            config._attn_implementation_internal = names[original]
         yield
     finally:
-        for config, original in found:
+        for config, original in originals:
             config._attn_implementation_internal = original
-        for name in watched.values():
+        for name in names.values():
             AttentionInterface._global_mapping.pop(name, None)
             AttentionMaskInterface._global_mapping.pop(name, None)
 
@@ -86,15 +84,14 @@ def _configs(layers: nn.ModuleList) -> list[Any]:
     """Every config that modules of the decoder layers read, once each."""
     configs: dict[int, Any] = {}
     for module in layers.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation_internal"):
             configs[id(config)] = config
-    for config in configs.values():
-        if config._attn_implementation == "flex_attention":
-            raise ModelError(
-                "attention 'flex_attention' cannot be followed row by row; "
-                "load the model with attn_implementation='sdpa'"
-            )
+            if config._attn_implementation == "flex_attention":
+                raise ModelError(
+                    "attention 'flex_attention' cannot be followed row by row; "
+                    "load the model with attn_implementation='sdpa'"
+                )
     return list(configs.values())
 
 
@@ -112,7 +109,7 @@ def _register(
     ) -> Any:
         implementation = _implementation(module, original)
         config: Any = module.config
-        # Flash attention looks its kernel up under the config's name: it must find its own.
+        # Flash attention looks up its kernel by the name in the config: it must find its own.
         config._attn_implementation_internal = original
         try:
             result = implementation(module, query, key, value, attention_mask, *args, **kwargs)
@@ -135,15 +132,14 @@ def _implementation(module: nn.Module, name: str) -> Callable[..., Any]:
     sources = [sys.modules[cls.__module__] for cls in type(module).__mro__]
     interfaces = [getattr(source, "ALL_ATTENTION_FUNCTIONS", None) for source in sources]
     eager = [getattr(source, "eager_attention_forward", None) for source in sources]
-    interface: Any = next(found for found in [*interfaces, ALL_ATTENTION_FUNCTIONS] if found)
-    function = interface.get(name, next((found for found in eager if found is not None), None))
+    interface: Any = next(filter(None, [*interfaces, ALL_ATTENTION_FUNCTIONS]))
+    function: Callable[..., Any] | None = interface.get(name, next(filter(None, eager), None))
     if function is None:
         raise ModelError(
             f"no eager attention function was found beside {type(module).__name__}; "
             f"load the model with attn_implementation='sdpa'"
         )
-    implementation: Callable[..., Any] = function
-    return implementation
+    return function
 
 
 def _call(
@@ -177,7 +173,7 @@ def _call(
         value=value.detach(),
         mask=mask,
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
-        # Eager attention knows no causal flag: without a mask everything is seen.
+        # Eager attention has no causal flag: without a mask everything is seen.
         causal=bool(causal) and implementation != "eager",
         window=None if implementation == "eager" else options.get("sliding_window"),
         softcap=options.get("softcap"),

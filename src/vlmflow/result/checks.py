@@ -18,18 +18,8 @@ from vlmflow.result.map_info import MapInfo
 def read_only(value: Any, name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> Any:
     """Return a read-only view in the stored type, or refuse what does not fit.
 
-    Parameters
-    ----------
-    value : array-like
-    name : str
-        What the value is called in an error.
-    dtype, shape
-        What is stored.
-
-    Raises
-    ------
-    InputError
-        If the shape differs or a value is NaN or infinite.
+    ``name`` is what the value is called in an error. Raises InputError if the shape differs or a
+    value is NaN or infinite.
     """
     try:
         with np.errstate(over="ignore"):  # what overflows float32 is refused below
@@ -53,19 +43,10 @@ def plural(count: int, noun: str) -> str:
 
 
 def valid_index(name: str, value: int, count: int, has: str) -> int:
-    """Return a valid index, or raise an error that names the valid ones.
+    """Return a valid index, or raise an InputError that names the valid ones.
 
-    Parameters
-    ----------
-    name, has : str
-        What is indexed, and what there is of it: "this model has 12 decoder layers".
-    value, count : int
-        The index, and how many there are; negative indices do not wrap around.
-
-    Raises
-    ------
-    InputError
-        If the index is not one of 0 to ``count - 1``.
+    ``has`` says in the error how many there are: "this model has 12 decoder layers". Negative
+    indices do not wrap around.
     """
     try:
         index = operator.index(value)
@@ -77,7 +58,7 @@ def valid_index(name: str, value: int, count: int, has: str) -> int:
 
 
 def check_grids(layout: TokenLayout) -> None:
-    """Raise InputError if a grid is of no picture, or not of image tokens."""
+    """Raise InputError if a grid does not belong to a picture, or not to image tokens."""
     images = range(len(layout.image_sizes))
     for index, grid in enumerate(layout.grids):
         inside = np.isin(grid.positions, layout.image_positions).all()
@@ -88,13 +69,7 @@ def check_grids(layout: TokenLayout) -> None:
 def display_copies(
     pictures: Sequence[npt.ArrayLike], layout: TokenLayout
 ) -> tuple[npt.NDArray[np.uint8], ...]:
-    """Return one read-only (height, width, 3) uint8 copy per picture of the layout.
-
-    Raises
-    ------
-    InputError
-        If there are more or fewer, or one is no such array.
-    """
+    """Return one read-only (height, width, 3) uint8 copy per picture of the layout."""
     sizes = layout.image_sizes
     if len(pictures) != len(sizes):
         raise InputError(
@@ -113,16 +88,10 @@ def display_copies(
     return tuple(copies)
 
 
-def checked_targets(
+def check_targets(
     answer_tokens: Sequence[str], targets: Sequence[str], layout: TokenLayout
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the texts of answer tokens and targets as tuples.
-
-    Raises
-    ------
-    InputError
-        If they are no texts, or do not fit the layout or each other.
-    """
+) -> None:
+    """Raise InputError for texts of tokens or targets that do not fit the layout or each other."""
     for name, texts in (("answer_tokens", answer_tokens), ("targets", targets)):
         if not all(isinstance(text, str) for text in texts):
             raise InputError(f"{name} must hold texts only")
@@ -132,22 +101,14 @@ def checked_targets(
             f"answer_tokens must name each answer token of the layout: it has {count}, but {given} "
             "were given"
         )
-    tokens, texts = tuple(answer_tokens), tuple(targets)
-    if texts[:1] != (WHOLE_ANSWER,) or texts[1:] not in ((), tokens):
+    if tuple(targets) not in ((WHOLE_ANSWER,), (WHOLE_ANSWER, *answer_tokens)):
         raise InputError(
             f"targets must be {WHOLE_ANSWER!r}, alone or followed by the answer tokens"
         )
-    return tokens, texts
 
 
 def valid_target(target: int | str, targets: Sequence[str]) -> int:
-    """Return the index of a target that is given by its number or its text.
-
-    Raises
-    ------
-    InputError
-        If there is none, or several tokens have the text.
-    """
+    """Return the index of a target that is given by its number or by a text that occurs once."""
     count = len(targets)
     if not isinstance(target, str):
         return valid_index("target", target, count, f"this result has {plural(count, 'target')}")
@@ -158,7 +119,7 @@ def valid_target(target: int | str, targets: Sequence[str]) -> int:
         return places[0]
     if places:
         numbers = ", ".join(map(str, places))
-        raise InputError(f"target={target!r} stands in the answer several times; give {numbers}")
+        raise InputError(f"target={target!r} occurs in the answer several times; give {numbers}")
     texts = ", ".join(repr(text.strip()) for text in targets)
     raise InputError(f"target={target!r}, but the targets of this result are {texts}")
 
@@ -171,17 +132,8 @@ def checked_maps(
 ) -> tuple[dict[str, MapInfo], dict[str, Any], dict[str, Any]]:
     """Return a description, read-only maps and flags for every signal.
 
-    Parameters
-    ----------
-    maps, flags, about : mapping
-        By signal; a signal that is not described gets what its name and shape say.
-    shape : (L, G, P)
-        Of a map with one row per layer; one that is summed over layers has a single row.
-
-    Raises
-    ------
-    InputError
-        If an array does not fit, or a signal has maps or flags alone.
+    A signal that ``about`` does not describe gets what its name and shape say. ``shape`` is
+    (L, G, P), of a map with one row per layer; one that is summed over layers has a single row.
     """
     if set(maps) != set(flags):
         raise InputError(
@@ -189,16 +141,16 @@ def checked_maps(
         )
     layers, targets, tokens = shape
     infos: dict[str, MapInfo] = {}
-    values, worth = {}, {}
+    values, checked_flags = {}, {}
     for signal in maps:
         single = layers > 1 and len(maps[signal]) == 1
-        given = MapInfo(signal, summed=(0, layers - 1) if single else None)
-        infos[signal] = about.get(signal, given)
+        default = MapInfo(signal, summed=(0, layers - 1) if single else None)
+        infos[signal] = about.get(signal, default)
         rows = layers if infos[signal].summed is None else 1
         name = f"maps[{signal!r}]"
         values[signal] = read_only(maps[signal], name, np.float32, (rows, targets, tokens))
         name = f"flags[{signal!r}]"
-        worth[signal] = read_only(flags[signal], name, np.int8, (rows, targets))
-        if not np.isin(worth[signal], range(len(FLAGS))).all():
+        checked_flags[signal] = read_only(flags[signal], name, np.int8, (rows, targets))
+        if not np.isin(checked_flags[signal], range(len(FLAGS))).all():
             raise InputError(f"{name} must hold 0..{len(FLAGS) - 1} (see FLAGS)")
-    return infos, values, worth
+    return infos, values, checked_flags

@@ -1,8 +1,9 @@
 """How concentrated a map is: three figures between 0 and 1 on a map over the image tokens.
 
-All three read a map as *mass* spread over tokens: values divided by their sum, where values that
-are not positive carry none. A map without any mass (an empty one, or one of no tokens) has no
-shape to measure; the answer is then ``None``, never a number that looks like a finding.
+All three read a map, (P,), as *mass* spread over tokens: values divided by their sum, where values
+that are not positive carry none. A map without any mass (an empty one, or one of no tokens) has no
+shape to measure; the answer is then ``None``, never a number that looks like a finding. A map that
+has not exactly one axis, or holds NaN or infinity, raises ``InputError``.
 """
 
 from __future__ import annotations
@@ -42,20 +43,7 @@ def entropy(values: npt.ArrayLike) -> float | None:
     ``H = -sum_p m_p log m_p / log P`` with the masses ``m`` (Shannon 1948), divided by the entropy
     of the uniform map so that models with different numbers of image tokens compare.
 
-    Parameters
-    ----------
-    values : (P,) array-like
-        A map; values that are not positive carry no mass.
-
-    Returns
-    -------
-    float or None
-        In 0..1; a map of a single token with mass gives 0. None for a map without mass.
-
-    Raises
-    ------
-    InputError
-        If ``values`` has not exactly one axis or holds NaN or infinity.
+    A map of a single token with mass gives 0.
     """
     masses = _masses(values)
     if masses is None:
@@ -76,19 +64,9 @@ def top_mass(values: npt.ArrayLike, share: float = 0.1) -> float | None:
     Parameters
     ----------
     values : (P,) array-like
-        A map; values that are not positive carry no mass.
+        The map.
     share : float
         Fraction of the tokens to count, above 0 and at most 1.
-
-    Returns
-    -------
-    float or None
-        In 0..1. None for a map without mass.
-
-    Raises
-    ------
-    InputError
-        If ``share`` is out of range or the map is not one finite axis.
     """
     if not 0.0 < share <= 1.0:
         raise InputError(f"share={share}, but a share of the tokens lies above 0 and at most at 1")
@@ -110,17 +88,12 @@ def mass_inside(values: npt.ArrayLike, boxes: npt.ArrayLike, box: Sequence[float
     Parameters
     ----------
     values : (P,) array-like
-        A map; values that are not positive carry no mass.
+        The map.
     boxes : (P, 4) array-like
         ``x0, y0, x1, y1`` of every token in pixels; NaN for tokens that have no place in this
         picture (another picture's, a separator's): their mass counts as outside.
     box : sequence of 4 floats
         ``x0, y0, x1, y1`` of the object in the same pixels.
-
-    Returns
-    -------
-    float or None
-        In 0..1. None for a map without mass.
 
     Raises
     ------

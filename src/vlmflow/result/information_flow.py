@@ -1,10 +1,10 @@
-"""InformationFlow: everything measured on one answer, to look at, tabulate, save and load."""
+"""InformationFlow: everything measured on one answer, to show, tabulate, save and load."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result import notebook, parts, storage, tables
 from vlmflow.result.checks import (
     check_grids,
+    check_targets,
     checked_maps,
-    checked_targets,
     display_copies,
     plural,
     read_only,
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Float32Array = npt.NDArray[np.float32]
-
-_TEXTS = ("model", "question", "prompt", "answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +69,8 @@ class InformationFlow:
         One map over the image tokens per signal, layer and target; (1, G, P) where a signal sums
         over layers.
     flags : dict of str to (L, G) int8
-        For every map what it is worth: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for a
-        sum over layers.
+        Whether each map is defined: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for a sum
+        over layers.
     about : dict of str to MapInfo
         What each signal is called, shows and comes from; its name alone where left out.
     settings : dict
@@ -104,37 +102,36 @@ class InformationFlow:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in _TEXTS:
+        for name in parts.TEXTS:
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a text, not {getattr(self, name)!r}")
-        tokens, texts = checked_targets(self.answer_tokens, self.targets, self.layout)
-        object.__setattr__(self, "answer_tokens", tokens)
-        object.__setattr__(self, "targets", texts)
+        check_targets(self.answer_tokens, self.targets, self.layout)
         check_grids(self.layout)
-        object.__setattr__(self, "pictures", display_copies(self.pictures, self.layout))
+        pictures = display_copies(self.pictures, self.layout)
         shape = np.shape(self.attention_share)
         if len(shape) != 3 or shape[0] == 0:
             raise InputError(
                 f"attention_share must have shape (layers, targets, segments), not {shape}"
             )
-        layers, targets, segments = shape[0], len(self.targets), len(SEGMENTS)
-        share = (layers, targets, segments)
-        pairs = (layers, targets, len(DESTINATIONS), segments)
-        self._freeze("attention_share", share)
-        self._freeze("saliency_mean", pairs)
-        self._freeze("saliency_sum", pairs)
-        about, maps, flags = checked_maps(
-            self.maps, self.flags, self.about, (layers, targets, self.layout.image_positions.size)
-        )
-        object.__setattr__(self, "about", about)
-        object.__setattr__(self, "maps", maps)
-        object.__setattr__(self, "flags", flags)
-        object.__setattr__(self, "settings", storage.as_json(self.settings, "settings"))
-        object.__setattr__(self, "versions", storage.as_json(self.versions, "versions"))
-
-    def _freeze(self, name: str, shape: Sequence[int]) -> None:
-        array = read_only(getattr(self, name), name, np.float32, shape)
-        object.__setattr__(self, name, array)
+        of_segments = (shape[0], len(self.targets), len(SEGMENTS))
+        of_pairs = (*of_segments[:2], len(DESTINATIONS), len(SEGMENTS))
+        of_tokens = (*of_segments[:2], self.layout.image_positions.size)
+        about, maps, flags = checked_maps(self.maps, self.flags, self.about, of_tokens)
+        checked = {
+            "answer_tokens": tuple(self.answer_tokens),
+            "targets": tuple(self.targets),
+            "pictures": pictures,
+            "about": about,
+            "maps": maps,
+            "flags": flags,
+            "settings": storage.as_json(self.settings, "settings"),
+            "versions": storage.as_json(self.versions, "versions"),
+        }
+        for name in parts.SHARES:
+            shape = of_segments if name == "attention_share" else of_pairs
+            checked[name] = read_only(getattr(self, name), name, np.float32, shape)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         answer = self.answer if len(self.answer) <= 60 else f"{self.answer[:59]}…"
@@ -145,9 +142,25 @@ class InformationFlow:
 
     def _repr_html_(self) -> str:
         """Show the picture with its map, the answer and one sentence in a notebook."""
-        texts = {name: getattr(self, name) for name in ("model", "question", "answer")}
-        maps = self.attention_share, self.maps, self.flags, self.about
-        return notebook.answer_html(texts, self.layout, self.pictures, *maps)
+        values, caption = self._shown_map()
+        return notebook.answer_html(
+            {name: getattr(self, name) for name in ("model", "question", "answer")},
+            self.layout,
+            self.pictures,
+            self.attention_share,
+            values,
+            caption,
+        )
+
+    def _shown_map(self) -> tuple[Float32Array | None, str]:
+        """Choose a map over all layers, or else one of the layer that attends most to the image."""
+        most = int(self.attention_share[:, 0, SEGMENTS.index("image")].argmax())
+        for signal in sorted(self.maps, key=lambda name: self.about[name].summed is None):
+            layer = most if self.about[signal].summed is None else None
+            if self.flag(signal, layer) == "ok":
+                where = "summed over layers" if layer is None else f"layer {layer}"
+                return self.map(signal, layer), f"{self.about[signal].label}, {where}"
+        return None, ""
 
     @property
     def layers(self) -> int:
@@ -170,7 +183,7 @@ class InformationFlow:
             Decoder layer, counted from 0; leave it out for a signal summed over layers.
         target : int or str
             0 or ``"answer"`` is the whole answer; t is the t-th answer token counted from 1, or its
-            text where it stands in the answer once.
+            text where it occurs in the answer once.
 
         Returns
         -------
@@ -179,14 +192,14 @@ class InformationFlow:
         Raises
         ------
         InputError
-            If there is no such signal, layer or target; it names those there are.
+            If there is no such signal, layer or target; it names the ones there are.
         """
         row, column = self._place(signal, layer, target)
         values: Float32Array = self.maps[signal][row, column]
         return values
 
     def flag(self, signal: str, layer: int | None = None, target: int | str = 0) -> str:
-        """Say what :meth:`map` gives is worth: one of :data:`~vlmflow.flow.axes.FLAGS`."""
+        """Say whether a map is defined: one of :data:`~vlmflow.flow.axes.FLAGS`."""
         row, column = self._place(signal, layer, target)
         return FLAGS[int(self.flags[signal][row, column])]
 
@@ -232,7 +245,7 @@ class InformationFlow:
         """Paint one map over the original picture's pixels, ``(height, width)``.
 
         Each token's value fills its box, the mean by area where boxes overlap, or is spread over
-        the patches that it looks at; NaN where no token looks (cropped away). Parameters are those
+        the patches that it covers; NaN where there is no token (cropped away). Parameters are those
         of :meth:`map`, the picture's index, and the kind of grid to paint alone where a picture is
         seen twice (``"tiles"``, ``"thumbnail"``); all together where left out.
 
@@ -245,12 +258,9 @@ class InformationFlow:
         return paint(self._grids(image, kind), values, self.layout, image)
 
     def token_boxes(self, image: int = 0) -> npt.NDArray[np.float64]:
-        """Return the box of every image token in one picture's original pixels.
+        """Return the box of every image token in one picture's original pixels: (P, 4) float64.
 
-        Returns
-        -------
-        (P, 4) float64
-            ``x0, y0, x1, y1``; NaN for tokens that have no place of their own in this picture.
+        ``x0, y0, x1, y1``; NaN for tokens that have no place of their own in this picture.
 
         Raises
         ------
@@ -260,19 +270,13 @@ class InformationFlow:
         positions = self.layout.image_positions
         boxes = np.full((positions.size, 4), np.nan)
         for grid in self._grids(image):
-            if not isinstance(grid, ImageGrid):
-                continue  # its tokens share the picture
-            boxes[np.searchsorted(positions, grid.positions.ravel())] = grid.boxes.reshape(-1, 4)
+            if isinstance(grid, ImageGrid):  # the tokens of others share the picture
+                places = np.searchsorted(positions, grid.positions.ravel())
+                boxes[places] = grid.boxes.reshape(-1, 4)
         return boxes
 
     def map_info(self, signal: str) -> MapInfo:
-        """Return what a signal is called, shows and comes from.
-
-        Raises
-        ------
-        InputError
-            If there is no such signal; it names those there are.
-        """
+        """Return what a signal is called, shows and comes from; InputError if there is none."""
         if signal not in self.about:
             raise InputError(
                 f"signal={signal!r}, but this result has {', '.join(self.signals) or 'no maps'}"
@@ -313,22 +317,16 @@ class InformationFlow:
     def segment_frame(self) -> pd.DataFrame:
         """Give attention flow as a tidy table, one row per layer, target and segment.
 
-        Returns
-        -------
-        DataFrame
-            ``layer, target, token, segment, attention_share``; the share is missing (NaN) where
-            the layer has no attention.
+        Columns are ``layer, target, token, segment, attention_share``; the share is missing (NaN)
+        where the layer has no attention.
         """
         return tables.segment_frame(self.targets, self.attention_share)
 
     def saliency_frame(self) -> pd.DataFrame:
         """Give saliency flow as a tidy table, one row per layer, target, source and destination.
 
-        Returns
-        -------
-        DataFrame
-            ``layer, target, token, source, destination, mean, sum``; both figures are missing
-            (NaN) where the layer has no attention.
+        Columns are ``layer, target, token, source, destination, mean, sum``; both figures are
+        missing (NaN) where the layer has no attention.
         """
         return tables.saliency_frame(
             self.targets, self.attention_share, self.saliency_sum, self.saliency_mean
@@ -337,7 +335,7 @@ class InformationFlow:
     def convergence_frame(
         self, box: Sequence[float] | None = None, *, image: int = 0
     ) -> pd.DataFrame:
-        """Tell how concentrated every map is, one row per signal, layer and target.
+        """Say how concentrated every map is, one row per signal, layer and target.
 
         Parameters
         ----------
@@ -360,8 +358,7 @@ class InformationFlow:
         """
         inside = None
         if box is not None:
-            place = partial(tables.placed, self.layout, self.token_boxes(image), image)
-            inside = partial(tables.inside, place, box)
+            inside = partial(tables.mass_inside, self.layout, self.token_boxes(image), image, box)
             # a bad box must be refused even where every map is flagged
             inside(np.zeros(self.layout.image_positions.size))
         summed = [signal for signal, about in self.about.items() if about.summed is not None]
@@ -370,18 +367,9 @@ class InformationFlow:
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``flow.json`` and ``flow.safetensors`` into a directory, both or neither.
 
-        Returns
-        -------
-        Path
-            The directory.
-
-        Raises
-        ------
-        InputError
-            If it cannot be written.
+        Returns the directory. Raises InputError if it cannot be written.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return storage.write_pair(directory, *parts.take_apart(values))
+        return storage.write_pair(directory, *parts.take_apart(vars(self)))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> InformationFlow:
@@ -390,7 +378,7 @@ class InformationFlow:
         Raises
         ------
         InputError
-            If a file is missing, damaged, of an unknown version or no result.
+            If a file is missing, damaged, of an unknown version or not a result.
         """
         body, arrays = storage.read_pair(directory)
         try:

@@ -42,14 +42,11 @@ class MapInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a dictionary that JSON can hold."""
-        plain = asdict(self)
-        plain["summed"] = None if self.summed is None else list(self.summed)
-        return plain
+        return asdict(self) | {"summed": None if self.summed is None else list(self.summed)}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> MapInfo:
         """Rebuild what :meth:`to_json` gave."""
         summed = plain["summed"]
         texts = {name: str(plain[name]) for name in ("label", "summary", "source", "colour")}
-        span = None if summed is None else (int(summed[0]), int(summed[1]))
-        return cls(**texts, summed=span)
+        return cls(**texts, summed=summed if summed is None else (int(summed[0]), int(summed[1])))

@@ -15,22 +15,19 @@ from vlmflow.result.map_info import MapInfo
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-_TEXTS = ("model", "question", "prompt", "answer")
-_SHARES = ("attention_share", "saliency_mean", "saliency_sum")
+TEXTS = ("model", "question", "prompt", "answer")
+SHARES = ("attention_share", "saliency_mean", "saliency_sum")
 _AXES = {"segments": list(SEGMENTS), "destinations": list(DESTINATIONS), "flags": list(FLAGS)}
 
 
 def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     """Return a body that JSON can hold, and the arrays beside it.
 
-    Parameters
-    ----------
-    fields : mapping
-        Of an :class:`~vlmflow.result.information_flow.InformationFlow`, by their names.
+    ``fields`` are those of an :class:`~vlmflow.result.information_flow.InformationFlow`, by name.
     """
     layout, layout_arrays = fields["layout"].to_dict()
     body = {
-        **{name: fields[name] for name in _TEXTS},
+        **{name: fields[name] for name in TEXTS},
         "answer_tokens": list(fields["answer_tokens"]),
         "targets": list(fields["targets"]),
         "signals": [
@@ -42,7 +39,7 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
         "versions": dict(fields["versions"]),
         "layout": layout,
     }
-    arrays: Arrays = {name: fields[name] for name in _SHARES}
+    arrays: Arrays = {name: fields[name] for name in SHARES}
     arrays |= {f"layout.{name}": array for name, array in layout_arrays.items()}
     arrays |= {f"pictures.{index}": array for index, array in enumerate(fields["pictures"])}
     for name in ("maps", "flags"):
@@ -50,45 +47,7 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     return body, arrays
 
 
-def _put_together(
-    body: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
-) -> dict[str, Any]:
-    left = dict(arrays)
-
-    def taken(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        array = left.pop(name)
-        if array.dtype != dtype:
-            raise InputError(f"tensor {name!r} is {array.dtype}, not {np.dtype(dtype).name}")
-        return array
-
-    if body["axes"] != _AXES:
-        raise InputError("its axes are named differently")
-    inside = {name.removeprefix("layout.") for name in left if name.startswith("layout.")}
-    layout = TokenLayout.from_dict(
-        body["layout"], {name: left.pop(f"layout.{name}") for name in inside}
-    )
-    about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
-    fields = {
-        **{name: body[name] for name in _TEXTS},
-        "answer_tokens": tuple(body["answer_tokens"]),
-        "targets": tuple(body["targets"]),
-        "layout": layout,
-        "pictures": tuple(
-            taken(f"pictures.{index}", np.uint8) for index in range(len(layout.image_sizes))
-        ),
-        **{name: taken(name, np.float32) for name in _SHARES},
-        "maps": {signal: taken(f"maps.{signal}", np.float32) for signal in about},
-        "flags": {signal: taken(f"flags.{signal}", np.int8) for signal in about},
-        "about": about,
-        "settings": dict(body["settings"]),
-        "versions": dict(body["versions"]),
-    }
-    if left:
-        raise InputError(f"tensor {min(left)!r} has no place in a result")
-    return fields
-
-
-def put_together(body: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     """Return the constructor's arguments from what :func:`take_apart` gave.
 
     Raises
@@ -96,11 +55,43 @@ def put_together(body: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
     InputError
         If a part is missing, of a wrong type, or one too many.
     """
+    left = dict(arrays)
+
+    def take(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        array = left.pop(name)
+        if array.dtype != dtype:
+            raise InputError(f"tensor {name!r} is {array.dtype}, not {np.dtype(dtype).name}")
+        return array
+
     try:
-        return _put_together(body, arrays)
+        if body["axes"] != _AXES:
+            raise InputError("its axes are named differently")
+        of_layout = [name for name in left if name.startswith("layout.")]
+        layout = TokenLayout.from_dict(
+            body["layout"], {name.removeprefix("layout."): left.pop(name) for name in of_layout}
+        )
+        about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
+        fields = {
+            **{name: body[name] for name in TEXTS},
+            "answer_tokens": tuple(body["answer_tokens"]),
+            "targets": tuple(body["targets"]),
+            "layout": layout,
+            "pictures": tuple(
+                take(f"pictures.{index}", np.uint8) for index in range(len(layout.image_sizes))
+            ),
+            **{name: take(name, np.float32) for name in SHARES},
+            "maps": {signal: take(f"maps.{signal}", np.float32) for signal in about},
+            "flags": {signal: take(f"flags.{signal}", np.int8) for signal in about},
+            "about": about,
+            "settings": dict(body["settings"]),
+            "versions": dict(body["versions"]),
+        }
+    except InputError:
+        raise
     except KeyError as error:
         raise InputError(f"{error.args[0]!r} is missing") from error
     except (TypeError, AttributeError, IndexError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"a part of it has the wrong form ({error})") from error
+    if left:
+        raise InputError(f"tensor {min(left)!r} has no place in a result")
+    return fields

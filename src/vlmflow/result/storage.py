@@ -30,20 +30,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 def as_json(value: Any, name: str) -> Any:
     """Return a value in JSON's own types, so that saving and loading gives it back unchanged.
 
-    Tuples become lists, numpy scalars Python's numbers, and numbers that JSON cannot hold
-    (NaN, infinity) the texts ``"nan"``, ``"inf"`` and ``"-inf"``.
-
-    Parameters
-    ----------
-    value : object
-        Texts, numbers, booleans, None, and lists, tuples and mappings with text keys of those.
-    name : str
-        What the value is called in an error.
-
-    Raises
-    ------
-    InputError
-        If the value holds something else.
+    Texts, numbers, booleans, None, and lists, tuples and mappings with text keys of those can be
+    saved; ``name`` is what an error calls the value. Tuples become lists, numpy scalars Python's
+    numbers, and numbers that JSON cannot hold (NaN, infinity) the texts ``"nan"``, ``"inf"`` and
+    ``"-inf"``.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -70,25 +60,10 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def write_pair(directory: str | os.PathLike[str], body: Mapping[str, Any], arrays: Arrays) -> Path:
-    """Write a JSON body and its arrays as one pair of files, or nothing at all.
+    """Write a JSON body (see :func:`as_json`) and its arrays as one pair of files, or nothing.
 
-    Parameters
-    ----------
-    directory : path
-        Created with its parents where missing. A pair already there is replaced.
-    body : dict
-        In JSON's own types (see :func:`as_json`).
-    arrays : dict of str to array
-
-    Returns
-    -------
-    Path
-        The directory.
-
-    Raises
-    ------
-    InputError
-        If the directory cannot be written; what this call created is removed again.
+    A pair already in the directory is replaced. Returns and raises as
+    :func:`vlmflow.files.write_files` does.
     """
     from safetensors.numpy import save
 
@@ -113,7 +88,7 @@ def _refuse_constant(literal: str) -> Any:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        document: dict[str, Any] = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except OSError as error:
         raise InputError(
             f"cannot read {str(path)!r} ({error.strerror}); "
@@ -124,14 +99,14 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{str(path)!r} is truncated or not JSON ({type(error).__name__}); "
             "save the result again"
         ) from error
-    if not isinstance(document, dict) or "format_version" not in document:
-        raise InputError(f"{str(path)!r} is JSON, but not one that InformationFlow.save wrote")
-    if document["format_version"] != FORMAT_VERSION:
+    versioned = isinstance(document, dict) and "format_version" in document
+    if versioned and document["format_version"] != FORMAT_VERSION:
         raise InputError(
             f"{str(path)!r} has format_version {document['format_version']!r}, but this vlmflow "
             f"reads version {FORMAT_VERSION}; open it with the vlmflow that wrote it"
         )
-    if not isinstance(document.get("result"), dict) or "tensors_digest" not in document:
+    whole = versioned and isinstance(document.get("result"), dict) and "tensors_digest" in document
+    if not whole:
         raise InputError(f"{str(path)!r} is JSON, but not one that InformationFlow.save wrote")
     return document
 
@@ -139,12 +114,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def read_pair(
     directory: str | os.PathLike[str],
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Read what :func:`write_pair` wrote.
-
-    Returns
-    -------
-    (dict, dict of str to array)
-        The JSON body and the arrays.
+    """Read what :func:`write_pair` wrote: the JSON body and the arrays.
 
     Raises
     ------

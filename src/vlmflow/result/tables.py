@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 
 def _named(names: Sequence[str], index: npt.NDArray[np.intp]) -> list[str]:
-    # pandas' texts are UTF-8: lone surrogates (undecodable bytes of a command line) are spelt out
+    # pandas' texts are UTF-8: lone surrogates (undecodable bytes of a command line) are spelled out
     shown = [name.encode("utf-8", "backslashreplace").decode("utf-8") for name in names]
     return [shown[number] for number in index.tolist()]
 
@@ -69,7 +69,7 @@ def convergence_frame(
     """See :meth:`vlmflow.result.information_flow.InformationFlow.convergence_frame`.
 
     ``summed`` names the signals that are summed over layers; ``inside`` gives the mass of a map
-    inside a box, where there is one.
+    inside a box, if one was given.
     """
     figures = ["entropy", "top10_mass", *(["inside_mass"] if inside is not None else [])]
     tokens = _named(targets, np.arange(len(targets)))
@@ -100,20 +100,10 @@ def convergence_frame(
     return frame
 
 
-def inside(
-    place: Callable[[Array], tuple[Array, Array]], box: Sequence[float], values: Array
+def mass_inside(
+    layout: TokenLayout, token_boxes: Array, image: int, box: Sequence[float], values: Array
 ) -> float | None:
-    """Mass of a map inside a box; ``place`` gives values with their boxes, see :func:`placed`."""
-    return convergence.mass_inside(*place(values), box)
-
-
-def placed(
-    layout: TokenLayout, token_boxes: Array, image: int, values: Array
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Values with the box of each in one picture: tokens, and patches that tokens share.
-
-    What a token gives to patches it does not keep, so that the sum stays.
-    """
+    """Mass of a map inside a box of one picture; ``token_boxes`` are the tokens' own in it."""
     own = values.astype(np.float64)
     spread, boxes = [own], [token_boxes]
     positions = layout.image_positions
@@ -121,5 +111,6 @@ def placed(
         if grid.image == image and isinstance(grid, SharedGrid):
             spread.append(grid.values(own, positions).ravel())
             boxes.append(grid.boxes.reshape(-1, 4))
+            # What a token gives to patches it does not keep, so that the sum stays.
             own[np.searchsorted(positions, grid.positions)] = 0.0
-    return np.concatenate(spread), np.concatenate(boxes)
+    return convergence.mass_inside(np.concatenate(spread), np.concatenate(boxes), box)

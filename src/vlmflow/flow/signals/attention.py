@@ -1,4 +1,4 @@
-"""Attention flow: where the position that predicts an answer token looks."""
+"""Attention flow: what the position that predicts an answer token attends to."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from vlmflow.flow.signals.readings import ATTENTION, FEATURES, SALIENCY
 class LayerView:
     """One layer and one target: the whole answer, or one of its tokens.
 
-    ``R`` rows are positions that look, ``P`` image tokens are looked at, ``C`` is the number of
-    channels of the features.
+    ``R`` rows are positions that attend, ``P`` image tokens are attended to, ``C`` is the number
+    of channels of the features.
 
     Parameters
     ----------
     name, reads : str, tuple of str
-        The signal that looks, and what it declares to read: nothing else is there.
+        The signal that reads, and what it declares to read: it is given nothing else.
     layer : int
         Counted from 0.
     is_answer : (R,) bool
@@ -63,7 +63,7 @@ class LayerView:
 
     @property
     def gradient(self) -> Tensor:
-        """What :meth:`Signal.pool` leaves of the target's gradient there; (P, C) by default."""
+        """What :meth:`Signal.pool` leaves of the gradient at the image tokens: (P, C) or less."""
         return self._given("gradient", FEATURES, self._gradient)
 
     def _given(self, what: str, declared: str, value: Tensor | None) -> Tensor:

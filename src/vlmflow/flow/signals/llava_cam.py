@@ -11,45 +11,9 @@ from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.signal import POST_ATTENTION_NORM, Signal
 
 
-def channel_weights(gradients: Tensor) -> Tensor:
-    """``alpha_k``: mean over the image positions of ``G_k = d target / d A_k``.
-
-    The paper (Zhang et al., NAACL 2025, arXiv 2406.06579) calls alpha "the weight vector" and never
-    defines it. This is the pooling of Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1), and what its
-    code does once the code's own ReLU on the gradients is taken away. It is linear in the target.
-
-    Parameters
-    ----------
-    gradients : (P, C)
-        Gradient of the target with respect to the features at the image positions.
-
-    Returns
-    -------
-    (C,)
-    """
-    return gradients.mean(0)
-
-
-def heat_map(features: Tensor, weights: Tensor) -> Tensor:
-    """``Heat = ReLU( sum_k alpha_k A_k )`` (paper eq. 3), magnitudes kept.
-
-    Parameters
-    ----------
-    features : (P, C)
-        The features at the image positions.
-    weights : (C,)
-        ``alpha``.
-
-    Returns
-    -------
-    (P,)
-    """
-    return (features @ weights).relu()
-
-
 @dataclass(frozen=True)
 class LlavaCam(Signal):
-    """LLaVA-CAM (paper eq. 1-3): :func:`heat_map` with :func:`channel_weights`.
+    """LLaVA-CAM: ``Heat = ReLU( sum_k alpha_k A_k )`` (paper eq. 1-3).
 
     Nothing is normalised, so layers can be compared.
 
@@ -77,9 +41,14 @@ class LlavaCam(Signal):
         check_hook(layers, self.hook)
 
     def pool(self, gradient: Tensor) -> Tensor:
-        """Average over the image tokens; see :meth:`Signal.pool`."""
-        return channel_weights(gradient)
+        """``alpha_k``: mean over the image tokens of ``G_k = d target / d A_k``, (P, C) -> (C,).
+
+        The paper (Zhang et al., NAACL 2025, arXiv 2406.06579) calls alpha "the weight vector" and
+        never defines it. This is the pooling of Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1), and
+        what its code does once the code's own ReLU on the gradients is taken away.
+        """
+        return gradient.mean(0)
 
     def of_layer(self, seen: LayerView) -> Tensor:
         """Weigh the channels; see :meth:`Signal.of_layer`."""
-        return heat_map(seen.features, seen.gradient)
+        return (seen.features @ seen.gradient).relu()

@@ -34,25 +34,9 @@ class LlavaCamCode(LlavaCam):
         return gradient
 
     def of_layer(self, seen: LayerView) -> Tensor:
-        """Follow the code; see :meth:`Signal.of_layer`."""
-        return llava_cam_code(seen.features, seen.gradient)
-
-
-def llava_cam_code(features: Tensor, gradients: Tensor) -> Tensor:
-    """Compute the code's map.
-
-    Parameters
-    ----------
-    features, gradients : (P, C)
-        The features at the image positions and their gradient.
-
-    Returns
-    -------
-    (P,)
-        Between 0 and 1.
-    """
-    weights = gradients.relu().mean(0)
-    heat = (features * weights).mean(1).relu()
-    peak = heat.max()
-    heat = heat / peak.where(peak > 0, 1)
-    return heat.where(heat >= THRESHOLD, 0)
+        """Follow the code: values from 0 to 1; see :meth:`Signal.of_layer`."""
+        weights = seen.gradient.relu().mean(0)
+        heat = (seen.features * weights).mean(1).relu()
+        peak = heat.max()
+        heat = heat / peak.where(peak > 0, 1)
+        return heat.where(heat >= THRESHOLD, 0)

@@ -38,13 +38,13 @@ class LlavaCamSmooth(LlavaCam):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.copies, bool) or not isinstance(self.copies, int) or self.copies < 1:
+        if type(self.copies) is not int or self.copies < 1:
             raise InputError(f"copies={self.copies!r}, but it takes at least 1 noisy picture")
         if not isinstance(self.deviation, int | float) or not 0 <= self.deviation < math.inf:
             raise InputError(
                 f"deviation={self.deviation!r}, but a standard deviation is a number from 0 on"
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+        if type(self.seed) is not int or self.seed < 0:
             raise InputError(f"seed={self.seed!r} is not a seed; give an integer from 0 on")
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from vlmflow.errors import InputError
 from vlmflow.extensions import Registry
@@ -14,44 +14,27 @@ SIGNALS = Registry(Signal, noun="signal", package="vlmflow.flow.signals", group=
 
 
 def as_signals(given: Iterable[str | Signal]) -> tuple[Signal, ...]:
-    """Return the signals that a user names or hands over, each once.
+    """Return the signals that a user names or passes, each once.
 
-    Parameters
-    ----------
-    given : iterable of str or Signal
-        Names (with parameters in brackets, ``"flow_map(layers=8)"``), or instances.
-
-    Raises
-    ------
-    InputError
-        For none at all, or one that cannot be found or declares what does not exist.
+    ``given`` holds names, with parameters in brackets (``"flow_map(layers=8)"``), or instances.
+    Raises InputError for none at all, or one that cannot be found or declares what does not exist.
     """
     if isinstance(given, str):
         raise InputError(f"signals={given!r} is a text; pass a list of names: [{given!r}]")
     if not isinstance(given, Iterable):
         raise InputError(f"signals={given!r} is not a list; pass one of names and instances")
-    read = [SIGNALS.read(signal) for signal in given]
-    for signal in read:
+    instances = [SIGNALS.read(signal) for signal in given]
+    for signal in instances:
         signal.check_parameters()
-    signals = tuple(dict.fromkeys(read))
+    signals = tuple(dict.fromkeys(instances))
     if not signals:
         raise InputError(f"signals is empty; there are {', '.join(SIGNALS.names())}")
+    titles = [signal.title for signal in signals]
     for signal in signals:
         signal.check_declared()
-    titles = [signal.title for signal in signals]
-    for title in titles:
-        if titles.count(title) > 1:
+        if titles.count(signal.title) > 1:
             raise InputError(
-                f"two signals are called {title!r}; give one of them another name in its class "
-                "(name = '...')"
+                f"two signals are called {signal.title!r}; give one of them another name in its "
+                "class (name = '...')"
             )
     return signals
-
-
-def named_signals(signals: Sequence[Signal]) -> dict[str, Signal]:
-    """Give every signal the name of its map: its own, with parameters where two share it."""
-    names = [signal.known_as() for signal in signals]
-    return {
-        signal.title if names.count(name) > 1 else name: signal
-        for name, signal in zip(names, signals, strict=True)
-    }

@@ -29,14 +29,8 @@ POST_ATTENTION_NORM = "post_attention_norm"
 class Noise:
     """Noisy pictures that a map is averaged over.
 
-    Parameters
-    ----------
-    copies : int
-        How many.
-    deviation : float
-        Standard deviation of the noise, in normalised pixel values.
-    seed : int
-        Of the noise.
+    ``copies`` of them, with noise of this standard deviation in normalised pixel values, drawn
+    from ``seed``.
     """
 
     copies: int
@@ -60,7 +54,7 @@ class Signal(Extension):
     ...     def of_layer(self, seen):
     ...         return seen.attention.amax(0)
 
-    A subclass is known by its name from then on.
+    A subclass can be used by its name from then on.
     """
 
     label: ClassVar[str] = ""
@@ -75,12 +69,12 @@ class Signal(Extension):
     ``"attention"``: rows of attention, mean over the heads (whose, says :attr:`rows`).
     ``"saliency"``: rows of attention times its gradient, of all text. ``"features"``: hidden states
     at a hook point of each layer, and their gradient. ``("attention", "saliency")`` go together;
-    features are seen at another time and stand alone.
+    features are seen at another time and cannot be combined.
     """
 
     rows: ClassVar[str] = "answer"
     """For ``"attention"`` alone: whose. ``"answer"``: the positions that predict the target's
-    tokens. ``"text"``: all text after the first image token, up to there."""
+    tokens. ``"text"``: all text after the first image token, up to those."""
 
     summed: ClassVar[bool] = False
     """Whether there is one map, the sum over layers, instead of one per layer."""
@@ -91,7 +85,7 @@ class Signal(Extension):
         Parameters
         ----------
         seen : LayerView
-            What there is to look at.
+            What the layer shows.
 
         Returns
         -------
@@ -103,18 +97,9 @@ class Signal(Extension):
     def pool(self, gradient: Tensor) -> Tensor:
         """For ``"features"``: keep less of the gradient than all of it, to save memory.
 
-        Must be linear: the gradient of the whole answer is the sum over its tokens, of what this
-        returns.
-
-        Parameters
-        ----------
-        gradient : (P, C)
-            At the image tokens.
-
-        Returns
-        -------
-        Tensor
-            What :meth:`of_layer` will find as ``seen.gradient``.
+        Takes the gradient at the image tokens, (P, C), and returns what :meth:`of_layer` will find
+        as ``seen.gradient``. Must be linear: the gradient of the whole answer is the sum of what
+        this returns for its tokens.
         """
         return gradient
 
@@ -133,13 +118,7 @@ class Signal(Extension):
         return None
 
     def check_model(self, layers: nn.ModuleList) -> None:
-        """Refuse parameters that do not fit a model's decoder layers.
-
-        Raises
-        ------
-        InputError
-            Saying what would fit.
-        """
+        """Raise InputError for parameters that do not fit a model's decoder layers."""
 
     @property
     def all_reads(self) -> tuple[str, ...]:
@@ -147,13 +126,7 @@ class Signal(Extension):
         return (self.reads,) if isinstance(self.reads, str) else tuple(self.reads)
 
     def check_declared(self) -> None:
-        """Refuse a class that declares nothing, or what does not exist.
-
-        Raises
-        ------
-        InputError
-            Naming it.
-        """
+        """Raise InputError for a class that declares nothing, or what does not exist."""
         name = self.known_as()
         if type(self).of_layer is Signal.of_layer:
             raise InputError(f"signal {name!r} says nothing: define of_layer(self, seen)")
@@ -162,10 +135,10 @@ class Signal(Extension):
                 f"signal {name!r} does not declare what it reads; write for example "
                 "reads = 'attention'"
             )
-        for word in self.all_reads:
-            if word not in READS:
+        for reading in self.all_reads:
+            if reading not in READS:
                 raise InputError(
-                    f"signal {name!r} declares reads={self.reads!r}, but {word!r} is none of "
+                    f"signal {name!r} declares reads={self.reads!r}, but {reading!r} is none of "
                     f"{', '.join(READS)}"
                 )
         if FEATURES in self.all_reads and len(self.all_reads) > 1:

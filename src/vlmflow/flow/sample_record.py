@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmflow.errors import InputError, ModelError
-from vlmflow.flow.attention_rows import (
-    AttentionCall,
-    mean_attention,
-    saliency_and_attention,
-    signed_saliency,
-)
+from vlmflow.flow.attention_rows import AttentionCall, mean_attention, signed_saliency
 from vlmflow.flow.segment_flow import attention_share, segment_saliency
 from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.readings import ATTENTION, FEATURES, SALIENCY
@@ -34,30 +29,21 @@ ANY_GRADIENT = "any gradient at "
 class _Places:
     """Where to look in one row of the batch, as tensors on one device."""
 
-    image: Tensor
-    text_rows: Tensor
-    is_answer: Tensor
-    destinations: Tensor
-    membership: Tensor
+    image: Tensor  # (P,) positions of the image tokens
+    text_rows: Tensor  # (R,) positions of the text after the first image token
+    is_answer: Tensor  # (R,) bool: the row predicts an answer token
+    attended: Tensor  # (R,) bool: attention is recorded of the row
+    destinations: Tensor  # (R, 2) bool: user rows, answer rows
+    membership: Tensor  # (N, S) bool: the position belongs to the segment
 
 
 class SampleRecord:
-    """What is known about one row of the batch.
+    """What is measured of row ``index`` of the batch, whose tokens ``layout`` describes.
 
     Target 0 is the whole answer; with ``per_token`` its values come from sums over the answer's
     tokens, which are kept per layer until the last token's pass: signed saliency (rows x N), and
-    for each signal on features what its ``pool`` leaves.
-
-    Parameters
-    ----------
-    index : int
-        Which row.
-    layout : TokenLayout
-        Its layout.
-    per_token : bool
-        Whether each answer token is explained, too.
-    signals : mapping of str to Signal
-        By the names of their maps.
+    for each signal on features what its ``pool`` leaves. ``signals`` has them by the names of their
+    maps.
     """
 
     def __init__(
@@ -83,72 +69,69 @@ class SampleRecord:
     def on_attention(self, layer: int, call: AttentionCall) -> None:
         """Record attention where no gradient will show it."""
         places = self._at(call.query.device)
-        rows = places.text_rows[self._wanted(places)]
+        rows = places.text_rows[places.attended]
         self._record_attention(layer, places, mean_attention(call, self.index, rows))
 
     def on_attention_gradient(
         self, layer: int, target: int, call: AttentionCall, gradient: Tensor, *, first: bool
     ) -> None:
-        """Record saliency of the text rows, and what :meth:`on_attention` has not seen."""
+        """Record saliency of the text rows from dO, (batch, N, heads, head_dim).
+
+        ``first``: :meth:`on_attention` has not been and will not be called for the layer.
+        """
         places = self._at(call.query.device)
-        if first:
-            signed, attention = saliency_and_attention(
-                call, gradient, self.index, places.text_rows, self._wanted(places)
-            )
+        attended = places.attended if first else None
+        signed, attention = signed_saliency(call, gradient, self.index, places.text_rows, attended)
+        if attention is not None:
             self._record_attention(layer, places, attention)
-        else:
-            signed = signed_saliency(call, gradient, self.index, places.text_rows)
-        looks = None
+        to_image = None
         if self._with_saliency:
-            looks = mean_attention(call, self.index, places.text_rows)[:, places.image]
+            to_image = mean_attention(call, self.index, places.text_rows)[:, places.image]
         for number, values in self._with_whole(SALIENCY, layer, target, signed):
             mean, total = segment_saliency(
                 values.abs(), places.text_rows, places.destinations, places.membership
             )
             self._values[SALIENCY_MEAN, layer, number] = mean
             self._values[SALIENCY_SUM, layer, number] = total
-            seen = values[:, places.image]
+            signed_to_image = values[:, places.image]
             for name, signal in self._on_saliency.items():
                 view = LayerView(
                     name,
                     signal.all_reads,
                     layer,
                     places.is_answer,
-                    _attention=looks if ATTENTION in signal.all_reads else None,
-                    _signed=seen,
+                    _attention=to_image if ATTENTION in signal.all_reads else None,
+                    _signed=signed_to_image,
                 )
-                self._keep(name, signal, layer, number, view)
+                self._record_map(view, number)
 
     def on_features(
         self, hook: str, layer: int, target: int, features: Tensor, gradient: Tensor
     ) -> None:
-        """Record the maps made of features and gradients at the image positions."""
+        """Record the maps made of features and gradients, (batch, N, C), at the image positions."""
         image = self._at(features.device).image
         at_image = features[self.index].index_select(0, image)
         gradients = gradient[self.index].index_select(0, image)
-        any_gradient, name_of_any = gradients.any().float(), ANY_GRADIENT + hook
+        any_gradient, flag_name = gradients.any().float(), ANY_GRADIENT + hook
         wide = torch.promote_types(at_image.dtype, torch.float32)
         at_image, gradients = at_image.to(wide), gradients.to(wide)
-        for number, values in self._with_whole(name_of_any, layer, target, any_gradient):
-            self._values[name_of_any, layer, number] = values
-        nothing = image.new_zeros(0, dtype=torch.bool)
+        for number, values in self._with_whole(flag_name, layer, target, any_gradient):
+            self._values[flag_name, layer, number] = values
+        no_rows = image.new_zeros(0, dtype=torch.bool)
         for name, signal in self._on_features.items():
             if signal.hook_point != hook:
                 continue
             pooled = signal.pool(gradients)
             for number, values in self._with_whole(name, layer, target, pooled):
                 view = LayerView(
-                    name, signal.all_reads, layer, nothing, _features=at_image, _gradient=values
+                    name, signal.all_reads, layer, no_rows, _features=at_image, _gradient=values
                 )
-                self._keep(name, signal, layer, number, view)
+                self._record_map(view, number)
 
     def stacked(self, name: str, layers: range, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Stack what these layers recorded under a name: ``(layers, *shape)``, 0 without.
 
-        Raises
-        ------
-        ModelError
-            If nothing at all was recorded: a result of zeros would look like a finding.
+        Raises ModelError if nothing at all was recorded: zeros would look like a finding.
         """
         result = np.zeros((len(layers), *shape), dtype=np.float32)
         recorded = False
@@ -166,14 +149,14 @@ class SampleRecord:
         return result
 
     def _record_attention(self, layer: int, places: _Places, rows: Tensor) -> None:
-        """Record (wanted rows, N) of attention: shares of the segments, and maps."""
+        """Record (attended rows, N) of attention: shares of the segments, and maps."""
         self.layers_with_attention.add(layer)
-        is_answer = places.is_answer[self._wanted(places)]
+        is_answer = places.is_answer[places.attended]
         share = attention_share(rows[is_answer], places.membership)
         self._values[SHARE, layer, 0] = share.mean(0)
         for target in range(1, self.targets):
             self._values[SHARE, layer, target] = share[target - 1]
-        looks = rows[:, places.image]
+        to_image = rows[:, places.image]
         order = torch.arange(len(rows), device=rows.device)
         answer = order[is_answer]
         for name, signal in self._on_attention.items():
@@ -184,24 +167,21 @@ class SampleRecord:
                 else:
                     chosen = answer if target == 0 else answer[target - 1 : target]
                 view = LayerView(
-                    name, signal.all_reads, layer, is_answer[chosen], _attention=looks[chosen]
+                    name, signal.all_reads, layer, is_answer[chosen], _attention=to_image[chosen]
                 )
-                self._keep(name, signal, layer, target, view)
+                self._record_map(view, target)
 
-    def _wanted(self, places: _Places) -> Tensor:
-        """Which of the text rows attention is recorded of: (R,) bool."""
-        return torch.ones_like(places.is_answer) if self._all_text else places.is_answer
-
-    def _keep(self, name: str, signal: Signal, layer: int, target: int, view: LayerView) -> None:
-        values = signal.of_layer(view)
+    def _record_map(self, view: LayerView, target: int) -> None:
+        """Record what the signal makes of the view."""
+        values = self.signals[view.name].of_layer(view)
         expected = len(self.layout.image_positions)
         if not isinstance(values, Tensor) or values.shape != (expected,):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise InputError(
-                f"signal {name!r} gave {shape} where a value for each of the {expected} image "
+                f"signal {view.name!r} gave {shape} where a value for each of the {expected} image "
                 "tokens is needed; return a tensor of shape (P,) from of_layer"
             )
-        self._values[name, layer, target] = values
+        self._values[view.name, view.layer, target] = values
 
     def _with_whole(
         self, name: str, layer: int, target: int, values: Tensor
@@ -227,35 +207,8 @@ class SampleRecord:
                 image=torch.from_numpy(layout.image_positions).to(device),
                 text_rows=torch.from_numpy(rows).to(device),
                 is_answer=torch.from_numpy(answer).to(device),
+                attended=torch.from_numpy(answer | self._all_text).to(device),
                 destinations=torch.from_numpy(np.stack([~answer, answer], axis=1)).to(device),
                 membership=torch.from_numpy(layout.segments[:, None] == segments).to(device),
             )
         return self._places[device]
-
-
-class Recorder:
-    """Hands what the layers show to every row of the batch that the running target concerns."""
-
-    def __init__(self, records: Sequence[SampleRecord]) -> None:
-        self.records = records
-        self.target = 0
-
-    def on_attention(self, layer: int, call: AttentionCall) -> None:
-        """Hand on what no backward pass is to show."""
-        for record in self.records:
-            record.on_attention(layer, call)
-
-    def on_attention_gradient(
-        self, layer: int, call: AttentionCall, gradient: Tensor, *, first: bool
-    ) -> None:
-        """Hand on a backward pass through an attention layer."""
-        for record in self._concerned():
-            record.on_attention_gradient(layer, self.target, call, gradient, first=first)
-
-    def on_features(self, hook: str, layer: int, features: Tensor, gradient: Tensor) -> None:
-        """Hand on a backward pass through a hook point."""
-        for record in self._concerned():
-            record.on_features(hook, layer, self.target, features, gradient)
-
-    def _concerned(self) -> list[SampleRecord]:
-        return [record for record in self.records if self.target <= record.tokens]
