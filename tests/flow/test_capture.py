@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+import vlmflow
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow import sample_record
@@ -340,3 +341,17 @@ def test_llava_cam_of_one_layer_by_autograd(vlm, prompt):
     image = layout.image_positions
     expected = (seen[0][0, image] @ gradient[0, image].mean(0)).relu().detach().numpy()
     np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-6 * expected.max())
+
+
+def test_a_model_without_gradients_is_refused_and_never_called_empty():
+    model, processor = tiny_llava(5, layers=3)
+    question = [Image.new("RGB", (20, 20), "red")], "What?"
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    for options in ({}, {"low_memory": True}, {"signals": ["llava_cam"]}):
+        with pytest.raises(ModelError, match="no gradient passes through LlavaForConditionalG"):
+            vlmflow.LVLM(quantised, processor).explain(*question, answer="1 2", **options)
+    with torch.inference_mode():
+        inferring, _ = tiny_llava(5, layers=3)
+    with pytest.raises(ModelError, match="load it outside of inference_mode"):
+        vlmflow.LVLM(inferring, processor).explain(*question, answer="1 2")
+    vlmflow.LVLM(model, processor).explain(*question, answer="1 2")

@@ -150,7 +150,7 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _print_run(facts: dict[str, Any], indent: str = "") -> None:
     typer.echo(f"{indent}answer      {printable(facts['answer'])!r}")
-    typer.echo(f"{indent}tokens      {_spans(facts['tokens_per_layer'])}")
+    typer.echo(f"{indent}tokens      {_spans(facts['cached_tokens'])}, counted in the cache")
     if "flops" in facts:
         flops = facts["flops"]
         # What the config does not say is not computed.

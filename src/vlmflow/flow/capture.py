@@ -43,19 +43,25 @@ class Capture:
         self._calls: dict[int, AttentionCall] = {}
         self._unseen: set[int] = set()  # Layers whose attention no record has been shown yet
         self._target, self._last_pass, self._in_forward = 0, False, False
+        self._has_gradient = False  # Whether any has come that is not 0
         self._batch = 1
 
     def forward(self, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
         """Run the model once: (batch, K, vocabulary) logits, with the graph of :meth:`backward`.
 
         ``positions``, (K,) int64, are those whose logits are needed, the same for every row of the
-        batch. Raises ModelError if the model's attention cannot be followed.
+        batch. Raises ModelError if the model's attention or gradients cannot be followed.
         """
         self._batch = len(inputs["input_ids"])
         options: dict[str, Any] = {"use_cache": False}
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         if keeps:
             options["logits_to_keep"] = positions
+        if any(parameter.is_inference() for parameter in self.model.parameters()):
+            raise ModelError(
+                f"{type(self.model).__name__} was made or loaded under torch.inference_mode(), and "
+                "no gradient passes through such weights; load it outside of inference_mode"
+            )
         self._layers_with_attention.clear()
         self._in_forward = True
         try:
@@ -75,7 +81,14 @@ class Capture:
         ``number`` is the target's: 0 for the whole answer, t for its t-th token.
         """
         self._target, self._last_pass = number, last
-        target.backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+        if target.requires_grad:
+            target.backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+        if not self._has_gradient:
+            raise ModelError(
+                f"no gradient passes through {type(self.model).__name__}: its layers are quantised "
+                "in a way that has no backward pass; load it unquantised, or quantise its weights "
+                "alone"
+            )
         with torch.no_grad():
             for layer in sorted(self._unseen):  # a gradient was to come this way, and none did
                 self._show_attention(layer, self._calls[layer])
@@ -119,7 +132,10 @@ class Capture:
         for record in self.records:
             record.on_attention(layer, call)
 
-    def _on_gradient(self, layer: int, gradient: Tensor) -> None:
+    def _on_gradient(self, layer: int, gradient: Tensor | None) -> None:
+        if gradient is None:  # from an operation without a backward pass
+            return
+        self._has_gradient = self._has_gradient or bool(gradient.any())
         drop = self._last_pass or self.low_memory
         call = self._calls.pop(layer) if drop else self._calls[layer]
         first = layer in self._unseen
@@ -131,6 +147,7 @@ class Capture:
         self, hook: str, layer: int, features: Tensor, gradient: Tensor
     ) -> None:
         """Show a hook point's output and its gradient."""
+        self._has_gradient = self._has_gradient or bool(gradient.any())
         if features.ndim == 2:  # OPT puts the rows of a batch one after the other
             rows = (self._batch, -1, features.shape[-1])
             features, gradient = features.view(rows), gradient.view(rows)

@@ -36,7 +36,9 @@ def as_found(model: nn.Module, *, frozen: bool = False) -> Iterator[None]:
     """
     with _alone(model):
         state = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-        trainable = [p for p in model.parameters() if frozen and p.requires_grad]
+        trainable = [  # the flag of a tensor made under inference_mode cannot be set again
+            p for p in model.parameters() if frozen and p.requires_grad and not p.is_inference()
+        ]
         try:
             for parameter in trainable:
                 parameter.requires_grad_(False)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.as_found import as_found
+from vlmflow.lvlm.as_found import as_found, bare_model
 from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.build_layout import build_layout
 from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
@@ -48,7 +48,8 @@ class LVLM:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        An image-text-to-text model. Nothing about it is changed, now or later.
+        An image-text-to-text model, bare or wrapped by PEFT or ``torch.compile``. Nothing about it
+        is changed, now or later.
     processor : transformers.ProcessorMixin
         Its processor, with image processor and tokenizer.
     name : str, optional
@@ -69,7 +70,7 @@ class LVLM:
                     f"processor={type(processor).__name__} has no {part}: pass the model's whole "
                     "processor, as AutoProcessor.from_pretrained returns it"
                 )
-        self.model = model
+        self.model = model = bare_model(model)
         self.processor = processor
         self.name = name or getattr(model.config, "name_or_path", "") or type(model).__name__
         self.image_token_id = image_token_id(model)
@@ -94,8 +95,14 @@ class LVLM:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the token embeddings."""
-        weight: torch.Tensor = self.model.get_input_embeddings().weight
+        """Where inputs go: the device on which the token embeddings run."""
+        embeddings = self.model.get_input_embeddings()
+        hook = getattr(embeddings, "_hf_hook", None)  # accelerate's, where weights are offloaded
+        for part in (hook, *getattr(hook, "hooks", ())):
+            device = getattr(part, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        weight: torch.Tensor = embeddings.weight
         return weight.device if weight.device.type != "meta" else torch.device(self.model.device)
 
     @property
@@ -381,8 +388,18 @@ class LVLM:
         return ids
 
     def _max_positions(self) -> int | None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is None:
+            return None
+        ropes = getattr(config, "rope_parameters", None) or {}
+        if "rope_type" in ropes:  # else one for each kind of layer
+            ropes = {"": ropes}
+        for rope in ropes.values():
+            if isinstance(rope, dict) and rope.get("rope_type", "default") != "default":
+                original = rope.get("original_max_position_embeddings") or limit
+                limit = max(limit, original * (rope.get("factor") or 1))
+        return int(limit)
 
     def _require_room(self, length: int) -> None:
         limit = self._max_positions()

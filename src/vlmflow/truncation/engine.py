@@ -122,7 +122,7 @@ class Engine:
         ModelError
             If ``generate`` was given prompts with pictures and the engine never saw one.
         """
-        if self.generate.with_images and not self.prompts:
+        if self.generate.answered and not self.prompts:
             raise self._past_forward()
 
     def _on_model(self, _model: nn.Module, args: Any, kwargs: Any) -> None:

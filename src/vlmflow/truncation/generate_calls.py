@@ -28,7 +28,7 @@ class GenerateCalls:
     def __init__(self, model: Any, image_tokens: tuple[int, ...]) -> None:
         self.model, self.image_tokens = model, image_tokens
         self.prompt_end: int | None = None  # Position after the prompt; None: outside of generate
-        self.with_images = 0  # How many calls had image tokens in their prompts
+        self.answered = 0  # Calls that gave answers to prompts with image tokens
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -43,11 +43,13 @@ class GenerateCalls:
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
             outer = self.prompt_end
-            self._begin(args, kwargs)
+            has_images = self._begin(args, kwargs)
             try:
-                return original(*args, **kwargs)
+                answers = original(*args, **kwargs)
             finally:
                 self.prompt_end = outer
+            self.answered += has_images
+            return answers
 
         own["generate"] = generate
         try:
@@ -58,7 +60,8 @@ class GenerateCalls:
             else:
                 own["generate"] = before
 
-    def _begin(self, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def _begin(self, args: Any, kwargs: Mapping[str, Any]) -> bool:
+        """Note where the prompt ends; say whether it has image tokens."""
         for name, reason in _REFUSED.items():
             if self._setting(kwargs, name) is not None:
                 raise InputError(
@@ -69,13 +72,13 @@ class GenerateCalls:
             ids = kwargs.get("inputs", args[0] if args else None)
         if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
             self.prompt_end = None
-            return
+            return False
         mask = kwargs.get("attention_mask")
         # With a cache, the ids may be the new ones alone; the mask is the whole conversation's.
         whole = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else 0
         self.prompt_end = max(ids.shape[1], whole)
         tokens = ids.new_tensor(self.image_tokens)
-        self.with_images += bool((ids[..., None] == tokens).any())
+        return bool((ids[..., None] == tokens).any())
 
     def _setting(self, kwargs: Mapping[str, Any], name: str) -> Any:
         """Read what ``generate`` will go by: its own argument, or a generation config's."""

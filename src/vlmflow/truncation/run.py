@@ -22,6 +22,7 @@ class TruncatedRun:
         # Of the last prompt, for every layer: positions that it holds, (B, n), -1 where empty.
         self._positions: list[Tensor] = []
         self._valid: Tensor | None = None
+        self._end = 0  # Position after the prompt
 
     @property
     def tokens_per_layer(self) -> npt.NDArray[np.int64]:
@@ -43,7 +44,7 @@ class TruncatedRun:
             )
         counts = []
         for positions in self._positions:
-            real = positions >= 0
+            real = (positions >= 0) & (positions < self._end)
             if self._valid is not None:
                 valid = self._valid.to(positions.device)
                 real &= valid.gather(1, positions.clamp_min(0).expand(len(valid), -1))
@@ -52,7 +53,7 @@ class TruncatedRun:
 
     def record(self, call: ForwardCall, cache: Any) -> None:
         """Note what a call has left in every layer, once the last one has run."""
-        self._valid = call.valid
+        self._valid, self._end = call.valid, call.past + call.prompt
         layers = getattr(cache, "layers", [])
         self._positions = [
             _held(layers[index] if index < len(layers) else None, call, index)

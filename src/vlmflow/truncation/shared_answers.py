@@ -62,6 +62,11 @@ def shared_answers(
         If logits are not finite.
     """
     room = vlm.room_for_answer(prompt, max_new_tokens)
+    if _runs_more(vlm.model.generation_config):
+        return [
+            vlm.generate_ids(prompt, max_new_tokens=room, truncation=policy)
+            for policy in (None, *policies)
+        ]
     model, length = vlm.model, len(prompt.layout)
     ends = end_ids(model, vlm.processor.tokenizer)
 
@@ -92,6 +97,7 @@ def shared_answers(
         answers = [own]
         for branch, logits in zip(prefill.branches, others, strict=True):
             with branch.engine.attached():
+                branch.engine.generate.prompt_end = length  # the draft is not the prompt's
                 answers.append(decoder.go_on(logits, branch.cache, draft))
         return answers
 
@@ -101,9 +107,16 @@ def shared_answers(
             max_new_tokens=room,
             do_sample=False,
             num_beams=1,
+            use_cache=True,  # whatever the model's own settings say: the answer is the same
             custom_generate=decode,
         )
     return [until_end(sequence[0, length:].tolist(), ends) for sequence in sequences]
+
+
+def _runs_more(config: Any) -> bool:
+    """Whether ``generate`` runs or changes something else for every answer: guidance, healing."""
+    guidance = getattr(config, "guidance_scale", None)
+    return guidance not in (None, 1) or bool(getattr(config, "token_healing", False))
 
 
 class _Decoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class TimedAnswer:
     prefill: float
     per_token: float | None  # Mean seconds of each further token; None if there was none
     end_to_end: float  # Seconds of the whole call
-    cached_tokens: tuple[int, ...]  # Prompt tokens that each layer of the cache holds
+    cached_tokens: tuple[int, ...]  # Prompt tokens that each layer took, counted in the cache
     cache_bytes: int  # Bytes of keys and values at the end
 
 
@@ -49,29 +50,29 @@ def timed_answer(
     clock = _Clock()
     _wait(vlm.device)
     start = time.perf_counter()
-    ids, output = vlm.generate_with(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        truncation=truncation,
-        options={"stopping_criteria": StoppingCriteriaList([clock])},
-    )
+    with nullcontext() if truncation is None else truncation(vlm.model) as run:
+        ids, output = vlm.generate_with(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            options={"stopping_criteria": StoppingCriteriaList([clock])},
+        )
     _wait(vlm.device)
     end = time.perf_counter()
     first, last, further = clock.ticks[0], clock.ticks[-1], len(clock.ticks) - 1
-    cached = [
-        (layer.keys, layer.values)
-        for layer in output.past_key_values.layers
-        if isinstance(getattr(layer, "keys", None), torch.Tensor)
-    ]
+    layers = output.past_key_values.layers
+    cached = [layer for layer in layers if isinstance(getattr(layer, "keys", None), torch.Tensor)]
+    if run is not None:
+        held = tuple(run.tokens_per_layer[0].tolist())
+    else:  # the last token is never fed back, so the cache does not hold its keys
+        held = tuple(layer.get_seq_length() - further for layer in cached)
     return TimedAnswer(
         answer=answer_text(vlm.processor.tokenizer, ids),
         ids=ids,
         prefill=first - start,
         per_token=(last - first) / further if further else None,
         end_to_end=end - start,
-        # The last token is never fed back, so the cache does not hold its keys.
-        cached_tokens=tuple(keys.shape[-2] - further for keys, _ in cached),
-        cache_bytes=sum(states.nbytes for layer in cached for states in layer),
+        cached_tokens=held,
+        cache_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in cached),
     )
 
 
