@@ -20,7 +20,13 @@ from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
 from vlmflow.lvlm.encoding import check_videos, encode, in_prompt_order
 from vlmflow.lvlm.families import Family, family_of
 from vlmflow.lvlm.layout import Segment
-from vlmflow.lvlm.model_parts import decoder_layers, image_token_id, image_token_ids
+from vlmflow.lvlm.model_parts import (
+    decoder_layers,
+    image_token_id,
+    image_token_ids,
+    input_device,
+    max_positions,
+)
 from vlmflow.lvlm.prompt import Prompt, extended
 from vlmflow.lvlm.tokens import (
     answer_ids_of,
@@ -96,14 +102,7 @@ class LVLM:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device on which the token embeddings run."""
-        embeddings = self.model.get_input_embeddings()
-        hook = getattr(embeddings, "_hf_hook", None)  # accelerate's, where weights are offloaded
-        for part in (hook, *getattr(hook, "hooks", ())):
-            device = getattr(part, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-        weight: torch.Tensor = embeddings.weight
-        return weight.device if weight.device.type != "meta" else torch.device(self.model.device)
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -321,7 +320,7 @@ class LVLM:
             raise InputError(f"max_new_tokens={max_new_tokens}, but an answer needs at least 1")
         if prompt.answer is not None:
             raise InputError("the prompt already carries an answer: start from one without")
-        limit = self._max_positions()
+        limit = max_positions(self.model)
         if limit is None:
             return max_new_tokens
         return max(1, min(max_new_tokens, limit - len(prompt.layout)))
@@ -387,22 +386,8 @@ class LVLM:
                 )
         return ids
 
-    def _max_positions(self) -> int | None:
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is None:
-            return None
-        ropes = getattr(config, "rope_parameters", None) or {}
-        if "rope_type" in ropes:  # else one for each kind of layer
-            ropes = {"": ropes}
-        for rope in ropes.values():
-            if isinstance(rope, dict) and rope.get("rope_type", "default") != "default":
-                original = rope.get("original_max_position_embeddings") or limit
-                limit = max(limit, original * (rope.get("factor") or 1))
-        return int(limit)
-
     def _require_room(self, length: int) -> None:
-        limit = self._max_positions()
+        limit = max_positions(self.model)
         if limit is not None and length > limit:
             raise InputError(
                 f"the prompt has {length} tokens, but {self.name} takes at most {limit}: shorten "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from vlmflow.errors import ModelError
@@ -46,3 +47,31 @@ def decoder_layers(model: Any) -> nn.ModuleList:
         f"the decoder layers of {type(model).__name__} cannot be found: "
         f"its decoder {type(decoder).__name__} has no list of layers"
     )
+
+
+def input_device(model: Any) -> torch.device:
+    """Find where inputs go: the device on which the token embeddings run."""
+    embeddings = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)  # accelerate's, where weights are offloaded
+    for part in (hook, *getattr(hook, "hooks", ())):
+        device = getattr(part, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    weight: torch.Tensor = embeddings.weight
+    return weight.device if weight.device.type != "meta" else torch.device(model.device)
+
+
+def max_positions(model: Any) -> int | None:
+    """Find how many tokens a prompt may have, rope scaling included; None: the config is silent."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    ropes = getattr(config, "rope_parameters", None) or {}
+    if "rope_type" in ropes:  # else one for each kind of layer
+        ropes = {"": ropes}
+    for rope in ropes.values():
+        if isinstance(rope, dict) and rope.get("rope_type", "default") != "default":
+            original = rope.get("original_max_position_embeddings") or limit
+            limit = max(limit, original * (rope.get("factor") or 1))
+    return int(limit)
