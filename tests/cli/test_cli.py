@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -361,7 +362,9 @@ def test_generate_compares_with_the_untouched_model(model, picture):
     assert result.exit_code == 0, result.output
     assert " in layers 0-1, " in result.stdout
     assert "FastV's formula" in result.stdout
-    assert "compared" in result.stdout
+    compared = result.stdout.splitlines()[-1]
+    assert re.search(r"prefill \d+\.\d\d times as (slow|fast), per token", compared)
+    assert re.search(r"cache \d+% of the size", compared)
     facts = json.loads(run(*arguments, *settings, "--json").stdout)
     assert facts["truncation"]["keep"] == 4
     assert facts["cached_tokens"] == facts["tokens_per_layer"]

@@ -143,9 +143,16 @@ def _print(facts: dict[str, Any]) -> None:
     _print_run(facts["untouched"], indent="  ")
     ratios = {name: value for name, value in facts["compared"]["ratios"].items() if value}
     names = {"prefill": "prefill", "per_token": "per token", "end_to_end": "end to end"}
-    times = ", ".join(f"{text} {ratios[key]:.2f}x" for key, text in names.items() if key in ratios)
+    times = ", ".join(
+        f"{text} {_slower(ratios[key])}" for key, text in names.items() if key in ratios
+    )
     agrees = "the same answer" if facts["compared"]["same_answer"] else "ANOTHER answer"
-    typer.echo(f"compared    {agrees}; time {times}; cache {ratios['cache_bytes']:.2f}x")
+    typer.echo(f"compared    {agrees}; {times}; cache {ratios['cache_bytes']:.0%} of the size")
+
+
+def _slower(ratio: float) -> str:
+    """Say how the truncated run compares: ``"1.53 times as slow"``, ``"2.00 times as fast"``."""
+    return f"{ratio:.2f} times as slow" if ratio > 1 else f"{1 / ratio:.2f} times as fast"
 
 
 def _print_run(facts: dict[str, Any], indent: str = "") -> None:

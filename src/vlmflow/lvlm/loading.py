@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import logging
 
 from vlmflow.errors import InputError, ModelError, VlmflowError
 
@@ -50,14 +53,15 @@ def open_model(
         processor = open_processor(source, **shared)
         if getattr(processor, "image_processor", None) is None and _lacks_torchvision():
             raise ImportError("torchvision")  # without it, transformers hands out a part of it
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            source,
-            config=config,
-            dtype=weights,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            **shared,
-        )
+        with _no_bar() if local else nullcontext():
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                source,
+                config=config,
+                dtype=weights,
+                device_map=device_map,
+                attn_implementation=attn_implementation,
+                **shared,
+            )
         if place is not None:
             model.to(place)
     except VlmflowError:
@@ -72,6 +76,18 @@ def open_model(
 def bundled_models() -> tuple[str, ...]:
     """List the names of the models that ship with the package."""
     return tuple(sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Keep transformers' bar away: opening a directory takes seconds."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
