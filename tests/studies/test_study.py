@@ -161,6 +161,26 @@ def test_a_plan_survives_json_and_sweeps_every_combination():
         plan.arms(3)
 
 
+def test_checking_a_plan_compares_no_truncation_with_every_other(monkeypatch):
+    sweep = {
+        "layer": [1, 2, 3],
+        "keep": list(range(1, 41)),
+        "rank_by": ["random", "uniform", "random"],
+    }
+    compared = 0
+    equal = Truncation.__eq__
+
+    def counted(self, other):
+        nonlocal compared
+        compared += 1
+        return equal(self, other)
+
+    monkeypatch.setattr(Truncation, "__eq__", counted)
+    arms = Plan(task="x", sweep=sweep).arms(4)
+    assert sum(arm.kind == "truncation" for arm in arms) == 3 * 40 * 2  # duplicates once
+    assert compared < 10 * 3 * 40 * 3  # 360 settings; each with every other: 64,620
+
+
 def test_every_truncation_gets_its_controls_and_shared_ones_appear_once():
     policies = [Truncation(2, 0), Truncation(2, 0.5), Truncation(2, 0.5, "uniform")]
     arms = arms_of([("", one) for one in policies], 4, seed=3)

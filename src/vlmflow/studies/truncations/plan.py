@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -56,8 +57,9 @@ class Plan:
                 "presets"
             )
         named = self._named(None)
+        counts = Counter(name for name, _ in named)
         for name, policy in named:
-            if name and [other for other, _ in named].count(name) > 1:
+            if name and counts[name] > 1:
                 raise InputError(f"two truncations are called {name!r}; names must differ")
             # The results are read with what is saved here, when everything has been answered.
             if Truncation.from_json(policy.to_json()) != policy:
@@ -170,15 +172,13 @@ def _swept(sweep: Mapping[str, Any]) -> list[Truncation]:
     for key in ("layer", "keep"):
         if key not in sweep:
             raise InputError(f"sweep needs a list of {key} values")
-    policies: list[Truncation] = []
+    policies: dict[Truncation, None] = {}
     for values in itertools.product(*sweep.values()):
         plain = dict(zip(sweep, values, strict=True))
         if plain["keep"] == 0:
             plain.pop("rank_by", None)  # keeping none takes no choice
-        policy = Truncation.from_json(plain)
-        if policy not in policies:
-            policies.append(policy)
-    return policies
+        policies[Truncation.from_json(plain)] = None
+    return list(policies)
 
 
 def _plain(entry: Any) -> Any:
