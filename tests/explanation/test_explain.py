@@ -224,3 +224,16 @@ def test_model_that_answers_nothing(vlm, picture, monkeypatch):
     monkeypatch.setattr(LVLM, "generate_ids", lambda *_args, **_options: ())
     with pytest.raises(InputError, match=r"nothing to explain: pass answer="):
         vlm.explain(picture, QUESTION)
+
+
+def test_a_map_that_is_not_defined_is_nan_and_not_0():
+    """Nothing after the last layer reads image positions: their gradient there means nothing."""
+    flow = LVLM(*tiny_llava(layers=3)).explain(Image.new("RGB", (20, 20)), "What?", "1 2")
+    assert [flow.flag("llava_cam", layer) == "undefined" for layer in range(3)] == [False] * 2 + [
+        True
+    ]
+    assert np.isnan(flow.map("llava_cam", 2)).all()
+    assert np.isnan(flow.grid("llava_cam", 2)).all()
+    assert np.isnan(flow.pixel_map("llava_cam", 2)).all()
+    assert np.isfinite(flow.map("llava_cam", 1)).all()
+    assert np.isfinite(flow.pixel_map("saliency", 2)).all()

@@ -188,6 +188,7 @@ class InformationFlow:
         Returns
         -------
         (P,) float32, read-only
+            NaN where the map is not defined (:meth:`flag`): 0 would look like a finding.
 
         Raises
         ------
@@ -196,6 +197,9 @@ class InformationFlow:
         """
         row, column = self._place(signal, layer, target)
         values: Float32Array = self.maps[signal][row, column]
+        if self.flag(signal, layer, target) not in ("ok", "empty"):
+            values = np.full_like(values, np.nan)
+            values.setflags(write=False)
         return values
 
     def flag(self, signal: str, layer: int | None = None, target: int | str = 0) -> str:
