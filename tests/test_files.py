@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import stat
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -123,3 +126,45 @@ def test_files_are_written_together_or_not_at_all(tmp_path):
         write_files(tmp_path / "other", {"one.txt": b"1", "nul\0": b"2"})
     assert everything(tmp_path) == before
     assert (out / "one.txt").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_a_killed_process_left_is_removed_by_the_next_run(tmp_path, exists):
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+    code = f"""
+    import os, pathlib, signal, sys
+    from vlmflow.files import staged
+    with staged(pathlib.Path({str(out)!r})) as staging:
+        (staging / "half").write_text("x")
+        print("ready", flush=True)
+        sys.stdin.read()
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    killed, alive = processes
+    killed.kill()
+    killed.wait()
+    home = out if exists else tmp_path
+    assert len([path for path in home.iterdir() if path.is_dir() and path != out]) == 2
+    write_files(out, {"whole": b"y"})
+    assert [path.name for path in out.iterdir() if path.is_file() and path.suffix != ".lock"] == [
+        "whole"
+    ]
+    # Only the living one's is left, which it finishes.
+    (staging,) = [path for path in home.iterdir() if path.is_dir() and path != out]
+    assert (staging / "half").is_file()
+    alive.communicate()
+    assert alive.returncode == 0
+    assert sorted(path.name for path in out.iterdir()) == ["half", "whole"]
+    assert list(tmp_path.iterdir()) == [out]

@@ -11,7 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from vlmflow.errors import InputError
+
+_PREFIX, _LOCK = ".vlmflow-", ".lock"
+"""Names of a directory that is not finished, and of the lock beside it."""
 
 _WAY_OUT = "choose a path you can write to"
 
@@ -47,6 +52,7 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
     """
     made: list[Path] = []
     staging: Path | None = None
+    lock: BaseFileLock | None = None
     moved = False
     try:
         try:
@@ -57,9 +63,12 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
                     made.append(parent)
             # Inside `out` where it exists: its parent may be read-only or another file system.
             home = out if out.exists() else out.parent
-            candidate = home / f".vlmflow-{secrets.token_hex(6)}"
-            candidate.mkdir()
-            staging = candidate
+            _remove_stale(home)
+            name = f"{_PREFIX}{secrets.token_hex(6)}"
+            lock = FileLock(home / f"{name}{_LOCK}")
+            lock.acquire()
+            (home / name).mkdir()
+            staging = home / name
         except (OSError, ValueError) as error:
             raise _unwritable(out, error) from error
         yield staging
@@ -72,10 +81,28 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            _drop(lock)
         if not moved:
             for parent in reversed(made):
                 with suppress(OSError):  # another process has put a file into it
                     parent.rmdir()
+
+
+def _remove_stale(home: Path) -> None:
+    """Remove what processes have left that were killed: nobody holds its lock any more."""
+    for path in home.glob(f"{_PREFIX}*{_LOCK}"):
+        lock = FileLock(path)
+        with suppress(Timeout, OSError):
+            lock.acquire(timeout=0)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            _drop(lock)
+
+
+def _drop(lock: BaseFileLock) -> None:
+    lock.release()
+    with suppress(OSError):
+        Path(lock.lock_file).unlink()
 
 
 def _check(out: Path, files: Sequence[str]) -> None:

@@ -283,7 +283,9 @@ SLOW = textwrap.dedent(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_stopping_a_run_leaves_nothing(picture, out, tmp_path, sent, code):
     command = [sys.executable, "-c", SLOW, "explain", picture, QUESTION, "--out", str(out / "a")]
     with subprocess.Popen(

@@ -39,6 +39,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # Ending a run from outside cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A terminal that closes, too (Windows has no such signal), unless nohup said to go on.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     app()
 
 
