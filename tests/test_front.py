@@ -17,13 +17,13 @@ def vlm():
 
 
 @pytest.fixture(scope="module")
-def asked():
+def sample():
     return vlmflow.sample("scenes-reading", index=3)
 
 
 @pytest.fixture(scope="module")
-def flow(vlm, asked):
-    return vlm.explain(*asked)
+def flow(vlm, sample):
+    return vlm.explain(*sample)
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,23 @@ def test_why_it_said_that(flow, tmp_path):
     assert {"segments.png", "maps_flow_map.pdf"} <= names
 
 
-def test_from_where_on_image_tokens_are_redundant(vlm, asked):
-    curve = vlm.removal_curve(*asked)
+def test_from_where_on_image_tokens_are_redundant(vlm, sample):
+    curve = vlm.removal_curve(*sample)
     assert curve.layers == tuple(range(vlm.num_layers))
     assert curve.same_answer.shape == (vlm.num_layers,)
 
 
-def test_removing_them(vlm, asked):
+def test_removing_them(vlm, sample):
     with vlmflow.Truncation(layer=10, keep=0.25, rank_by="diversity")(vlm.model):
-        vlm.model.generate(**vlm.prepare(*asked).inputs, max_new_tokens=4, do_sample=False)
+        vlm.model.generate(**vlm.prepare(*sample).inputs, max_new_tokens=4, do_sample=False)
 
 
-def test_my_own_ranking(vlm, asked, tmp_path):
+def test_my_own_ranking(vlm, sample, tmp_path):
     own = vlmflow.Truncation(layer=2, keep=0.5, rank_by=Contrast(power=2))
     assert own != vlmflow.Truncation(layer=2, keep=0.5, rank_by=Contrast())
-    answer = vlm.generate(*asked, truncation=own)
+    answer = vlm.generate(*sample, truncation=own)
     assert answer == vlm.generate(
-        *asked, truncation=vlmflow.Truncation(2, 0.5, "front_contrast(power=2)")
+        *sample, truncation=vlmflow.Truncation(2, 0.5, "front_contrast(power=2)")
     )
     result = vlmflow.study(
         vlm, "scenes-reading", [own, "fastv"], out=tmp_path, samples=4, calibration=4, timed=0
@@ -86,8 +86,8 @@ def test_my_own_ranking(vlm, asked, tmp_path):
     assert "front_contrast(power=2)" in " ".join(arm.name for arm in result.arms)
 
 
-def test_my_own_signal(vlm, asked, tmp_path):
-    flow = vlm.explain(*asked, signals=["saliency", MaxAttention()])
+def test_my_own_signal(vlm, sample, tmp_path):
+    flow = vlm.explain(*sample, signals=["saliency", MaxAttention()])
     assert flow.signals == ("saliency", "front_max_attention")
     assert flow.about["front_max_attention"].label == "max attention"
     assert flow.maps["front_max_attention"].max() <= 1

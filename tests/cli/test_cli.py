@@ -53,14 +53,14 @@ def run(*arguments):
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
-def refused(result, *words):
-    """Exit code 2 and one line on stderr that holds the words; nothing else."""
+def refused(result, *phrases):
+    """Exit code 2 and one line on stderr that holds the phrases; nothing else."""
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith("vlmflow: ")
-    for word in words:
-        assert word in line
+    for phrase in phrases:
+        assert phrase in line
     return True
 
 
@@ -155,7 +155,7 @@ def test_demo(out):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "phrases"),
     [
         (["missing.png", QUESTION], ["missing.png", "does not exist"]),
         ([".", QUESTION], ["is a directory"]),
@@ -173,17 +173,17 @@ def test_demo(out):
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(
-    arguments, words, picture, out, no_model, tmp_path
+    arguments, phrases, picture, out, no_model, tmp_path
 ):
     arguments = [argument.replace("PICTURE", picture) for argument in arguments]
     if "--out" not in arguments:
         arguments += ["--out", str(out)]
-    assert refused(run("explain", *arguments), *words)
+    assert refused(run("explain", *arguments), *phrases)
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "words"),
+    ("option", "value", "phrases"),
     [
         ("--model", "no-such-model", ["no-such-model"]),
         ("--model", "DIRECTORY", ["not a model"]),
@@ -194,11 +194,11 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     ],
 )
 def test_what_only_the_model_can_tell_is_refused_too(
-    option, value, words, model, picture, out, tmp_path
+    option, value, phrases, model, picture, out, tmp_path
 ):
     value = value.replace("DIRECTORY", str(tmp_path))
     assert refused(
-        run("explain", picture, QUESTION, "--model", model, "--out", out, option, value), *words
+        run("explain", picture, QUESTION, "--model", model, "--out", out, option, value), *phrases
     )
     assert not out.exists()
 
@@ -401,7 +401,7 @@ def test_generate_takes_a_preset(model, picture):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "phrases"),
     [
         (("--truncate", "layer=2"), ("needs keep",)),
         (("--truncate", "layer=2,keep=0,rank_by=best"), ("ranking 'best'", "last_attention")),
@@ -411,16 +411,16 @@ def test_generate_takes_a_preset(model, picture):
         (("--max-new-tokens", "0", "--preset", "vtw"), ("--max-new-tokens 0",)),
     ],
 )
-def test_generate_refuses_bad_settings_before_loading(no_model, picture, arguments, words):
-    refused(run("generate", picture, QUESTION, *arguments), *words)
+def test_generate_refuses_bad_settings_before_loading(no_model, picture, arguments, phrases):
+    refused(run("generate", picture, QUESTION, *arguments), *phrases)
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "phrases"),
     [
         ("layer=9,keep=0", ("layer=9", "4 decoder layers (0..3)")),
         ("layer=2,keep=999", ("keep=999", "image tokens")),
     ],
 )
-def test_generate_refuses_what_the_model_does_not_have(model, picture, settings, words):
-    refused(run("generate", picture, QUESTION, "--model", model, "--truncate", settings), *words)
+def test_generate_refuses_what_the_model_does_not_have(model, picture, settings, phrases):
+    refused(run("generate", picture, QUESTION, "--model", model, "--truncate", settings), *phrases)

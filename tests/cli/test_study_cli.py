@@ -68,7 +68,7 @@ def test_a_study_from_a_file_and_options(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "words"),
+    ("text", "options", "message"),
     [
         ("task: scenes-reading\nlayers: 3", [], "no option 'layers'"),
         ("task: scenes-readng\ntruncations: ['layer=1,keep=0']", [], "unknown task"),
@@ -80,12 +80,12 @@ def test_a_study_from_a_file_and_options(model, tmp_path):
         ("task: [", ["--preset", "vtw"], "not YAML"),
     ],
 )
-def test_a_wrong_study_is_one_line_and_leaves_nothing(tmp_path, text, options, words):
+def test_a_wrong_study_is_one_line_and_leaves_nothing(tmp_path, text, options, message):
     config = tmp_path / "study.yaml"
     config.write_text(text)
     result = run("study", config, *options, "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert words in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 

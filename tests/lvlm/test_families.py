@@ -58,9 +58,9 @@ def prompts(vlm, answers=ANSWERS):
 
 
 def test_every_registered_type_is_tested():
-    known = {model_type for family in REGISTERED for model_type in family.model_types}
+    registered = {model_type for family in REGISTERED for model_type in family.model_types}
     tested = {family.model_type for family in FAMILIES}
-    assert known - tested <= {"vipllava"}  # LLaVA in everything that is tested here
+    assert registered - tested <= {"vipllava"}  # LLaVA in everything that is tested here
 
 
 @each_family
@@ -76,8 +76,8 @@ def test_a_saved_model_opens_or_says_what_to_install(family, tmp_path, no_networ
         hasattr(processor, "video_processor") or processor.image_processor.backend == "torchvision"
     )
     if needs_torchvision and not is_torchvision_available():
-        words = "its processor needs torchvision: pip install torchvision$"
-        with pytest.raises(ModelError, match=words):
+        message = "its processor needs torchvision: pip install torchvision$"
+        with pytest.raises(ModelError, match=message):
             vlmflow.load(tmp_path, device="cpu")
         return
     vlm = vlmflow.load(tmp_path, device="cpu")
@@ -94,12 +94,12 @@ def test_every_picture_has_a_map(family):
 @pytest.mark.parametrize(
     "family",
     # Without its family nobody knows what an answer's tokens are to be marked with.
-    [one for one in with_places if not family_of(one.model_type).answer_inputs],
+    [family for family in with_places if not family_of(family.model_type).answer_inputs],
     ids=lambda family: family.name,
 )
 def test_an_unknown_type_lacks_nothing_but_the_map(family, monkeypatch):
     vlm = family.lvlm()
-    known = [vlm.generate_ids(one, max_new_tokens=3) for one in prompts(vlm, (None, None))]
+    expected = [vlm.generate_ids(prompt, max_new_tokens=3) for prompt in prompts(vlm, (None, None))]
     monkeypatch.setattr("vlmflow.lvlm.families.registry.FAMILIES", ())
     unknown = family.lvlm()
     batch = prompts(unknown)
@@ -118,7 +118,7 @@ def test_an_unknown_type_lacks_nothing_but_the_map(family, monkeypatch):
     )
     assert removal_curves(unknown, batch)
     policy = Truncation(2, 1.0, "diversity")
-    for prompt, ids in zip(prompts(unknown, (None, None)), known, strict=True):
+    for prompt, ids in zip(prompts(unknown, (None, None)), expected, strict=True):
         assert unknown.generate_ids(prompt, max_new_tokens=3, truncation=policy) == ids
 
 
@@ -127,8 +127,8 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
     vlm, eager = family.lvlm(), family.lvlm("eager")
     batch = prompts(vlm)
     inputs, layouts = collate(batch, pad_id(vlm.processor.tokenizer))
-    found = measure(vlm.model, vlm.decoder_layers, inputs, layouts, ExplainOptions(SIGNALS))
-    for prompt, together in zip(batch, found, strict=True):
+    results = measure(vlm.model, vlm.decoder_layers, inputs, layouts, ExplainOptions(SIGNALS))
+    for prompt, together in zip(batch, results, strict=True):
         truth = measure_slowly(
             eager.model, eager.decoder_layers, prompt.inputs, prompt.layout, "logprob",
             family.norm,
@@ -152,9 +152,9 @@ def test_explaining_gives_every_map_of_the_own_answer(family):
     for layer in range(LAYERS):
         has_attention = hasattr(vlm.decoder_layers[layer], "self_attn")
         assert (flow.flag("attention", layer) == "ok") == has_attention
-    for image, one in enumerate(shown):
+    for image, shown_picture in enumerate(shown):
         assert np.isfinite(flow.pixel_map("flow_map", image=image)).any()
-        assert flow.pixel_map("flow_map", image=image).shape == one.size[::-1]
+        assert flow.pixel_map("flow_map", image=image).shape == shown_picture.size[::-1]
 
 
 @each_family
@@ -168,8 +168,8 @@ def test_keeping_all_changes_nothing(family):
         with torch.no_grad():
             expected = vlm.model(**prompt.inputs).logits
             with policy(vlm.model):
-                found = vlm.model(**prompt.inputs).logits
-        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+                logits = vlm.model(**prompt.inputs).logits
+        torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
 POLICIES = {
@@ -211,7 +211,7 @@ def test_a_truncated_batch_is_its_rows(family, policy):
     vlm = family.lvlm()
     batch = prompts(vlm, (None, None))
     together = vlm.generate_batch(batch, max_new_tokens=5, truncation=policy)
-    alone = [vlm.generate_ids(one, max_new_tokens=5, truncation=policy) for one in batch]
+    alone = [vlm.generate_ids(prompt, max_new_tokens=5, truncation=policy) for prompt in batch]
     assert together == alone
 
 
@@ -249,8 +249,8 @@ def test_a_removal_curve_is_one_truncation_per_layer(family, keep, ranking):
 def test_rows_and_columns_of_patches_are_not_counted_anew(family):
     """With a number per axis, re-packed positions would be another picture."""
     policy = Truncation(2, 3, "value_norm", positions="repack")
-    words = "positions='repack' needs rotary embeddings of one number"
-    with pytest.raises(ModelError, match=words), policy(family.lvlm().model):
+    message = "positions='repack' needs rotary embeddings of one number"
+    with pytest.raises(ModelError, match=message), policy(family.lvlm().model):
         pass
 
 
@@ -262,12 +262,12 @@ def test_shared_answers_are_those_of_generate(family):
         Truncation(0, 0.5, "diversity"),
     ]
     for prompt in prompts(vlm, (None, None)):
-        found = shared_answers(vlm, prompt, policies, max_new_tokens=4)
+        answers = shared_answers(vlm, prompt, policies, max_new_tokens=4)
         expected = [
             vlm.generate_ids(prompt, max_new_tokens=4, truncation=policy)
             for policy in (None, *policies)
         ]
-        assert found == expected
+        assert answers == expected
 
 
 @pytest.mark.parametrize("name", ["paligemma", "blip-2", "instructblip"])
@@ -295,41 +295,43 @@ def test_places_read_off_the_inputs_are_those_of_the_grids(family):
     first = 0
     for prompt in batch:
         count = len(prompt.layout.image_positions)
-        found = vlm.family.places(first, count, inputs, vlm.model.config)
+        places = vlm.family.places(first, count, inputs, vlm.model.config)
         first += count
-        assert (found is not None) == (vlm.model.config.model_type in WITH_PLACES)
-        if found is None:
+        assert (places is not None) == (vlm.model.config.model_type in WITH_PLACES)
+        if places is None:
             continue
         for grid in prompt.layout.grids:
             at = np.searchsorted(prompt.layout.image_positions, grid.positions)
-            assert (found[at, 0] == grid.image).all()
-            np.testing.assert_array_equal(found[at, 1:], np.moveaxis(np.indices(grid.shape), 0, -1))
+            assert (places[at, 0] == grid.image).all()
+            np.testing.assert_array_equal(
+                places[at, 1:], np.moveaxis(np.indices(grid.shape), 0, -1)
+            )
 
 
 @pytest.mark.parametrize(
     "family",
     [
-        one
-        for one in with_places
-        if one.model_type in WITH_PLACES - {"mistral3"} and not one.variant
+        family
+        for family in with_places
+        if family.model_type in WITH_PLACES - {"mistral3"} and not family.variant
     ],
     ids=lambda family: family.name,
 )
 def test_places_are_known_while_generating(family, monkeypatch):
     """`generate` encodes pictures first and does not tell the model their pixels or shapes."""
-    vlm, found = family.lvlm(), []
+    vlm, results = family.lvlm(), []
     places = type(vlm.family).places
 
     def seen(self, first, tokens, inputs, config):
-        found.append(places(self, first, tokens, inputs, config))
-        return found[-1]
+        results.append(places(self, first, tokens, inputs, config))
+        return results[-1]
 
     monkeypatch.setattr(type(vlm.family), "places", seen)
     policy = Truncation(1, 3, "uniform")
     for prompt in prompts(vlm, (None, None)):
-        found.clear()
+        results.clear()
         vlm.generate_ids(prompt, max_new_tokens=1, truncation=policy)
         with policy(vlm.model), torch.no_grad():
             vlm.model(**prompt.inputs)
-        assert len(found) == 2
-        np.testing.assert_array_equal(*found)
+        assert len(results) == 2
+        np.testing.assert_array_equal(*results)

@@ -90,11 +90,11 @@ def prepare(vlm, picture):
 
 def tokens_of(layout):
     """Index among the image tokens, box and tower pixels per side of every token with a box."""
-    found = []
+    tokens = []
     for grid in layout.grids:
         index = np.searchsorted(layout.image_positions, grid.positions.ravel())
-        found += list(zip(index.tolist(), grid.boxes.reshape(-1, 4), strict=True))
-    return found
+        tokens += list(zip(index.tolist(), grid.boxes.reshape(-1, 4), strict=True))
+    return tokens
 
 
 def windows(size, boxes, draw):
@@ -144,8 +144,8 @@ def disagreements(family, vlm, size):
             continue
         picture = black.copy()
         picture[y0:y1, x0:x1] = 255
-        found = embeddings(vlm, prepare(vlm, picture))
-        moved = np.abs(found - untouched).max(axis=1) > 1e-5
+        result = embeddings(vlm, prepare(vlm, picture))
+        moved = np.abs(result - untouched).max(axis=1) > 1e-5
         for index, box in tokens:
             # A tower pixel in the picture's, for how far it may look.
             step = (box[2:] - box[:2]) / PATCH
@@ -210,8 +210,8 @@ def test_pictures_of_very_different_shape_keep_their_own_boxes(family, blind):
     untouched = embeddings(vlm, before)
     for number, size in enumerate(sizes):
         pictures = [*black[:number], Image.new("RGB", size, "white"), *black[number + 1 :]]
-        found = embeddings(vlm, vlm.prepare(pictures, "What is it?"))
-        moved = np.flatnonzero(np.abs(found - untouched).max(axis=1) > 1e-5)
+        result = embeddings(vlm, vlm.prepare(pictures, "What is it?"))
+        moved = np.flatnonzero(np.abs(result - untouched).max(axis=1) > 1e-5)
         own = [grid for grid in before.layout.grids if grid.image == number]
         positions = np.concatenate([grid.positions.ravel() for grid in own])
         assert set(before.layout.image_positions[moved]) <= set(positions)

@@ -46,21 +46,21 @@ def test_without_an_answer_every_user_position_is_a_user_row():
     assert layout.user_rows.tolist() == layout.text_rows.tolist() == [3, 4, 5]
 
 
-def test_an_answer_right_behind_the_image_is_predicted_by_an_image_token():
+def test_an_answer_right_after_the_image_is_predicted_by_an_image_token():
     layout = layout_of("siia")
     assert layout.answer_rows.tolist() == layout.text_rows.tolist() == [2]
     assert layout.user_rows.size == 0
 
 
 @given(st.text("siua", min_size=1, max_size=12), st.integers(0, 5), st.integers(0, 5))
-def test_shifting_moves_every_position_by_the_padding(codes, before, behind):
+def test_shifting_moves_every_position_by_the_padding(codes, before, after):
     layout = layout_of(codes)
-    shifted = layout.shifted(before, before + len(layout) + behind)
-    assert len(shifted) == before + len(layout) + behind
+    shifted = layout.shifted(before, before + len(layout) + after)
+    assert len(shifted) == before + len(layout) + after
     for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER, Segment.ANSWER):
         moved = layout.positions_of(segment) + before
         assert shifted.positions_of(segment).tolist() == moved.tolist()
-    assert shifted.positions_of(Segment.PAD).size == before + behind
+    assert shifted.positions_of(Segment.PAD).size == before + after
     assert "".join(shifted.tokens) == codes
 
 

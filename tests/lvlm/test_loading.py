@@ -31,7 +31,7 @@ def test_a_directory_opens_as_it_was_saved_without_network(saved, no_network):
     expected = vlmflow.LVLM(model, processor)
     assert vlm.dtype == torch.bfloat16
     assert not vlm.model.training
-    given, wanted = (one.prepare(PICTURE, "What is it?", "red") for one in (vlm, expected))
+    given, wanted = (lvlm.prepare(PICTURE, "What is it?", "red") for lvlm in (vlm, expected))
     assert given.text == wanted.text
     assert torch.equal(given.inputs["input_ids"], wanted.inputs["input_ids"])
     torch.testing.assert_close(
@@ -52,7 +52,7 @@ def test_a_bundled_name_opens_the_directory_of_that_name(saved, monkeypatch, no_
     assert vlmflow.load("tiny-llava").name == "tiny-llava"
 
 
-def test_what_is_no_model_is_said_in_one_sentence(saved, tmp_path, monkeypatch, no_network):
+def test_what_is_not_a_model_is_said_in_one_sentence(saved, tmp_path, monkeypatch, no_network):
     empty = tmp_path / "empty"
     empty.mkdir()
     file = tmp_path / "file.bin"

@@ -245,7 +245,7 @@ def test_a_conversation_that_the_template_refuses_is_said():
         LVLM(model, processor).prepare(picture(), QUESTION)
 
 
-def test_an_answer_goes_behind_a_prompt_once(vlm):
+def test_an_answer_goes_after_a_prompt_once(vlm):
     answered = vlm.prepare(picture(), QUESTION, "red")
     for again in (lambda: vlm.with_answer(answered, "blue"), lambda: vlm.generate_ids(answered)):
         with pytest.raises(InputError, match="already carries an answer"):
@@ -333,15 +333,15 @@ def test_a_batch_gives_every_prompt_the_logits_it_has_alone(each):
     assert inputs["pixel_values"].shape[0] == 4
     with torch.no_grad():
         batch = each.model(**inputs).logits
-        for index, (one, layout) in enumerate(zip(alone, layouts, strict=True)):
-            single = each.model(**one.inputs).logits[0]
+        for index, (prompt, layout) in enumerate(zip(alone, layouts, strict=True)):
+            single = each.model(**prompt.inputs).logits[0]
             positions = layout.positions_of(Segment.PAD)
             assert (inputs["attention_mask"][index, positions] == 0).all()
             own = batch[index, len(positions) :]
             torch.testing.assert_close(own, single, rtol=1e-4, atol=1e-4)
             ids = inputs["input_ids"][index]
             assert (ids[layout.image_positions] == each.image_token_id).all()
-            assert tuple(ids[layout.answer_positions].tolist()) == one.answer_ids
+            assert tuple(ids[layout.answer_positions].tolist()) == prompt.answer_ids
 
 
 def test_decoder_layers_are_the_models_own(vlm):

@@ -22,7 +22,7 @@ from vlmflow.truncation.amounts import amount
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "families.md"
 WORKED = ROOT / "docs" / "adding-a-family.md"
-ROWS = {one.model_type: one for one in SUPPORTED}
+ROWS = {row.model_type: row for row in SUPPORTED}
 
 
 def test_every_claimed_type_has_one_row():
@@ -46,11 +46,11 @@ def test_a_row_says_what_its_model_does(family):
 
 def test_docs_and_command_show_the_table():
     assert markdown() in DOCS.read_text("utf-8")
-    told = CliRunner().invoke(cli.app, ["models"])
-    assert told.exit_code == 0
-    for one in SUPPORTED:
-        assert f"{one.model_type} " in told.output
-        assert one.example in told.output
+    result = CliRunner().invoke(cli.app, ["models"])
+    assert result.exit_code == 0
+    for row in SUPPORTED:
+        assert f"{row.model_type} " in result.output
+        assert row.example in result.output
 
 
 BLOCK = re.compile(r"^(?:`([^`\n]+)`\n\n)?```(\w+)\n(.*?\n)```$", re.M | re.S)

@@ -75,10 +75,10 @@ def test_a_registered_family_works_in_everything():
     pictures = [picture(1, SIZES[0]), picture(2, SIZES[1])]
     flows = [vlm.explain(pictures, QUESTION, "red") for vlm in (own, llava)]
     for image, (width, height) in enumerate(SIZES):
-        found, expected = (flow.pixel_map("saliency", layer=2, image=image) for flow in flows)
-        assert found.shape == (height, width)
-        assert np.ptp(found) > 0
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        result, expected = (flow.pixel_map("saliency", layer=2, image=image) for flow in flows)
+        assert result.shape == (height, width)
+        assert np.ptp(result) > 0
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
     policy = vlmflow.Truncation(1, 4, rank_by="uniform")
     logits = []
     for vlm in (own, llava, model_of("of no family")):
@@ -143,7 +143,7 @@ class Needy(Notebook):
 
 
 @pytest.mark.parametrize(
-    ("family", "words"),
+    ("family", "message"),
     [
         (object(), "must be a vlmflow.Family or a subclass of it, not <object"),
         (dict, "must be a vlmflow.Family or a subclass of it, not <class 'dict'>"),
@@ -151,8 +151,8 @@ class Needy(Notebook):
         (Needy, "the family Needy .* cannot be made without arguments .*give an object"),
     ],
 )
-def test_what_is_not_a_family_is_refused(family, words):
-    with pytest.raises(InputError, match=words):
+def test_what_is_not_a_family_is_refused(family, message):
+    with pytest.raises(InputError, match=message):
         vlmflow.register_family(TYPE, family)
     with pytest.raises(InputError, match="model_type='' is not the name of a model type"):
         vlmflow.register_family("", Notebook)
@@ -185,7 +185,7 @@ def test_an_installed_package_adds_families(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("values", "error", "words"),
+    ("values", "error", "message"),
     [
         ("their_package:number", InputError, "must be a vlmflow.Family .* not 7"),
         ("their_package:gone", ModelError, r"their_package:gone .* cannot be loaded \(Attribute"),
@@ -193,7 +193,9 @@ def test_an_installed_package_adds_families(monkeypatch):
         ("their_package:Notebook their_package:ready", ModelError, "several .* choose one with"),
     ],
 )
-def test_an_installed_family_that_cannot_be_used_is_one_sentence(monkeypatch, values, error, words):
+def test_an_installed_family_that_cannot_be_used_is_one_sentence(
+    monkeypatch, values, error, message
+):
     install(monkeypatch, notebook_vlm=values)
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         model_of()

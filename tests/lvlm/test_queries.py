@@ -19,7 +19,7 @@ from vlmflow.truncation.shared_answers import shared_answers
 
 QUESTION = "What colour is the circle?"
 each_family = pytest.mark.parametrize(
-    "family", [one for one in FAMILIES if one.queries], ids=lambda family: family.name
+    "family", [family for family in FAMILIES if family.queries], ids=lambda family: family.name
 )
 
 
@@ -148,11 +148,11 @@ def test_beams_are_those_of_the_untouched_model_where_all_is_kept(family):
     with torch.no_grad():
         expected = vlm.model.generate(**prompt.inputs, **options)
         with Truncation(2, 1.0, "last_attention")(vlm.model):
-            found = vlm.model.generate(**prompt.inputs, **options)
+            output = vlm.model.generate(**prompt.inputs, **options)
         with Truncation(1, 0)(vlm.model):
             other = vlm.model.generate(**prompt.inputs, **options)
-    assert found.sequences.tolist() == expected.sequences.tolist()
-    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
+    assert output.sequences.tolist() == expected.sequences.tolist()
+    torch.testing.assert_close(output.sequences_scores, expected.sequences_scores)
     assert abs(other.sequences_scores - expected.sequences_scores).item() > 1e-3
 
 

@@ -49,10 +49,10 @@ def test_what_is_not_there_is_said(flow):
 
 
 def test_figure_and_page_say_which(flow, tmp_path):
-    words = [text.get_text() for text in strip_figure(flow, "flow_map").findobj(match=_is_text)]
-    assert "tiles and thumbnail together, mean by area" in words
-    words = [text.get_text() for text in strip_figure(flow, "flow_map", image=1).findobj(_is_text)]
-    assert not any("together" in word for word in words)
+    texts = [text.get_text() for text in strip_figure(flow, "flow_map").findobj(match=_is_text)]
+    assert "tiles and thumbnail together, mean by area" in texts
+    texts = [text.get_text() for text in strip_figure(flow, "flow_map", image=1).findobj(_is_text)]
+    assert not any("together" in text for text in texts)
     page = write_report(flow, tmp_path / "page.html").read_text("utf-8")
     grids = json.loads(re.search(r'"grids":(\[.*?\])', page)[1])
     assert [grid["kind"] for grid in grids] == ["tiles", "thumbnail", "full"]

@@ -54,8 +54,8 @@ def test_flow_agrees_with_eager_attention_also_in_a_padded_batch(family):
     vlm, eager = family.lvlm(), family.lvlm("eager")
     batch = prompts(vlm)
     inputs, layouts = collate(batch, pad_id(vlm.processor.tokenizer))
-    found = measure(vlm.model, vlm.decoder_layers, inputs, layouts, ExplainOptions(SIGNALS))
-    for prompt, together in zip(batch, found, strict=True):
+    results = measure(vlm.model, vlm.decoder_layers, inputs, layouts, ExplainOptions(SIGNALS))
+    for prompt, together in zip(batch, results, strict=True):
         truth = measure_slowly(
             eager.model, eager.decoder_layers, prompt.inputs, prompt.layout, "logprob",
             family.norm,
@@ -74,8 +74,10 @@ def test_explaining_gives_a_map_per_group_of_frames(family):
     groups = -(-5 // vlm.family.frames_together(vlm.processor))
     assert len(flow.pictures) == len(flow.layout.frames) == groups
     maps = [flow.pixel_map("flow_map", image=image) for image in range(groups)]
-    assert all(one.shape == SIZES[1][::-1] and np.isfinite(one).all() for one in maps)
-    assert len({one.tobytes() for one in maps}) == groups
+    assert all(
+        pixel_map.shape == SIZES[1][::-1] and np.isfinite(pixel_map).all() for pixel_map in maps
+    )
+    assert len({pixel_map.tobytes() for pixel_map in maps}) == groups
     # Noise moves smoothed LLaVA-CAM: it reaches the frames.
     assert not np.array_equal(flow.maps["llava_cam_smooth"], flow.maps["llava_cam"])
 
@@ -93,8 +95,8 @@ def test_keeping_all_changes_nothing(family):
         with torch.no_grad():
             expected = vlm.model(**prompt.inputs).logits
             with policy(vlm.model):
-                found = vlm.model(**prompt.inputs).logits
-        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+                logits = vlm.model(**prompt.inputs).logits
+        torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
 @each_family
@@ -125,7 +127,7 @@ def test_a_truncated_batch_is_its_rows(family, policy):
     vlm = family.lvlm()
     batch = prompts(vlm, (None, None))
     together = vlm.generate_batch(batch, max_new_tokens=4, truncation=policy)
-    alone = [vlm.generate_ids(one, max_new_tokens=4, truncation=policy) for one in batch]
+    alone = [vlm.generate_ids(prompt, max_new_tokens=4, truncation=policy) for prompt in batch]
     assert together == alone
 
 
@@ -198,12 +200,12 @@ def test_places_are_those_of_the_grids_also_while_generating(family, monkeypatch
         first += len(positions)
         vlm.generate_ids(prompt, max_new_tokens=1, truncation=Truncation(1, 3, "uniform"))
         assert len(seen) == 3
-        for found in seen:
+        for result in seen:
             for grid in prompt.layout.grids:
                 at = np.searchsorted(positions, grid.positions)
-                assert (found[at, 0] == grid.image).all()
+                assert (result[at, 0] == grid.image).all()
                 rows_and_columns = np.moveaxis(np.indices(grid.shape), 0, -1)
-                np.testing.assert_array_equal(found[at, 1:], rows_and_columns)
+                np.testing.assert_array_equal(result[at, 1:], rows_and_columns)
 
 
 # ------------------------------------------------------------------------------------------ boxes
@@ -259,8 +261,8 @@ def disagreements(family, vlm, size):
             x0, y0, x1, y1 = window
             if x0 >= x1 or y0 >= y1:
                 continue
-            found = embeddings(vlm, vlm.prepare(painted(size, number, window), "What is it?"))
-            moved = np.abs(found - untouched).max(axis=1) > 1e-5
+            result = embeddings(vlm, vlm.prepare(painted(size, number, window), "What is it?"))
+            moved = np.abs(result - untouched).max(axis=1) > 1e-5
             others = np.setdiff1d(np.flatnonzero(moved), own)
             wrong += [f"frame {number} moves token {index} of others" for index in others]
             for index, box in zip(own, boxes, strict=True):

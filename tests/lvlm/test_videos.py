@@ -43,8 +43,8 @@ def test_every_group_of_frames_is_a_picture_with_its_time(family):
     prompt = vlm.prepare(video(5), QUESTIONS[0], "red")
     layout = prompt.layout
     firsts = range(0, 5, together)
-    assert [one.first for one in layout.frames] == list(firsts)
-    assert [one.last for one in layout.frames] == [min(f + together, 5) - 1 for f in firsts]
+    assert [frames.first for frames in layout.frames] == list(firsts)
+    assert [frames.last for frames in layout.frames] == [min(f + together, 5) - 1 for f in firsts]
     assert layout.frames[0].seconds == (0.0, 0.5 * (together - 1))
     assert layout.frames[-1].seconds == (2.0, 2.0)
     for shown, first in zip(prompt.images, firsts, strict=True):
@@ -94,7 +94,7 @@ def test_pictures_and_videos_stand_as_the_template_places_them():
     )
     layout = vlm.prepare([video(2), picture(3, SIZES[1])], QUESTIONS[0]).layout
     assert layout.image_sizes == (SIZES[1], SIZES[0], SIZES[0])
-    assert [one and one.first for one in layout.frames] == [None, 0, 1]
+    assert [frames and frames.first for frames in layout.frames] == [None, 0, 1]
     assert [grid.image for grid in layout.grids] == [0, 0, 1, 2]
 
 
@@ -114,7 +114,7 @@ def test_videos_in_a_conversation():
         ]},
     ]  # fmt: skip
     layout = vlm.prepare([picture(5, SIZES[0]), video(4)], messages).layout
-    numbers = [one and (one.video, one.first, one.seconds) for one in layout.frames]
+    numbers = [frames and (frames.video, frames.first, frames.seconds) for frames in layout.frames]
     assert numbers == [
         (0, 0, (0.0, 0.5)), None, (1, 0, (0.0, 0.5)), (1, 2, (1.0, 1.5)), (2, 0, None),
     ]  # fmt: skip
@@ -196,26 +196,29 @@ def test_frames_are_called_by_their_time_or_number(frames, label):
 # ------------------------------------------------------------------------------------- said clearly
 
 
-def one(size=(8, 6)):
+def frame(size=(8, 6)):
     return Image.new("RGB", size)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (([],), "has no frames"),
         (("clip.mp4",), "'clip.mp4' is a file, which is not decoded here: pass the video's frames"),
-        ((one(),), "not one: "),
+        ((frame(),), "not one: "),
         ((3,), "sequence of paths or pictures, not int"),
-        (([one()] * 2, [0.0]), r"2 frame\(s\) but 1 time"),
-        (([one()] * 2, [1.0, 1.0]), "must increase, but frame 0 is at 1.0 s and frame 1 at 1.0 s"),
-        (([one()] * 2, [0.0, float("nan")]), "seconds from its start"),
-        (([one()] * 2, [-1.0, 0.0]), "seconds from its start"),
-        (([one()] * 2, ["0", "later"]), "numbers of seconds"),
+        (([frame()] * 2, [0.0]), r"2 frame\(s\) but 1 time"),
+        (
+            ([frame()] * 2, [1.0, 1.0]),
+            "must increase, but frame 0 is at 1.0 s and frame 1 at 1.0 s",
+        ),
+        (([frame()] * 2, [0.0, float("nan")]), "seconds from its start"),
+        (([frame()] * 2, [-1.0, 0.0]), "seconds from its start"),
+        (([frame()] * 2, ["0", "later"]), "numbers of seconds"),
     ],
 )
-def test_what_is_no_video_is_refused_in_one_sentence(arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_what_is_not_a_video_is_refused_in_one_sentence(arguments, message):
+    with pytest.raises(InputError, match=message):
         vlmflow.Video(*arguments)
 
 
@@ -224,15 +227,15 @@ def test_frames_and_files_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(
         InputError, match="frame 1 of the video is 6 x 6 pixels, but frame 0 is 8 x"
     ):
-        vlm.prepare(vlmflow.Video([one(), one((6, 6))]), "What is it?")
+        vlm.prepare(vlmflow.Video([frame(), frame((6, 6))]), "What is it?")
     with pytest.raises(InputError, match="does not exist"):
         vlm.prepare(vlmflow.Video([tmp_path / "0.png"]), "What is it?")
     with pytest.raises(InputError, match="is a file, which is not decoded here"):
         vlm.prepare(str(tmp_path / "clip.MOV"), "What is it?")
     with pytest.raises(InputError, match="contains the video placeholder"):
-        vlm.prepare(one(), "What is <|video_pad|>?")
+        vlm.prepare(frame(), "What is <|video_pad|>?")
     with pytest.raises(InputError, match="not a text token"):
-        vlm.prepare(one(), "What is it?", [vlm.model.config.video_token_id])
+        vlm.prepare(frame(), "What is it?", [vlm.model.config.video_token_id])
 
 
 @pytest.mark.parametrize("name", ["llava", "internvl", "smolvlm", "blip-2"])

@@ -45,11 +45,11 @@ def assert_readable(figure) -> None:
         if text.get_text() and text.get_visible()
     ]
     assert len(shown) > 5
-    for words, box in shown:
+    for text, box in shown:
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1
-        assert inside, f"{words!r} leaves the figure"
-        assert box.y1 <= figure.bbox.y1 + 1, f"{words!r} leaves the figure"
-    for (one, box), (two, other) in itertools.combinations(shown, 2):
+        assert inside, f"{text!r} leaves the figure"
+        assert box.y1 <= figure.bbox.y1 + 1, f"{text!r} leaves the figure"
+    for (text, box), (other_text, other) in itertools.combinations(shown, 2):
         # half a pixel of slack: extents are rounded outwards
         apart = (
             box.x1 <= other.x0 + 0.5
@@ -57,7 +57,7 @@ def assert_readable(figure) -> None:
             or box.y1 <= other.y0 + 0.5
             or other.y1 <= box.y0 + 0.5
         )
-        assert apart, f"{one!r} lies on {two!r}"
+        assert apart, f"{text!r} lies on {other_text!r}"
 
 
 def maps_of(figure) -> list[np.ndarray]:
@@ -92,12 +92,12 @@ def test_nothing_overlaps_at_any_depth(options):
 
 def test_strip_names_every_layer_from_zero_and_says_why_one_is_missing():
     flow = synthetic_flow(layers=12, without_attention=(3,))
-    words = texts(strip_figure(flow, "llava_cam"))
-    assert [word for word in words if word.startswith("layer ")] == [
+    labels = texts(strip_figure(flow, "llava_cam"))
+    assert [label for label in labels if label.startswith("layer ")] == [
         f"layer {layer}" for layer in range(12)
     ]
-    assert words.count("empty") == 1
-    assert words.count("undefined") == 1
+    assert labels.count("empty") == 1
+    assert labels.count("undefined") == 1
     assert "no attention\nhere" in texts(strip_figure(flow, "attention"))
     assert len(maps_of(strip_figure(flow, "llava_cam"))) == 10
 
@@ -133,10 +133,10 @@ def test_scales_differ_in_what_the_brightest_colour_means():
     ]
     assert min(own) > 0.8  # every layer reaches the end of its own scale
     assert shared[0] > 0.8 > 0.5 > shared[-1]
-    words = texts(strip_figure(flow, "attention"))
-    assert f"max {short(float(flow.map('attention', 7).max()))}" in words
+    labels = texts(strip_figure(flow, "attention"))
+    assert f"max {short(float(flow.map('attention', 7).max()))}" in labels
     assert not any(
-        "max " in word for word in texts(strip_figure(flow, "attention", scale="shared"))
+        "max " in label for label in texts(strip_figure(flow, "attention", scale="shared"))
     )
 
 
@@ -245,8 +245,8 @@ def test_the_look_does_not_depend_on_the_callers_settings(tmp_path):
     plain = save_figures(flow, tmp_path / "plain", ("png",))
     with matplotlib.rc_context({"font.size": 23, "axes.grid": True, "savefig.bbox": "tight"}):
         other = save_figures(flow, tmp_path / "other", ("png",))
-    for one, two in zip(plain, other, strict=True):
-        assert one.read_bytes() == two.read_bytes()
+    for path, other_path in zip(plain, other, strict=True):
+        assert path.read_bytes() == other_path.read_bytes()
 
 
 @pytest.mark.parametrize("layers", [4, 12, 40])

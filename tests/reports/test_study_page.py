@@ -36,26 +36,26 @@ def plan(**given):
     return Plan(**{"task": "t", "sweep": SWEEP, **sizes, **given})
 
 
-def known(arm, split):
+def accuracy(arm, split):
     """Safe from layer 6 on; controls are bad."""
     return SCORES.get(arm.name, 0.4)
 
 
 def fails_on_test(arm, split):
-    return 0.8 if arm.name == "layer 6, keep 0" and split == "test" else known(arm, split)
+    return 0.8 if arm.name == "layer 6, keep 0" and split == "test" else accuracy(arm, split)
 
 
 def never_safe(arm, split):
-    return known(arm, split) - 0.1 * (arm.kind != "untouched")
+    return accuracy(arm, split) - 0.1 * (arm.kind != "untouched")
 
 
 def best_at_random(arm, split):
-    return 0.97 if arm.kind in ("random", "down-sampled") else known(arm, split)
+    return 0.97 if arm.kind in ("random", "down-sampled") else accuracy(arm, split)
 
 
 @pytest.fixture(scope="module")
 def study():
-    return synthetic_study(plan(), known)
+    return synthetic_study(plan(), accuracy)
 
 
 def words_of(page):
@@ -98,7 +98,7 @@ def test_a_recommendation_that_does_not_hold_on_test():
         "calibration samples, does not hold on the test samples, where the score changes by "
         "−10.0 points (−14.2 to −5.6)"
     )
-    (doubt,) = [one for one in cautions(broken) if "Do not use it" in one]
+    (doubt,) = [line for line in cautions(broken) if "Do not use it" in line]
     assert "changed the score by 0.0 points" in doubt
     page = study_page(broken)
     assert row_of(page, "layer 6, keep 0").startswith("layer 6, keep 0 ✕ chosen, does not hold")
@@ -128,7 +128,7 @@ def test_what_is_unsafe_is_kept_apart_from_what_cannot_be_told():
 
 def test_too_few_samples_are_named():
     """Without any loss 0.98 ** n is the chance of so few: 272 samples for the first of six."""
-    few = synthetic_study(plan(calibration=271), known)
+    few = synthetic_study(plan(calibration=271), accuracy)
     assert few.recommendation is None
     assert headline(few) == (
         "scenes-reasoning: cannot tell whether any truncation is safe: to show that one of 6 "
@@ -136,29 +136,29 @@ def test_too_few_samples_are_named():
         "271"
     )
     assert any("takes at least 272 calibration samples" in line for line in cautions(few))
-    enough = synthetic_study(plan(samples=20, calibration=272), known)
+    enough = synthetic_study(plan(samples=20, calibration=272), accuracy)
     assert enough.recommendation is not None
     (doubt,) = [line for line in cautions(enough) if "cannot show" in line]
     assert doubt == "20 test samples cannot show that little: it takes at least 183."
     assert "chosen, not shown to hold" in words_of(study_page(enough))
-    assert "no number of samples shows" in headline(synthetic_study(plan(max_loss=0.0), known))
+    assert "no number of samples shows" in headline(synthetic_study(plan(max_loss=0.0), accuracy))
 
 
 @pytest.mark.parametrize(
-    ("own", "blind", "words"),
+    ("own", "blind", "sentence"),
     [
         (0.3, 0.28, "the untouched model's score, 30.0 %, is not shown to be higher than without"),
         (0.0, 0.0, "the untouched model scores 0, so that there is nothing to lose"),
         (0.9, 0.3, None),
     ],
 )
-def test_a_model_that_does_not_use_the_picture_is_named_first(own, blind, words):
+def test_a_model_that_does_not_use_the_picture_is_named_first(own, blind, sentence):
     scores = {"untouched": own, "no image": blind}
     said = headline(synthetic_study(plan(), lambda arm, split: scores.get(arm.name, own)))
-    if words is None:
+    if sentence is None:
         assert "untouched model" not in said
     else:
-        assert said.startswith(f"scenes-reasoning: {words}")
+        assert said.startswith(f"scenes-reasoning: {sentence}")
 
 
 def test_controls_that_are_not_beaten_are_named(study, page):
@@ -175,25 +175,27 @@ def test_controls_that_are_not_beaten_are_named(study, page):
 def test_shared_controls_count_for_every_truncation():
     """Two rankings at one layer have one random choice and one down-sampled picture."""
     sweep = {"layer": [6], "keep": [0.25], "rank_by": ["last_attention", "diversity"]}
-    shared = synthetic_study(plan(sweep=sweep, samples=5, calibration=5), known)
-    first, second = (one for one in shared.arms if one.kind == "truncation")
-    assert [one.of for one in shared.controls(second)] == [first.name, first.name]
+    shared = synthetic_study(plan(sweep=sweep, samples=5, calibration=5), accuracy)
+    first, second = (arm for arm in shared.arms if arm.kind == "truncation")
+    assert [arm.of for arm in shared.controls(second)] == [first.name, first.name]
     assert shared.controls(first) == shared.controls(second)
     # One token and all tokens are equal as numbers, and nothing else.
     both = ("layer=6,keep=1", "layer=6,keep=1.0")
-    apart = synthetic_study(plan(sweep=None, truncations=both, samples=5, calibration=5), known)
-    one, everything = (one for one in apart.arms if one.kind == "truncation")
-    assert not {x.name for x in apart.controls(one)} & {x.name for x in apart.controls(everything)}
+    apart = synthetic_study(plan(sweep=None, truncations=both, samples=5, calibration=5), accuracy)
+    one_token, everything = (arm for arm in apart.arms if arm.kind == "truncation")
+    assert not {x.name for x in apart.controls(one_token)} & {
+        x.name for x in apart.controls(everything)
+    }
 
 
 def test_against_is_paired_over_common_samples(study):
-    by_name = {one.name: one for one in study.arms}
+    by_name = {arm.name: arm for arm in study.arms}
     good, bad = by_name["layer 6, keep 0"], by_name["layer 3, keep 0"]
     # Samples are right in the same order under both: all differences have one sign.
-    found = study.against(good, bad, "test")
-    assert found.value == pytest.approx(0.4)
+    difference = study.against(good, bad, "test")
+    assert difference.value == pytest.approx(0.4)
     failed = {(f"test-{i}", "layer 3, keep 0"): "broken" for i in range(200)}
-    assert synthetic_study(plan(), known, failed=failed).against(good, bad, "test") is None
+    assert synthetic_study(plan(), accuracy, failed=failed).against(good, bad, "test") is None
 
 
 def test_failures_are_counted_and_explained():
@@ -202,47 +204,47 @@ def test_failures_are_counted_and_explained():
         ("test-4", "layer 6, keep 0"): "out of memory",
         ("calibration-0", "layer 6, keep 0"): "out of memory",
     }
-    one = synthetic_study(plan(), known, failed=failed)
-    page = study_page(one)
-    words = words_of(page)
-    assert "3 of 500 samples failed under some arm" in words
-    assert "layer 6, keep 0 1 2" in words
-    assert "untouched 0 1" in words
-    assert f"test-3 test all {len(one.arms)} OSError: no picture" in words
-    assert "left out of that arm's figures" in words
+    result = synthetic_study(plan(), accuracy, failed=failed)
+    page = study_page(result)
+    text = words_of(page)
+    assert "3 of 500 samples failed under some arm" in text
+    assert "layer 6, keep 0 1 2" in text
+    assert "untouched 0 1" in text
+    assert f"test-3 test all {len(result.arms)} OSError: no picture" in text
+    assert "left out of that arm's figures" in text
     assert row_of(page, "layer 6, keep 0").endswith("198 2")
 
 
 def test_an_arm_without_any_answer_keeps_its_row():
     failed = {(f"test-{i}", "layer 3, keep 0"): "broken" for i in range(200)}
-    page = study_page(synthetic_study(plan(), known, failed=failed))
+    page = study_page(synthetic_study(plan(), accuracy, failed=failed))
     assert row_of(page, "layer 3, keep 0").endswith("– – – – – – – – 0 200")
 
 
 @pytest.mark.parametrize("split", ["calibration", "test"])
 def test_a_split_without_any_answer_is_said(split):
     failed = {(f"{split}-{i}", "*"): "broken" for i in range(300)}
-    empty = synthetic_study(plan(), known, failed=failed)
+    empty = synthetic_study(plan(), accuracy, failed=failed)
     assert headline(empty).endswith(f"no {split} sample was answered")
     assert "all" in words_of(study_page(empty))
 
 
 def test_nothing_timed_leaves_one_picture():
-    untimed = synthetic_study(plan(timed=0), known)
+    untimed = synthetic_study(plan(timed=0), accuracy)
     figure = study_figure(untimed)
     assert len(figure.axes) == 1
     assert any("not timed" in text.get_text() for text in figure.texts)
-    words = words_of(study_page(untimed))
-    assert "Prefills were not timed" in words
-    assert re.search(r"\b(nan|None|inf)\b", words) is None
+    text = words_of(study_page(untimed))
+    assert "Prefills were not timed" in text
+    assert re.search(r"\b(nan|None|inf)\b", text) is None
 
 
 def test_every_figure_of_the_task_is_shown():
     """Sums are shown as they are, shares as percent; a lone score is not shown twice."""
-    summed = study_page(synthetic_study(plan(), known, task=WordTask(points=True)))
+    summed = study_page(synthetic_study(plan(), accuracy, task=WordTask(points=True)))
     assert '<th scope="col">chair &lt;b&gt;</th>' in summed
     assert "untouched 90.0 % 360.00 10.0 %" in words_of(summed)
-    assert "own figures" not in words_of(study_page(synthetic_study(plan(), known)))
+    assert "own figures" not in words_of(study_page(synthetic_study(plan(), accuracy)))
 
 
 def test_the_pareto_picture_shows_every_arm(study):
@@ -257,7 +259,7 @@ def test_the_pareto_picture_shows_every_arm(study):
             "no image": "no image",
         }.items():
             expected = [
-                (getattr(one, cost), one.score.value) for one in lines if one.arm.kind == kind
+                (getattr(line, cost), line.score.value) for line in lines if line.arm.kind == kind
             ]
             np.testing.assert_allclose(drawn[label], expected)
         chosen = study.recommendation.test
@@ -270,13 +272,13 @@ def test_the_pareto_picture_shows_every_arm(study):
     assert list(ys) == sorted(ys)
 
 
-def test_oracles_are_no_part_of_the_front():
+def test_oracles_are_not_part_of_the_front():
     oracle = synthetic_study(
         plan(truncations=("layer=2,keep=0.1,rank_by=saliency",)),
-        lambda arm, split: 0.95 if "saliency" in arm.name else known(arm, split),
+        lambda arm, split: 0.95 if "saliency" in arm.name else accuracy(arm, split),
     )
     lines = [line for line in oracle.summaries if line.split == "test"]
-    assert all("saliency" not in one.arm.name for one in pareto_front(lines, "cost_share"))
+    assert all("saliency" not in line.arm.name for line in pareto_front(lines, "cost_share"))
     assert "never recommended" in row_of(study_page(oracle), "layer 2, keep 10 % by saliency")
 
 
@@ -291,7 +293,7 @@ def test_curves_hold_truncations_that_differ_in_their_layer_only(study):
     drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
     np.testing.assert_allclose(drawn["keep 0"], [(3, 0.5), (6, 0.9), (9, 0.9)])
     single = plan(sweep=None, truncations=("layer=6,keep=0", "layer=3:6,keep=0.5:0.25"))
-    assert study_curves(synthetic_study(single, known)) is None
+    assert study_curves(synthetic_study(single, accuracy)) is None
 
 
 def test_labels_cover_no_mark_and_each_other():
@@ -304,8 +306,8 @@ def test_labels_cover_no_mark_and_each_other():
     labels = [Label(x, y, f"arm {i}", bold=i == 0) for i, (x, y) in enumerate(places)]
     place_labels(axes, labels, places, np.zeros((0, 2)), width=1.5)
     figure.draw_without_rendering()
-    texts = [one for one in axes.texts if one.get_text()]
-    boxes = [one.get_window_extent() for one in texts]
+    texts = [text for text in axes.texts if text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
     assert len(boxes) >= 6
     marks = axes.transData.transform(places)
     for number, box in enumerate(boxes):
@@ -316,18 +318,18 @@ def test_labels_cover_no_mark_and_each_other():
     crowd = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60)), -1).reshape(-1, 2)
     before = len(axes.texts)
     place_labels(axes, labels[:3], crowd, np.zeros((0, 2)), width=1.5)
-    assert {one.get_text() for one in axes.texts[before:]} - {""} == {"arm 0"}
+    assert {text.get_text() for text in axes.texts[before:]} - {""} == {"arm 0"}
 
 
 @pytest.mark.parametrize(
-    ("share", "words"), [(-0.005, "−0.5"), (0.019, "+1.9"), (0, "0.0"), (-0.0001, "0.0")]
+    ("share", "text"), [(-0.005, "−0.5"), (0.019, "+1.9"), (0, "0.0"), (-0.0001, "0.0")]
 )
-def test_signs(share, words):
-    assert signed(share) == words
+def test_signs(share, text):
+    assert signed(share) == text
 
 
 def test_points():
-    assert [points(one) for one in (0.01, 0.02, 0.07, 0.005)] == [
+    assert [points(share) for share in (0.01, 0.02, 0.07, 0.005)] == [
         "1 point", "2 points", "7 points", "0.5 points"
     ]  # fmt: skip
 
@@ -360,7 +362,7 @@ def test_hostile_texts_stay_texts(tmp_path):
     named = tuple({"layer": 5 + i, "keep": 0, "name": f"{i} {HOSTILE}"} for i in range(2))
     hostile = synthetic_study(
         plan(truncations=named, samples=60, calibration=30),
-        known,
+        accuracy,
         task=WordTask(HOSTILE, points=True),
         failed={(f"test-{i}", "*"): HOSTILE for i in range(1, 4)},
         text=HOSTILE * 20,
@@ -390,7 +392,7 @@ def test_a_study_shows_itself_in_a_notebook(study):
         assert summary.arm.name in text
     chosen = study.recommendation.test.arm.name
     assert re.search(re.escape(chosen) + r"\s*\(recommended\)", text)
-    hostile = synthetic_study(plan(), known, task=WordTask(HOSTILE), text=HOSTILE)
+    hostile = synthetic_study(plan(), accuracy, task=WordTask(HOSTILE), text=HOSTILE)
     fragment = hostile._repr_html_()
     assert "<script" not in fragment
     assert "<img" not in fragment

@@ -68,13 +68,13 @@ def test_without_the_picture_it_falls_to_near_chance(rows: list[Row], task: str)
 def test_the_flow_map_points_at_the_object_asked_about() -> None:
     vlm = vlmflow.load("scenes-llava")
     hits = []
-    for one in samples(POINTING, "test", 40):
-        flow = vlm.explain(one.picture, one.question, signals=("flow_map",), per_token=False)
+    for sample in samples(POINTING, "test", 40):
+        flow = vlm.explain(sample.picture, sample.question, signals=("flow_map",), per_token=False)
         (grid,) = flow.layout.grids
         box = grid.boxes.reshape(-1, 4)[flow.map("flow_map").argmax()]
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        assert one.task_question.box is not None
-        x0, y0, x1, y1 = one.task_question.box
+        assert sample.task_question.box is not None
+        x0, y0, x1, y1 = sample.task_question.box
         hits.append(x0 <= x < x1 and y0 <= y < y1)
     # benchmarks/pointing.py has the full measurement, with random and centre maps beside it.
     assert np.mean(hits) > 0.5

@@ -68,8 +68,8 @@ def test_the_box_is_where_the_colour_is(seed: tuple[int, ...]) -> None:
         rows, columns = np.nonzero(_is_coloured_like(pixels, thing))
         near = (columns > x0 - 3) & (columns < x1 + 2) & (rows > y0 - 3) & (rows < y1 + 2)
         rows, columns = rows[near], columns[near]
-        found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        assert np.allclose(found, thing.box, atol=2.5), (thing.kind, found, thing.box)
+        bounds = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert np.allclose(bounds, thing.box, atol=2.5), (thing.kind, bounds, thing.box)
 
 
 def test_splits_and_tasks_never_share_a_seed() -> None:
@@ -99,39 +99,39 @@ def test_unknown_task_says_what_there_is() -> None:
 
 
 def test_reasoning_answers_are_options_and_letters_are_balanced() -> None:
-    asked = [one.task_question for one in samples("scenes-reasoning", "test", 600)]
-    kinds = Counter(question.kind for question in asked)
+    questions = [item.task_question for item in samples("scenes-reasoning", "test", 600)]
+    kinds = Counter(question.kind for question in questions)
     assert set(kinds) == {make.__name__ for make in REASONING}
-    for question in asked:
+    for question in questions:
         assert len(set(question.choices)) == len(question.choices) >= 2
         assert question.choices[LETTERS.index(question.answer)] == question.content
-    four = [question.answer for question in asked if len(question.choices) == 4]
+    four = [question.answer for question in questions if len(question.choices) == 4]
     for letter, times in Counter(four).items():
         assert 0.17 < times / len(four) < 0.33, letter
 
 
 def test_count_questions_are_right() -> None:
     checked = 0
-    for one in samples("scenes-reasoning", "test", 300):
-        if one.task_question.kind != "count":
+    for item in samples("scenes-reasoning", "test", 300):
+        if item.task_question.kind != "count":
             continue
-        words = one.question.split("\n")[0].removeprefix("How many ").split(" are there")[0]
-        if words.endswith(" objects"):
-            found = sum(t.colour == words.split()[0] for t in one.scene.objects)
+        subject = item.question.split("\n")[0].removeprefix("How many ").split(" are there")[0]
+        if subject.endswith(" objects"):
+            count = sum(t.colour == subject.split()[0] for t in item.scene.objects)
         else:
-            found = sum(words in (t.kind + "s", t.kind + "es") for t in one.scene.objects)
-        assert one.task_question.content == str(found)
+            count = sum(subject in (t.kind + "s", t.kind + "es") for t in item.scene.objects)
+        assert item.task_question.content == str(count)
         checked += 1
     assert checked == 60
 
 
 def test_relation_questions_are_right() -> None:
-    for one in samples("scenes-reasoning", "test", 200):
-        if one.task_question.kind != "relation":
+    for item in samples("scenes-reasoning", "test", 200):
+        if item.task_question.kind != "relation":
             continue
-        stem = one.question.split("\n")[0]
+        stem = item.question.split("\n")[0]
         a, b = stem.removeprefix("Where is the ").removesuffix("?").split(", seen from the ")
-        places = {f"{t.colour} {t.kind}": t.centre for t in one.scene.objects}
+        places = {f"{t.colour} {t.kind}": t.centre for t in item.scene.objects}
         dx, dy = places[a][0] - places[b][0], places[a][1] - places[b][1]
         wanted = {
             "to the left": -dx,
@@ -139,81 +139,81 @@ def test_relation_questions_are_right() -> None:
             "above": -dy,
             "below": dy,
         }
-        assert one.task_question.content == max(wanted, key=lambda key: wanted[key])
+        assert item.task_question.content == max(wanted, key=lambda key: wanted[key])
 
 
 def test_place_questions_are_right() -> None:
-    asked = 0
+    count = 0
     for seed in SEEDS:
         scene = draw_scene(seed)
         question = place(scene, np.random.default_rng(seed))
         if question is None:
             continue
-        asked += 1
+        count += 1
         assert question.box is not None
         x0, y0, x1, y1 = question.box
         across = "left" if x0 + x1 < scene.width else "right"
         down = "above" if y0 + y1 < scene.height else "below"
         assert question.answer == f"{down} to the {across}"
-    assert asked > 40
+    assert count > 40
 
 
 def test_existence_is_balanced_in_every_subset_and_true() -> None:
-    asked = list(samples("scenes-existence", "test", 600))
+    items = list(samples("scenes-existence", "test", 600))
     for subset in EXISTENCE_SUBSETS:
-        answers = Counter(one.answer for one in asked if one.task_question.subset == subset)
+        answers = Counter(item.answer for item in items if item.task_question.subset == subset)
         assert answers == {"yes": 100, "no": 100}
-    for one in asked:
-        here = {f"{t.colour} {t.kind}" for t in one.scene.objects}
-        named = next(f"{c} {k}" for c in COLOURS for k in KINDS if f" {c} {k} " in one.question)
-        assert (named in here) == (one.answer == "yes")
+    for item in items:
+        objects = {f"{t.colour} {t.kind}" for t in item.scene.objects}
+        named = next(f"{c} {k}" for c in COLOURS for k in KINDS if f" {c} {k} " in item.question)
+        assert (named in objects) == (item.answer == "yes")
 
 
 def test_popular_negatives_are_more_frequent_and_adversarial_ones_more_related() -> None:
     single, pairs = category_statistics()
     frequency: dict[str, list[float]] = {}
     relatedness: dict[str, list[float]] = {}
-    for one in samples("scenes-existence", "test", 600):
-        if one.answer == "yes":
+    for item in samples("scenes-existence", "test", 600):
+        if item.answer == "yes":
             continue
-        asked = next((c, k) for c in COLOURS for k in KINDS if f" {c} {k} " in one.question)
-        subset = one.task_question.subset
+        category = next((c, k) for c in COLOURS for k in KINDS if f" {c} {k} " in item.question)
+        subset = item.task_question.subset
         assert subset is not None
-        frequency.setdefault(subset, []).append(single[asked])
-        here = {t.category for t in one.scene.objects}
+        frequency.setdefault(subset, []).append(single[category])
+        categories = {t.category for t in item.scene.objects}
         relatedness.setdefault(subset, []).append(
-            sum(pairs[frozenset((asked, other))] / single[other] for other in here)
+            sum(pairs[frozenset((category, other))] / single[other] for other in categories)
         )
     assert np.mean(frequency["popular"]) > 1.5 * np.mean(frequency["random"])
     assert np.mean(relatedness["adversarial"]) > 1.5 * np.mean(relatedness["random"])
 
 
 def test_reading_asks_for_the_number_in_the_box() -> None:
-    for one in samples("scenes-reading", "test", 100):
-        assert one.task_question.box is not None
-        holders = [t for t in one.scene.objects if str(t.number) == one.answer]
+    for item in samples("scenes-reading", "test", 100):
+        assert item.task_question.box is not None
+        holders = [t for t in item.scene.objects if str(t.number) == item.answer]
         assert len(holders) == 1
-        assert f"{holders[0].colour} {holders[0].kind}?" in one.question
-        x0, y0, x1, y1 = one.task_question.box
+        assert f"{holders[0].colour} {holders[0].kind}?" in item.question
+        x0, y0, x1, y1 = item.task_question.box
         assert x0 <= holders[0].box[0] < holders[0].box[2] <= x1
         assert y0 < y1
 
 
 def test_caption_scores_on_a_worked_example() -> None:
-    one = sample("scenes-caption", "test", 0)
-    here = {thing.category for thing in one.scene.objects}
-    perfect = chair([one.answer], [one.objects], mentions)
+    item = sample("scenes-caption", "test", 0)
+    categories = {thing.category for thing in item.scene.objects}
+    perfect = chair([item.answer], [item.objects], mentions)
     assert (perfect.named, perfect.chair_i, perfect.chair_s) == (1.0, 0.0, 0.0)
-    absent = next((c, k) for c in COLOURS for k in KINDS if (c, k) not in here)
-    first = one.scene.objects[0]
+    absent = next((c, k) for c in COLOURS for k in KINDS if (c, k) not in categories)
+    first = item.scene.objects[0]
     said = f"A {first.colour} {first.kind} and a {absent[0]} {absent[1]}."
-    scored = chair([said], [one.objects], mentions)
-    assert scored.named == pytest.approx(1 / len(here))
+    scored = chair([said], [item.objects], mentions)
+    assert scored.named == pytest.approx(1 / len(categories))
     assert (scored.chair_i, scored.chair_s) == (0.5, 1.0)
     assert mentions("An ORANGE star, a redstar and blue circles") == [("orange", "star")]
 
 
 def test_answers_are_compared_without_case_and_full_stop() -> None:
-    one = sample("scenes-existence", "test", 0)
-    assert one.accepts(f" {one.answer.upper()}. ")
-    assert not one.accepts("perhaps")
+    item = sample("scenes-existence", "test", 0)
+    assert item.accepts(f" {item.answer.upper()}. ")
+    assert not item.accepts("perhaps")

@@ -14,8 +14,8 @@ TRIALS = 1500
 def coverage(truth, draw):
     """Share of simulated studies whose interval holds the truth."""
     rng = np.random.default_rng(0)
-    found = [draw(rng) for _ in range(TRIALS)]
-    return np.mean([one.low <= truth <= one.high for one in found])
+    estimates = [draw(rng) for _ in range(TRIALS)]
+    return np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
@@ -29,10 +29,10 @@ def test_intervals_of_shares_cover(share, count):
 
 
 def test_a_share_has_wilsons_interval():
-    found = mean_estimate([1.0] * 81 + [0.0] * 182, draws=1, seed=0)
+    estimate = mean_estimate([1.0] * 81 + [0.0] * 182, draws=1, seed=0)
     # Newcombe 1998 (Statistics in Medicine 17:857), table I: 81 of 263.
-    assert found.value == pytest.approx(81 / 263)
-    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert estimate.value == pytest.approx(81 / 263)
+    assert (estimate.low, estimate.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
 def test_intervals_of_graded_scores_cover():
@@ -100,13 +100,13 @@ def test_a_paired_difference_is_bonett_and_prices():
     cut = [0.0] * 8 + [1.0] * 2 + [1.0] * 40
     won, lost = 3 / 52, 9 / 52
     spread = 1.959964 * np.sqrt((won + lost - (won - lost) ** 2) / 52)
-    found = paired_difference(cut, base)
-    assert found.value == pytest.approx(-6 / 50)
-    assert found.low == pytest.approx(won - lost - spread, abs=1e-9)
-    assert found.high == pytest.approx(won - lost + spread, abs=1e-9)
+    difference = paired_difference(cut, base)
+    assert difference.value == pytest.approx(-6 / 50)
+    assert difference.low == pytest.approx(won - lost - spread, abs=1e-9)
+    assert difference.high == pytest.approx(won - lost + spread, abs=1e-9)
 
 
-def test_no_difference_in_few_samples_is_no_certainty():
+def test_no_difference_in_few_samples_is_not_certainty():
     few, many = (paired_difference([1.0] * n, [1.0] * n) for n in (10, 1000))
     assert few.value == many.value == 0
     assert few.low < -0.1
@@ -123,11 +123,11 @@ def test_clusters_of_one_change_nothing():
     assert (alone.low, alone.high) == pytest.approx((empty.low, empty.high))
 
 
-def test_all_right_about_few_pictures_is_no_certainty():
+def test_all_right_about_few_pictures_is_not_certainty():
     names = [f"picture {number // 6}" for number in range(60)]
-    found = mean_estimate([1.0] * 60, names, draws=50, seed=0)
-    assert (found.value, found.high) == pytest.approx((1.0, 1.0))
-    assert found.low == pytest.approx(mean_estimate([1.0] * 10, draws=1, seed=0).low)
+    estimate = mean_estimate([1.0] * 60, names, draws=50, seed=0)
+    assert (estimate.value, estimate.high) == pytest.approx((1.0, 1.0))
+    assert estimate.low == pytest.approx(mean_estimate([1.0] * 10, draws=1, seed=0).low)
 
 
 def test_one_picture_says_nothing_about_others():

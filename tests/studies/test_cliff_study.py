@@ -62,35 +62,37 @@ def study(vlm, questions):
 
 def test_batches_are_answered_like_single_prompts(vlm, questions):
     samples = list(FolderTask(questions).samples("test"))
-    prompts = [vlm.prepare(one.pictures, one.question) for one in samples]
+    prompts = [vlm.prepare(sample.pictures, sample.question) for sample in samples]
     together = vlm.generate_batch(prompts, max_new_tokens=4)
-    assert together == [vlm.generate_ids(one, max_new_tokens=4) for one in prompts]
+    assert together == [vlm.generate_ids(prompt, max_new_tokens=4) for prompt in prompts]
 
 
 def test_what_is_measured_is_what_single_calls_measure(vlm, study):
-    for one in study.measurements:
-        (picture,) = one.sample.pictures
-        curve = removal_curve(vlm, picture, one.sample.question, max_new_tokens=4)
-        np.testing.assert_allclose(one.curve.kl, curve.kl, rtol=1e-3, atol=1e-5)
-        flow = vlm.explain(picture, one.sample.question, max_new_tokens=4, signals=["saliency"])
+    for measurement in study.measurements:
+        (picture,) = measurement.sample.pictures
+        curve = removal_curve(vlm, picture, measurement.sample.question, max_new_tokens=4)
+        np.testing.assert_allclose(measurement.curve.kl, curve.kl, rtol=1e-3, atol=1e-5)
+        flow = vlm.explain(
+            picture, measurement.sample.question, max_new_tokens=4, signals=["saliency"]
+        )
         segment = ("system", "image", "user", "answer").index("image")
         share = flow.attention_share[:, 0, segment]
-        np.testing.assert_allclose(one.signals["attention share"], share, rtol=1e-3)
+        np.testing.assert_allclose(measurement.signals["attention share"], share, rtol=1e-3)
         poured = flow.saliency_sum[:, 0, :, segment].sum(1)
         np.testing.assert_allclose(
-            one.signals["saliency flow"], poured / poured.sum(), rtol=1e-2, atol=1e-4
+            measurement.signals["saliency flow"], poured / poured.sum(), rtol=1e-2, atol=1e-4
         )
         strongest = np.sort(flow.maps["saliency"][:, 0], axis=1)[:, -2:].sum(1)
         expected = strongest / flow.maps["saliency"][:, 0].sum(1)
-        np.testing.assert_allclose(one.signals["convergence"], expected, rtol=1e-2)
+        np.testing.assert_allclose(measurement.signals["convergence"], expected, rtol=1e-2)
 
 
 def test_progress_counts_samples(vlm, questions):
     done = []
-    found = list(
+    measurements = list(
         measure_samples(vlm, FolderTask(questions), "test", 5, batch=2, progress=done.append)
     )
-    assert len(found) == 5
+    assert len(measurements) == 5
     assert done == [2, 4, 5]
 
 
@@ -109,10 +111,10 @@ def test_the_tables_hold_every_layer_and_sample(study):
     assert samples["group"].tolist() == ["noise"] * 6
     plain = json.loads(json.dumps(study.to_json(), allow_nan=False))
     assert [row["layer"] for row in plain["layers"]] == [0, 1, 2, 3]
-    assert {one["signal"] for one in plain["predictions"]} == {"constant", *SIGNALS}
+    assert {prediction["signal"] for prediction in plain["predictions"]} == {"constant", *SIGNALS}
 
 
-def known(cliff, layers=6, **signals):
+def with_cliff(cliff, layers=6, **signals):
     """A sample whose curve has its cliff at a layer."""
     kl = np.array([[1.0 if layer < cliff else 0.0] for layer in range(layers)], dtype=np.float32)
     curve = RemovalCurve(
@@ -129,21 +131,24 @@ def with_signal(cliff, layers=6):
     flow = np.array([1.0 if layer < cliff else 0.0 for layer in range(layers)])
     peak = np.zeros(layers)
     peak[cliff - 1] = 1.0
-    return known(cliff, layers, **{"saliency flow": flow, "convergence": peak})
+    return with_cliff(cliff, layers, **{"saliency flow": flow, "convergence": peak})
 
 
 def test_a_signal_that_knows_is_told_from_one_that_does_not():
     draw = random.Random(1)
     calibration = [with_signal(draw.choice([2, 3, 5])) for _ in range(30)]
     test = [with_signal(draw.choice([2, 3, 5])) for _ in range(60)]
-    found = {one.signal: one for one in predictions(calibration, test, 0.1, draws=100)}
-    assert found["saliency flow"].error == 0
-    assert found["saliency flow"].rank == pytest.approx(1)
-    assert found["convergence"].error == 0
-    assert found["constant"].rank is None
-    assert found["attention share"].rank is None
-    assert found["attention share"].error >= found["saliency flow"].error_high
-    constant = found["constant"]
+    results = {
+        prediction.signal: prediction
+        for prediction in predictions(calibration, test, 0.1, draws=100)
+    }
+    assert results["saliency flow"].error == 0
+    assert results["saliency flow"].rank == pytest.approx(1)
+    assert results["convergence"].error == 0
+    assert results["constant"].rank is None
+    assert results["attention share"].rank is None
+    assert results["attention share"].error >= results["saliency flow"].error_high
+    constant = results["constant"]
     assert constant.error_low <= constant.error <= constant.error_high
     assert constant.samples == 60
 
@@ -242,7 +247,7 @@ def test_the_command_writes_everything(questions, tmp_path):
         part.save_pretrained(tmp_path / "model")
     arguments = ["cliff", questions, "--model", tmp_path / "model", "--out", tmp_path / "out"]
     arguments += ["--samples", 4, "--calibration", 3]
-    result = CliRunner().invoke(cli.app, [str(one) for one in arguments])
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     assert "removed from   answers changed" in result.stdout
     assert "layer 3" in result.stdout
@@ -253,7 +258,7 @@ def test_the_command_writes_everything(questions, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["scenes-juggling"], "unknown task 'scenes-juggling'"),
         (["scenes-reading", "--samples", "0"], "--samples 0 is out of range"),
@@ -261,11 +266,11 @@ def test_the_command_writes_everything(questions, tmp_path):
         (["missing.csv"], "task file 'missing.csv' cannot be read"),
     ],
 )
-def test_the_command_refuses_bad_input_and_writes_nothing(tmp_path, arguments, words):
+def test_the_command_refuses_bad_input_and_writes_nothing(tmp_path, arguments, message):
     out = tmp_path / "out"
     result = CliRunner().invoke(cli.app, ["cliff", *arguments, "--out", str(out)])
     assert result.exit_code == 2
-    assert words in result.stderr
+    assert message in result.stderr
     assert not out.exists()
 
 
@@ -282,5 +287,5 @@ def test_answers_that_are_scored_together_are(vlm, questions):
         def scores(self, samples, answers):
             return [1 / len(answers)] * len(answers)
 
-    found = cliff_study(vlm, Together(questions), samples=6, calibration=3, batch=4, draws=20)
-    assert [one.score for one in found.measurements] == [1 / 6] * 6
+    result = cliff_study(vlm, Together(questions), samples=6, calibration=3, batch=4, draws=20)
+    assert [measurement.score for measurement in result.measurements] == [1 / 6] * 6

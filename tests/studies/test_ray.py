@@ -41,8 +41,12 @@ def model(tmp_path_factory):
 
 def worker_processes():
     """Processes that hold a model, by the titles Ray gives them."""
-    found = psutil.Process().children(recursive=True)
-    return [one for one in found if one.is_running() and "ray::Worker" in " ".join(one.cmdline())]
+    processes = psutil.Process().children(recursive=True)
+    return [
+        process
+        for process in processes
+        if process.is_running() and "ray::Worker" in " ".join(process.cmdline())
+    ]
 
 
 def test_one_worker_is_killed_and_the_table_is_the_same(cluster, model, tmp_path):
@@ -59,10 +63,10 @@ def test_one_worker_is_killed_and_the_table_is_the_same(cluster, model, tmp_path
     run_with("ray:2", plan, tmp_path / "ray", kill_one)
     assert killed
     run_study(plan, tmp_path / "alone")
-    one, other = (read_study(tmp_path / name) for name in ("ray", "alone"))
-    pd.testing.assert_frame_equal(one.result_frame(), other.result_frame())
-    assert not one.failures
-    assert all(line.prefill for line in one.summaries)
+    study, other = (read_study(tmp_path / name) for name in ("ray", "alone"))
+    pd.testing.assert_frame_equal(study.result_frame(), other.result_frame())
+    assert not study.failures
+    assert all(line.prefill for line in study.summaries)
 
 
 def test_a_piece_that_kills_every_worker_is_told_as_failed(cluster, model, tmp_path, monkeypatch):
@@ -80,15 +84,15 @@ def test_a_piece_that_kills_every_worker_is_told_as_failed(cluster, model, tmp_p
     plan = plan_of(questions, model=str(model), timed=0)
     run_with("ray:2", plan, tmp_path / "out")
     study = read_study(tmp_path / "out")
-    assert {(one.split, one.key) for one in study.failures} == {("calibration", "4")}
+    assert {(failure.split, failure.key) for failure in study.failures} == {("calibration", "4")}
     assert "died 3 times" in study.failures[0].reason
 
 
 def test_a_model_that_cannot_be_opened_is_told_in_one_line(cluster, tmp_path):
     questions = write_questions(tmp_path)
-    with pytest.raises(ModelError, match="nowhere") as told:
+    with pytest.raises(ModelError, match="nowhere") as error:
         run_with("ray", plan_of(questions, model="./nowhere"), tmp_path / "out")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("workers", ["rays", "ray:0", "ray:x", ""])

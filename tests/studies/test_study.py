@@ -75,7 +75,7 @@ def table_of(directory):
 
 
 @pytest.mark.parametrize(
-    ("plain", "words"),
+    ("plain", "message"),
     [
         ({"task": "x", "sampels": 3}, "no option 'sampels'"),
         ({"model": "x"}, "needs a task"),
@@ -102,8 +102,8 @@ def table_of(directory):
         ),
     ],
 )
-def test_a_wrong_plan_is_refused_before_anything_runs(plain, words):
-    with pytest.raises(InputError, match=words):
+def test_a_wrong_plan_is_refused_before_anything_runs(plain, message):
+    with pytest.raises(InputError, match=message):
         Plan.from_mapping(plain)
 
 
@@ -132,13 +132,13 @@ class Ambiguous(vlmflow.Ranking):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [("task: [", "not YAML in line"), ("- a", "not a list of"), ("3: x", "not a list of")],
 )
-def test_a_file_that_is_no_plan_is_refused(tmp_path, text, words):
+def test_a_file_that_is_not_a_plan_is_refused(tmp_path, text, message):
     path = tmp_path / "study.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         read_plan(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_plan(tmp_path / "missing.yaml")
@@ -154,7 +154,7 @@ def test_a_plan_survives_json_and_sweeps_every_combination():
     )
     arms = plan.arms(8)
     assert Plan.from_mapping(json.loads(json.dumps(plan.to_json()))).arms(8) == arms
-    policies = [one.truncation for one in arms if one.kind == "truncation"]
+    policies = [arm.truncation for arm in arms if arm.kind == "truncation"]
     assert policies[0] == Truncation(1, 0.5)  # layer 2 of 32, and no earlier than 1
     assert len(policies) == 1 + 2 * 2 + 2  # keep 0 takes no ranking
     with pytest.raises(InputError, match="layer=3"):
@@ -183,16 +183,16 @@ def test_checking_a_plan_compares_no_truncation_with_every_other(monkeypatch):
 
 def test_every_truncation_gets_its_controls_and_shared_ones_appear_once():
     policies = [Truncation(2, 0), Truncation(2, 0.5), Truncation(2, 0.5, "uniform")]
-    arms = arms_of([("", one) for one in policies], 4, seed=3)
-    kinds = [one.kind for one in arms]
+    arms = arms_of([("", policy) for policy in policies], 4, seed=3)
+    kinds = [arm.kind for arm in arms]
     assert kinds[:2] == ["untouched", "no image"]
     assert arms[1].truncation == Truncation(0, 0)
-    (control,) = [one for one in arms if one.kind == "random"]
+    (control,) = [arm for arm in arms if arm.kind == "random"]
     assert control.truncation == Truncation(2, 0.5, Random(3))
     # Keeping half from layer 2 of 4 on leaves 3/4 to an average layer, whatever ranks.
-    smaller = [one for one in arms if one.kind == "down-sampled"]
-    assert [mean_share(one.truncation, 4, 16) for one in smaller] == [0.5, 0.75]
-    assert len({one.name for one in arms}) == len(arms)
+    smaller = [arm for arm in arms if arm.kind == "down-sampled"]
+    assert [mean_share(arm.truncation, 4, 16) for arm in smaller] == [0.5, 0.75]
+    assert len({arm.name for arm in arms}) == len(arms)
 
 
 # --- the control that shrinks pictures ---
@@ -238,7 +238,7 @@ def test_a_model_of_any_shape_gets_a_smaller_picture():
     assert prompt.layout.image_positions.size == 6
     assert rest is None
     assert prompt.images[0].width > 20  # 10 pixels would do, and show less
-    ratios = [one.images[0].width / one.images[0].height for one in (whole, prompt)]
+    ratios = [item.images[0].width / item.images[0].height for item in (whole, prompt)]
     assert ratios[1] == pytest.approx(ratios[0], rel=0.1)
 
 
@@ -259,11 +259,11 @@ def test_costs_that_cannot_be_computed_are_told_by_the_formula(questions, tmp_pa
 
 def test_answers_are_those_of_the_model_one_by_one(vlm, questions, tmp_path):
     plan = plan_of(questions)
-    told = []
-    run_study(plan, tmp_path / "out", vlm=vlm, progress=told.append)
+    steps = []
+    run_study(plan, tmp_path / "out", vlm=vlm, progress=steps.append)
     study = read_study(tmp_path / "out")
-    assert [one.done for one in told] == list(range(1, 9))
-    assert told[-1].total == 8
+    assert [step.done for step in steps] == list(range(1, 9))
+    assert steps[-1].total == 8
     for split in ("calibration", "test"):
         for stored, sample in zip(study.samples[split], study.task.samples(split, 4), strict=True):
             for arm in study.arms:
@@ -292,9 +292,9 @@ def test_nothing_is_computed_twice(vlm, questions, tmp_path, monkeypatch):
         raise AssertionError("computed again")
 
     monkeypatch.setattr("vlmflow.studies.truncations.run.answer_sample", refuse)
-    told = []
-    run_study(plan, tmp_path / "out", vlm=vlm, progress=told.append)
-    assert told[-1].done == 8
+    steps = []
+    run_study(plan, tmp_path / "out", vlm=vlm, progress=steps.append)
+    assert steps[-1].done == 8
     pd.testing.assert_frame_equal(first, table_of(tmp_path / "out"))
 
 
@@ -303,17 +303,17 @@ def test_a_further_truncation_computes_only_itself(vlm, questions, tmp_path, mon
 
     plan = plan_of(questions, timed=0)
     run_study(plan, tmp_path / "out", vlm=vlm)
-    asked = []
+    names = []
     answer = run.answer_sample
 
     def noting(model, sample, arms, length):
-        asked.extend(one.arm.name for one in arms)
+        names.extend(item.arm.name for item in arms)
         return answer(model, sample, arms, length)
 
     monkeypatch.setattr(run, "answer_sample", noting)
     more = replace(plan, truncations=(*plan.truncations, "layer=3,keep=0"))
     run_study(more, tmp_path / "out", vlm=vlm)
-    assert set(asked) == {"layer 3, keep 0"}  # its down-sampled control is half's
+    assert set(names) == {"layer 3, keep 0"}  # its down-sampled control is half's
 
 
 def test_whatever_changes_results_changes_their_hash(vlm, questions, tmp_path):
@@ -327,10 +327,10 @@ def test_whatever_changes_results_changes_their_hash(vlm, questions, tmp_path):
     run_study(plan_of(questions, timed=0), tmp_path / "both", vlm=vlm)
     pd.testing.assert_frame_equal(table_of(tmp_path / "both"), table_of(tmp_path / "out"))
     # Another picture under the same name is another sample.
-    before = {one.id for one in read_study(tmp_path / "out").samples["test"]}
+    before = {sample.id for sample in read_study(tmp_path / "out").samples["test"]}
     Image.new("RGB", (50, 50), "red").save(questions.parent / "7.png")
     run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)
-    assert len(before & {one.id for one in read_study(tmp_path / "out").samples["test"]}) == 3
+    assert len(before & {sample.id for sample in read_study(tmp_path / "out").samples["test"]}) == 3
 
 
 def test_failed_samples_are_told_and_left_out(vlm, questions, tmp_path):
@@ -338,8 +338,10 @@ def test_failed_samples_are_told_and_left_out(vlm, questions, tmp_path):
     plan = plan_of(questions, truncations=("layer=1,keep=0", "layer=2,keep=40"), timed=1)
     run_study(plan, tmp_path / "out", vlm=vlm)
     study = read_study(tmp_path / "out")
-    broken = [one for one in study.failures if one.split == "test" and len(one.arms) > 4]
-    assert [one.key for one in broken] == ["6"]
+    broken = [
+        failure for failure in study.failures if failure.split == "test" and len(failure.arms) > 4
+    ]
+    assert [failure.key for failure in broken] == ["6"]
     assert "5.png" in broken[0].reason
     # More tokens than there are: that arm fails everywhere, and no other one.
     lines = {line.arm.name: line for line in study.summaries if line.split == "test"}
@@ -347,8 +349,8 @@ def test_failed_samples_are_told_and_left_out(vlm, questions, tmp_path):
     assert lines["layer 1, keep 0"].count == 3
     assert lines["layer 1, keep 0"].failed == 1
     frame = study.result_frame()
-    told = frame[frame["arm"] == "layer 2, keep 40 by last_attention"]["failure"]
-    assert told.str.contains("keep").sum() == 7
+    reasons = frame[frame["arm"] == "layer 2, keep 40 by last_attention"]["failure"]
+    assert reasons.str.contains("keep").sum() == 7
     assert frame[frame["failure"].notna()]["score"].isna().all()
 
 
@@ -454,9 +456,9 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_table(vlm, questions, tmp
             time.sleep(random.Random(stop).random() * 0.05)  # anywhere within the next sample
             process.kill()
     base = sqlite3.connect(tmp_path / "killed" / FILE)
-    (there,) = base.execute("SELECT count(*) FROM sample").fetchone()
+    (count,) = base.execute("SELECT count(*) FROM sample").fetchone()
     base.close()
-    assert 5 <= there < 8
+    assert 5 <= count < 8
     run_study(plan_of(questions, timed=0), tmp_path / "killed", vlm=vlm)
     run_study(plan_of(questions, timed=0), tmp_path / "whole", vlm=vlm)
     pd.testing.assert_frame_equal(table_of(tmp_path / "killed"), table_of(tmp_path / "whole"))

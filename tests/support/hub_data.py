@@ -197,15 +197,15 @@ def _nocaps(split):
 
 _FORMS = {
     "pope": [(None, "test", _pope)],
-    "scienceqa": [("ScienceQA-IMG", one, _scienceqa) for one in ("validation", "test")],
-    "textvqa": [(None, one, _textvqa) for one in ("train", "validation")],
+    "scienceqa": [("ScienceQA-IMG", split, _scienceqa) for split in ("validation", "test")],
+    "textvqa": [(None, split, _textvqa) for split in ("train", "validation")],
     "gqa": [
         (f"{split}_balanced_{part}", split, rows)
         for split in ("testdev", "val")
         for part, rows in (("instructions", _gqa_instructions), ("images", _gqa_images))
     ],
     "vqav2": [(None, "validation", _vqav2)],
-    "aokvqa": [(None, one, _aokvqa) for one in ("train", "validation")],
+    "aokvqa": [(None, split, _aokvqa) for split in ("train", "validation")],
     "mmbench": [("en", "dev", _mmbench), ("cn", "dev", _mmbench)],
     "mme": [(None, "test", _mme)],
     "seedbench": [(None, "test", _seedbench)],

@@ -57,7 +57,7 @@ def on_torch(model: str, name: str, kind: str = "image") -> type:
     names = ["torchvision", "torchvision.transforms", "torchvision.transforms.v2"]
     stubs = {name: ModuleType(name) for name in names}
     stubs[f"{names[-1]}.functional"] = stubs[names[-1]].functional = FUNCTIONAL
-    found = {name: sys.modules[name] for name in stubs if name in sys.modules}
+    modules = {name: sys.modules[name] for name in stubs if name in sys.modules}
     backend = vars(image_processing_backends)
     backend["tvF"] = FUNCTIONAL
     backend["pil_torch_interpolation_mapping"] = FILTERS
@@ -66,8 +66,8 @@ def on_torch(model: str, name: str, kind: str = "image") -> type:
         sys.modules.update(stubs)
         return getattr(importlib.import_module(full), name)
     finally:
-        sys.modules.update(found)
-        for name in stubs.keys() - found.keys():
+        sys.modules.update(modules)
+        for name in stubs.keys() - modules.keys():
             del sys.modules[name]
 
 
@@ -78,7 +78,7 @@ def video_on_torch(model: str, name: str, **settings: object) -> object:
 
 def same_on_torch(processor):
     """The torchvision twin of an image processor of the PIL back end, with its settings."""
-    found = type(processor)
+    processor_type = type(processor)
     settings = {name: value for name, value in vars(processor).items() if name[0] != "_"}
-    model = found.__module__.split(".")[2]
-    return on_torch(model, found.__name__.removesuffix("Pil"))(**settings)
+    model = processor_type.__module__.split(".")[2]
+    return on_torch(model, processor_type.__name__.removesuffix("Pil"))(**settings)

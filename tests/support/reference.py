@@ -129,8 +129,8 @@ def measure_slowly(model, layers, inputs, layout, target, hook) -> Reference:
     attention_gradients, feature_gradients = [], []
     for scalar in [sum(scores), *scores]:
         wanted = [*attentions, *features]
-        found = torch.autograd.grad(scalar, wanted, retain_graph=True)
-        grads = [first(gradient).double().numpy() for gradient in found]
+        gradients = torch.autograd.grad(scalar, wanted, retain_graph=True)
+        grads = [first(gradient).double().numpy() for gradient in gradients]
         attention_gradients.append(in_all_layers(grads[: len(with_attention)]))
         feature_gradients.append(np.stack(grads[len(with_attention) :]))
     return Reference(

@@ -73,22 +73,22 @@ def synthetic_study(
         for split, count in counts.items()
     }  # fmt: skip
     draw = random.Random(seed)
-    luck = {one.id: number / len(group) for group in samples.values()
-            for number, one in enumerate(draw.sample(group, len(group)))}  # fmt: skip
+    luck = {sample.id: number / len(group) for group in samples.values()
+            for number, sample in enumerate(draw.sample(group, len(group)))}  # fmt: skip
     answers = {}
     for group in samples.values():
-        for one in group:
+        for sample in group:
             for arm in arms:
                 reasons = failed or {}
-                reason = reasons.get((one.key, arm.name)) or reasons.get((one.key, "*"))
-                right = luck[one.id] < accuracy(arm, one.split)
+                reason = reasons.get((sample.key, arm.name)) or reasons.get((sample.key, "*"))
+                right = luck[sample.id] < accuracy(arm, sample.split)
                 if arm.kind in ("random", "down-sampled"):
-                    right = draw.random() < accuracy(arm, one.split)
+                    right = draw.random() < accuracy(arm, sample.split)
                 answer = None if reason else "two" if right else f"three {text}"
                 policy = arm.truncation
                 share = 1.0 if policy is None else mean_share(policy, LAYERS, 144)
-                answers[one.id, arm.name] = StoredResult(
-                    f"{one.id} {arm.name}", answer, reason, 144 * share,
+                answers[sample.id, arm.name] = StoredResult(
+                    f"{sample.id} {arm.name}", answer, reason, 144 * share,
                     1e9 * (0.3 + 0.7 * share), 1e9, share,
                 )  # fmt: skip
     seconds = {}

@@ -7,7 +7,9 @@ from tests.support.families import FAMILIES, SIZES, TinyFamily, picture
 from vlmflow.lvlm.families.table import SUPPORTED
 
 WITH_VIDEOS = {row.model_type for row in SUPPORTED if row.videos}
-VIDEO_FAMILIES = [one for one in FAMILIES if one.model_type in WITH_VIDEOS and not one.variant]
+VIDEO_FAMILIES = [
+    family for family in FAMILIES if family.model_type in WITH_VIDEOS and not family.variant
+]
 
 
 def named(name: str) -> TinyFamily:

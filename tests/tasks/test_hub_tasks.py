@@ -169,21 +169,21 @@ EXPECTED["coco-caption2017"] = EXPECTED["coco-caption"]
 
 
 def everything(chosen):
-    return {one.key: one for split in SPLITS for one in chosen.samples(split)}
+    return {sample.key: sample for split in SPLITS for sample in chosen.samples(split)}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(one, marks=needs_java if one in CAPTIONING else ()) for one in EXPECTED],
+    [pytest.param(name, marks=needs_java if name in CAPTIONING else ()) for name in EXPECTED],
 )
 def test_rows_become_samples(name, opened, no_network):
     key, question, references, choices, group, cluster = EXPECTED[name]
-    found = everything(opened(name))[key]
-    assert found.question == question
-    assert found.references == references
-    assert (found.choices, found.group) == (choices, group)
-    assert cluster in (found.cluster, None)
-    assert found.cluster
+    sample = everything(opened(name))[key]
+    assert sample.question == question
+    assert sample.references == references
+    assert (sample.choices, sample.group) == (choices, group)
+    assert cluster in (sample.cluster, None)
+    assert sample.cluster
 
 
 @pytest.mark.parametrize("name", ONE_PER_FORM)
@@ -192,15 +192,15 @@ def test_splits_share_no_picture_and_orders_are_stable(name, opened, copies, no_
     colours, clusters, keys = {}, {}, {}
     for split in SPLITS:
         samples = list(chosen.samples(split))
-        keys[split] = [one.key for one in samples]
+        keys[split] = [sample.key for sample in samples]
         assert len(set(keys[split])) == len(samples) > 1
-        assert [one.key for one in again.samples(split)] == keys[split]
-        assert [one.key for one in again.samples(split, 2)] == keys[split][:2]
+        assert [sample.key for sample in again.samples(split)] == keys[split]
+        assert [sample.key for sample in again.samples(split, 2)] == keys[split][:2]
         assert list(again.samples(split, 0)) == []
         colours[split] = {
-            tuple(np.asarray(one.pictures[0].convert("RGB"))[0, 0]) for one in samples
+            tuple(np.asarray(sample.pictures[0].convert("RGB"))[0, 0]) for sample in samples
         }
-        clusters[split] = {one.cluster for one in samples}
+        clusters[split] = {sample.cluster for sample in samples}
         assert len(colours[split]) == len(clusters[split])
     assert not set(keys["test"]) & set(keys["calibration"])
     assert not clusters["test"] & clusters["calibration"]
@@ -211,7 +211,7 @@ def test_splits_share_no_picture_and_orders_are_stable(name, opened, copies, no_
 def test_right_answers_score_1_and_noise_0(name, opened):
     chosen = opened(name)
     samples = list(chosen.samples("test"))
-    right = chosen.summary(samples, [one.references[0] for one in samples])
+    right = chosen.summary(samples, [sample.references[0] for sample in samples])
     wrong = chosen.summary(samples, ["gibberish"] * len(samples))
     assert next(iter(right)) == chosen.metric == next(iter(wrong))
     assert wrong[chosen.metric] == 0
@@ -226,12 +226,12 @@ def test_right_answers_score_1_and_noise_0(name, opened):
 def test_further_figures_come_with_the_score(opened):
     pope, mme = opened("pope"), opened("mme")
     samples = list(pope.samples("test"))
-    found = pope.summary(samples, ["Yes."] * len(samples))
-    assert (found["accuracy"], found["exact accuracy"], found["yes ratio"]) == (0.5, 0, 1)
+    summary = pope.summary(samples, ["Yes."] * len(samples))
+    assert (summary["accuracy"], summary["exact accuracy"], summary["yes ratio"]) == (0.5, 0, 1)
     # Pictures keep their questions together, so that a few samples have whole pairs.
     samples = list(mme.samples("test", 4))
     assert samples[0].cluster == samples[1].cluster != samples[2].cluster == samples[3].cluster
-    answers = [one.references[0] for one in samples]
+    answers = [sample.references[0] for sample in samples]
     assert mme.summary(samples, answers)["accuracy+"] == 1
 
 
@@ -239,8 +239,8 @@ def test_further_figures_come_with_the_score(opened):
 def test_captions_of_coco_have_chair(opened):
     chosen = opened("coco-caption")
     samples = list(chosen.samples("test", 4))
-    found = chosen.summary(samples, ["A cat and a dog."] * 4)
-    assert (found["CHAIRi (captions)"], found["CHAIRs (captions)"]) == (1 / 2, 1)
+    summary = chosen.summary(samples, ["A cat and a dog."] * 4)
+    assert (summary["CHAIRi (captions)"], summary["CHAIRs (captions)"]) == (1 / 2, 1)
 
 
 def test_several_pictures_and_pictures_kept_apart(opened):
@@ -255,9 +255,9 @@ def test_subsets_hold_their_rows_alone(opened):
     kinds = {
         kind: everything(opened(f"pope-{kind}")) for kind in ("random", "popular", "adversarial")
     }
-    assert {kind: {one.group for one in found.values()} for kind, found in kinds.items()} == {
-        kind: {kind} for kind in kinds
-    }
+    assert {
+        kind: {sample.group for sample in samples.values()} for kind, samples in kinds.items()
+    } == {kind: {kind} for kind in kinds}
     whole = everything(opened("pope"))
     assert sum(map(len, kinds.values())) == len(whole) == 72
     # The circular evaluation's copies, and the questions without direct answers, stay out.
@@ -286,7 +286,7 @@ def test_a_picture_in_both_official_splits_is_for_the_test(tmp_path):
 
     chosen = find_task(f"scienceqa@{hub_data.write('scienceqa', tmp_path, share)}")
     assert len(list(chosen.samples("test"))) == hub_data.PICTURES
-    keys = {one.key for one in chosen.samples("calibration")}
+    keys = {sample.key for sample in chosen.samples("calibration")}
     assert keys == {f"validation-{number}" for number in range(3, hub_data.PICTURES)}
 
 
@@ -311,11 +311,11 @@ def test_the_division_is_the_same_for_ever():
 
 
 def test_ids_on_the_hub_are_tried_in_turn(copies, monkeypatch):
-    asked = []
+    calls = []
     load = datasets.load_dataset
 
     def pretend(source, config, **options):
-        asked.append((source, config, options))
+        calls.append((source, config, options))
         if source == "lmms-lab/MMBench":
             return load(str(copies("mmbench")), config, **options)
         raise datasets.exceptions.DatasetNotFoundError(f"no {source}\non the hub")
@@ -323,7 +323,7 @@ def test_ids_on_the_hub_are_tried_in_turn(copies, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", pretend)
     assert list(find_task("mmbench").samples("test", 1))
     # No option that would run code from the hub is passed.
-    assert asked == [
+    assert calls == [
         (f"{owner}/MMBench", "en", {"split": "dev"}) for owner in ("lmms-lab-encoder", "lmms-lab")
     ]
     with pytest.raises(InputError) as caught:
@@ -333,10 +333,10 @@ def test_ids_on_the_hub_are_tried_in_turn(copies, monkeypatch):
         "lmms-lab-encoder/VQAv2 on the hub; lmms-lab/VQAv2: no lmms-lab/VQAv2 on the hub); check "
         "the id and the network, or give a local copy: vqav2@DIRECTORY"
     )
-    asked.clear()
+    calls.clear()
     with pytest.raises(InputError, match="somebody/VQAv2: no somebody/VQAv2"):
         next(find_task("vqav2@somebody/VQAv2").samples("test"))
-    assert [source for source, *_ in asked] == ["somebody/VQAv2"]
+    assert [source for source, *_ in calls] == ["somebody/VQAv2"]
 
 
 def test_without_a_network_the_reason_is_given(no_network, monkeypatch):
@@ -347,7 +347,7 @@ def test_without_a_network_the_reason_is_given(no_network, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("pope@", r"write pope@DIRECTORY"),
         ("pope@nowhere", r"'nowhere' is not a directory; give one that holds"),
@@ -360,8 +360,8 @@ def test_without_a_network_the_reason_is_given(no_network, monkeypatch):
         ("popes@x/y", r"unknown task"),
     ],
 )
-def test_names_that_mean_nothing_are_refused_at_once(name, words):
-    with pytest.raises(InputError, match=words):
+def test_names_that_mean_nothing_are_refused_at_once(name, message):
+    with pytest.raises(InputError, match=message):
         find_task(name)
 
 
@@ -403,7 +403,7 @@ def spoilt(column, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "value", "words"),
+    ("name", "column", "value", "message"),
     [
         ("pope", "question", 7, r"'question' of row \d+ of split 'test' .* is 7, not a text"),
         ("scienceqa", "answer", 3, r"column 'answer' of .* is 3, which is none of the 3 options'"),
@@ -419,12 +419,12 @@ def spoilt(column, value):
         ("pope-random", "category", "rare", r"has no samples for task 'pope-random', test"),
     ],
 )  # fmt: skip
-def test_values_of_the_wrong_kind_are_named(name, column, value, words, tmp_path):
+def test_values_of_the_wrong_kind_are_named(name, column, value, message, tmp_path):
     def change(rows):
         return spoilt(column, value)(rows) if column in rows[0] else rows
 
     broken = find_task(f"{name}@{hub_data.write(name, tmp_path, change)}")
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         list(broken.samples("test"))
 
 
@@ -441,8 +441,8 @@ def test_pictures_may_be_paths(tmp_path):
 
 
 def test_directories_that_hold_no_such_data_set(tmp_path, copies):
-    def refused(words):
-        with pytest.raises(InputError, match=words):
+    def refused(message):
+        with pytest.raises(InputError, match=message):
             next(find_task(f"pope@{tmp_path}").samples("test"))
 
     refused("any data files.*; the directory has to hold the data set's files as they are on the")
@@ -464,16 +464,16 @@ def test_directories_that_hold_no_such_data_set(tmp_path, copies):
 
 
 def test_the_list_names_every_task_with_its_metric():
-    known = {one.name: one for one in known_tasks()}
-    assert set(known) >= {"scenes-caption", "pope-adversarial", "coco-caption", *CATALOGUE}
-    for name, one in known.items():
-        assert one.description
-        assert "\n" not in one.description
-        assert bool(one.hub) == (name in CATALOGUE)
+    tasks = {task.name: task for task in known_tasks()}
+    assert set(tasks) >= {"scenes-caption", "pope-adversarial", "coco-caption", *CATALOGUE}
+    for name, task in tasks.items():
+        assert task.description
+        assert "\n" not in task.description
+        assert bool(task.hub) == (name in CATALOGUE)
         if name not in CAPTIONING:
-            assert find_task(name).metric == one.metric
-    assert known["pope"].hub == "lmms-lab-encoder/POPE"
-    assert known["nocaps"].metric == "CIDEr"
+            assert find_task(name).metric == task.metric
+    assert tasks["pope"].hub == "lmms-lab-encoder/POPE"
+    assert tasks["nocaps"].metric == "CIDEr"
 
 
 def test_the_documentation_has_a_row_for_every_data_set():

@@ -24,7 +24,7 @@ from vlmflow.tasks.metrics.vqa import VqaAccuracy, normalise
 needs_java = pytest.mark.skipif(which("java") is None, reason="Java is not installed")
 
 
-def asked(*references, choices=(), group="", cluster="", key="0"):
+def question_sample(*references, choices=(), group="", cluster="", key="0"):
     return TaskSample(key, (), "?", references, choices, group=group, cluster=cluster)
 
 
@@ -32,9 +32,9 @@ def asked(*references, choices=(), group="", cluster="", key="0"):
 
 
 def test_a_chosen_option_is_right_or_wrong():
-    sample = asked("B", choices=("cat", "dog"))
+    sample = question_sample("B", choices=("cat", "dog"))
     answers = ["B", "dog", "A", "cat or dog"]
-    assert [ChosenOption().score(sample, one) for one in answers] == [1, 1, 0, 0]
+    assert [ChosenOption().score(sample, answer) for answer in answers] == [1, 1, 0, 0]
 
 
 # Short answers
@@ -68,21 +68,21 @@ def test_vqa_answers_are_normalised(answer, normal):
 
 @pytest.mark.parametrize(("annotators", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1)])
 def test_vqa_accuracy_leaves_every_annotator_out_once(annotators, score):
-    sample = asked(*["Two"] * annotators, *["dark red"] * (10 - annotators))
+    sample = question_sample(*["Two"] * annotators, *["dark red"] * (10 - annotators))
     assert VqaAccuracy().score(sample, "2.") == pytest.approx(score)
 
 
 @pytest.mark.parametrize(("annotators", "score"), [(0, 0), (1, 1 / 3), (2, 2 / 3), (3, 1), (9, 1)])
 def test_direct_answers_leave_none_out(annotators, score):
-    sample = asked(*["Bus"] * annotators, *["two buses"] * (10 - annotators))
+    sample = question_sample(*["Bus"] * annotators, *["two buses"] * (10 - annotators))
     assert DirectAnswer().score(sample, " bus.") == pytest.approx(score)
     assert DirectAnswer().score(sample, "the bus") == 0
 
 
 def test_exact_match_ignores_case_and_punctuation_alone():
-    sample = asked("t-shirt")
+    sample = question_sample("t-shirt")
     answers = ["T-shirt.", "tshirt", " t-shirt ", "a t-shirt", "shirt"]
-    assert [ExactMatch().score(sample, one) for one in answers] == [1, 1, 1, 0, 0]
+    assert [ExactMatch().score(sample, answer) for answer in answers] == [1, 1, 1, 0, 0]
 
 
 # Yes and no
@@ -107,7 +107,7 @@ def test_yes_and_no_are_read_loosely_and_exactly(answer, loose, exact):
 
 
 def test_pope_figures():
-    samples = [asked(one) for one in ("yes", "yes", "yes", "no", "no", "no")]
+    samples = [question_sample(answer) for answer in ("yes", "yes", "yes", "no", "no", "no")]
     answers = ["Yes", "yes.", "No, there is no dog.", "No", "Yes, there is.", "A dog"]
     metric = YesNo()
     assert metric.scores(samples, answers) == [1, 1, 0, 1, 0, 0]
@@ -157,12 +157,12 @@ def test_popes_script_is_followed_to_the_letter(answer, official):
     [("Yes.", 1), ("y", 1), ("yes it is", 1), ("No", 0), ("It is, yes", 0), ("", 0)],
 )
 def test_mme_reads_the_first_letters(answer, right):
-    assert Mme().score(asked("Yes"), answer) == right
+    assert Mme().score(question_sample("Yes"), answer) == right
 
 
 def test_mme_sums():
     def pair(group, picture):
-        return [asked(answer, group=group, cluster=picture) for answer in ("Yes", "No")]
+        return [question_sample(answer, group=group, cluster=picture) for answer in ("Yes", "No")]
 
     samples = pair("existence", "a") + pair("existence", "b") + pair("OCR", "c")
     samples += pair("code_reasoning", "d") + pair("count", "e")[:1]
@@ -185,12 +185,14 @@ def test_mme_sums():
 
 def test_mme_reaches_its_published_maxima():
     samples = [
-        asked("Yes", group=group, cluster=group) for group in PERCEPTION + COGNITION for _ in "ab"
+        question_sample("Yes", group=group, cluster=group)
+        for group in PERCEPTION + COGNITION
+        for _ in "ab"
     ]
-    found = Mme().figures(samples, ["yes"] * len(samples))
-    assert (found["perception"], found["cognition"]) == (2000, 800)
+    figures = Mme().figures(samples, ["yes"] * len(samples))
+    assert (figures["perception"], figures["cognition"]) == (2000, 800)
     with pytest.raises(InputError, match=r"no category 'taste'.*; there are existence, "):
-        Mme().figures([asked("Yes", group="taste")], ["yes"])
+        Mme().figures([question_sample("Yes", group="taste")], ["yes"])
 
 
 # Captions
@@ -204,7 +206,7 @@ def test_there_are_words_for_eighty_categories_and_none_has_two():
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "objects"),
     [
         ("A man and two women.", ["person", "person"]),
         ("hot-dogs for dogs", ["hot dog", "dog"]),
@@ -216,18 +218,18 @@ def test_there_are_words_for_eighty_categories_and_none_has_two():
         ("nothing here", []),
     ],
 )
-def test_objects_that_a_caption_mentions(text, found):
-    assert coco_mentions(text) == found
+def test_objects_that_a_caption_mentions(text, objects):
+    assert coco_mentions(text) == objects
 
 
 def test_chair_by_hand():
-    found = chair(
+    result = chair(
         ["A man with a dog and a dog.", "Two cats on a couch.", "It is dark."],
         [{"person"}, {"cat", "couch"}, {"bus"}],
         coco_mentions,
     )
-    assert (found.mentions, found.chair_i, found.chair_s) == (5, 2 / 5, 1 / 3)
-    assert (found.objects, found.hits, found.named) == (4, 3, 3 / 4)
+    assert (result.mentions, result.chair_i, result.chair_s) == (5, 2 / 5, 1 / 3)
+    assert (result.objects, result.hits, result.named) == (4, 3, 3 / 4)
     assert chair([], [], coco_mentions).chair_i == 0
 
 
@@ -243,7 +245,7 @@ def test_captions_are_tokenized_as_pycocoevalcap_does():
 
 @needs_java
 def test_cider_by_hand():
-    samples = [asked("a red bus stops"), asked("small cats sleep", "kittens")]
+    samples = [question_sample("a red bus stops"), question_sample("small cats sleep", "kittens")]
     metric = Cider()
     # No n-gram is shared: every order that both captions have counts fully, of four.
     assert metric.scores(samples, ["a red bus stops", "Small cats sleep."]) == pytest.approx(
@@ -251,7 +253,7 @@ def test_cider_by_hand():
     )
     assert metric.scores(samples, ["kittens", ""]) == [0, 0]
     # One of two equally rare words: cosine 1/sqrt(2), and the penalty for being one bigram short.
-    short = [asked("red bus"), asked("small cat")]
+    short = [question_sample("red bus"), question_sample("small cat")]
     scores = metric.scores(short, ["red", "small cat"])
     assert scores == pytest.approx([10 / 4 / math.sqrt(2) * math.exp(-1 / 72), 5])
     assert metric.scores([], []) == []
@@ -262,8 +264,10 @@ def test_cider_by_hand():
 
 @needs_java
 def test_coco_captions_have_chair_as_well():
-    found = CocoCaptions().figures([asked("a red bus", "the road")], ["a bus and a dog"])
-    assert found == {"CHAIRi (captions)": 1 / 2, "CHAIRs (captions)": 1}
+    figures = CocoCaptions().figures(
+        [question_sample("a red bus", "the road")], ["a bus and a dog"]
+    )
+    assert figures == {"CHAIRi (captions)": 1 / 2, "CHAIRs (captions)": 1}
 
 
 def test_captions_are_refused_at_once_where_java_is_missing_or_broken(tmp_path, monkeypatch):

@@ -17,12 +17,14 @@ from vlmflow.tasks.scenes import ScenesTask
 
 @pytest.mark.parametrize("name", TASKS)
 def test_scenes_are_the_same_every_time_and_splits_share_none(name):
-    found = {split: list(find_task(name).samples(split, 6)) for split in SPLITS}
+    samples = {split: list(find_task(name).samples(split, 6)) for split in SPLITS}
     for split in SPLITS:
         again = list(find_task(name).samples(split, 6))
-        assert [one.question for one in again] == [one.question for one in found[split]]
-        assert [one.key for one in found[split]] == [f"{split}-{i}" for i in range(6)]
-    pictures = [one.pictures[0].tobytes() for split in SPLITS for one in found[split]]
+        assert [sample.question for sample in again] == [
+            sample.question for sample in samples[split]
+        ]
+        assert [sample.key for sample in samples[split]] == [f"{split}-{i}" for i in range(6)]
+    pictures = [sample.pictures[0].tobytes() for split in SPLITS for sample in samples[split]]
     assert len(set(pictures)) == 12
 
 
@@ -30,9 +32,9 @@ def test_scenes_are_the_same_every_time_and_splits_share_none(name):
 def test_right_answers_score_1_and_wrong_ones_0(name):
     chosen = find_task(name)
     samples = list(chosen.samples("test", 5))
-    answers = [one.references[0] for one in samples]
+    answers = [sample.references[0] for sample in samples]
     assert [chosen.score(*pair) for pair in zip(samples, answers, strict=True)] == [1.0] * 5
-    assert [chosen.score(one, "a unicorn") for one in samples] == [0.0] * 5
+    assert [chosen.score(sample, "a unicorn") for sample in samples] == [0.0] * 5
     assert chosen.summary(samples, answers)[chosen.metric] == 1.0
     assert chosen.summary(samples, ["a unicorn"] * 5)[chosen.metric] == 0.0
 
@@ -47,10 +49,10 @@ def test_captions_are_scored_with_chair_too():
     )
     caption = f"{sample.references[0]} And a {invented}."
     objects = sample.references[0].count(" a ") + 1
-    found = captions.summary([sample], [caption])
-    assert found["objects named"] == 1.0
-    assert 0 < found["CHAIRi"] <= 1 / objects
-    assert found["CHAIRs"] == 1.0
+    summary = captions.summary([sample], [caption])
+    assert summary["objects named"] == 1.0
+    assert 0 < summary["CHAIRi"] <= 1 / objects
+    assert summary["CHAIRs"] == 1.0
 
 
 def test_choices_groups_and_boxes_come_along():
@@ -58,7 +60,7 @@ def test_choices_groups_and_boxes_come_along():
     assert reasoning.group == "relation"
     assert len(reasoning.choices) == 4
     existence = list(find_task("scenes-existence").samples("test", 6))
-    assert {one.group for one in existence} == {"random", "popular", "adversarial"}
+    assert {sample.group for sample in existence} == {"random", "popular", "adversarial"}
     (reading,) = find_task("scenes-reading").samples("test", 1)
     assert reading.box is not None
 
@@ -85,9 +87,9 @@ def test_a_folder_of_questions(tmp_path):
     (third,) = chosen.samples("calibration")
     assert first.pictures == (tmp_path / "a.png",)
     assert second.pictures == (tmp_path / "a.png", tmp_path / "b.png")
-    assert [one.key for one in (first, second, third)] == ["1", "k", "3"]
+    assert [sample.key for sample in (first, second, third)] == ["1", "k", "3"]
     assert (third.choices, third.group) == (("one", "two"), "letters")
-    assert [one.key for one in chosen.samples("test", 1)] == ["1"]
+    assert [sample.key for sample in chosen.samples("test", 1)] == ["1"]
     assert chosen.score(first, " a  CAT.") == 1
     assert chosen.score(first, "a cat sits") == 0
     assert chosen.score(second, "They are.") == 1
@@ -188,7 +190,7 @@ def test_csv_is_read_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "no questions in it"),
         ("{", "line 1 of .* is not JSON"),
@@ -228,14 +230,14 @@ def test_csv_is_read_as_it_is(tmp_path):
         (b'{"image": "\xff"}', "it is not UTF-8 text"),
     ],
 )
-def test_lines_that_are_wrong_are_named(tmp_path, text, words):
-    with pytest.raises(InputError, match=words) as error:
+def test_lines_that_are_wrong_are_named(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as error:
         rows_of(tmp_path, text)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("image,question,answer\na.png,?,x,y\n", "line 2 of .* has 4 cells, but the header has 3"),
         ("image,question,answer\na.png,?\n", "line 2 of .* has 2 cells, but the header has 3"),
@@ -250,13 +252,13 @@ def test_lines_that_are_wrong_are_named(tmp_path, text, words):
         ("image,question,answer\n", "no questions in it"),
     ],
 )
-def test_rows_of_csv_that_are_wrong_are_named(tmp_path, text, words):
-    with pytest.raises(InputError, match=words) as error:
+def test_rows_of_csv_that_are_wrong_are_named(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as error:
         rows_of(tmp_path, text, "rows.csv")
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_task_is_refused(tmp_path):
+def test_what_is_not_a_task_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"there are scenes-reasoning, .*, or give a \.jsonl"):
         find_task("scenes-juggling")
     with pytest.raises(InputError, match="cannot be read"):

@@ -85,8 +85,8 @@ def test_conversations_are_written_as_the_chat_template_writes_them(
         ask, reply = turn.removeprefix("USER: ").split(" ASSISTANT: ")
         content: object = ask
         if number == 0:
-            words = ask.removeprefix("<image>\n ")
-            content = [{"type": "image"}, {"type": "text", "text": words}]
+            question = ask.removeprefix("<image>\n ")
+            content = [{"type": "image"}, {"type": "text", "text": question}]
         messages += [
             {"role": "user", "content": content},
             {"role": "assistant", "content": reply},
@@ -171,10 +171,10 @@ def test_side_words_follow_the_place() -> None:
     ]
     patches = torch.zeros(1, len(PATCH_LABELS), 1, dtype=torch.long)
     patches[:, 0], patches[:, 5], patches[:, 6] = 1, 2, 11  # left edge, near the lower edge
-    words = model.lm_head.weight.detach()
+    weights = model.lm_head.weight.detach()
 
     def loss(*said: int) -> tuple[float, float]:
-        token = words[list(said)].sum(0)[None, None] * 100
+        token = weights[list(said)].sum(0)[None, None] * 100
         spots = torch.tensor([[[0.1, 0.9]]])
         losses = (
             side_loss(model, sides, token, patches),
@@ -189,7 +189,7 @@ def test_side_words_follow_the_place() -> None:
         assert true[1] < other[1]
     nowhere = torch.full((1, 2, 2), -1.0)
     nowhere[0, 0] = torch.tensor([0.1, 0.9])
-    both = words[[left, right]][None] * 100
+    both = weights[[left, right]][None] * 100
     once = spot_loss(model, sides, both[:, :1], nowhere[:, :1])
     torch.testing.assert_close(spot_loss(model, sides, both, nowhere), once)
 
@@ -228,9 +228,9 @@ def test_sides_compare_two_places() -> None:
 
 def test_exactly_the_right_option_is_present() -> None:
     for scene, question in drawn(presence):
-        here = {f"{thing.colour} {thing.kind}" for thing in scene.objects}
-        there = [choice for choice in question.choices if choice.split(" ", 1)[1] in here]
-        assert there == [question.content]
+        names = {f"{thing.colour} {thing.kind}" for thing in scene.objects}
+        options = [choice for choice in question.choices if choice.split(" ", 1)[1] in names]
+        assert options == [question.content]
         assert question.choices["ABCD".index(question.answer)] == question.content
 
 
@@ -250,18 +250,18 @@ def test_words_of_the_middle_stand_where_they_are_true(
     for scene, question in drawn(make):
         tokens = tokenizer.encode(f"USER: {question.text} ASSISTANT:", add_special_tokens=False)
         targets = probe_targets(question, tokens, scene, tokenizer)
-        ((place, words),) = targets.hints.items()
+        ((place, hint),) = targets.hints.items()
         assert place == len(tokens) - 1
-        told = tokenizer.decode(words).split()
+        hint_words = tokenizer.decode(hint).split()
         if make is bigger:
-            assert told == [question.text.split("\n")[0].removesuffix("?").split()[-1]]
+            assert hint_words == [question.text.split("\n")[0].removesuffix("?").split()[-1]]
         else:
-            assert set(told) <= set(question.content.split())  # type: ignore[union-attr]
+            assert set(hint_words) <= set(question.content.split())  # type: ignore[union-attr]
         assert bool(targets.verdicts) == (make in (bigger, presence))
         for option, (end, verdict) in zip(question.choices, targets.verdicts.items(), strict=False):
             assert tokenizer.decode(tokens[: end + 1]).endswith(f". {option}")
             said = tokenizer.decode(verdict).strip()
-            assert (said in ("yes", *told)) == (option == question.content)
+            assert (said in ("yes", *hint_words)) == (option == question.content)
         for place, digit in targets.mentions.items():
             word = tokenizer.decode(tokens[place]).strip()
             colour = tokenizer.decode(tokens[place - 1]).strip()
@@ -273,7 +273,7 @@ def test_words_of_the_middle_stand_where_they_are_true(
             seen += 1
         for place, spot in targets.spots.items():
             colour, kind = (tokenizer.decode(token).strip() for token in tokens[place - 1 :][:2])
-            (thing,) = (one for one in scene.objects if one.category == (colour, kind))
+            (thing,) = (thing for thing in scene.objects if thing.category == (colour, kind))
             assert spot == scene.place(thing)
         if make is relation:
             assert len(targets.spots) == 2
@@ -301,8 +301,8 @@ def test_words_of_the_middle_are_read_with_norm_and_head() -> None:
         assert right == share
         hinted = hint_loss(model, states, torch.tensor([[[first, IGNORE], [IGNORE, IGNORE]]]))
         assert float(loss.detach()) == pytest.approx(float(hinted.detach()))
-    two = hint_loss(model, states, torch.tensor([[[yes, no], [IGNORE, IGNORE]]]))
-    one = [
+    joint_loss = hint_loss(model, states, torch.tensor([[[yes, no], [IGNORE, IGNORE]]]))
+    single_losses = [
         float(hint_loss(model, states[:, :1], torch.tensor([[[w]]])).detach()) for w in (yes, no)
     ]
-    assert float(two.detach()) == pytest.approx(sum(one) / 2)
+    assert float(joint_loss.detach()) == pytest.approx(sum(single_losses) / 2)

@@ -687,7 +687,7 @@ def test_policies_are_read_from_one_line(text, policy):
         ("layer=1,keep=2,seed=3", "a truncation by 'last_attention' has no setting 'seed'"),
     ],
 )
-def test_a_line_that_is_no_policy_is_refused(text, message):
+def test_a_line_that_is_not_a_policy_is_refused(text, message):
     with pytest.raises(InputError, match=re.escape(message)):
         Truncation.parse(text)
 
