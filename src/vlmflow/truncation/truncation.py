@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmflow.truncation.policy import Policy
+
+if TYPE_CHECKING:
+    from vlmflow.truncation.run import TruncatedRun
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,15 +44,19 @@ class Truncation(Policy):
         For a setting that is unknown or impossible.
     """
 
-    def __call__(self, model: Any) -> AbstractContextManager[Any]:
+    def __call__(self, model: Any) -> AbstractContextManager[TruncatedRun]:
         """Truncate a transformers model for the length of a ``with`` block.
+
+        The block gives a :class:`~vlmflow.truncation.run.TruncatedRun`, whose ``tokens_per_layer``
+        says what was really removed. Compiled modules run uncompiled meanwhile.
 
         Raises
         ------
         InputError
             If a layer is out of the model's range, or the model is truncated already.
         ModelError
-            If the model has no image tokens in its sequence.
+            If the model has no image tokens in its sequence; on leaving the block, if prompts with
+            pictures were answered in it and nothing was removed.
         """
         from vlmflow.truncation.engine import truncated
 
