@@ -13,6 +13,7 @@ import torch
 from vlmflow.studies.truncations.arms import Arm, mean_share
 from vlmflow.studies.truncations.cache_keys import stored_sample
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
+from vlmflow.studies.truncations.sentences import many
 from vlmflow.tasks.base import Task, TaskSample
 from vlmflow.truncation.timing import timed_answer
 
@@ -69,7 +70,7 @@ def describe_machine(vlm: LVLM) -> str:
     """Say in a few words what prefills were timed on."""
     if vlm.device.type == "cuda":
         return torch.cuda.get_device_name(vlm.device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} CPU, {many(torch.get_num_threads(), 'thread')}"
 
 
 def _prompt(vlm: LVLM, sample: TaskSample, arm: Arm) -> tuple[Prompt, Truncation | None]:
