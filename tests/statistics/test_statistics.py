@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlmflow.statistics.bootstrap import mean_interval, resamples
+from vlmflow.statistics.bootstrap import mean_interval, resamples, sample_draws
 from vlmflow.statistics.intervals import mean_estimate, paired_difference, wilson_interval
 
 TRIALS = 1500
@@ -160,9 +160,25 @@ def test_a_bootstrap_draws_the_same_samples_at_once_as_one_after_another():
 def test_the_bootstrap_of_a_mean_by_hand():
     values = np.array([[0.0, 1.0], [2.0, 5.0], [4.0, 0.0]])
     means = np.array([values[picked].mean(0) for picked in resamples(3, 100, 0)])
-    low, high = mean_interval(values, 100, 0)
+    low, high = mean_interval(values, None, 100, 0)
     for column in range(2):
         ranked = np.sort(means[:, column])
         # NumPy's linear quantile of 100 draws: between the 3rd and 4th, the 97th and 98th.
         assert low[column] == pytest.approx(ranked[2] + 0.475 * (ranked[3] - ranked[2]))
         assert high[column] == pytest.approx(ranked[96] + 0.525 * (ranked[97] - ranked[96]))
+
+
+def test_pictures_are_drawn_whole():
+    """Four copies of every sample, kept together, say as much as one of each."""
+    values = np.random.default_rng(0).random((12, 3))
+    pictures = [f"{number}.png" for number in range(12) for _ in range(4)]
+    alone = mean_interval(values, None, 300, 5)
+    together = mean_interval(values.repeat(4, axis=0), pictures, 300, 5)
+    np.testing.assert_allclose(together, alone)
+    apart = mean_interval(values.repeat(4, axis=0), None, 300, 5)
+    assert (apart[1] - apart[0] < 0.7 * (alone[1] - alone[0])).all()  # what clusters are for
+    draws = sample_draws(5, ["a", "", "a", "", "b"], 200, 1)
+    for draw in draws:  # both samples of "a", or none
+        counts = np.bincount(draw, minlength=5)
+        assert counts[0] == counts[2]
+    assert np.array_equal(sample_draws(6, ["", "a"] + [""] * 4, 9, 2), resamples(6, 9, 2))

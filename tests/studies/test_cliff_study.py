@@ -23,6 +23,8 @@ from vlmflow.statistics.bootstrap import mean_interval
 from vlmflow.statistics.rank_correlation import spearman
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement, measure_samples
 from vlmflow.studies.cliff_layer.prediction import predicted_cliff, predictions, true_cliffs
+from vlmflow.studies.cliff_layer.settings import CliffSettings
+from vlmflow.studies.cliff_layer.study import measure_cliff
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.folder import FolderTask
 from vlmflow.truncation.amounts import Count
@@ -191,7 +193,7 @@ def test_bootstrap_intervals_cover_the_mean():
     covered = []
     for trial in range(200):
         values = rng.exponential(1.0, size=(60, 1))
-        low, high = mean_interval(values, 200, trial)
+        low, high = mean_interval(values, None, 200, trial)
         covered.append(bool(low[0] <= 1.0 <= high[0]))
     # A percentile bootstrap of 60 skewed values covers a little less than 95 %.
     assert 0.88 <= np.mean(covered) <= 0.99
@@ -289,3 +291,30 @@ def test_answers_that_are_scored_together_are(vlm, questions):
 
     result = cliff_study(vlm, Together(questions), samples=6, calibration=3, batch=4, draws=20)
     assert [measurement.score for measurement in result.measurements] == [1 / 6] * 6
+
+
+def test_questions_about_one_picture_are_drawn_together(tmp_path):
+    """Every question stands three times in the file: that is no evidence of three."""
+    vlm = LVLM(*tiny_llava(3, layers=3), name="tiny")
+    vlm.model.generation_config.suppress_tokens = list(vlm.image_token_ids)
+    lines = []
+    for number in range(15):
+        noise = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+        line = {"image": f"{number}.png", "question": "Is it?", "answer": "yes"}
+        split = "calibration" if number % 3 == 2 else "test"
+        lines.append({**line, "split": split})
+    results = []
+    for copies in (1, 3):
+        path = tmp_path / f"{copies}.jsonl"
+        path.write_text("\n".join(json.dumps(line) for line in lines for _ in range(copies)))
+        settings = CliffSettings(samples=10 * copies, calibration=5 * copies)
+        results.append(measure_cliff(vlm, FolderTask(path), settings))
+    single, tripled = results
+    assert len(tripled.curves) == 3 * len(single.curves)
+    ends = ["kl low", "kl high", "saliency flow low", "saliency flow high"]
+    np.testing.assert_allclose(tripled.layer_frame()[ends], single.layer_frame()[ends], rtol=1e-4)
+    assert (tripled.kl.low, tripled.kl.high) == (single.kl.low, single.kl.high)
+    for one_copy, three in zip(single.predictions, tripled.predictions, strict=True):
+        assert three.error_low == pytest.approx(one_copy.error_low, abs=1e-6)
+        assert three.error_high == pytest.approx(one_copy.error_high, abs=1e-6)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vlmflow.errors import InputError
 from vlmflow.removal.curve import RemovalCurve
-from vlmflow.statistics.bootstrap import percentile_interval, resamples
+from vlmflow.statistics.bootstrap import percentile_interval, sample_draws
 
 LOSSES = ("kl", "answer", "first", "logprob")
 """What a curve can lose: mean KL in nats, the answer (share of changed answers), its first token,
@@ -97,6 +97,7 @@ def cliff(
     tolerance: float,
     *,
     loss: str = "kl",
+    clusters: Sequence[str] | None = None,
     draws: int = 2000,
     seed: int = 0,
 ) -> Cliff:
@@ -110,6 +111,8 @@ def cliff(
         Largest loss that is tolerated; 0.02 of ``"answer"`` is 2 % changed answers.
     loss : str
         One of :data:`LOSSES`.
+    clusters : sequence of n str, optional
+        What samples share (their picture), which are then drawn together; empty: nothing.
     draws : int
         Bootstrap draws over samples (Efron 1979).
     seed : int
@@ -131,7 +134,7 @@ def cliff(
     lost = np.stack([losses(curve, loss) for curve in curves])
     beyond = layers[-1] + 1
     drawn_layers = []
-    for picked in resamples(len(lost), draws, seed):
+    for picked in sample_draws(len(lost), clusters, draws, seed):
         layer = cliff_layer(lost[picked].mean(0), layers, tolerance)
         drawn_layers.append(beyond if layer is None else layer)
     # Order statistics, not means of two layers: an interval's ends are layers, too.

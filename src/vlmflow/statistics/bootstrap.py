@@ -5,6 +5,7 @@ Every bootstrap of the package draws here, so that the same seed picks the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,34 @@ FloatArray = npt.NDArray[np.float64]
 def resamples(count: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
     """Draw ``count`` of ``count`` samples with replacement: (draws, count) int64."""
     return np.random.default_rng(seed).integers(count, size=(draws, count))
+
+
+def sample_draws(
+    count: int, clusters: Sequence[str] | None, draws: int, seed: int
+) -> list[npt.NDArray[np.int64]]:
+    """Draw whole clusters of ``count`` samples with replacement: the samples of every draw.
+
+    ``clusters`` is what samples share, empty for nothing; without any the draws are those of
+    :func:`resamples`.
+    """
+    groups = groups_of(count, clusters)
+    members = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
+    picked = resamples(len(members), draws, seed)
+    if len(members) == count:
+        return list(picked)
+    return [np.concatenate([members[group] for group in draw]) for draw in picked]
+
+
+def groups_of(count: int, clusters: Sequence[str] | None) -> npt.NDArray[np.int64]:
+    """Give every sample the number of its cluster; one without is its own."""
+    if clusters is None:
+        return np.arange(count)
+    numbers: dict[tuple[str, int], int] = {}
+    groups = [
+        numbers.setdefault((cluster, -1 if cluster else place), len(numbers))
+        for place, cluster in enumerate(clusters)
+    ]
+    return np.array(groups, dtype=np.int64)
 
 
 def percentile_interval(
@@ -35,8 +64,10 @@ def percentile_interval(
     return low, high
 
 
-def mean_interval(values: FloatArray, draws: int, seed: int) -> tuple[FloatArray, FloatArray]:
+def mean_interval(
+    values: FloatArray, clusters: Sequence[str] | None, draws: int, seed: int
+) -> tuple[FloatArray, FloatArray]:
     """Bootstrap 95 % interval of the mean over samples: (n, K) -> two of (K,)."""
     return percentile_interval(
-        [values[numbers].mean(0) for numbers in resamples(len(values), draws, seed)]
+        [values[numbers].mean(0) for numbers in sample_draws(len(values), clusters, draws, seed)]
     )

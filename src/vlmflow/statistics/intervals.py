@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vlmflow.statistics.bootstrap import percentile_interval, resamples
+from vlmflow.statistics.bootstrap import groups_of, percentile_interval, resamples
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -110,15 +110,3 @@ def adjusted_difference(
     rest = np.bincount(groups, gains) - np.bincount(groups) * centre
     squares = float((rest**2).sum()) + (1 - centre) ** 2 + (-1 - centre) ** 2
     return centre, math.sqrt(squares) / total
-
-
-def groups_of(count: int, clusters: Sequence[str] | None) -> npt.NDArray[np.int64]:
-    """Give every sample the number of its cluster; one without is its own."""
-    if clusters is None:
-        return np.arange(count)
-    numbers: dict[tuple[str, int], int] = {}
-    groups = [
-        numbers.setdefault((cluster, -1 if cluster else place), len(numbers))
-        for place, cluster in enumerate(clusters)
-    ]
-    return np.array(groups, dtype=np.int64)

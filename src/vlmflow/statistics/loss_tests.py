@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlmflow.statistics.intervals import adjusted_difference, groups_of
+from vlmflow.statistics.bootstrap import groups_of
+from vlmflow.statistics.intervals import adjusted_difference
 
 ALPHA = 0.025
 """Level of a one-sided test: what lies below a two-sided 95 % interval."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from vlmflow.errors import InputError
 from vlmflow.removal.cliff import cliff_layer, losses
-from vlmflow.statistics.bootstrap import percentile_interval, resamples
+from vlmflow.statistics.bootstrap import percentile_interval, sample_draws
 from vlmflow.statistics.rank_correlation import spearman
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement
 
@@ -77,7 +77,7 @@ def predictions(
     """Compare what cheap signals predict with the true cliff layers of the test samples.
 
     Thresholds are chosen on the calibration samples, by the least mean absolute error. Intervals
-    are bootstraps over test samples.
+    are bootstraps over test samples, whose pictures are drawn whole.
 
     Raises
     ------
@@ -90,7 +90,9 @@ def predictions(
         raise InputError("the model gave no answer to any sample, so there is nothing to predict")
     goal, truth = true_cliffs(fitted, tolerance), true_cliffs(tested, tolerance)
     constant = np.full(len(tested), np.median(goal))
-    compared = [_compare("constant", None, constant, truth, draws, seed)]
+    clusters = [measurement.sample.cluster for measurement in tested]
+    drawn = sample_draws(len(tested), clusters, draws, seed)
+    compared = [_compare("constant", None, constant, truth, drawn)]
     for signal in SIGNALS:
         threshold = None
         if signal != "convergence":
@@ -104,7 +106,7 @@ def predictions(
         guess = [
             predicted_cliff(signal, sample.signals[signal], threshold or 0.0) for sample in tested
         ]
-        compared.append(_compare(signal, threshold, np.array(guess), truth, draws, seed))
+        compared.append(_compare(signal, threshold, np.array(guess), truth, drawn))
     return compared
 
 
@@ -113,15 +115,14 @@ def _compare(
     threshold: float | None,
     guess: npt.NDArray[np.int64] | FloatArray,
     truth: npt.NDArray[np.int64],
-    draws: int,
-    seed: int,
+    drawn: Sequence[npt.NDArray[np.int64]],
 ) -> Prediction:
     errors, ranks = [], []
-    for numbers in resamples(len(truth), draws, seed):
+    for numbers in drawn:
         errors.append(np.abs(guess[numbers] - truth[numbers]).mean())
         ranks.append(spearman(guess[numbers], truth[numbers]))
     rank = spearman(guess, truth)
-    defined = [drawn for drawn in ranks if drawn is not None]
+    defined = [value for value in ranks if value is not None]
     low, high = percentile_interval(errors)
     rank_low, rank_high = percentile_interval(defined) if defined else (None, None)
     return Prediction(

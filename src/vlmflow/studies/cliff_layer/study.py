@@ -15,7 +15,7 @@ from vlmflow.notebook import fragment
 from vlmflow.removal.cliff import Cliff, cliff, losses
 from vlmflow.removal.curve import RemovalCurve
 from vlmflow.statistics.bootstrap import mean_interval
-from vlmflow.statistics.intervals import wilson_interval
+from vlmflow.statistics.intervals import mean_estimate
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement, measure_samples
 from vlmflow.studies.cliff_layer.prediction import Prediction, predictions, true_cliffs
 from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, headline, interval
@@ -66,6 +66,11 @@ class CliffStudy:
         return [sample.curve for sample in self.measurements if sample.curve is not None]
 
     @property
+    def clusters(self) -> list[str]:
+        """What those samples share; empty: nothing."""
+        return [sample.sample.cluster for sample in self.measurements if sample.curve is not None]
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Layers of the curves."""
         return self.curves[0].layers
@@ -78,17 +83,21 @@ class CliffStudy:
     def layer_frame(self) -> pd.DataFrame:
         """One row per layer: losses and signals, each with its 95 % interval.
 
-        ``changed`` is the share of answers that differ, with Wilson's interval; ``kl`` the mean KL
+        ``changed`` is the share of answers that differ, with Wilson's interval, ``kl`` the mean KL
         in nats, with a bootstrap interval as the signals; ``redundancy`` 1 - mean KL / mean KL at
-        layer 0.
+        layer 0. Where samples share a picture, all intervals are bootstraps over pictures.
         """
         kl = np.stack([losses(curve, "kl") for curve in self.curves])
-        changed = np.sum([losses(curve, "answer") for curve in self.curves], axis=0).astype(int)
+        differs = np.stack([losses(curve, "answer") for curve in self.curves])
         columns: dict[str, Any] = {"layer": list(self.layers)}
         columns |= self._with_interval("kl", kl)
-        columns["changed"] = changed / len(kl)
-        bounds = np.array([wilson_interval(int(count), len(kl)) for count in changed])
-        columns["changed low"], columns["changed high"] = bounds.T
+        columns["changed"] = differs.mean(0)
+        draws, seed = self.settings["draws"], self.settings["seed"]
+        shares = [
+            mean_estimate(share, self.clusters, draws=draws, seed=seed) for share in differs.T
+        ]
+        columns["changed low"] = [share.low for share in shares]
+        columns["changed high"] = [share.high for share in shares]
         lost = kl.mean(0)
         columns["redundancy"] = 1 - lost / lost[0] if lost[0] > 0 else np.full(len(lost), np.nan)
         for signal in SIGNALS:
@@ -160,7 +169,8 @@ class CliffStudy:
         }
 
     def _with_interval(self, name: str, values: FloatArray) -> dict[str, FloatArray]:
-        low, high = mean_interval(values, self.settings["draws"], self.settings["seed"])
+        draws, seed = self.settings["draws"], self.settings["seed"]
+        low, high = mean_interval(values, self.clusters, draws, seed)
         return {name: values.mean(0), f"{name} low": low, f"{name} high": high}
 
 
@@ -192,7 +202,9 @@ def measure_cliff(
 
     fitted = measured("calibration", settings.calibration, 0)
     tested = measured("test", settings.samples, len(fitted))
-    curves = [sample.curve for sample in tested if sample.curve is not None]
+    answered = [sample for sample in tested if sample.curve is not None]
+    curves = [sample.curve for sample in answered if sample.curve is not None]
+    clusters = [sample.sample.cluster for sample in answered]
     draws, seed = settings.draws, settings.seed
     predicted = predictions(fitted, tested, settings.tolerance, draws=draws, seed=seed)
     return CliffStudy(
@@ -200,8 +212,10 @@ def measure_cliff(
         metric=task.metric,
         model=vlm.config_summary(),
         measurements=tuple(tested),
-        kl=cliff(curves, settings.tolerance, loss="kl", draws=draws, seed=seed),
-        changed=cliff(curves, settings.changed, loss="answer", draws=draws, seed=seed),
+        kl=cliff(curves, settings.tolerance, clusters=clusters, draws=draws, seed=seed),
+        changed=cliff(
+            curves, settings.changed, loss="answer", clusters=clusters, draws=draws, seed=seed
+        ),
         predictions=tuple(predicted),
         settings=asdict(settings),
     )
