@@ -283,9 +283,7 @@ SLOW = textwrap.dedent(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
-@pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_stopping_a_run_leaves_nothing(picture, out, tmp_path, sent, code):
     command = [sys.executable, "-c", SLOW, "explain", picture, QUESTION, "--out", str(out / "a")]
     with subprocess.Popen(
@@ -293,7 +291,7 @@ def test_stopping_a_run_leaves_nothing(picture, out, tmp_path, sent, code):
     ) as process:
         assert process.stdout.readline() == "loading\n"
         time.sleep(0.1)
-        process.send_signal(sent)
+        process.send_signal(getattr(signal, sent))
         _, errors = process.communicate(timeout=30)
     assert process.returncode == code
     assert "Traceback" not in errors

@@ -22,7 +22,7 @@ def as_found(model: nn.Module, *, frozen: bool = False) -> Iterator[None]:
     """Switch a model to evaluation for the length of a block, and put everything back afterwards.
 
     Everything is every attribute and buffer that a module had: training flags, and what a forward
-    pass leaves behind (``rope_deltas`` of Qwen-VL, which a running conversation counts on; tables
+    pass leaves behind (``rope_deltas`` of Qwen-VL, which a running conversation needs; tables
     of dynamic rotary embeddings). Attributes that it did not have stay: transformers marks with
     them what it has set up once. Hooks would not be seen by compiled modules: they run uncompiled
     meanwhile. Another thread that wants the model waits.

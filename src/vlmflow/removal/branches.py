@@ -99,7 +99,7 @@ class Branches:
             )
         self.model, self.layers, self.rows = vlm.model, vlm.decoder_layers, rows
         self.keep, self.ranking = keep, ranking
-        # Layer of the first branch: at layer 0 there is no layer before.
+        # Layer of the first branch: layer 0 has none before it to rank by.
         self.first = 1 if keep and ranking.needs_layer_before else 0
         self.inputs = [
             LayerInputs(self.model, self.layers, index, repack=False)

@@ -137,8 +137,7 @@ class Policy:
     def from_json(cls, plain: Mapping[str, Any]) -> Self:
         """Rebuild a policy from :meth:`to_json`, or from settings as users write them.
 
-        What is not a setting of a truncation is a parameter of its ranking: ``seed`` of
-        ``rank_by="random"``.
+        What is not a setting of a truncation is a parameter of its ranking.
         """
         settings = {name: value for name, value in plain.items() if name in SETTINGS}
         parameters = {name: value for name, value in plain.items() if name not in SETTINGS}
