@@ -980,12 +980,3 @@ def test_names_are_listed_without_importing_torch():
     assert run.returncode == 0, run.stderr
     assert re.search(r"^last_attention +attention of the last prompt token", run.stdout, re.M)
     assert "flow_map" in run.stdout
-
-
-def test_a_ranking_that_chooses_nothing_is_refused_at_once():
-    @dataclass(frozen=True)
-    class Silent(vlmflow.Ranking):
-        """Says nothing."""
-
-    with refused(r"silent chooses nothing: define scores\(self, seen\) or select"):
-        vlmflow.Truncation(2, 4, Silent())

@@ -129,13 +129,8 @@ class Ranking(Extension):
         return (self.reads,) if isinstance(self.reads, str) else tuple(self.reads)
 
     def check_declared(self) -> None:
-        """Raise InputError for a class that chooses nothing, or declares what does not exist."""
+        """Raise InputError for a class that declares what does not exist."""
         self.check_parameters()
-        if type(self).scores is Ranking.scores and type(self).select is Ranking.select:
-            raise InputError(
-                f"ranking {self.known_as()} chooses nothing: define scores(self, seen) or "
-                "select(self, seen, keep)"
-            )
         for source in self.all_reads:
             if source not in READS:
                 raise InputError(
