@@ -4,6 +4,7 @@
 #   TORCH_INDEX=URL     a further index to take torch from, for instance PyTorch's own of CPU builds
 #   OUT=DIR             where `make demo` writes
 #   ARGS="-k images"    further arguments for `make test`
+#   TRANSFORMERS=DIR    a clone of transformers for `make peer-tests`
 
 PYTHON ?=
 VENV ?= .venv
@@ -16,11 +17,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DECLARED := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format
+.PHONY: help demo test peer-tests lint format
 
 help:
 	@echo "make demo     explain one answer of the bundled model and write $(OUT)/report.html"
 	@echo "make test     run the tests"
+	@echo "make peer-tests TRANSFORMERS=DIR"
+	@echo "              run transformers' own tests of generation inside a truncation that keeps everything"
 	@echo "make lint     check format, lint and types"
 	@echo "make format   put the code in format"
 
@@ -29,6 +32,11 @@ demo: $(VENV)/.installed-core
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+peer-tests: $(VENV)/.installed-test
+	@test -n "$(TRANSFORMERS)" || { echo "Name a clone of transformers: make peer-tests TRANSFORMERS=DIR" >&2; exit 2; }
+	@$(PIP) install parameterized
+	$(BIN)/python benchmarks/peer_tests.py "$(TRANSFORMERS)"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

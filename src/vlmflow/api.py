@@ -14,7 +14,6 @@ from PIL.Image import Image as Picture
 from vlmflow.errors import InputError
 from vlmflow.explanation.explain import explain
 from vlmflow.flow.options import ExplainOptions
-from vlmflow.flow.signals.registry import DEFAULT_SIGNALS
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm import model as lvlm_model
 from vlmflow.lvlm.chat import VisualSource
@@ -51,11 +50,12 @@ class LVLM(lvlm_model.LVLM):
         question: str | Sequence[Mapping[str, Any]],
         answer: str | Sequence[int] | None = None,
         *,
-        signals: Iterable[str | Signal] = DEFAULT_SIGNALS,
+        signals: Iterable[str | Signal] | None = None,
         target: str = "logprob",
         per_token: bool = True,
         max_new_tokens: int = 64,
         low_memory: bool = False,
+        gradients: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> InformationFlow:
         """Measure which tokens an answer draws on, in every decoder layer.
@@ -68,10 +68,11 @@ class LVLM(lvlm_model.LVLM):
         images, question, answer
             As for :meth:`prepare`. Without an answer the model gives its own (greedy), and the very
             tokens it gave are explained.
-        signals : iterable of str or Signal
+        signals : iterable of str or Signal, optional
             Maps that are wanted: what ``vlmflow signals`` lists, with parameters in brackets where
             they are not the defaults (``"flow_map(layers=8)"``, ``"llava_cam_smooth(copies=8)"``),
-            or instances of subclasses of :class:`vlmflow.Signal`.
+            or instances of subclasses of :class:`vlmflow.Signal`. Left out: attention, saliency,
+            flow map and LLaVA-CAM, without gradients attention alone.
         target : str
             The scalar that is explained: ``"logprob"``, ``"logit"`` (the paper's) or ``"margin"``,
             see :func:`vlmflow.flow.targets.target_values`.
@@ -81,6 +82,9 @@ class LVLM(lvlm_model.LVLM):
             Longest answer to generate.
         low_memory : bool
             Recompute layers in the backward pass instead of keeping their activations.
+        gradients : bool
+            False: measure attention alone, in one forward pass without a backward pass; for models
+            through which no gradient passes (quantised activations), and where time is short.
         progress : callable, optional
             Called with ``(passes done, passes in all)`` after each pass.
 
@@ -97,6 +101,7 @@ class LVLM(lvlm_model.LVLM):
             per_token=per_token,
             max_new_tokens=max_new_tokens,
             low_memory=low_memory,
+            gradients=gradients,
         )
         return explain(self, images, question, answer, options, progress=progress)
 

@@ -90,7 +90,7 @@ def test_explain_writes_the_report_and_the_numbers(model, picture, out):
     assert result.stderr == ""
     flow = InformationFlow.load(out)
     assert flow.question == QUESTION
-    assert set(flow.signals) == set(cli.explain.SIGNALS.split(","))
+    assert flow.signals == ("attention", "saliency", "flow_map", "llava_cam")
     assert len(flow.targets) == 1 + len(flow.answer_tokens)
 
 
@@ -105,6 +105,16 @@ def test_json_is_one_object(model, picture, out):
     for kind in ("report", "numbers", "arrays"):
         assert Path(facts[kind]).is_file()
     assert facts["figures"] is None
+
+
+def test_attention_alone(model, picture, out):
+    line = ("explain", picture, QUESTION, "--model", model, "--out", out, *SHORT)
+    result = run(*line, "--no-gradients", "--figures")
+    assert result.exit_code == 0, result.output
+    assert InformationFlow.load(out).signals == ("attention",)
+    refused = run(*line, "--no-gradients", "--signals", "saliency")
+    assert refused.exit_code == 2
+    assert "saliency are made of gradients" in refused.stderr
 
 
 def test_every_option_reaches_the_measurement(model, picture, out):

@@ -104,6 +104,25 @@ def test_low_memory_changes_no_number(vlm, picture, flow):
         np.testing.assert_array_equal(again.maps[signal], flow.maps[signal])
 
 
+def test_a_result_without_gradients_is_shown_saved_and_has_no_saliency(
+    vlm, picture, flow, tmp_path
+):
+    plain = vlm.explain(picture, QUESTION, ANSWER, gradients=False)
+    np.testing.assert_allclose(plain.maps["attention"], flow.maps["attention"], rtol=1e-4)
+    np.testing.assert_allclose(plain.attention_share, flow.attention_share, rtol=1e-4)
+    assert plain.targets == flow.targets
+    np.testing.assert_allclose(
+        plain.settings["target_values"], flow.settings["target_values"], rtol=1e-4
+    )
+    assert plain.saliency_mean is plain.saliency_sum is None
+    with pytest.raises(InputError, match="measured without gradients"):
+        plain.saliency_frame()
+    again = InformationFlow.load(plain.save(tmp_path))
+    assert again.saliency_sum is None
+    assert again.segment_frame().equals(plain.segment_frame())
+    assert "<svg" in plain._repr_html_() or "<img" in plain._repr_html_()
+
+
 def test_several_pictures(vlm, picture):
     flow = vlm.explain([picture, picture.rotate(90, expand=True)], QUESTION, ANSWER)
     assert flow.maps["llava_cam"].shape[-1] == 32

@@ -251,10 +251,8 @@ def test_nothing_is_kept_after_measuring(vlm, prompt, low_memory):
 
 def test_flex_attention_is_refused_in_one_sentence(vlm, prompt):
     vlm.model.model.language_model.config._attn_implementation_internal = "flex_attention"
-    before = state_of(vlm.model)
     with pytest.raises(ModelError, match=r"flex_attention.*sdpa"):
         run(vlm, prompt)
-    assert_same(before, state_of(vlm.model))
 
 
 def test_attention_outside_the_interface_is_refused(vlm, prompt, monkeypatch):
@@ -348,10 +346,61 @@ def test_a_model_without_gradients_is_refused_and_never_called_empty():
     question = [Image.new("RGB", (20, 20), "red")], "What?"
     quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
     for options in ({}, {"low_memory": True}, {"signals": ["llava_cam"]}):
-        with pytest.raises(ModelError, match="no gradient passes through LlavaForConditionalG"):
+        with pytest.raises(ModelError, match=r"no gradient passes through Llava.*gradients=False"):
             vlmflow.LVLM(quantised, processor).explain(*question, answer="1 2", **options)
     with torch.inference_mode():
         inferring, _ = tiny_llava(5, layers=3)
     with pytest.raises(ModelError, match="load it outside of inference_mode"):
         vlmflow.LVLM(inferring, processor).explain(*question, answer="1 2")
     vlmflow.LVLM(model, processor).explain(*question, answer="1 2")
+
+
+def quantised_by_torch(model: nn.Module) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+
+def quantised_by_torchao(model: nn.Module) -> nn.Module:
+    torchao = pytest.importorskip("torchao.quantization", reason="needs torchao")
+    activations = torchao.Int8DynamicActivationInt8WeightConfig()
+    torchao.quantize_(model.get_decoder(), activations)
+    return model
+
+
+def made_for_inference(_model: nn.Module) -> nn.Module:
+    with torch.inference_mode():
+        return tiny_llava(5, layers=3, attn_implementation="eager")[0]
+
+
+@pytest.mark.parametrize(
+    "kind", [quantised_by_torch, quantised_by_torchao, made_for_inference, lambda model: model]
+)
+def test_attention_is_measured_where_no_gradient_passes(kind):
+    model, processor = tiny_llava(5, layers=3, attn_implementation="eager")
+    vlm = vlmflow.LVLM(kind(model), processor)
+    prompt = vlm.prepare([Image.new("RGB", (20, 20), "red")], "What?", "1 2")
+    with torch.no_grad():
+        weights = vlm.model(**prompt.inputs, output_attentions=True, use_cache=False).attentions
+    rows = torch.stack([of_layer[0].mean(0) for of_layer in weights])[:, prompt.layout.answer_rows]
+    flow = vlm.explain([Image.new("RGB", (20, 20), "red")], "What?", answer="1 2", gradients=False)
+    expected = rows[:, :, prompt.layout.image_positions].numpy()
+    np.testing.assert_allclose(flow.maps["attention"][:, 1:], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(flow.maps["attention"][:, 0], expected.mean(1), rtol=1e-4, atol=1e-6)
+    assert flow.signals == ("attention",)
+
+
+def test_without_gradients_there_is_one_pass_and_no_graph(vlm, prompt, monkeypatch):
+    graphs, passes = [], []
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *_, **__: pytest.fail("a backward pass"))
+    vlm.decoder_layers[-1].register_forward_hook(
+        lambda _layer, _args, output: graphs.append(
+            (output[0] if isinstance(output, tuple) else output).requires_grad
+        )
+    )
+    run(vlm, prompt, signals=None, gradients=False, on_pass=lambda: passes.append(1))
+    assert graphs == [False]
+    assert len(passes) == 1
+
+
+def test_signals_of_gradients_are_refused_without_them():
+    with pytest.raises(InputError, match=r"saliency, llava_cam are made of gradients"):
+        ExplainOptions(signals=SIGNALS, gradients=False)

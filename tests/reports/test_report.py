@@ -494,8 +494,20 @@ def test_results_at_the_edges_open(reader):
             layout=dataclasses.replace(layout, grids=(), grids_missing="No pixels."),
         ),
         dataclasses.replace(synthetic_flow(), maps={}, flags={}),
+        dataclasses.replace(synthetic_flow(), saliency_mean=None, saliency_sum=None),
     ):
         assert reader(flow).shown()
+
+
+def test_without_gradients_the_page_shows_no_saliency(reader):
+    opened = reader(dataclasses.replace(synthetic_flow(), saliency_mean=None, saliency_sum=None))
+    opened.shown()
+    assert opened.page.locator("#saliency-chart").count() == 0
+    assert opened.page.locator("#attention-chart svg").count() == 1
+    assert opened.page.locator("#shallow-arcs svg").count() == 1
+    heads = opened.page.locator("#numbers thead").inner_text()
+    assert "attention flow" in heads
+    assert "saliency flow" not in heads
 
 
 def test_a_token_whose_map_is_left_out_says_so(reader, monkeypatch):

@@ -7,6 +7,7 @@ sentence that names the reason.
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.support.tiny import tiny_llava
 from tests.truncation.test_truncation import BY_CONTENT, batch_of, encode
 from vlmflow import LVLM
 from vlmflow.errors import InputError, ModelError
+from vlmflow.lvlm.model_parts import image_token_ids
 from vlmflow.truncation import Truncation
 from vlmflow.truncation.shared_answers import shared_answers
 
@@ -41,6 +43,24 @@ def agree(first, second):
     )
 
 
+def small_guesser(model):
+    """A language model with the same tokens, whose guesses are nearly always wrong."""
+    text = model.config.get_text_config()
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=text.vocab_size,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    ).eval()
+
+
 class Lengths:
     """The lengths of the calls that a model gets."""
 
@@ -53,6 +73,9 @@ class Lengths:
 
 
 # --- guesses and chunks ---
+
+ASSISTED = ("llava_next", "lfm2_vl")
+"""Others hand ``generate`` what transformers refuses an assistant of another kind."""
 
 
 @pytest.mark.parametrize("ranking", [*BY_CONTENT, "random(seed=3)", "uniform"])
@@ -83,24 +106,56 @@ def test_without_a_cache_the_prompt_stays_the_prompt(ranking):
 
 def test_guesses_of_another_model_decide_about_nothing():
     model, processor = tiny_llava(4, layers=4)
-    text = model.config.text_config
-    torch.manual_seed(0)
-    assistant = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=text.vocab_size,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-    ).eval()
     inputs = encode(processor, [1], REPEATS)
     with Truncation(2, 4, "last_attention")(model):
         plain = answer(model, inputs)
-        agree(plain, answer(model, inputs, assistant_model=assistant))
+        agree(plain, answer(model, inputs, assistant_model=small_guesser(model)))
+
+
+@pytest.mark.parametrize(
+    ("family", "guesser"),
+    [
+        *((family, "prompt_lookup_num_tokens") for family in FAMILIES),
+        *((family, "assistant_model") for family in FAMILIES if family.name in ASSISTED),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_guesses_decide_about_nothing_in_any_family(family, guesser):
+    """Sliding windows, convolutions and M-RoPE keep what a rejected guess leaves behind apart."""
+    if family.queries:
+        pytest.skip("its generate hands the language model embeddings, and guesses need tokens")
+    vlm = family.lvlm()
+    model, pictures = vlm.model, [picture(1, (40, 40))]
+    # What a prompt ends with must occur in it before, so that there is something to look up.
+    last = vlm.prepare(pictures, "Is it red?").inputs["input_ids"][0, -1:].tolist()
+    ending = vlm.processor.tokenizer.decode(last)
+    prompt = vlm.prepare(pictures, f"{ending} 1 2 3 {ending}")
+    never = list(image_token_ids(model))
+    settings = {
+        "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "suppress_tokens": never,
+        "output_logits": True, "return_dict_in_generate": True,
+    }  # fmt: skip
+    help_given = {guesser: 3} if guesser.endswith("tokens") else {guesser: small_guesser(model)}
+
+    def run(**options):
+        return model.generate(**prompt.inputs, **settings, **options)
+
+    if model._is_stateful:
+        with Truncation(1, 0.5)(model), pytest.raises(ValueError, match="stateful models"):
+            run(**help_given)
+        return
+    helped = run(**help_given)
+    if family.model_type == "paligemma":
+        assert not torch.allclose(torch.cat(helped.logits), torch.cat(run().logits), atol=1e-3)
+        pytest.skip("transformers lets its prompts look ahead at guesses, untruncated too")
+    agree(run(), helped)
+    with Truncation(family.first_attention + 1, 0.5, "last_attention")(model) as truncated:
+        plain, counted = run(), truncated.tokens_per_layer
+        lengths = Lengths(model)
+        agree(plain, run(**help_given))
+    lengths.handle.remove()
+    assert lengths.seen[0] > prompt.inputs["input_ids"].shape[1]  # the first call held guesses
+    assert (truncated.tokens_per_layer == counted).all()
 
 
 def test_an_oracle_does_not_answer_with_guesses():
@@ -111,6 +166,21 @@ def test_an_oracle_does_not_answer_with_guesses():
         pytest.raises(InputError, match="generate without prompt_lookup_num_tokens"),
     ):
         answer(model, inputs, prompt_lookup_num_tokens=3)
+
+
+@pytest.mark.parametrize("taken", ["from the model", "from its class"])
+def test_a_generate_that_is_not_watched_is_refused(taken):
+    """Nothing would tell where the prompt ends."""
+    model, processor = tiny_llava(5, layers=4)
+    inputs = encode(processor, [1], REPEATS)
+    generate = model.generate if "model" in taken else partial(type(model).generate, model)
+    before = generate(**inputs, max_new_tokens=3)
+    with (
+        Truncation(2, 4)(model),
+        pytest.raises(InputError, match=r"call model\.generate inside the block"),
+    ):
+        generate(**inputs, max_new_tokens=3)
+    assert torch.equal(before, generate(**inputs, max_new_tokens=3))
 
 
 @pytest.mark.parametrize("by_config", [False, True])

@@ -29,7 +29,6 @@ from vlmflow.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIGNALS = "attention,saliency,flow_map,llava_cam"
 REPORT, NUMBERS, ARRAYS, FIGURES = "report.html", "flow.json", "flow.safetensors", "figures"
 OUT = Path("vlmflow-report")
 
@@ -53,12 +52,14 @@ def explain(
         str | None, typer.Option(help="Explain this answer instead of the model's own.")
     ] = None,
     signals: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What to measure, separated by commas: what 'vlmflow signals' lists, with "
-            "parameters in brackets where they are not the defaults, as in flow_map(layers=8)."
+            "parameters in brackets where they are not the defaults, as in flow_map(layers=8). "
+            "Left out: attention,saliency,flow_map,llava_cam.",
+            show_default=False,
         ),
-    ] = SIGNALS,
+    ] = None,
     target: Annotated[Target, typer.Option(help="The scalar to explain.")] = Target.LOGPROB,
     per_token: Annotated[
         bool,
@@ -72,6 +73,12 @@ def explain(
     revision: options.Revision = None,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Recompute layers instead of keeping them.")
+    ] = False,
+    no_gradients: Annotated[
+        bool,
+        typer.Option(
+            "--no-gradients", help="Measure attention alone, in a forward pass: fast and small."
+        ),
     ] = False,
     figures: Annotated[
         bool, typer.Option("--figures", help="Also write PNG and PDF figures.")
@@ -99,11 +106,12 @@ def explain(
             load={"device": device, "dtype": dtype and dtype.value, "revision": revision},
             answer=answer,
             explain={
-                "signals": _split(signals),
+                "signals": None if signals is None else _split(signals),
                 "target": target.value,
                 "per_token": per_token,
                 "max_new_tokens": max_new_tokens,
                 "low_memory": low_memory,
+                "gradients": not no_gradients,
             },
         )
 
@@ -126,7 +134,7 @@ def demo(
             as_json=as_json,
             model=MODEL,
             load={},
-            explain={"signals": _split(SIGNALS)},
+            explain={},
         )
 
 
@@ -202,5 +210,5 @@ def _split(signals: str) -> tuple[str, ...]:
 
     names = tuple(name.strip() for name in split_outside_brackets(signals) if name.strip())
     if not names:
-        raise InputError(f"--signals {signals!r} names no signal; for example --signals {SIGNALS}")
+        raise InputError(f"--signals {signals!r} names no signal; for example --signals saliency")
     return names

@@ -61,7 +61,7 @@ def explain(
     at_once = 1 if options.low_memory else COPIES_AT_ONCE
     copies = [signal.noise.copies for signal in noisy.values() if signal.noise is not None]
     batches = 1 + sum(math.ceil(count / at_once) for count in copies)
-    passes = batches * count_passes([prompt.layout], options.per_token)
+    passes = batches * count_passes([prompt.layout], options)
     done = 0
 
     def on_pass() -> None:
@@ -98,8 +98,8 @@ def explain(
         layout=layout,
         pictures=tuple(_display_copy(image) for image in prompt.images),
         attention_share=measured.attention_share,
-        saliency_mean=measured.saliency_mean,
-        saliency_sum=measured.saliency_sum,
+        saliency_mean=measured.saliency_mean if options.gradients else None,
+        saliency_sum=measured.saliency_sum if options.gradients else None,
         maps={name: maps[name] for name in options.named},
         flags={name: flags[name] for name in options.named},
         about={name: _info(name, signal, vlm.num_layers) for name, signal in options.named.items()},

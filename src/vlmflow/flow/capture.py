@@ -34,11 +34,13 @@ class Capture:
         *,
         attention: bool,
         low_memory: bool,
+        gradients: bool = True,
     ) -> None:
         self.model = model
         self.records = records
         self.watches_attention = attention
         self.low_memory = low_memory
+        self.gradients = gradients
         self._layers_with_attention: set[int] = set()
         self._calls: dict[int, AttentionCall] = {}
         self._unseen: set[int] = set()  # Layers whose attention no record has been shown yet
@@ -57,10 +59,11 @@ class Capture:
         keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         if keeps:
             options["logits_to_keep"] = positions
-        if any(parameter.is_inference() for parameter in self.model.parameters()):
+        if self.gradients and any(weights.is_inference() for weights in self.model.parameters()):
             raise ModelError(
                 f"{type(self.model).__name__} was made or loaded under torch.inference_mode(), and "
-                "no gradient passes through such weights; load it outside of inference_mode"
+                "no gradient passes through such weights; load it outside of inference_mode, or "
+                "measure attention alone with gradients=False"
             )
         self._layers_with_attention.clear()
         self._in_forward = True
@@ -86,8 +89,8 @@ class Capture:
         if not self._has_gradient:
             raise ModelError(
                 f"no gradient passes through {type(self.model).__name__}: its layers are quantised "
-                "in a way that has no backward pass; load it unquantised, or quantise its weights "
-                "alone"
+                "in a way that has no backward pass; load it unquantised, quantise its weights "
+                "alone, or measure attention alone with gradients=False"
             )
         with torch.no_grad():
             for layer in sorted(self._unseen):  # a gradient was to come this way, and none did
@@ -168,6 +171,7 @@ def capture(
     attention: bool = True,
     hooks: Collection[str] = (),
     low_memory: bool = False,
+    gradients: bool = True,
 ) -> Iterator[Capture]:
     """Freeze the model, watch its decoder layers, and put everything back afterwards.
 
@@ -188,15 +192,22 @@ def capture(
     low_memory : bool
         Recompute each layer in the backward pass: activation memory of one layer, plus the inputs
         of all, for about one more forward pass per target.
+    gradients : bool
+        False: only the forward pass is followed.
     """
-    running = Capture(model, records, attention=attention, low_memory=low_memory)
+    running = Capture(
+        model, records, attention=attention, low_memory=low_memory, gradients=gradients
+    )
     with ExitStack() as stack:
         stack.callback(running.release)
         stack.enter_context(as_found(model, frozen=True))
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.set_grad_enabled(gradients))
         if attention:
             stack.enter_context(watch_attention(layers, running.on_call))
+        if not gradients:
+            yield running
+            return
         handle = layers[0].register_forward_pre_hook(running.start_gradient, with_kwargs=True)
         stack.callback(handle.remove)
         for hook in hooks:

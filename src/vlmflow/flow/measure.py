@@ -41,17 +41,17 @@ class Measurement:
     """
 
     attention_share: Float32Array  # (L, G, S); all 0 in layers without attention
-    saliency_mean: Float32Array  # (L, G, 2, S): into user and answer rows
+    saliency_mean: Float32Array  # (L, G, 2, S): into user and answer rows; 0 without gradients
     saliency_sum: Float32Array
     maps: dict[str, Float32Array]  # (L, G, P) per signal; (1, G, P) where it sums over layers
     flags: dict[str, npt.NDArray[np.int8]]  # (L, G) per map: index into FLAGS
     target_values: Float32Array  # (T,)
 
 
-def count_passes(layouts: Sequence[TokenLayout], per_token: bool) -> int:
+def count_passes(layouts: Sequence[TokenLayout], options: ExplainOptions) -> int:
     """Count the passes of :func:`measure`: one forward, and one backward per target."""
     longest = max(len(layout.answer_positions) for layout in layouts)
-    return 1 + (longest if per_token else 1)
+    return 1 + options.gradients * (longest if options.per_token else 1)
 
 
 def measure(
@@ -65,7 +65,7 @@ def measure(
     segments: bool = True,
     on_pass: Callable[[], None] | None = None,
 ) -> list[Measurement]:
-    """Measure a batch in one forward pass and one backward pass per target.
+    """Measure a batch in one forward pass and, with gradients, one backward pass per target.
 
     With ``per_token`` the longest answer of T tokens takes T backward passes, and the whole answer
     is the sum of what they give: all signals but the last absolute value or ReLU are linear in the
@@ -108,6 +108,7 @@ def measure(
         attention=segments or any(FEATURES not in s.all_reads for s in chosen.values()),
         hooks={s.hook_point for s in chosen.values() if FEATURES in s.all_reads},
         low_memory=options.low_memory,
+        gradients=options.gradients,
     ) as running:
         logits = running.forward(inputs, torch.from_numpy(rows).to(input_ids.device))
         on_pass()
@@ -119,11 +120,11 @@ def measure(
             values.append(targets[-1].detach().float().cpu().numpy())
             _check_finite(values[-1], "the target", index)
         del logits
-        for number, scalar, last in _scalars(targets, options.per_token):
+        for number, scalar, last in _scalars(targets, options.per_token) * options.gradients:
             running.backward(number, scalar, last=last)
             on_pass()
     return [
-        _finish(record, len(layers), target, segments=segments)
+        _finish(record, len(layers), target, segments=segments, gradients=options.gradients)
         for record, target in zip(records, values, strict=True)
     ]
 
@@ -147,7 +148,7 @@ def _scalars(values: list[Tensor], per_token: bool) -> list[tuple[int, Tensor, b
 
 
 def _finish(
-    record: SampleRecord, layers: int, values: Float32Array, *, segments: bool
+    record: SampleRecord, layers: int, values: Float32Array, *, segments: bool, gradients: bool
 ) -> Measurement:
     """Stack what was recorded, and flag every map."""
     of_segments = (record.targets, len(SEGMENTS))
@@ -158,7 +159,7 @@ def _finish(
         SALIENCY_MEAN: of_pairs,
         SALIENCY_SUM: of_pairs,
     }.items():
-        if segments:
+        if segments and (gradients or name == SHARE):
             flow[name] = record.stacked(name, range(layers), shape)
         else:
             flow[name] = np.zeros((layers, *shape), dtype=np.float32)

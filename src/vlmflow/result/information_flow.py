@@ -61,10 +61,10 @@ class InformationFlow:
     attention_share : (L, G, S) float32
         Attention flow; target 0 is the mean over the answer's rows. All segments of a layer at 0
         mean that the layer has no attention.
-    saliency_mean, saliency_sum : (L, G, 2, S) float32
+    saliency_mean, saliency_sum : (L, G, 2, S) float32, or both None
         Saliency flow from a source segment (last axis) into the rows of a destination
         (:data:`~vlmflow.flow.axes.DESTINATIONS`), over pairs with the source before the
-        destination; 0 without pairs.
+        destination; 0 without pairs. None where no gradient was measured.
     maps : dict of str to (L, G, P) float32
         One map over the image tokens per signal, layer and target; (1, G, P) where a signal sums
         over layers.
@@ -93,8 +93,8 @@ class InformationFlow:
     layout: TokenLayout
     pictures: tuple[npt.NDArray[np.uint8], ...]
     attention_share: Float32Array
-    saliency_mean: Float32Array
-    saliency_sum: Float32Array
+    saliency_mean: Float32Array | None
+    saliency_sum: Float32Array | None
     maps: Mapping[str, Float32Array]
     flags: Mapping[str, npt.NDArray[np.int8]]
     about: Mapping[str, MapInfo] = field(default_factory=dict)
@@ -127,8 +127,10 @@ class InformationFlow:
             "settings": storage.as_json(self.settings, "settings"),
             "versions": storage.as_json(self.versions, "versions"),
         }
-        for name in parts.SHARES:
-            shape = of_segments if name == "attention_share" else of_pairs
+        shapes: dict[str, tuple[int, ...]] = {"attention_share": of_segments}
+        if self.saliency_mean is not None or self.saliency_sum is not None:
+            shapes |= dict.fromkeys(parts.SALIENCIES, of_pairs)
+        for name, shape in shapes.items():
             checked[name] = read_only(getattr(self, name), name, np.float32, shape)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -331,7 +333,14 @@ class InformationFlow:
 
         Columns are ``layer, target, token, source, destination, mean, sum``; both figures are
         missing (NaN) where the layer has no attention.
+
+        Raises
+        ------
+        InputError
+            If no gradient was measured.
         """
+        if self.saliency_sum is None or self.saliency_mean is None:
+            raise InputError("this result was measured without gradients: no saliency flow")
         return tables.saliency_frame(
             self.targets, self.attention_share, self.saliency_sum, self.saliency_mean
         )

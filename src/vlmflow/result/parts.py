@@ -16,7 +16,8 @@ from vlmflow.result.map_info import MapInfo
 Arrays = dict[str, npt.NDArray[Any]]
 
 TEXTS = ("model", "question", "prompt", "answer")
-SHARES = ("attention_share", "saliency_mean", "saliency_sum")
+SALIENCIES = ("saliency_mean", "saliency_sum")
+SHARES = ("attention_share", *SALIENCIES)
 _AXES = {"segments": list(SEGMENTS), "destinations": list(DESTINATIONS), "flags": list(FLAGS)}
 
 
@@ -39,7 +40,7 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
         "versions": dict(fields["versions"]),
         "layout": layout,
     }
-    arrays: Arrays = {name: fields[name] for name in SHARES}
+    arrays: Arrays = {name: fields[name] for name in SHARES if fields[name] is not None}
     arrays |= {f"layout.{name}": array for name, array in layout_arrays.items()}
     arrays |= {f"pictures.{index}": array for index, array in enumerate(fields["pictures"])}
     for name in ("maps", "flags"):
@@ -79,7 +80,8 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             "pictures": tuple(
                 take(f"pictures.{index}", np.uint8) for index in range(len(layout.image_sizes))
             ),
-            **{name: take(name, np.float32) for name in SHARES},
+            "attention_share": take("attention_share", np.float32),
+            **{name: take(name, np.float32) if name in left else None for name in SALIENCIES},
             "maps": {signal: take(f"maps.{signal}", np.float32) for signal in about},
             "flags": {signal: take(f"flags.{signal}", np.int8) for signal in about},
             "about": about,

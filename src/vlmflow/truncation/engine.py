@@ -134,6 +134,8 @@ class Engine:
     def _begin(self, ids: object, arguments: Mapping[str, Any]) -> None:
         self.call = None
         self.call = call = self.read_call(ids, arguments)
+        if call.has_images:
+            self.generate.check_watched()
         self.prompts += call.has_images
         # An earlier truncation of this conversation may have begun before this one's first layer.
         layers = getattr(arguments.get("past_key_values"), "layers", ())

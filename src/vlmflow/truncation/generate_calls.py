@@ -8,6 +8,8 @@ length of a truncation the model's own ``generate`` is wrapped.
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +61,30 @@ class GenerateCalls:
                 own.pop("generate", None)
             else:
                 own["generate"] = before
+
+    def check_watched(self) -> None:
+        """Refuse a ``generate`` that runs past the one that is watched.
+
+        Raises
+        ------
+        InputError
+            If the method was taken from the model before the block, or from its class.
+        """
+        if self.prompt_end is not None:
+            return
+        methods = [
+            vars(kind)["generate"] for kind in type(self.model).__mro__ if "generate" in vars(kind)
+        ]
+        codes = {inspect.unwrap(method).__code__ for method in methods}
+        frame = sys._getframe()
+        while frame.f_back is not None:
+            frame = frame.f_back
+            if frame.f_code in codes and frame.f_locals.get("self") is self.model:
+                raise InputError(
+                    "this generate was taken from the model before the truncation began, or from "
+                    "its class, so the truncation cannot know where the prompt ends; call "
+                    "model.generate inside the block"
+                )
 
     def _begin(self, args: Any, kwargs: Mapping[str, Any]) -> bool:
         """Note where the prompt ends; say whether it has image tokens."""

@@ -10,6 +10,9 @@ from vlmflow.flow.signals.signal import Signal
 
 DEFAULT_SIGNALS: tuple[str, ...] = ("attention", "saliency", "flow_map", "llava_cam")
 
+WITHOUT_GRADIENTS: tuple[str, ...] = ("attention",)
+"""Those of the default signals that need no backward pass."""
+
 SIGNALS = Registry(Signal, noun="signal", package="vlmflow.flow.signals", group="vlmflow.signals")
 
 

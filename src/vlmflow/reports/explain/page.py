@@ -95,6 +95,7 @@ def _rendered(flow: InformationFlow) -> str:
         "settings": _rows(_settings(flow)),
         "versions": _rows(flow.versions),
         "layers": flow.layers,
+        "saliency": flow.saliency_sum is not None,
         "signals": len(flow.maps),
         "several": len(flow.pictures) > 1,
         "first_picture": _first_picture(flow),

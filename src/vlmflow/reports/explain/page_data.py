@@ -130,7 +130,9 @@ def _convergence(flow: InformationFlow, charted: int) -> dict[str, Array]:
 def _curves(flow: InformationFlow, charted: int) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for name in ("attention_share", "saliency_mean", "saliency_sum"):
-        _with_codes(arrays, name, getattr(flow, name)[:, :charted], 16)
+        values = getattr(flow, name)
+        if values is not None:
+            _with_codes(arrays, name, values[:, :charted], 16)
     for signal in flow.signals:
         flags = flow.flags[signal][:, :charted]
         massless = ~(flow.maps[signal][:, :charted] > 0).any(axis=-1)

@@ -64,7 +64,7 @@ function drawArcs(id, layer, values, segments, top, format) {
 }
 
 function offerArcs() {
-  radios(find("arcs-measure"), "arcs", [["attention", "attention flow"], ["saliency", "saliency flow, sum"]]);
+  if (numbers.hasSaliency()) radios(find("arcs-measure"), "arcs", [["attention", "attention flow"], ["saliency", "saliency flow, sum"]]);
   for (const name of ["shallow", "deep"]) {
     const select = find(name);
     for (let layer = 0; layer < head.layers; layer++) select.append(make("option", { value: String(layer), textContent: String(layer) }));

@@ -28,6 +28,7 @@ function showAttention() {
 }
 
 function showSaliency() {
+  if (!numbers.hasSaliency()) return undefined;
   const series = segmentSeries((layer) => numbers.saliency(layer, choice.target, choice.figure, choice.destination))
     .filter(({ name, values }) => !(name === "answer" && choice.destination === "user") && values.some((value) => value !== null));
   if (series.length === 0) return nothing("saliency-chart", "No saliency flow here.");

@@ -7,6 +7,10 @@ const numbers = {
   async open() {
     this.curves = await unpack(head.curves);
   },
+  // Without gradients no saliency was measured.
+  hasSaliency() {
+    return "saliency_sum" in this.curves;
+  },
   hasMap: (target) => target < head.maps.length,
   async mapsOf(target) {
     if (!this.maps.has(target)) this.maps.set(target, unpack(head.maps[target]));

@@ -17,8 +17,10 @@ async function start() {
   offerViews();
   offerColours();
   offerArcs();
-  radios(find("saliency-figure"), "figure", [["mean", "mean per pair"], ["sum", "sum"]]);
-  radios(find("saliency-destination"), "destination", [["answer", "into the answer"], ["user", "into the user text"]]);
+  if (numbers.hasSaliency()) {
+    radios(find("saliency-figure"), "figure", [["mean", "mean per pair"], ["sum", "sum"]]);
+    radios(find("saliency-destination"), "destination", [["answer", "into the answer"], ["user", "into the user text"]]);
+  }
   offerTable();
   offerTheme();
   listenToKeys();
