@@ -14,6 +14,7 @@ from vlmflow.explanation import smoothing
 from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.llava_cam_smooth import LlavaCamSmooth
+from vlmflow.lvlm.tokens import token_texts
 from vlmflow.result.information_flow import InformationFlow
 
 QUESTION = "What is it?"
@@ -123,6 +124,27 @@ def test_a_result_without_gradients_is_shown_saved_and_has_no_saliency(
     assert "<svg" in plain._repr_html_() or "<img" in plain._repr_html_()
 
 
+def test_the_effect_of_the_picture_is_that_of_hiding_its_tokens(vlm, picture, flow, tmp_path):
+    prompt = vlm.prepare(picture, QUESTION, ANSWER)
+    layout, ids = prompt.layout, prompt.inputs["input_ids"]
+    with torch.no_grad():
+        own = vlm.model(**prompt.inputs).logits[0].softmax(-1)
+        hidden = torch.ones(1, 1, *ids.shape[1:] * 2, dtype=torch.bool).tril()
+        hidden[..., layout.image_positions] = False
+        hidden[..., range(len(layout)), range(len(layout))] = True
+        blind = vlm.model(**{**prompt.inputs, "attention_mask": hidden}).logits[0].softmax(-1)
+    rows, tokens = layout.answer_rows, ids[0, layout.answer_positions]
+    effect = flow.picture_effect
+    np.testing.assert_allclose(effect.with_picture, own[rows, tokens], rtol=1e-4)
+    np.testing.assert_allclose(effect.without_picture, blind[rows, tokens], rtol=1e-4)
+    likeliest = blind[rows].argmax(-1).tolist()
+    assert effect.likeliest == token_texts(vlm.processor.tokenizer, likeliest)
+    assert effect.whole()[1] == pytest.approx(float(blind[rows, tokens].prod()), rel=1e-4)
+    again = InformationFlow.load(flow.save(tmp_path)).picture_effect
+    np.testing.assert_array_equal(again.without_picture, effect.without_picture)
+    assert again.likeliest == effect.likeliest
+
+
 def test_several_pictures(vlm, picture):
     flow = vlm.explain([picture, picture.rotate(90, expand=True)], QUESTION, ANSWER)
     assert flow.maps["llava_cam"].shape[-1] == 32
@@ -204,9 +226,9 @@ def test_progress_counts_every_pass(vlm, picture, monkeypatch, options):
     handle.remove()
     tokens = len(flow.answer_tokens) if options.get("per_token", True) else 1
     batches = -(-(5 if "signals" in options else 0) // smoothing.COPIES_AT_ONCE)
-    passes = (1 + batches) * (1 + tokens)
+    passes = (1 + batches) * (1 + tokens) + 1  # and one without the picture
     assert seen == [(done, passes) for done in range(1, passes + 1)]
-    assert len(forwards) == 1 + batches
+    assert len(forwards) == 2 + batches
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,11 @@ from vlmflow.errors import InputError
 from vlmflow.escape_invisible import clipped, visible
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.videos import Frames
-from vlmflow.reports.explain.page import LIBRARIES, headline, percent, second_line, write_report
+from vlmflow.reports.explain.page import LIBRARIES, percent, second_line, write_report
 from vlmflow.reports.explain.page_data import coded
+from vlmflow.result.picture_effect import PictureEffect
+from vlmflow.result.sentences import image_share_sentence
+from vlmflow.result.verdict import verdict
 
 LIMIT = 3_000_000
 PAYLOADS = (
@@ -134,21 +137,20 @@ def test_stored_values_are_as_near_as_the_page_says(bits):
     assert (back.argmax(axis=1) == values.argmax(axis=1)).all()
 
 
-def test_the_headline_is_what_was_measured():
+def test_the_share_sentence_is_what_was_measured():
     flow = synthetic_flow(layers=3)
     share = np.array(flow.attention_share)
     share[:, 0, 1] = 0.414, 0.2, 0.0312
     flow = dataclasses.replace(flow, attention_share=share)
-    assert headline(flow) == (
+    assert image_share_sentence(share, flow.layout) == (
         "At layer 0 the answer draws 41\u00a0% of its attention from the image, "
         "at layer 2 it draws 3.1\u00a0%."
     )
     assert "largest at layer 0 (41\u00a0%)" in second_line(flow)
     share[[0, 2]] = 0
-    flow = dataclasses.replace(flow, attention_share=share)
-    assert headline(flow).startswith("At layer 1 the answer draws 20\u00a0%")
-    flow = dataclasses.replace(flow, attention_share=0 * share)
-    assert headline(flow).startswith("No layer")
+    sentence = image_share_sentence(share, flow.layout)
+    assert sentence.startswith("At layer 1 the answer draws 20\u00a0%")
+    assert image_share_sentence(0 * share, flow.layout).startswith("No layer")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_the_page_opens_on_the_flow_map_of_the_whole_answer(reader):
     flow = synthetic_flow()
     opened = reader(flow)
     assert opened.shown() == "flow_map/0/0"
-    assert opened.page.locator("h1").inner_text() == headline(flow)
+    assert opened.page.locator("h1").inner_text() == verdict(flow).headline
     assert opened.page.locator(".chart-box > svg").count() == 6
     assert opened.page.locator("#layer").is_disabled()
     assert "sum over layers 0–11" in opened.page.locator("#layer-note").inner_text()
@@ -272,7 +274,9 @@ def test_frames_of_a_video_are_called_by_their_time(reader):
     assert opened.page.locator("#pictures img").first.get_attribute("alt") == "0.0–0.5 s"
     assert "share image tokens" in opened.page.locator("#frames-note").inner_text()
     assert "All layers, 0.0–0.5 s" in opened.page.locator("h3").all_inner_texts()
-    assert "from the images and frames" in headline(flow)
+    share = image_share_sentence(flow.attention_share, flow.layout)
+    assert "from the images and frames" in share
+    assert share in opened.page.locator(".finding").inner_text()
 
 
 def test_a_page_of_pictures_says_nothing_of_frames(reader):
@@ -360,6 +364,65 @@ def test_choosing_a_word_changes_picture_charts_and_table(reader):
     row = opened.page.locator("#numbers tbody tr[data-layer='5'] td").all_inner_texts()
     image = 100 * flow.attention_share[5, 4, 1]
     assert float(row[1].split("\u00a0")[0]) == pytest.approx(image, abs=0.51)
+
+
+def test_the_first_sentences_follow_the_chosen_token(reader):
+    flow = synthetic_flow()
+    tokens = len(flow.answer_tokens)
+    effect = PictureEffect(np.full(tokens, 0.9), np.linspace(0, 0.4, tokens), ("blue",) * tokens)
+    flow = dataclasses.replace(flow, picture_effect=effect)
+    opened = reader(flow)
+    for target in (0, 4, 2):
+        opened.page.locator(f"#tokens [data-target='{target}']").click()
+        opened.shown()
+        said = verdict(flow, target)
+        assert opened.page.locator("h1").inner_text() == said.headline
+        assert opened.page.locator("#picture-says").inner_text() == said.picture
+        assert opened.page.locator("#box-note").is_visible() == (said.reading is not None)
+
+
+def test_an_outline_leaves_the_picture_as_it_is(reader):
+    """Inside the strongest token nothing is painted; on its edge there is a line."""
+    flow = synthetic_flow()
+    opened = reader(flow)
+    opened.page.check("input[name=look][value=outline]")
+    opened.shown()
+    values = flow.map("flow_map")
+    x0, y0, x1, y1 = flow.token_boxes()[values.argmax()]
+    width, height = flow.layout.image_sizes[0]
+    middle = [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height]
+    edges = [[x0 / width, middle[1]], [x1 / width, middle[1]], [middle[0], y0 / height]]
+    script = """(places) => {
+        const canvas = document.querySelector('#pictures canvas');
+        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        return places.map(([x, y]) => {
+            const [left, top] = [Math.round(x * canvas.width), Math.round(y * canvas.height)];
+            let most = 0;
+            for (let row = top - 3; row < top + 4; row++)
+                for (let column = left - 3; column < left + 4; column++)
+                    most = Math.max(most, data[4 * (row * canvas.width + column) + 3]);
+            return most;
+        });
+    }"""
+    inside, *lines = opened.page.evaluate(script, [middle, *edges])
+    assert inside == 0
+    assert max(lines) > 0
+    assert opened.page.locator("#opacity").is_hidden()
+    assert "quarter of the map" in opened.page.locator("#outline-note").inner_text()
+
+
+def test_labels_of_curves_are_led_to_where_the_curves_end(reader):
+    flow = synthetic_flow()
+    opened = reader(flow)
+    leaders = opened.page.locator("#attention-chart .leader")
+    starts = [
+        float(leader.get_attribute("d").split(",")[1].split("L")[0]) for leader in leaders.all()
+    ]
+    shares = flow.attention_share[-1, 0]
+    assert len(starts) == 4
+    slope = np.polyfit(shares, starts, 1)
+    np.testing.assert_allclose(np.polyval(slope, shares), starts, atol=0.1)
+    assert slope[0] < 0
 
 
 def test_maps_without_meaning_say_so_instead_of_drawing(reader):

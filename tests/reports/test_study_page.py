@@ -293,7 +293,7 @@ def test_curves_hold_truncations_that_differ_in_their_layer_only(study):
     drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
     np.testing.assert_allclose(drawn["keep 0"], [(3, 0.5), (6, 0.9), (9, 0.9)])
     single = plan(sweep=None, truncations=("layer=6,keep=0", "layer=3:6,keep=0.5:0.25"))
-    assert study_curves(synthetic_study(single, accuracy)) is None
+    assert not curves_of(synthetic_study(single, accuracy))
 
 
 def test_labels_cover_no_mark_and_each_other():
@@ -304,7 +304,7 @@ def test_labels_cover_no_mark_and_each_other():
     axes.set(xlim=(0, 1), ylim=(0, 1))
     places = np.random.default_rng(0).uniform(0.1, 0.9, (12, 2))
     labels = [Label(x, y, f"arm {i}", bold=i == 0) for i, (x, y) in enumerate(places)]
-    place_labels(axes, labels, places, np.zeros((0, 2)), width=1.5)
+    place_labels(axes, labels, places, np.zeros((0, 2)))
     figure.draw_without_rendering()
     texts = [text for text in axes.texts if text.get_text()]
     boxes = [text.get_window_extent() for text in texts]
@@ -317,7 +317,7 @@ def test_labels_cover_no_mark_and_each_other():
     # Where there is no room at all, only the bold one is written.
     crowd = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60)), -1).reshape(-1, 2)
     before = len(axes.texts)
-    place_labels(axes, labels[:3], crowd, np.zeros((0, 2)), width=1.5)
+    place_labels(axes, labels[:3], crowd, np.zeros((0, 2)))
     assert {text.get_text() for text in axes.texts[before:]} - {""} == {"arm 0"}
 
 
@@ -344,15 +344,23 @@ def test_the_page_opens_and_runs_nothing(study, page, tmp_path):
         assert seen.inner_text("h1").replace("\u00a0", " ") == headline(study)
         (chosen,) = seen.locator("section tr.chosen:visible").all_inner_texts()
         assert chosen.startswith("layer 6, keep 0 ★ recommended")
-        for number in range(2):
-            natural = f"document.querySelectorAll('img')[{number}].naturalWidth"
-            assert seen.evaluate(natural) > 1000
+        assert seen.locator("figure svg:visible").count() == 2
+        assert seen.locator("figure .wide svg").first.is_visible()
+        dark = OpenPage(browser, path, color_scheme="dark")
+        ink = "getComputedStyle(document.querySelector('figure svg')).fill"
+        assert seen.evaluate(ink) != dark.page.evaluate(ink)
         assert opened.complaints == []
         assert opened.outside_requests() == []
         phone = OpenPage(browser, path, viewport={"width": 360, "height": 740})
         assert phone.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert phone.page.locator("figure .narrow svg").first.is_visible()
+        assert phone.page.locator("figure .wide svg").first.is_hidden()
+        # Arms stand as cards: every figure beside its name, nothing to scroll sideways for.
+        table = phone.page.locator("table.arms").first
+        assert table.evaluate("table => table.scrollWidth <= table.parentElement.clientWidth")
+        assert table.locator("td[data-name=operations]").first.is_visible()
         # Whatever scrolls sideways can be reached with the keyboard.
-        for box in phone.page.locator("section > .scroll, figure > div").all():
+        for box in phone.page.locator("section > .scroll").all():
             assert box.get_attribute("tabindex") == "0"
             assert box.get_attribute("aria-label")
 

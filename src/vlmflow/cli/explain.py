@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +28,8 @@ from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from vlmflow.result.reading import Box
 
 REPORT, NUMBERS, ARRAYS, FIGURES = "report.html", "flow.json", "flow.safetensors", "figures"
 OUT = Path("vlmflow-report")
@@ -135,6 +137,7 @@ def demo(
             model=MODEL,
             load={},
             explain={},
+            regions=demonstration.regions,
         )
 
 
@@ -149,6 +152,7 @@ def _run(
     load: dict[str, Any],
     explain: dict[str, Any],
     answer: str | None = None,
+    regions: Mapping[str, Box] | None = None,
 ) -> None:
     """Load, measure, write, print; the files are moved to `out` together at the very end."""
     from vlmflow.files import staged
@@ -178,7 +182,7 @@ def _run(
         show("Writing")
         try:
             flow.save(staging)
-            report(flow, staging / REPORT)
+            report(flow, staging / REPORT, regions=regions)
             if figures:
                 write_figures(flow, staging / FIGURES)
         except OSError as error:

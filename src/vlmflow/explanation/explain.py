@@ -16,6 +16,7 @@ from PIL import Image
 
 from vlmflow.errors import InputError
 from vlmflow.explanation.smoothing import COPIES_AT_ONCE, smoothed_map
+from vlmflow.explanation.without_picture import picture_effect
 from vlmflow.flow.axes import WHOLE_ANSWER
 from vlmflow.flow.measure import count_passes, measure
 from vlmflow.flow.options import ExplainOptions
@@ -61,7 +62,7 @@ def explain(
     at_once = 1 if options.low_memory else COPIES_AT_ONCE
     copies = [signal.noise.copies for signal in noisy.values() if signal.noise is not None]
     batches = 1 + sum(math.ceil(count / at_once) for count in copies)
-    passes = batches * count_passes([prompt.layout], options)
+    passes = batches * count_passes([prompt.layout], options) + 1  # and one without the picture
     done = 0
 
     def on_pass() -> None:
@@ -80,6 +81,8 @@ def explain(
             signals=direct,
             on_pass=on_pass,
         )[0]
+    effect = picture_effect(vlm, prompt, measured.log_probabilities)
+    on_pass()
     prompt = replace(prompt, layout=layout_after_run())
     maps, flags = dict(measured.maps), dict(measured.flags)
     for name, signal in noisy.items():
@@ -100,6 +103,7 @@ def explain(
         attention_share=measured.attention_share,
         saliency_mean=measured.saliency_mean if options.gradients else None,
         saliency_sum=measured.saliency_sum if options.gradients else None,
+        picture_effect=effect,
         maps={name: maps[name] for name in options.named},
         flags={name: flags[name] for name in options.named},
         about={name: _info(name, signal, vlm.num_layers) for name, signal in options.named.items()},

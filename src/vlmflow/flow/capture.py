@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from vlmflow.flow.recompute import recomputed_layers
 from vlmflow.flow.sample_record import SampleRecord
 from vlmflow.flow.watch_attention import watch_attention
 from vlmflow.lvlm.as_found import as_found
+from vlmflow.lvlm.model_parts import logits_at
 
 
 class Capture:
@@ -55,10 +55,6 @@ class Capture:
         batch. Raises ModelError if the model's attention or gradients cannot be followed.
         """
         self._batch = len(inputs["input_ids"])
-        options: dict[str, Any] = {"use_cache": False}
-        keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        if keeps:
-            options["logits_to_keep"] = positions
         if self.gradients and any(weights.is_inference() for weights in self.model.parameters()):
             raise ModelError(
                 f"{type(self.model).__name__} was made or loaded under torch.inference_mode(), and "
@@ -68,7 +64,7 @@ class Capture:
         self._layers_with_attention.clear()
         self._in_forward = True
         try:
-            logits: Tensor = self.model(**inputs, **options).logits
+            logits = logits_at(self.model, inputs, positions)
         finally:
             self._in_forward = False
         if self.watches_attention and not self._layers_with_attention:
@@ -76,7 +72,7 @@ class Capture:
                 f"no decoder layer of {type(self.model).__name__} calls its attention through "
                 f"transformers' AttentionInterface; this model is not supported"
             )
-        return logits if keeps else logits[:, positions.to(logits.device)]
+        return logits
 
     def backward(self, number: int, target: Tensor, *, last: bool) -> None:
         """Run one backward pass from a scalar; ``last`` frees the graph on the way.

@@ -46,6 +46,7 @@ class Measurement:
     maps: dict[str, Float32Array]  # (L, G, P) per signal; (1, G, P) where it sums over layers
     flags: dict[str, npt.NDArray[np.int8]]  # (L, G) per map: index into FLAGS
     target_values: Float32Array  # (T,)
+    log_probabilities: Float32Array  # (T,): of the answer's tokens
 
 
 def count_passes(layouts: Sequence[TokenLayout], options: ExplainOptions) -> int:
@@ -112,20 +113,23 @@ def measure(
     ) as running:
         logits = running.forward(inputs, torch.from_numpy(rows).to(input_ids.device))
         on_pass()
-        targets, values = [], []
+        targets, values, logprobs = [], [], []
         for index, layout in enumerate(layouts):
             at = torch.from_numpy(np.searchsorted(rows, layout.answer_rows)).to(logits.device)
             ids = input_ids[index, torch.from_numpy(layout.answer_positions).to(input_ids.device)]
-            targets.append(target_values(logits[index, at], ids.to(logits.device), options.target))
+            at_answer, ids = logits[index, at], ids.to(logits.device)
+            targets.append(target_values(at_answer, ids, options.target))
             values.append(targets[-1].detach().float().cpu().numpy())
             _check_finite(values[-1], "the target", index)
+            with torch.no_grad():
+                logprobs.append(target_values(at_answer, ids, "logprob").float().cpu().numpy())
         del logits
         for number, scalar, last in _scalars(targets, options.per_token) * options.gradients:
             running.backward(number, scalar, last=last)
             on_pass()
     return [
-        _finish(record, len(layers), target, segments=segments, gradients=options.gradients)
-        for record, target in zip(records, values, strict=True)
+        _finish(record, len(layers), answer, segments=segments, gradients=options.gradients)
+        for record, *answer in zip(records, values, logprobs, strict=True)
     ]
 
 
@@ -148,7 +152,12 @@ def _scalars(values: list[Tensor], per_token: bool) -> list[tuple[int, Tensor, b
 
 
 def _finish(
-    record: SampleRecord, layers: int, values: Float32Array, *, segments: bool, gradients: bool
+    record: SampleRecord,
+    layers: int,
+    answer: Sequence[Float32Array],
+    *,
+    segments: bool,
+    gradients: bool,
 ) -> Measurement:
     """Stack what was recorded, and flag every map."""
     of_segments = (record.targets, len(SEGMENTS))
@@ -168,9 +177,7 @@ def _finish(
         maps[name], flags[name] = _map(record, name, signal, layers)
     for name, array in {**flow, **maps}.items():
         _check_finite(array, f"the {name} signal", record.index, own=name in maps)
-    return Measurement(
-        flow[SHARE], flow[SALIENCY_MEAN], flow[SALIENCY_SUM], maps, flags, target_values=values
-    )
+    return Measurement(flow[SHARE], flow[SALIENCY_MEAN], flow[SALIENCY_SUM], maps, flags, *answer)
 
 
 def _map(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -75,3 +77,12 @@ def max_positions(model: Any) -> int | None:
             original = rope.get("original_max_position_embeddings") or limit
             limit = max(limit, original * (rope.get("factor") or 1))
     return int(limit)
+
+
+def logits_at(model: Any, inputs: Mapping[str, Any], positions: torch.Tensor) -> torch.Tensor:
+    """Run a model without a cache: its logits at ``positions``, (K,), as (B, K, vocabulary)."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        kept: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=positions).logits
+        return kept
+    logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    return logits[:, positions.to(logits.device)]

@@ -15,6 +15,7 @@ LIGHT = {
     "quiet": "#5f646c", "rule": "#e3e1dc", "mark": "#fff3d6",
     "image": "#d55e00", "user": "#0072b2", "system": "#00805c", "answer": "#a8577f",
     "accent": "#0072b2", "on-accent": "#ffffff", "good": "#00664b", "bad": "#a63c00",
+    "mustard": "#8a6d00", "violet": "#6f4fa8",
 }  # fmt: skip
 """Colours of the light theme, of printed pages and of figures, by what they are for."""
 
@@ -23,6 +24,7 @@ DARK = {
     "quiet": "#a5a6a4", "rule": "#34383f", "mark": "#3a3420",
     "image": "#f08a3c", "user": "#56b4e9", "system": "#2fc49a", "answer": "#e39cc2",
     "accent": "#56b4e9", "on-accent": "#101215", "good": "#4fd0a8", "bad": "#ff9d61",
+    "mustard": "#d9bb55", "violet": "#b9a0ef",
 }  # fmt: skip
 """Colours of the dark theme, with the same names."""
 
@@ -30,7 +32,8 @@ PRINT = LIGHT | {"ink": "#000000", "soft": "#333333", "quiet": "#555555", "rule"
 """Colours of a printed page: darker texts."""
 
 SERIES = (
-    LIGHT["image"], LIGHT["user"], LIGHT["system"], LIGHT["answer"], "#8a6d00", "#6f4fa8",
+    LIGHT["image"], LIGHT["user"], LIGHT["system"], LIGHT["answer"], LIGHT["mustard"],
+    LIGHT["violet"],
 )  # fmt: skip
 """Colours of curves that are not segments, in the order in which they are given out."""
 

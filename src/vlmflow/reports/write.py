@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 # Imports stand inside the functions: the page of one answer needs neither matplotlib nor torch.
 
 
-def report(result: Result, path: str | os.PathLike[str]) -> Path:
+def report(
+    result: Result,
+    path: str | os.PathLike[str],
+    *,
+    regions: Mapping[str, tuple[float, float, float, float]] | None = None,
+) -> Path:
     """Write the page of a result: one HTML file that opens offline and asks for nothing.
 
     Parameters
@@ -28,6 +34,9 @@ def report(result: Result, path: str | os.PathLike[str]) -> Path:
         What was measured.
     path : path
         File to write; parents are created, a file already there is replaced as a whole.
+    regions : dict of str to (x0, y0, x1, y1), optional
+        For an explained answer: what is to be seen in its first picture, as ``"the red circle"``,
+        and where, in the picture's pixels. The page says so where the answer read one of them.
 
     Returns
     -------
@@ -45,7 +54,9 @@ def report(result: Result, path: str | os.PathLike[str]) -> Path:
     if isinstance(result, InformationFlow):
         from vlmflow.reports.explain.page import write_report
 
-        return write_report(result, path)
+        return write_report(result, path, regions)
+    if regions is not None:
+        raise InputError("regions belong to the picture of an explained answer; leave them out")
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.truncations.results import StudyResult
 

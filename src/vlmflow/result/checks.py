@@ -13,6 +13,7 @@ from vlmflow.errors import InputError
 from vlmflow.flow.axes import FLAGS, WHOLE_ANSWER
 from vlmflow.lvlm.layout import TokenLayout
 from vlmflow.result.map_info import MapInfo
+from vlmflow.result.picture_effect import PictureEffect
 
 
 def read_only(value: Any, name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> Any:
@@ -104,6 +105,15 @@ def check_targets(
     if tuple(targets) not in ((WHOLE_ANSWER,), (WHOLE_ANSWER, *answer_tokens)):
         raise InputError(
             f"targets must be {WHOLE_ANSWER!r}, alone or followed by the answer tokens"
+        )
+
+
+def check_effect(effect: PictureEffect | None, answer_tokens: Sequence[str]) -> None:
+    """Raise InputError for an effect of the picture on another answer."""
+    if effect is not None and len(effect.likeliest) != len(answer_tokens):
+        raise InputError(
+            f"picture_effect is of {plural(len(effect.likeliest), 'answer token')}, but there "
+            f"are {len(answer_tokens)}"
         )
 
 

@@ -19,6 +19,7 @@ from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result import notebook, parts, storage, tables
 from vlmflow.result.checks import (
+    check_effect,
     check_grids,
     check_targets,
     checked_maps,
@@ -29,6 +30,7 @@ from vlmflow.result.checks import (
     valid_target,
 )
 from vlmflow.result.map_info import MapInfo
+from vlmflow.result.picture_effect import PictureEffect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +79,8 @@ class InformationFlow:
         Everything that shaped the result, in JSON's own types.
     versions : dict of str to str
         Versions of the software that measured.
+    picture_effect : PictureEffect, optional
+        How likely the answer's tokens are with the picture, and without its tokens.
 
     Raises
     ------
@@ -100,12 +104,14 @@ class InformationFlow:
     about: Mapping[str, MapInfo] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    picture_effect: PictureEffect | None = None
 
     def __post_init__(self) -> None:
         for name in parts.TEXTS:
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a text, not {getattr(self, name)!r}")
         check_targets(self.answer_tokens, self.targets, self.layout)
+        check_effect(self.picture_effect, self.answer_tokens)
         check_grids(self.layout)
         pictures = display_copies(self.pictures, self.layout)
         shape = np.shape(self.attention_share)
@@ -221,12 +227,8 @@ class InformationFlow:
         """Return one map as the picture's grid, ``(rows, cols)``: a value per token or patch.
 
         Parameters are those of :meth:`map`, the picture's index, and the kind of grid where a
-        picture is seen twice (``"tiles"``, ``"thumbnail"``).
-
-        Raises
-        ------
-        InputError
-            Also if the picture has no grid, or several (name one, or use :meth:`pixel_map`).
+        picture is seen twice (``"tiles"``, ``"thumbnail"``). Raises InputError also if the picture
+        has no grid, or several (name one, or use :meth:`pixel_map`).
         """
         values = self.map(signal, layer, target)
         grids = self._grids(image, kind)
@@ -253,12 +255,8 @@ class InformationFlow:
         Each token's value fills its box, the mean by area where boxes overlap, or is spread over
         the patches that it covers; NaN where there is no token (cropped away). Parameters are those
         of :meth:`map`, the picture's index, and the kind of grid to paint alone where a picture is
-        seen twice (``"tiles"``, ``"thumbnail"``); all together where left out.
-
-        Raises
-        ------
-        InputError
-            Also if the picture's pixels under the tokens are not known.
+        seen twice (``"tiles"``, ``"thumbnail"``); all together where left out. Raises InputError
+        also if the picture's pixels under the tokens are not known.
         """
         values = self.map(signal, layer, target)
         return paint(self._grids(image, kind), values, self.layout, image)

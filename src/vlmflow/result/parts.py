@@ -12,12 +12,14 @@ from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result.map_info import MapInfo
+from vlmflow.result.picture_effect import PictureEffect
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 TEXTS = ("model", "question", "prompt", "answer")
 SALIENCIES = ("saliency_mean", "saliency_sum")
 SHARES = ("attention_share", *SALIENCIES)
+_EFFECTS = ("with_picture", "without_picture")
 _AXES = {"segments": list(SEGMENTS), "destinations": list(DESTINATIONS), "flags": list(FLAGS)}
 
 
@@ -43,6 +45,10 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     arrays: Arrays = {name: fields[name] for name in SHARES if fields[name] is not None}
     arrays |= {f"layout.{name}": array for name, array in layout_arrays.items()}
     arrays |= {f"pictures.{index}": array for index, array in enumerate(fields["pictures"])}
+    effect = fields["picture_effect"]
+    if effect is not None:
+        body["likeliest_without_picture"] = list(effect.likeliest)
+        arrays |= {name: getattr(effect, name) for name in _EFFECTS}
     for name in ("maps", "flags"):
         arrays |= {f"{name}.{signal}": array for signal, array in fields[name].items()}
     return body, arrays
@@ -71,6 +77,10 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         layout = TokenLayout.from_dict(
             body["layout"], {name.removeprefix("layout."): left.pop(name) for name in of_layout}
         )
+        likeliest, effect = body.get("likeliest_without_picture"), None
+        if likeliest is not None:
+            own, blind = (take(name, np.float32) for name in _EFFECTS)
+            effect = PictureEffect(own, blind, tuple(likeliest))
         about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
         fields = {
             **{name: body[name] for name in TEXTS},
@@ -87,6 +97,7 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             "about": about,
             "settings": dict(body["settings"]),
             "versions": dict(body["versions"]),
+            "picture_effect": effect,
         }
     except InputError:
         raise

@@ -83,6 +83,15 @@ class SceneObject:
         return min(xs), min(ys), max(xs), max(ys)
 
     @property
+    def whole_box(self) -> Box:
+        """The shape's bounds together with its number's."""
+        x0, y0, x1, y1 = self.box
+        if self.number_box is None:
+            return self.box
+        left, top, right, bottom = self.number_box
+        return min(x0, left), min(y0, top), max(x1, right), max(y1, bottom)
+
+    @property
     def category(self) -> tuple[str, str]:
         """``(colour, kind)``: what existence questions ask about."""
         return self.colour, self.kind

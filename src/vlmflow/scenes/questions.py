@@ -217,14 +217,9 @@ def reading(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not things:
         return None
     thing = _pick(rng, things, 1)[0]
-    assert thing.number_box is not None
     where = "in" if thing.inside else "next to"
     text = f"What number is {where} the {name(thing)}?"
-    box = tuple(
-        pick(a, b)
-        for pick, a, b in zip((min, min, max, max), thing.box, thing.number_box, strict=True)
-    )
-    return Question("reading", text, str(thing.number), box=box)  # type: ignore[arg-type]
+    return Question("reading", text, str(thing.number), box=thing.whole_box)
 
 
 def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:

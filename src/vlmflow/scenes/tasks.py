@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.scenes.generator import COLOURS, KINDS, Scene, draw_scene, render
+from vlmflow.scenes.generator import COLOURS, KINDS, Box, Scene, draw_scene, render
 from vlmflow.scenes.questions import (
     EXISTENCE_SUBSETS,
     REASONING,
@@ -23,6 +23,7 @@ from vlmflow.scenes.questions import (
     attribute,
     caption,
     existence,
+    name,
     reading,
 )
 
@@ -72,6 +73,16 @@ class Sample:
     def objects(self) -> set[tuple[str, str]]:
         """The ``(colour, kind)`` of every object in the picture, without doubles."""
         return {thing.category for thing in self.scene.objects}
+
+    @property
+    def regions(self) -> dict[str, Box]:
+        """The box of every object, its number included, by a name that no other object shares."""
+        categories = [thing.category for thing in self.scene.objects]
+        return {
+            f"the {name(thing)}": thing.whole_box
+            for thing in self.scene.objects
+            if categories.count(thing.category) == 1
+        }
 
     def accepts(self, answer: str) -> bool:
         """Whether an answer is the right one, up to case, outer spaces and a full stop."""

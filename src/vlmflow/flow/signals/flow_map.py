@@ -27,7 +27,7 @@ class FlowMap(Saliency):
     name = "flow_map"
     summary = "what each image token sends on: saliency summed over layers and all text"
     label = "flow map"
-    source = "vlmflow's sum over layers of the saliency of Label Words are Anchors (EMNLP 2023)"
+    source = "sum over layers, by vlmflow, of the saliency of Label Words are Anchors (EMNLP 2023)"
     summed = True
 
     layers: int | None = None

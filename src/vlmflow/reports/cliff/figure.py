@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vlmflow.reports.figures.style import WIDTH, figure_style, title_and_note
+from vlmflow.reports.figures.layout import FILE, FigureLayout
+from vlmflow.reports.figures.style import figure_style, title_and_note
 from vlmflow.reports.palette import GREY, SERIES
 from vlmflow.studies.cliff_layer.measurements import SIGNALS
 from vlmflow.studies.cliff_layer.prediction import true_cliffs
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from vlmflow.removal.cliff import Cliff
     from vlmflow.studies.cliff_layer.study import CliffStudy
 
-_HEIGHT = 5.0
+_PANEL, _HEAD = 2.15, 0.7  # Inches
 _LOSS, _CLIFF = SERIES[:2]
 _LINES: dict[str, dict[str, Any]] = {
     "attention share": {"color": SERIES[1], "linestyle": (0, (5, 1.5)), "marker": "s"},
@@ -29,25 +30,34 @@ _LINES: dict[str, dict[str, Any]] = {
 }
 
 
-def cliff_figure(study: CliffStudy) -> Figure:
+def cliff_figure(study: CliffStudy, layout: FigureLayout = FILE) -> Figure:
     """Draw a study: changed answers, mean KL, the samples' cliff layers, and the cheap signals."""
     frame = study.layer_frame()
+    rows = 4 // layout.columns
+    height = rows * _PANEL + (_HEAD if layout.titled else 0.25)
     with figure_style():
-        figure = Figure(figsize=(WIDTH, _HEIGHT))
-        grid = figure.subplots(2, 2)
-        figure.subplots_adjust(0.085, 0.095, 0.98, 0.86, 0.24, 0.42)
-        _curve(grid[0, 0], frame, "changed", study.changed, "answers changed")
-        grid[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        _curve(grid[0, 1], frame, "kl", study.kl, "mean KL, nats")
-        _samples(grid[1, 0], study)
-        _signals(grid[1, 1], frame)
-        title_and_note(
-            figure,
-            f"{study.task} on {study.model['name']}",
-            f"{len(study.curves)} samples; bands and shaded layers are 95 % intervals; dotted: "
-            "tolerance",
-        )
+        figure = Figure(figsize=(layout.width, height))
+        changed, kl, samples, signals = figure.subplots(rows, layout.columns).ravel()
+        figure.subplots_adjust(
+            0.6 / layout.width, 0.45 / height, 0.98, 1 - (height - rows * _PANEL) / height, 0.24,
+            0.42,
+        )  # fmt: skip
+        _curve(changed, frame, "changed", study.changed, "answers changed")
+        changed.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        _curve(kl, frame, "kl", study.kl, "mean KL, nats")
+        _samples(samples, study)
+        _signals(signals, frame)
+        if layout.titled:
+            title_and_note(figure, f"{study.task} on {study.model['name']}", note(study))
     return figure
+
+
+def note(study: CliffStudy) -> str:
+    """Say what is drawn how."""
+    return (
+        f"{len(study.curves)} samples; bands and shaded layers are 95 % intervals; dotted: "
+        "tolerance"
+    )
 
 
 def _curve(axes: Axes, frame: pd.DataFrame, name: str, cliff: Cliff, label: str) -> None:

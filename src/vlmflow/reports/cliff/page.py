@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlmflow.escape_invisible import shown
-from vlmflow.reports.cliff.figure import cliff_figure
-from vlmflow.reports.plain_page import embedded, plain_page
+from vlmflow.reports.cliff.figure import cliff_figure, note
+from vlmflow.reports.inline_svg import inline_figure
+from vlmflow.reports.plain_page import plain_page
 from vlmflow.studies.cliff_layer import sentences
-from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, error_words, interval, rank_words
+from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, error_words, rank_words
 
 if TYPE_CHECKING:
     from vlmflow.studies.cliff_layer.study import CliffStudy
@@ -36,7 +37,12 @@ def cliff_page(study: CliffStudy) -> str:
         model=shown(str(study.model["name"]), NAME_SHOWN),
         headline=headline(study),
         second=second_line(study),
-        figure=embedded(cliff_figure(study)),
+        figure=inline_figure(
+            lambda layout: cliff_figure(study, layout),
+            "Curves of changed answers and of mean KL by layer, cliff layers of single samples, "
+            "and signals by layer; every number is in the tables below",
+        ),
+        note=note(study),
         layers=study.layer_frame().to_dict("records"),
         predictions=[
             {
@@ -50,7 +56,6 @@ def cliff_page(study: CliffStudy) -> str:
         samples=samples,
         hidden=max(0, len(frame) - SAMPLES_SHOWN),
         settings={**study.settings, **study.model},
-        interval=interval,
         kl=study.kl,
         changed=study.changed,
     )
@@ -63,9 +68,9 @@ def headline(study: CliffStudy) -> str:
 
 def second_line(study: CliffStudy) -> str:
     """Say how sure that is, and where mean KL puts the cliff."""
-    by_kl = "nowhere" if study.kl.layer is None else f"at layer {study.kl.layer}"
     return (
-        f"{len(study.curves)} samples, {study.metric} {100 * study.score:.1f} %. 95 % interval of "
-        f"the cliff layer: {interval(study.changed)}. By mean KL (at most {study.kl.tolerance:g} "
-        f"nats) the cliff is {by_kl}, interval {interval(study.kl)}. Layers are counted from 0."
+        f"{len(study.curves)} samples, {study.metric} {100 * study.score:.1f} %. By changed "
+        f"answers {sentences.cliff_words(study.changed)}; by mean KL (at most "
+        f"{study.kl.tolerance:g} nats) "
+        f"{sentences.cliff_words(study.kl)}. Layers are counted from 0."
     )

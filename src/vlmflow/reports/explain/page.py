@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,7 +21,9 @@ from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.reports.explain.page_data import Packed, page_data
 from vlmflow.reports.palette import theme_css
 from vlmflow.result.convergence import top_mass
+from vlmflow.result.reading import Box
 from vlmflow.result.sentences import image_share_sentence, percent
+from vlmflow.result.verdict import UNTESTED, verdict
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -34,11 +37,15 @@ SETTINGS_SHOWN = 100
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = (
     "page.js", "words.js", "numbers.js", "choice.js", "controls.js", "picture.js", "strip.js",
-    "chart.js", "curves.js", "arcs.js", "table.js", "start.js",
+    "verdict.js", "outline.js", "chart.js", "curves.js", "arcs.js", "table.js", "start.js",
 )  # fmt: skip
 
 
-def write_report(flow: InformationFlow, path: str | os.PathLike[str]) -> Path:
+def write_report(
+    flow: InformationFlow,
+    path: str | os.PathLike[str],
+    regions: Mapping[str, Box] | None = None,
+) -> Path:
     """Write one result as one self-contained page; see :func:`vlmflow.reports.write.report`.
 
     The file holds everything it shows (under 3 MB), loads nothing, and its own content policy
@@ -46,13 +53,8 @@ def write_report(flow: InformationFlow, path: str | os.PathLike[str]) -> Path:
     the first tokens are kept, and the page says so.
     """
     target = Path(path)
-    write_files(target.parent, {target.name: _rendered(flow).encode("utf-8")})
+    write_files(target.parent, {target.name: _rendered(flow, regions).encode("utf-8")})
     return target
-
-
-def headline(flow: InformationFlow) -> str:
-    """Say what attention flow measured for this answer, in one sentence."""
-    return image_share_sentence(flow.attention_share, flow.layout)
 
 
 def second_line(flow: InformationFlow) -> str:
@@ -73,21 +75,26 @@ def second_line(flow: InformationFlow) -> str:
     return " ".join(sentences)
 
 
-def _rendered(flow: InformationFlow) -> str:
+def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
     libraries = [_source("vendor", name) for name in LIBRARIES]
     parts = "\n".join(_source("templates", name) for name in SCRIPTS)
     # one closure: the files share their names with each other and with nothing else
     script = f'(() => {{\n"use strict";\n{parts}\n}})();'
     style = theme_css() + _source("templates", "page.css")
     notices = [_source("vendor", f"{name}.LICENSE").strip() for name in ("d3", "plot")]
+    whole = verdict(flow, 0, regions)
+    share = image_share_sentence(flow.attention_share, flow.layout)
     texts = {
         "policy": _policy([*libraries, script], style),
         "style": Markup(style),
         "libraries": [Markup(library) for library in libraries],
         "script": Markup(script),
         "notices": notices,
-        "headline": headline(flow),
+        "headline": whole.headline,
+        "picture_says": whole.picture,
+        "share": share if share != whole.headline else "",
         "second_line": second_line(flow),
+        "untested": UNTESTED,
         "model": shown(flow.model, SETTING_CHARACTERS),
         "question": shown(flow.question, QUESTION_CHARACTERS),
         "prompt": shown(flow.prompt, PROMPT_CHARACTERS),
@@ -105,7 +112,7 @@ def _rendered(flow: InformationFlow) -> str:
     }
     template = _environment().get_template("page.html.j2")
     empty = template.render(**texts, head=Markup("{}"), storage="")
-    data = page_data(flow, MAX_BYTES - len(empty.encode("utf-8")))
+    data = page_data(flow, MAX_BYTES - len(empty.encode("utf-8")), regions)
     return template.render(**texts, head=_json(data.head), storage=_storage(data, flow))
 
 

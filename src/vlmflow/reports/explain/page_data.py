@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS, Segment
 from vlmflow.reports.explain.combined_cells import combined_cells
 from vlmflow.reports.palette import MAP_SCALE
+from vlmflow.result.reading import Box
+from vlmflow.result.verdict import verdict
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -181,7 +183,17 @@ def _charted(flow: InformationFlow) -> int:
     return max(1, min(int(targets), CURVES_BYTES // max(1, int(per_target))))
 
 
-def page_data(flow: InformationFlow, room: int) -> Packed:
+def _verdict(
+    flow: InformationFlow, target: int, regions: Mapping[str, Box] | None
+) -> dict[str, Any]:
+    said = verdict(flow, target, regions)
+    box = None
+    if said.reading is not None:
+        box = [said.reading.image, *(round(edge, 2) for edge in said.reading.box)]
+    return {"headline": said.headline, "picture": said.picture, "box": box}
+
+
+def page_data(flow: InformationFlow, room: int, regions: Mapping[str, Box] | None = None) -> Packed:
     """Everything the page's script needs, in at most ``room`` bytes wherever that can be.
 
     Pictures shrink first; maps are stored in 16 bits where those of all targets fit, else in 8, for
@@ -208,6 +220,7 @@ def page_data(flow: InformationFlow, room: int) -> Packed:
             for signal, about in flow.about.items()
         },
         "pictures": _pictures(flow),
+        "verdicts": [_verdict(flow, target, regions) for target in range(charted)],
         "mapScale": MAP_SCALE.capitalize(),
         "grids": [
             {
@@ -224,6 +237,7 @@ def page_data(flow: InformationFlow, room: int) -> Packed:
     }
     room -= len(head["curves"]["bytes"]) + sum(len(p["source"]) for p in head["pictures"])
     room -= sum(2 * len(str(text).encode()) for text in head["targets"] + head["tokens"]) + 20_000
+    room -= sum(len(str(said).encode()) for said in head["verdicts"])
     bits, maps = 16, _maps(flow, range(charted), 16, room)
     if len(maps) < charted:
         bits, maps = 8, _maps(flow, range(charted), 8, room)

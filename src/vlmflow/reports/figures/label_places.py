@@ -13,7 +13,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextToPath
 
-from vlmflow.reports.figures.style import drawable, fit
+from vlmflow.reports.figures.style import drawable
 from vlmflow.reports.palette import GREY
 
 if TYPE_CHECKING:
@@ -41,15 +41,12 @@ class Label:
     bold: bool = False
 
 
-def place_labels(
-    axes: Axes, labels: Sequence[Label], marks: FloatArray, lines: FloatArray, *, width: float
-) -> None:
+def place_labels(axes: Axes, labels: Sequence[Label], marks: FloatArray, lines: FloatArray) -> None:
     """Write labels beside their points, with a thin line where they stand further off.
 
-    Labels come with the most important first and may be ``width`` inches wide. None covers one of
-    ``marks``, (n, 2); ``lines``, (m, 2), should rather not be covered; both are in data
-    coordinates. The limits of the axes have to be final. A label without room is left out, except a
-    bold one.
+    Labels come with the most important first. None covers one of ``marks``, (n, 2); ``lines``,
+    (m, 2), should rather not be covered; both are in data coordinates. The limits of the axes have
+    to be final. A label without room is left out, except a bold one.
     """
     figure = axes.get_figure()
     assert figure is not None
@@ -60,7 +57,7 @@ def place_labels(
     taken: list[Box] = []
     for label in labels:
         fonts = FontProperties(size=7, weight="bold" if label.bold else "normal")
-        text = fit(drawable(label.text), width, fonts)
+        text = drawable(label.text)
         wide, high, _ = _MEASURE.get_text_width_height_descent(text, fonts, ismath=False)
         x, y = axes.transData.transform((label.x, label.y)) * scale
         best: tuple[float, float, float, Box] | None = None

@@ -12,7 +12,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, fit, title_and_note
+from vlmflow.reports.figures.layout import FILE, FigureLayout
+from vlmflow.reports.figures.style import drawable, figure_style, fit, title_and_note
 from vlmflow.reports.palette import GREY, LIGHT, SERIES
 from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED
 from vlmflow.truncation.amounts import Amount, Share
@@ -27,29 +28,31 @@ if TYPE_CHECKING:
 Curves = dict[str, list["ArmSummary"]]
 """Summaries of every curve, by their layer; named by what they keep."""
 
-_ROW, _HEAD, _FOOT = 2.35, 0.9, 0.42
+_ROW, _LEGEND, _FOOT = 2.35, 0.18, 0.42  # Inches; a legend's by the line
 # Marks say the same without colour.
 _LOOKS = [
     {"color": colour, "marker": marker} for colour, marker in zip(SERIES, "o^DvP<", strict=True)
 ]
 
 
-def study_curves(study: StudyResult) -> Figure | None:
+def study_curves(study: StudyResult, layout: FigureLayout = FILE) -> Figure:
     """Draw the test score against the layer, for truncations that differ in their layer only.
 
-    One picture per ranking; None where no two truncations differ in their layer only.
+    One picture per ranking; there are none where :func:`curves_of` finds none.
     """
     panels = curves_of(study)
-    if not panels:
-        return None
-    columns = min(2, len(panels))
+    columns = max(1, min(layout.columns, len(panels)))
     rows = math.ceil(len(panels) / columns)
-    height = _HEAD + rows * _ROW
     with figure_style():
-        figure = Figure(figsize=(WIDTH, height))
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        figure.subplots_adjust(0.085, _FOOT / height, 0.985, 1 - _HEAD / height, 0.06, 0.3)
         looks = _looks(panels)
+        per_line = 3 if layout.is_narrow else 7
+        head = 0.3 + _LEGEND * math.ceil(len(looks) / per_line) + 0.42 * layout.titled
+        height = head + rows * _ROW
+        figure = Figure(figsize=(layout.width, height))
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        left = 0.6 / layout.width
+        right = 1 - 0.12 / layout.width
+        figure.subplots_adjust(left, _FOOT / height, right, 1 - head / height, 0.06, 0.3)
         for axes, (title, curves) in zip(grid, panels.items(), strict=False):
             _panel(axes, study, title, curves, looks)
         for axes in grid[len(panels) :]:
@@ -57,7 +60,11 @@ def study_curves(study: StudyResult) -> Figure | None:
         for axes in grid[max(0, len(panels) - columns) : len(panels)]:
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("truncated at layer, counted from 0", loc="left", fontsize=7.5)
-        _head(figure, height, study, looks)
+        if layout.titled:
+            title_and_note(
+                figure, f"Score by the layer of truncation: {study.task.name[:200]}", note(study)
+            )
+        _legend(figure, 1 - 0.42 * layout.titled / height, looks, per_line)
     return figure
 
 
@@ -155,21 +162,21 @@ def _at_random(
     ]
 
 
-def _head(
-    figure: Figure, height: float, study: StudyResult, looks: dict[str, dict[str, Any]]
-) -> None:
-    title_and_note(
-        figure,
-        f"Score by the layer of truncation: {study.task.name[:200]}",
-        f"{drawable(study.task.metric)[:60]} on the test samples; bands: 95 % intervals; grey: "
-        "untouched; dashed: no image; dotted: as many tokens at random",
+def note(study: StudyResult) -> str:
+    """Say what is drawn how."""
+    return (
+        f"{study.task.metric[:60]} on the test samples; bands: 95 % intervals; grey: "
+        "untouched; dashed: no image; dotted: as many tokens at random"
     )
+
+
+def _legend(figure: Figure, top: float, looks: dict[str, dict[str, Any]], per_line: int) -> None:
     handles = [
         Line2D([], [], label=name, linewidth=1.4, markersize=3.8, **look)
         for name, look in looks.items()
     ]
     figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.006, 1 - 0.42 / height), ncols=7,
+        handles=handles, loc="upper left", bbox_to_anchor=(0.006, top), ncols=per_line,
         frameon=False, fontsize=7, handlelength=1.8, columnspacing=1.4, borderaxespad=0.2,
     )  # fmt: skip
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from vlmflow.reports.figures.label_places import Label, place_labels
-from vlmflow.reports.figures.style import WIDTH, drawable, figure_style, title_and_note
+from vlmflow.reports.figures.layout import FILE, FigureLayout
+from vlmflow.reports.figures.style import drawable, figure_style, fit, title_and_note
 from vlmflow.reports.palette import GREY, LIGHT, SERIES
 from vlmflow.studies.truncations.arms import UNTOUCHED
 from vlmflow.studies.truncations.sentences import points, verdict_words
@@ -21,10 +24,11 @@ from vlmflow.studies.truncations.sentences import points, verdict_words
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from vlmflow.studies.truncations.arms import Arm
     from vlmflow.studies.truncations.results import StudyResult
     from vlmflow.studies.truncations.summaries import ArmSummary
 
-_HEIGHT = 4.1
+_PANEL, _LEGEND, _FOOT = 2.9, 0.2, 0.45  # Inches; a legend's by the line
 _FRONT = SERIES[0]
 _ORACLE = "oracle"
 # Every kind has a mark of its own. Controls stand a little beside their
@@ -36,33 +40,82 @@ _MARKS: dict[str, tuple[dict[str, Any], float, str]] = {
     _ORACLE: ({"color": SERIES[3], "marker": "D"}, 0.0, "looks at the answer"),
     "truncation": ({"color": _FRONT, "marker": "o"}, 0.0, "truncation"),
 }
-_LABELLED = 9
 
 
-def study_figure(study: StudyResult) -> Figure:
+def study_figure(study: StudyResult, layout: FigureLayout = FILE) -> Figure:
     """Draw every arm's score on the test split against what it costs.
 
-    The second picture, over measured prefill time, is there only if prefills were timed.
+    The second picture, over measured prefill time, is there only if prefills were timed. Points
+    that :func:`numbered_arms` counts have their numbers; a file has the names below.
     """
-    summaries = [summary for summary in study.summaries if summary.split == "test"]
-    timed = any(
-        summary.prefill_share is not None and _kind(summary) == "truncation"
-        for summary in summaries
-    )
+    summaries = _test_summaries(study)
+    panels = 1 + _is_timed(summaries)
+    columns = min(panels, layout.columns)
+    rows = panels // columns
+    names = [f"{number} {drawable(arm.name)}" for number, arm in numbered_arms(study)]
+    key_lines = math.ceil(len(names) / 2) if layout.titled else 0
+    per_line = 2 if layout.is_narrow else 5
+    head = 0.22 + _LEGEND * math.ceil(9 / per_line) + 0.4 * layout.titled
+    foot = _FOOT + 0.14 * key_lines
+    height = head + rows * _PANEL + (rows - 1) * 0.7 + foot
     with figure_style():
-        figure = Figure(figsize=(WIDTH, _HEIGHT))
-        grid = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
-        figure.subplots_adjust(0.085, 0.115, 0.985, 0.765, 0.06)
+        figure = Figure(figsize=(layout.width, height))
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        left = 0.6 / layout.width
+        right = 1 - 0.2 / layout.width  # half of a tick's label sticks out
+        figure.subplots_adjust(left, foot / height, right, 1 - head / height, 0.08, 0.3)
         _pareto(grid[0], study, summaries, "cost_share")
         counted = all(summary.flops_share is not None for summary in summaries)
         what = "operations of the whole prefill" if counted else "FastV's formula for the decoder"
         grid[0].set_xlabel(f"{what}, untouched = 100 %", loc="left")
         grid[0].set_title(f"{drawable(study.task.metric)[:60]}", loc="left", fontsize=8)
-        if timed:
+        if panels > 1:
             _pareto(grid[1], study, summaries, "prefill_share")
             grid[1].set_xlabel("measured prefill time, untouched = 100 %", loc="left")
-        _head(figure, study, summaries, timed)
+        if layout.titled:
+            title = f"{study.task.name[:200]} on {str(study.about['model']['name'])[:200]}"
+            title_and_note(figure, title, note(study))
+        _legend(figure, study, 1 - (0.4 * layout.titled + 0.02) / height, per_line)
+        for place, name in enumerate(names[: 2 * key_lines]):
+            across, down = divmod(place, key_lines)
+            x = (0.1 + across * layout.width / 2) / layout.width
+            y = (foot - _FOOT - 0.12 * down - 0.04) / height
+            text = fit(name, layout.width / 2 - 0.2, FontProperties(size=7))
+            figure.text(x, y, text, fontsize=7, va="center")
     return figure
+
+
+def note(study: StudyResult) -> str:
+    """Say of what a study's picture is, and on which machine times were measured."""
+    summaries = _test_summaries(study)
+    count = max((summary.count for summary in summaries), default=0)
+    times = "prefills were not timed"
+    if _is_timed(summaries):
+        times = f"times measured on {str(study.about['machine'])[:100]}"
+    return f"{count} test samples; bars and band are 95 % intervals; {times}"
+
+
+def numbered_arms(study: StudyResult) -> list[tuple[int, Arm]]:
+    """Give numbers to the arms that a reader asks for: the Pareto fronts, and what was chosen."""
+    summaries = _test_summaries(study)
+    fronts = [pareto_front(summaries, cost) for cost in ("cost_share", "prefill_share")]
+    wanted = {summary.arm.name for front in fronts for summary in front}
+    if study.recommendation is not None:
+        wanted.add(study.recommendation.test.arm.name)
+    ordered = [summary for summary in summaries if summary.arm.name in wanted]
+    ordered.sort(key=lambda summary: (summary.cost_share, summary.arm.name))
+    return list(enumerate((summary.arm for summary in ordered), start=1))
+
+
+def _test_summaries(study: StudyResult) -> list[ArmSummary]:
+    return [summary for summary in study.summaries if summary.split == "test"]
+
+
+def _is_timed(summaries: Sequence[ArmSummary]) -> bool:
+    return any(
+        summary.prefill_share is not None and _kind(summary) == "truncation"
+        for summary in summaries
+    )
 
 
 def pareto_front(summaries: Sequence[ArmSummary], cost: str) -> list[ArmSummary]:
@@ -113,15 +166,18 @@ def _pareto(axes: Axes, study: StudyResult, summaries: Sequence[ArmSummary], cos
             markeredgewidth=1.4, zorder=4, label=verdict_words(best),
         )  # fmt: skip
     _limits(axes, costed, cost)
-    named = [*chosen, *(summary for summary in front if summary not in chosen)][:_LABELLED]
+    numbers = {arm.name: number for number, arm in numbered_arms(study)}
+    named = [*chosen, *(s for s in costed if s.arm.name in numbers and s not in chosen)]
     labels = [
-        Label(getattr(summary, cost), summary.score.value, summary.arm.name, summary in chosen)
+        Label(
+            getattr(summary, cost), summary.score.value, str(numbers[summary.arm.name]), bold=True
+        )
         for summary in named
     ]
     places = np.array(
         [(getattr(summary, cost), summary.score.value) for summary in costed], dtype=float
     )
-    place_labels(axes, labels, places, _drawn(axes, costed, cost, front), width=1.95)
+    place_labels(axes, labels, places, _drawn(axes, costed, cost, front))
 
 
 def _untouched(axes: Axes, summaries: Sequence[ArmSummary], max_loss: float) -> None:
@@ -198,16 +254,7 @@ def _drawn(
     return np.array(points_drawn, dtype=float)
 
 
-def _head(figure: Figure, study: StudyResult, summaries: Sequence[ArmSummary], timed: bool) -> None:
-    count = max((summary.count for summary in summaries), default=0)
-    times = "prefills were not timed"
-    if timed:
-        times = f"times measured on {str(study.about['machine'])[:100]}"
-    title_and_note(
-        figure,
-        f"{study.task.name[:200]} on {str(study.about['model']['name'])[:200]}",
-        f"{count} test samples; bars and band are 95 % intervals; {times}",
-    )
+def _legend(figure: Figure, study: StudyResult, top: float, per_line: int) -> None:
     handles, names = figure.axes[0].get_legend_handles_labels()
     best = study.recommendation
     ring = "" if best is None else verdict_words(best)
@@ -218,7 +265,7 @@ def _head(figure: Figure, study: StudyResult, summaries: Sequence[ArmSummary], t
     )
     legend = figure.legend(
         [handle for _, handle in pairs], [name for name, _ in pairs], loc="upper left",
-        bbox_to_anchor=(0.006, 0.9), ncols=5, frameon=False, fontsize=7, handlelength=1.8,
+        bbox_to_anchor=(0.006, top), ncols=per_line, frameon=False, fontsize=7, handlelength=1.8,
         columnspacing=1.4, borderaxespad=0.2, handletextpad=0.5,
     )  # fmt: skip
     for (name, _), handle in zip(pairs, legend.legend_handles, strict=True):

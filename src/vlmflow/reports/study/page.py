@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlmflow.escape_invisible import shown
-from vlmflow.reports.plain_page import embedded, plain_page
-from vlmflow.reports.study import tables
-from vlmflow.reports.study.curves import study_curves
-from vlmflow.reports.study.figure import study_figure
+from vlmflow.reports.inline_svg import inline_figure
+from vlmflow.reports.plain_page import plain_page
+from vlmflow.reports.study import curves, figure, tables
 from vlmflow.reports.study.sentences import cautions, headline, second_line
 from vlmflow.studies.truncations.sentences import NAME_SHOWN, arm_words, percent, points
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 def study_page(study: StudyResult) -> str:
     """Write a study as one page of HTML; texts are escaped, and it has no scripts."""
     best, compared = study.recommendation, tables.answered_arm(study)
-    curves = study_curves(study)
     figure_names, figures = tables.figure_table(study)
     answers = [] if compared is None else tables.answer_rows(study, compared)
     return plain_page("study.html.j2").render(
@@ -30,8 +28,23 @@ def study_page(study: StudyResult) -> str:
         second=second_line(study),
         cautions=cautions(study),
         max_loss=points(study.plan.max_loss),
-        figure=embedded(study_figure(study)),
-        curves=None if curves is None else embedded(curves),
+        figure=inline_figure(
+            lambda layout: figure.study_figure(study, layout),
+            "Scores of all arms on the test samples against the operations of the prefill, and "
+            "against its measured time where that is known; every number is in the table below",
+        ),
+        figure_note=shown(figure.note(study), NAME_SHOWN * 4),
+        figure_key=[
+            (number, shown(arm.name, NAME_SHOWN)) for number, arm in figure.numbered_arms(study)
+        ],
+        curves=inline_figure(
+            lambda layout: curves.study_curves(study, layout),
+            "Scores on the test samples against the layer of truncation, one curve per number of "
+            "tokens kept",
+        )
+        if curves.curves_of(study)
+        else None,
+        curves_note=shown(curves.note(study), NAME_SHOWN * 4),
         splits={split: tables.arm_rows(study, split) for split in ("test", "calibration")},
         figure_names=figure_names,
         figures=figures,

@@ -35,7 +35,7 @@ function apart(heights, gap, low, high) {
 function layerChart(place, { series, format, yLabel, domain, summary, even }) {
   const width = Math.max(280, place.clientWidth);
   const height = width < 420 ? 256 : 296;
-  const labelWidth = 26 + 7.8 * d3.max(series, ({ label }) => label.length);
+  const labelWidth = 30 + 7.8 * d3.max(series, ({ label }) => label.length);
   const margin = { marginTop: 44, marginRight: Math.min(labelWidth, 0.4 * width), marginBottom: 38, marginLeft: 52 };
   const top = d3.max(series, ({ values }) => d3.max(values)) || 1;
   const [low, high] = domain ?? [0, 1.04 * top];
@@ -69,10 +69,10 @@ function layerChart(place, { series, format, yLabel, domain, summary, even }) {
   svg.append("text").attr("class", "unit").attr("x", 0).attr("y", 12).attr("text-anchor", "start").text(yLabel);
   const edge = width - margin.marginRight;
   const labels = svg.append("g").attr("class", "direct");
-  series.forEach(({ label, colour: fill, symbol }, i) => {
-    const item = labels.append("g").attr("transform", `translate(${edge + 12},${heights[i]})`);
-    item.append("path").attr("d", d3.symbol(SYMBOLS[symbol], 44)()).attr("fill", fill);
-    item.append("text").attr("x", 9).attr("dy", "0.34em").attr("text-anchor", "start").text(label);
+  // labels may have to stand apart: a line leads from where each curve ends to its name
+  series.forEach(({ label, colour: stroke }, i) => {
+    labels.append("path").attr("class", "leader").attr("d", `M${edge + 3},${y(ends[i])}L${edge + 15},${heights[i]}h4`).attr("stroke", stroke);
+    labels.append("text").attr("x", edge + 22).attr("y", heights[i]).attr("dy", "0.34em").attr("text-anchor", "start").text(label);
   });
   const x = chart.scale("x");
   const current = svg.insert("g", "g").attr("class", "current-layer");
@@ -89,8 +89,6 @@ function layerChart(place, { series, format, yLabel, domain, summary, even }) {
   });
   place.replaceChildren(chart);
 }
-
-const SYMBOLS = { circle: d3.symbolCircle, square: d3.symbolSquare, triangle: d3.symbolTriangle, diamond: d3.symbolDiamond, star: d3.symbolStar };
 
 function markLayerInCharts() {
   for (const chart of document.querySelectorAll(".chart-box > svg")) chart.markLayer?.();

@@ -8,6 +8,7 @@ const choice = {
   target: 0,
   reach: "layer", // colours scaled to the largest value of "layer" or of "all" layers
   steps: "linear", // colour steps "linear" or "root"
+  look: "fill", // the map as colours that "fill" its tokens, or as an "outline" of the strongest
   opacity: 0.75,
   view: COMBINED, // or one kind of grid, where a picture has several
   figure: "mean", // saliency flow: "mean" over pairs or "sum"

@@ -86,19 +86,25 @@ function offerLayer() {
 }
 
 function offerColours() {
+  radios(find("look"), "look", [["fill", "colours"], ["outline", "outline"]]);
   radios(find("reach"), "reach", [["layer", "scaled to this layer"], ["all", "scaled to all layers"]]);
   radios(find("steps"), "steps", [["linear", "linear"], ["root", "square root"]]);
   const slider = find("opacity");
   const show = () => {
     slider.value = Math.round(100 * choice.opacity);
-    find("opacity-value").textContent = `${slider.value} %`;
+    find("opacity-value").textContent = `${slider.value}\u00a0%`;
   };
   slider.addEventListener("input", () => choose({ opacity: Number(slider.value) / 100 }));
   follow(["opacity"], show);
   show();
-  const reach = () => { find("reach").hidden = isSummed(choice.signal); };
-  follow(["signal"], reach);
-  reach();
+  const fitting = () => {
+    const outlined = choice.look === "outline";
+    find("reach").hidden = outlined || isSummed(choice.signal);
+    for (const id of ["steps", "legend", "opacity-part", "opacity-note"]) find(id).hidden = outlined;
+    find("outline-note").hidden = !outlined;
+  };
+  follow(["signal", "look"], fitting);
+  fitting();
 }
 
 // A picture that is seen in several grids: all of them together, or one kind alone.

@@ -170,7 +170,8 @@ function paint(stage) {
     return [left, top, right - left, bottom - top];
   };
   if (tokens.length > 0) greyUnseen(stage, context, place);
-  if (shown.values !== null) {
+  if (shown.values !== null && choice.look === "outline") drawOutlines(context, tokens, place);
+  else if (shown.values !== null) {
     for (const token of tokens) {
       const bright = brightness(valueOf(token, shown.values));
       context.fillStyle = colour(bright);
@@ -180,6 +181,7 @@ function paint(stage) {
     }
     context.globalAlpha = 1;
   }
+  drawBox(context, canvas, picture, stage.image);
   if (pointed !== null && pointed.image === stage.image) {
     const [x, y, width, height] = place(pointed);
     context.lineWidth = 2 * scale;

@@ -26,7 +26,8 @@ async function start() {
   listenToKeys();
   layPictures();
 
-  follow(["signal", "layer", "target", "reach", "steps", "opacity", "view"], showMap);
+  follow(["target"], showVerdict);
+  follow(["signal", "layer", "target", "reach", "steps", "opacity", "look", "view"], showMap);
   follow(["signal", "target", "reach", "steps", "view"], showStrip);
   follow(["target"], showAttention);
   follow(["target", "figure", "destination"], showSaliency);
@@ -45,6 +46,7 @@ async function start() {
     showConvergence();
     showArcs();
   };
+  showVerdict();
   charts();
   showTable();
   await Promise.all([showMap(), showStrip()]);

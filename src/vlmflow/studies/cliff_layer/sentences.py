@@ -33,6 +33,17 @@ def interval(cliff: Cliff) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def cliff_words(cliff: Cliff) -> str:
+    """Return ``"the cliff layer is 6 (95 % interval 5 to 7)"``, or that there is none."""
+    if cliff.layer is not None:
+        ends = interval(cliff).replace("none", "beyond the last layer")
+        ends += " alone" if cliff.low == cliff.high else ""
+        return f"the cliff layer is {cliff.layer} (95 % interval {ends})"
+    if cliff.low is None:
+        return "there is no cliff layer"
+    return f"no cliff layer is shown, though it may be as early as {cliff.low} (95 % interval)"
+
+
 def error_words(prediction: Prediction) -> str:
     """Return ``"1.20 (0.95 to 1.43)"``, in layers."""
     return f"{prediction.error:.2f} ({prediction.error_low:.2f} to {prediction.error_high:.2f})"
