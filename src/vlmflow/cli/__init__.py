@@ -1,4 +1,4 @@
-"""The command line: ``vlmflow explain``, ``generate``, ``cliff``, ``study``, ``demo`` and lists.
+"""The command line: ``vlmflow explain``, ``generate``, ``cliff``, ``study``, ``demo``, lists.
 
 Everything that can be checked cheaply is checked before the model is loaded, and torch is imported
 only once it is needed.
@@ -6,7 +6,7 @@ only once it is needed.
 
 from __future__ import annotations
 
-from vlmflow.cli import cliff, explain, generate, lists, study
+from vlmflow.cli import cliff, explain, generate, lists, sample, study
 from vlmflow.cli.app import app, main
 
-__all__ = ["app", "cliff", "explain", "generate", "lists", "main", "study"]
+__all__ = ["app", "cliff", "explain", "generate", "lists", "main", "sample", "study"]

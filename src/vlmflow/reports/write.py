@@ -98,11 +98,12 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
     from vlmflow.reports.figures.all_figures import save_figures
     from vlmflow.reports.figures.figure_files import figure_files
     from vlmflow.result.information_flow import InformationFlow
-    from vlmflow.studies.cliff_layer.study import CliffStudy
-    from vlmflow.studies.truncations.results import StudyResult
 
     if isinstance(result, InformationFlow):
         return save_figures(result, directory)
+    from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.truncations.results import StudyResult
+
     if isinstance(result, CliffStudy):
         from vlmflow.reports.cliff.figure import cliff_figure
 

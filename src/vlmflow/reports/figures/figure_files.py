@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,6 +13,8 @@ FORMATS: tuple[str, ...] = ("png", "pdf")
 """300 dpi, and text and lines as vectors with their fonts inside."""
 
 _DPI = 300
+_LEVEL = 2
+"""Of PNG's compression: a third of the time of the usual 6, for files a tenth larger."""
 
 
 def figure_files(
@@ -27,12 +29,10 @@ def figure_files(
         for name, figure in figures.items():
             for format_name in formats:
                 buffer = io.BytesIO()
-                figure.savefig(
-                    buffer,
-                    format=format_name,
-                    dpi=_DPI,
-                    # Without a date the same result gives the same file.
-                    metadata={"CreationDate": None} if format_name == "pdf" else None,
-                )
+                # Without a date the same result gives the same file.
+                options: dict[str, Any] = {"metadata": {"CreationDate": None}}
+                if format_name == "png":
+                    options = {"pil_kwargs": {"compress_level": _LEVEL}}
+                figure.savefig(buffer, format=format_name, dpi=_DPI, **options)
                 contents[f"{name}.{format_name}"] = buffer.getvalue()
     return contents
