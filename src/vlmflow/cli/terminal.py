@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import typer
 
-from vlmflow.errors import InputError, TooFewSamples, VlmflowError
+from vlmflow.errors import InputError, Note, VlmflowError
 
 
 def check_text(what: str, text: str) -> None:
@@ -97,7 +97,7 @@ def notes() -> Iterator[None]:
         typer.echo(f"note: {printable(str(message))}", err=True)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", TooFewSamples)
+        warnings.simplefilter("always", Note)
         warnings.showwarning = show
         yield
 

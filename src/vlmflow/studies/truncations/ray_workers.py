@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import InputError, VlmflowError
+from vlmflow.studies.store import writing
 from vlmflow.studies.truncations.answering import answer_sample
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import time_prefills
 from vlmflow.studies.truncations.run import About, Piece, Progress, collect, load_model
-from vlmflow.studies.truncations.store import StoredResult, writing
+from vlmflow.studies.truncations.store import STUDY, StoredResult
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.registry import find_task
 
@@ -101,7 +102,7 @@ def run_on_ray(
         def timing(measured: set[str]) -> Iterator[tuple[str, float]]:
             yield from pool.ask("time", about.identity, measured)
 
-        with writing(directory) as store:
+        with writing(directory, STUDY) as store:
             answering = pool.answering(length)
             collect(plan, data, about, store, answering, timing, progress)
     finally:
