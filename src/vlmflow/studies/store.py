@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
@@ -67,6 +67,8 @@ class Store:
 
     def add(self, *rows: Any) -> None:
         """Commit rows of any tables: all of them or none."""
+        if not rows:
+            return
         with self._in_words(), self._base:
             for row in rows:
                 self._insert(self._table(type(row)), astuple(row))
@@ -74,6 +76,11 @@ class Store:
     def get(self, kind: type[_Row], ids: Iterable[str]) -> dict[str, _Row]:
         """Return rows by their ids; those that are not there are left out."""
         return {row[0]: kind(*row) for row in self._select(self._table(kind), list(ids))}
+
+    def changed(self, rows: Sequence[Any]) -> list[Any]:
+        """Return those of some rows of one table that are not there, or are others there."""
+        stored = self.get(type(rows[0]), [row.id for row in rows])
+        return [row for row in rows if stored.get(row.id) != row]
 
     def get_all(self, kind: type[_Row], ids: Iterable[str]) -> dict[str, _Row]:
         """Return rows by their ids, each of which has to be there."""

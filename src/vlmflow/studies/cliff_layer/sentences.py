@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlmflow.escape_invisible import shown
 from vlmflow.removal.cliff import Cliff
+from vlmflow.tasks.base import SPLITS
 
 if TYPE_CHECKING:
+    from vlmflow.studies.cliff_layer.measurements import Failure
     from vlmflow.studies.cliff_layer.prediction import Prediction
 
 NAME_SHOWN = 120
@@ -31,6 +34,13 @@ def interval(cliff: Cliff) -> str:
     """Return ``"5 to 7"``, ``"6"``, ``"11 to none"`` or ``"none"``."""
     low, high = ("none" if end is None else str(end) for end in (cliff.low, cliff.high))
     return low if low == high else f"{low} to {high}"
+
+
+def failed_words(failures: Sequence[Failure]) -> str:
+    """Return ``"2 samples failed (1 of calibration, 1 of test)"``."""
+    counts = {split: sum(failure.split == split for failure in failures) for split in SPLITS}
+    parts = ", ".join(f"{count} of {split}" for split, count in counts.items() if count)
+    return f"{len(failures)} sample{'' if len(failures) == 1 else 's'} failed ({parts})"
 
 
 def error_words(prediction: Prediction) -> str:

@@ -164,15 +164,15 @@ def collect(
                 stored = stored_sample(task.name, split, sample)
                 table[split].append(stored.id)
                 ids = ids_of(stored.id)
-                stored_results = store.get(StoredResult, ids)
+                results = store.get(StoredResult, ids)
+                answered = {name for name, result in results.items() if result.failure is None}
                 missing = [
-                    WorkItem(arm, result)
-                    for arm, result in zip(arms, ids, strict=True)
-                    if result not in stored_results
+                    WorkItem(arm, name)
+                    for arm, name in zip(arms, ids, strict=True)
+                    if name not in answered  # what failed is tried again
                 ]
                 piece = Piece(sample, stored, tuple(missing))
-                if store.get(StoredSample, [stored.id]).get(stored.id) != stored:
-                    store.add(stored)  # its row was lost, or its group is another one now
+                store.add(*store.changed([stored]))
                 if missing:
                     yield piece
                 else:
@@ -185,6 +185,9 @@ def collect(
     for piece, results in answering(pieces()):
         store.add(*results)
         note(piece)
+    for split in SPLITS:
+        if not table[split]:
+            raise InputError(f"the {split} split of {task.name} has no samples")
     if all(answer is None for answer in own_answers):
         (first,) = store.get_all(StoredResult, ids_of(table["test"][0])[:1]).values()
         raise InputError(f"no sample of {task.name} could be answered; the first: {first.failure}")
