@@ -101,7 +101,7 @@ def study(
             began = time.monotonic()
 
             def show_progress(now: Progress) -> None:
-                rate = now.done / max(time.monotonic() - began, 1e-3)
+                rate = now.new / max(time.monotonic() - began, 1e-3)
                 line = f"{plan.task}: {now.done} of {now.total} samples, {rate:.1f}/s"
                 if now.score is not None:
                     line += f", untouched {100 * now.score:.1f} %"

@@ -34,6 +34,7 @@ class Progress:
 
     done: int  # Samples so far
     total: int  # Samples in all
+    new: int  # Of those done: answered by this run, not found in its store
     # Mean score of the untouched model so far; None where samples cannot be scored one by one
     score: float | None
 
@@ -140,13 +141,14 @@ def collect(
     length = plan.max_new_tokens or task.max_new_tokens
     table: dict[str, list[str]] = {split: [] for split in SPLITS}
     own_answers: list[str | None] = []  # of the untouched model
-    total, right = plan.calibration + plan.samples, 0.0
+    total, right, new = plan.calibration + plan.samples, 0.0, 0
 
     def ids_of(sample: str) -> list[str]:
         return [result_id(about.identity, sample, arm, length) for arm in arms]
 
     def note(piece: Piece) -> None:
-        nonlocal right
+        nonlocal right, new
+        new += bool(piece.items)
         (own,) = store.get_all(StoredResult, ids_of(piece.stored.id)[:1]).values()
         own_answers.append(own.answer)
         score = None
@@ -155,7 +157,7 @@ def collect(
             answered = sum(answer is not None for answer in own_answers)
             score = right / answered if answered else None
         if progress is not None:
-            progress(Progress(len(own_answers), total, score))
+            progress(Progress(len(own_answers), total, new, score))
 
     def pieces() -> Iterator[Piece]:
         for split in SPLITS:
