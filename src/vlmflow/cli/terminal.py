@@ -16,7 +16,7 @@ from vlmflow.errors import InputError, Note, VlmflowError
 CONTINUES = "interrupted; the same command continues from here"
 """What Ctrl-C says of work that is stored as it comes."""
 
-FIRST_LINE, LINES_APART = 5.0, 30.0
+FIRST_LINE, LINES_APART = 10.0, 30.0
 """Where nobody watches a bar: seconds of counted work until the first line, and between lines."""
 
 
