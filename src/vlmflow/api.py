@@ -31,7 +31,7 @@ from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import StudyResult, read_study
 from vlmflow.studies.truncations.run import Progress, run_study
 from vlmflow.tasks.base import Task
-from vlmflow.tasks.registry import as_task
+from vlmflow.tasks.registry import address_of, as_task
 from vlmflow.truncation.presets import PRESETS
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.truncation import Truncation
@@ -271,10 +271,7 @@ def cliff_study(
     """
     settings = CliffSettings(samples, calibration, tolerance, changed, batch, draws, seed)
     directory = None if out is None else Path(out)
-    name = task if isinstance(task, str) else None
-    study = run_cliff_study(
-        vlm, as_task(task), settings, directory, task_name=name, progress=progress
-    )
+    study = run_cliff_study(vlm, as_task(task), settings, directory, progress=progress)
     if directory is not None:
         write_directory(study, directory)
     return study
@@ -330,7 +327,7 @@ def study(
     """
     data = as_task(task)
     plan = Plan(
-        task=data.name,
+        task=address_of(data),
         model=vlm.name,
         truncations=tuple(
             {"preset": setting} if isinstance(setting, str) and setting in PRESETS else setting

@@ -193,7 +193,7 @@ class Cliff:
         settings = CliffSettings(samples=4, calibration=4, batch=2, draws=20)
         task = FolderTask(questions)
         task.max_new_tokens = 4
-        run_cliff_study(vlm, task, settings, directory, task_name=str(questions))
+        run_cliff_study(vlm, task, settings, directory)
 
     def table(self, directory):
         study = read_cliff_study(directory)

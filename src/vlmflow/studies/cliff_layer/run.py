@@ -23,7 +23,7 @@ from vlmflow.studies.cliff_layer.study import CliffStudy, cliff_study_of
 from vlmflow.studies.samples import StoredSample, model_identity, stored_sample, task_sample
 from vlmflow.studies.store import Store, writing
 from vlmflow.tasks.base import SPLITS, Task, TaskSample
-from vlmflow.tasks.registry import find_task
+from vlmflow.tasks.registry import address_of, find_task
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
@@ -38,13 +38,11 @@ def run_cliff_study(
     settings: CliffSettings,
     directory: Path | None = None,
     *,
-    task_name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CliffStudy:
     """Run a cliff study, or what its directory lacks of it; see :func:`vlmflow.cliff_study`.
 
-    Without a directory nothing is stored. ``task_name`` is what finds the task again where that is
-    not its name. ``progress`` is called after every batch.
+    Without a directory nothing is stored. ``progress`` is called after every batch.
 
     Raises
     ------
@@ -75,7 +73,7 @@ def run_cliff_study(
             store.write(
                 "study",
                 {
-                    "task": task_name or task.name,
+                    "task": address_of(task),
                     "model": vlm.config_summary(),
                     "settings": asdict(settings),
                     "table": {
