@@ -142,6 +142,35 @@ def test_pages_that_were_overwritten_cost_their_rows_alone(tmp_path, seed):
     assert (tmp_path / "thing.damaged.sqlite").read_bytes()[page * size :][:size] == junk
 
 
+@pytest.mark.filterwarnings("ignore:.*rows were saved")
+@pytest.mark.parametrize("seed", range(60))
+def test_damage_is_never_read_as_if_it_were_none(tmp_path, seed):
+    """Anywhere in the file, from a byte to some pages: the rows, or one sentence."""
+    draw = random.Random(seed)
+    rows = ROWS[:60]
+    path = fill(tmp_path, rows)
+    whole = path.read_bytes()
+    length = draw.choice([1, 20, 500, 6000])
+    place = draw.randrange(len(whole) - length)
+    junk = draw.choice([bytes(length), draw.randbytes(length)])
+    path.write_bytes(whole[:place] + junk + whole[place + length :])
+    told = None
+    try:
+        with closing(Store(tmp_path, KIND)) as store:
+            store.record()
+            assert store.get_all(Row, [row.id for row in rows]) == {row.id: row for row in rows}
+    except InputError as error:
+        told = str(error)
+    try:
+        fill(tmp_path, rows)
+    except InputError as error:
+        told = str(error)
+    else:
+        with closing(Store(tmp_path, KIND)) as store:
+            assert store.get_all(Row, [row.id for row in rows]) == {row.id: row for row in rows}
+    assert told is None or "\n" not in told
+
+
 @pytest.mark.parametrize("content", [b"no database " * 500, b"SQLite format 3\0" + bytes(5000)])
 def test_where_nothing_can_be_read_nothing_is_changed(tmp_path, content):
     path = tmp_path / KIND.file

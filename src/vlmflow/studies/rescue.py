@@ -10,8 +10,9 @@ from typing import Any
 
 from vlmflow.studies.store_kind import StoreKind, checksum, connect
 
-_SMALLEST_ROW = 64
-"""Bytes: more rows than this allows cannot be in a file."""
+_BYTES_PER_ROW = 8
+"""A file has had at most so many rows: theirs are more than ten times as long, but rows that are
+replaced leave their numbers unused."""
 
 
 def damage(base: sqlite3.Connection) -> str | None:
@@ -22,6 +23,8 @@ def damage(base: sqlite3.Connection) -> str | None:
         raise
     except sqlite3.DatabaseError as error:
         return str(error)
+    except UnicodeDecodeError:  # of a message that quotes what is damaged
+        return "its list of tables is not text"
     return None if verdict == "ok" else " ".join(verdict.replace("***", "").split())
 
 
@@ -36,7 +39,7 @@ def readable_rows(path: Path, kind: StoreKind) -> dict[str, list[tuple[Any, ...]
             rows[table] = []
             # One by one: a page that is lost must not take the rows of others with it.
             for number in range(1, _last_row(base, table, path) + 1):
-                with suppress(sqlite3.DatabaseError):
+                with suppress(sqlite3.DatabaseError, UnicodeDecodeError):
                     row = base.execute(
                         f"SELECT {names} FROM {table} WHERE rowid = ?", (number,)
                     ).fetchone()
@@ -62,7 +65,7 @@ def rescue(path: Path, kind: StoreKind) -> tuple[int, Path]:
             make_tables(base, kind)
             for table, found in rows.items():
                 marks = ", ".join("?" * len(kind.columns()[table]))
-                base.executemany(f"INSERT INTO {table} VALUES ({marks})", found)
+                base.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", found)
         shutil.copy2(path, kept)
         # A journal belongs to the pages of the old file.
         path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
@@ -84,12 +87,14 @@ def make_tables(base: sqlite3.Connection, kind: StoreKind) -> None:
 
 
 def _last_row(base: sqlite3.Connection, table: str, path: Path) -> int:
+    most = path.stat().st_size // _BYTES_PER_ROW
     try:
-        return int(base.execute(f"SELECT max(rowid) FROM {table}").fetchone()[0] or 0)
-    except sqlite3.OperationalError:  # no such table
+        last = int(base.execute(f"SELECT max(rowid) FROM {table}").fetchone()[0] or 0)
+    except (sqlite3.OperationalError, UnicodeDecodeError):  # no such table any more
         return 0
     except sqlite3.DatabaseError:
-        return path.stat().st_size // _SMALLEST_ROW
+        return most
+    return min(last, most)  # the number may be what is damaged
 
 
 def _free_name(path: Path) -> Path:

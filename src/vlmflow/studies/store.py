@@ -208,6 +208,8 @@ class Store:
             if type(error) is not sqlite3.DatabaseError:
                 raise
             raise self.damaged(str(error)) from error
+        except UnicodeDecodeError as error:  # of a message that quotes what is damaged
+            raise self.damaged("its list of tables is not text") from error
 
     def _unusable(self, reason: str) -> InputError:
         return InputError(
