@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import vlmflow
 from tests.support.families import FAMILIES
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, Truncation
@@ -30,6 +31,7 @@ from vlmflow.studies.truncations.plan import Plan, read_plan
 from vlmflow.studies.truncations.results import read_study
 from vlmflow.studies.truncations.run import run_study
 from vlmflow.studies.truncations.store import STUDY, StoredResult
+from vlmflow.tasks.folder import FolderTask
 from vlmflow.truncation.amounts import amount
 from vlmflow.truncation.rankings.random import Random
 
@@ -353,6 +355,59 @@ def test_failed_samples_are_told_and_left_out(vlm, questions, tmp_path):
     reasons = frame[frame["arm"] == "layer 2, keep 40 by last_attention"]["failure"]
     assert reasons.str.contains("keep").sum() == 7
     assert frame[frame["failure"].notna()]["score"].isna().all()
+
+
+def test_what_failed_is_tried_again_and_nothing_else(vlm, questions, tmp_path, monkeypatch):
+    from vlmflow.studies.truncations import run
+
+    answer = run.answer_sample
+
+    def failing(model, sample, items, length):
+        results = answer(model, sample, items, length)
+        return [replace(r, answer=None, failure="no memory") for r in results] \
+            if sample.key == "6" else results  # fmt: skip
+
+    monkeypatch.setattr(run, "answer_sample", failing)
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)
+    assert [failure.reason for failure in read_study(tmp_path / "out").failures] == ["no memory"]
+    monkeypatch.setattr(run, "answer_sample", answer)
+    steps = []
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm, progress=steps.append)
+    assert (steps[-1].done, steps[-1].new) == (8, 1)
+    run_study(plan_of(questions, timed=0), tmp_path / "whole", vlm=vlm)
+    pd.testing.assert_frame_equal(table_of(tmp_path / "out"), table_of(tmp_path / "whole"))
+
+
+def test_another_group_of_a_sample_is_taken_over(vlm, questions, tmp_path):
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    questions.write_text("\n".join(json.dumps({**line, "group": "noise"}) for line in lines))
+    steps = []
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm, progress=steps.append)
+    assert steps[-1].new == 0
+    assert set(table_of(tmp_path / "out")["group"]) == {"noise"}
+
+
+def test_a_study_of_a_file_as_an_object_is_found_again(vlm, questions, tmp_path):
+    vlmflow.study(
+        vlm, FolderTask(questions), ["layer=1,keep=0"], out=tmp_path / "out", samples=1,
+        calibration=1, timed=0, max_new_tokens=2,
+    )  # fmt: skip
+    assert read_study(tmp_path / "out").task.path == questions
+
+
+def test_a_split_without_samples_is_told(vlm, questions, tmp_path):
+    class Halved(FolderTask):
+        def samples(self, split, count=None):
+            return iter(()) if split == "test" else super().samples(split, count)
+
+    task, plan = Halved(questions), plan_of(questions, timed=0)
+    for run_it in (
+        lambda: run_study(plan, tmp_path / "study", vlm=vlm, task=task),
+        lambda: vlmflow.cliff_study(vlm, task, samples=2, calibration=2),
+    ):
+        with pytest.raises(InputError, match="the test split of noise has no samples"):
+            run_it()
 
 
 def test_a_model_that_gives_nan_is_told(questions, tmp_path):
