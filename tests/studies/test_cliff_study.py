@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from html import unescape
 
@@ -383,10 +385,22 @@ def test_an_interrupted_command_goes_on_and_reports(with_failures, tmp_path, mon
     again = command("report", tmp_path / "out", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     assert again.stdout.split("written to")[0] == result.stdout.split("\nwritten to")[0] + "\n"
+    expected_json = (tmp_path / "whole" / "cliff.json").read_bytes()
     for name in ("cliff.json", "layers.csv", "samples.csv", "cliff.html"):
         expected = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "out" / name).read_bytes() == expected
         assert (tmp_path / "again" / name).read_bytes() == expected
+    with closing(sqlite3.connect(tmp_path / "out" / "cliff.sqlite")) as base:
+        base.execute("DROP TABLE sample")
+    damaged = command("report", tmp_path / "out")
+    assert damaged.exit_code == 2
+    (line,) = damaged.stderr.splitlines()
+    assert "is damaged (table 'sample' is missing)" in line
+    mended = command(*arguments, tmp_path / "out")
+    assert mended.exit_code == 0, mended.output
+    (note,) = (line for line in mended.stderr.splitlines() if line.startswith("note: "))
+    assert "was damaged (table 'sample' is missing)" in note
+    assert (tmp_path / "out" / "cliff.json").read_bytes() == expected_json
 
 
 @pytest.mark.parametrize(
