@@ -168,3 +168,15 @@ def test_what_a_killed_process_left_is_removed_by_the_next_run(tmp_path, exists)
     assert alive.returncode == 0
     assert sorted(path.name for path in out.iterdir()) == ["half", "whole"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_that_cannot_be_written_is_told_by_where_it_was_to_be(tmp_path):
+    def write():
+        with staged(tmp_path / "out") as staging:
+            (staging / "page").mkdir()
+            write_files(staging, {"page": b""})
+
+    with pytest.raises(InputError) as error:
+        write()
+    assert str(tmp_path / "out" / "page") in str(error.value)
+    assert ".vlmflow-" not in str(error.value)

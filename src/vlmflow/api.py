@@ -23,13 +23,14 @@ from vlmflow.lvlm.prompt import Prompt
 from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
 from vlmflow.reports.directory import write_directory
 from vlmflow.result.information_flow import InformationFlow
+from vlmflow.studies.cliff_layer.run import run_cliff_study
 from vlmflow.studies.cliff_layer.settings import CHANGED, TOLERANCE, CliffSettings
-from vlmflow.studies.cliff_layer.study import CliffStudy, measure_cliff
+from vlmflow.studies.cliff_layer.study import CliffStudy
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import StudyResult, read_study
 from vlmflow.studies.truncations.run import Progress, run_study
 from vlmflow.tasks.base import Task
-from vlmflow.tasks.registry import as_task
+from vlmflow.tasks.registry import address_of, as_task
 from vlmflow.truncation.presets import PRESETS
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.truncation import Truncation
@@ -242,6 +243,9 @@ def cliff_study(
 ) -> CliffStudy:
     """Measure from which layer on a task's image tokens can all be removed.
 
+    A study that was interrupted continues when it is called again with the same ``out``. A sample
+    that fails (a broken picture, too little memory) is left out, with its reason in ``failures``.
+
     Parameters
     ----------
     vlm : LVLM
@@ -249,14 +253,16 @@ def cliff_study(
     task : str or Task
         What ``vlmflow tasks`` lists, a ``.jsonl`` or ``.csv`` file, or an object of your own.
     out : path, optional
-        Directory for the page, the figure and the tables; None: nothing is written.
+        Directory for every measurement as it comes, the page, the figure and the tables; None:
+        nothing is written.
     samples, calibration : int
         Samples of the test split, and of the calibration split, on which thresholds of the cheap
         signals are chosen.
     tolerance, changed : float
         Mean KL in nats, and share of changed answers, that removal may cost.
     batch : int
-        Samples at once.
+        Samples at once. Numbers depend on it in their last digits, so that with another one
+        everything is measured again.
     draws, seed : int
         Of the bootstraps.
     progress : callable, optional
@@ -265,12 +271,14 @@ def cliff_study(
     Raises
     ------
     InputError
-        For impossible settings, or if the model gives no answer to any sample.
+        For impossible settings, if the model gives no answer to any sample, or if another process
+        writes to ``out``.
     """
     settings = CliffSettings(samples, calibration, tolerance, changed, batch, draws, seed)
-    study = measure_cliff(vlm, as_task(task), settings, progress=progress)
-    if out is not None:
-        write_directory(study, out)
+    directory = None if out is None else Path(out)
+    study = run_cliff_study(vlm, as_task(task), settings, directory, progress=progress)
+    if directory is not None:
+        write_directory(study, directory)
     return study
 
 
@@ -324,7 +332,7 @@ def study(
     """
     data = as_task(task)
     plan = Plan(
-        task=data.name,
+        task=address_of(data),
         model=vlm.name,
         truncations=tuple(
             {"preset": setting} if isinstance(setting, str) and setting in PRESETS else setting

@@ -19,5 +19,13 @@ class ModelError(VlmflowError):
     """A model that is unknown or unsupported, or a directory without one."""
 
 
-class TooFewSamples(UserWarning):
+class Note(UserWarning):
+    """What a user has to know while the work goes on; the command line prints it."""
+
+
+class TooFewSamples(Note):
     """A study whose samples cannot show what it asks, whatever they turn out to be."""
+
+
+class DamagedStore(Note):
+    """A study's file was damaged; what could be read of it was saved."""

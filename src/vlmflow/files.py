@@ -71,7 +71,13 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
             staging = home / name
         except (OSError, ValueError) as error:
             raise _unwritable(out, error) from error
-        yield staging
+        try:
+            yield staging
+        except InputError as error:
+            if str(staging) not in str(error):
+                raise
+            # Whoever wrote there knows the directory by a name that is gone.
+            raise InputError(str(error).replace(str(staging), str(out))) from error
         try:
             with _uninterrupted():
                 _move(staging, out)

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import vlmflow
 from tests.support.tiny import tiny_llava
 from vlmflow import cli
+from vlmflow.cli import terminal
 from vlmflow.errors import InputError, ModelError
 from vlmflow.result.information_flow import InformationFlow
 
@@ -342,6 +343,22 @@ def test_progress_is_shown_on_a_terminal(model, picture, out):
     assert b"Loading" in shown
     assert b"Measuring" in shown
     assert stdout.count(b"\n") == 1
+
+
+def test_a_log_gets_a_line_of_progress_now_and_then(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    with terminal.progress() as show:
+        show("Loading")
+        for second in range(200):
+            clock[0] = 105 + second
+            show(f"{second} of 200\x1b", second, 200)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{second} of 200\\x1b" for second in range(10, 200, 30)]
+    with terminal.progress() as show:  # what takes long is told though nothing is counted
+        clock[0] += 31
+        show("Writing")
+    assert capsys.readouterr().err == "Writing\n"
 
 
 def test_a_terminal_that_cannot_show_a_letter_gets_its_escape(model, picture, out):

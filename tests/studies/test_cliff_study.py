@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from html import unescape
 
@@ -16,15 +18,18 @@ import vlmflow
 from tests.support.browser import OpenPage, running_browser
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, cli, cliff_study
+from vlmflow.cli import terminal
 from vlmflow.errors import InputError
 from vlmflow.removal.curve import RemovalCurve, removal_curve
 from vlmflow.reports.cliff.page import cliff_page, headline
 from vlmflow.statistics.bootstrap import mean_interval
 from vlmflow.statistics.rank_correlation import spearman
-from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement, measure_samples
+from vlmflow.studies.cliff_layer import measurements
+from vlmflow.studies.cliff_layer import run as running
+from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement
 from vlmflow.studies.cliff_layer.prediction import predicted_cliff, predictions, true_cliffs
+from vlmflow.studies.cliff_layer.run import run_cliff_study
 from vlmflow.studies.cliff_layer.settings import CliffSettings
-from vlmflow.studies.cliff_layer.study import measure_cliff
 from vlmflow.tasks.base import TaskSample
 from vlmflow.tasks.folder import FolderTask
 from vlmflow.truncation.amounts import Count
@@ -91,11 +96,11 @@ def test_what_is_measured_is_what_single_calls_measure(vlm, study):
 
 def test_progress_counts_samples(vlm, questions):
     done = []
-    measurements = list(
-        measure_samples(vlm, FolderTask(questions), "test", 5, batch=2, progress=done.append)
-    )
-    assert len(measurements) == 5
-    assert done == [2, 4, 5]
+    cliff_study(
+        vlm, FolderTask(questions), samples=5, calibration=3, batch=2, draws=10,
+        progress=lambda *now: done.append(now),
+    )  # fmt: skip
+    assert done == [(2, 8), (3, 8), (5, 8), (7, 8), (8, 8)]
 
 
 def test_the_tables_hold_every_layer_and_sample(study):
@@ -200,7 +205,7 @@ def test_bootstrap_intervals_cover_the_mean():
 
 
 def test_no_answer_at_all_is_said(vlm):
-    silent = [SampleMeasurement(TaskSample("1", (), "?", ("yes",)), "", 0.0, None, {})]
+    silent = [SampleMeasurement(TaskSample("1", (), "?", ("yes",)), "", 0.0)]
     with pytest.raises(InputError, match="no answer to any sample"):
         predictions(silent, silent, 0.1)
 
@@ -254,9 +259,148 @@ def test_the_command_writes_everything(questions, tmp_path):
     assert "removed from   answers changed" in result.stdout
     assert "layer 3" in result.stdout
     assert "saliency flow" in result.stdout
-    names = ["cliff.html", "cliff.json", "cliff.pdf", "cliff.png", "layers.csv", "samples.csv"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    names = {"cliff.html", "cliff.json", "cliff.pdf", "cliff.png", "layers.csv", "samples.csv"}
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {*names, "cliff.sqlite", "cliff.lock"}
     assert json.loads((tmp_path / "out" / "cliff.json").read_text())["samples"] == 4
+
+
+@pytest.fixture
+def with_failures(questions, tmp_path):
+    """The questions, with a calibration and a test picture that cannot be opened."""
+    for path in questions.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for number in (2, 7):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture " + HOSTILE.encode())
+    lines = [json.loads(line) for line in (tmp_path / questions.name).read_text().splitlines()]
+    lines[7]["key"] = "seven " + HOSTILE
+    (tmp_path / questions.name).write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path / questions.name
+
+
+def test_a_sample_that_fails_is_named_counted_and_left_out(vlm, with_failures, tmp_path):
+    task = FolderTask(with_failures)
+    task.max_new_tokens = 4
+    study = cliff_study(vlm, task, samples=6, calibration=6, batch=4, draws=50)
+    named = [(failure.split, failure.key) for failure in study.failures]
+    assert named == [("calibration", "3"), ("test", "seven " + HOSTILE)]
+    assert "2.png" in study.failures[0].reason
+    assert "7.png" in study.failures[1].reason
+    assert len(study.measurements) == 6
+    assert len(study.curves) == 5
+    # Those it was to be measured with are measured as they are without it.
+    kept = [item for item in study.measurements if item.failure is None]
+    for item in kept:
+        curve = removal_curve(vlm, item.sample.pictures, item.sample.question, max_new_tokens=4)
+        np.testing.assert_allclose(item.curve.kl, curve.kl, rtol=1e-3, atol=1e-5)
+    assert study.score == np.mean([item.score for item in kept])
+    samples = study.sample_frame()
+    assert samples["failure"].notna().tolist() == [False, True, False, False, False, False]
+    assert samples["cliff"].isna().tolist() == samples["failure"].notna().tolist()
+    assert samples["answer"].isna().tolist() == samples["failure"].notna().tolist()
+    plain = json.loads(json.dumps(study.to_json(), allow_nan=False))
+    assert [failure["key"] for failure in plain["failures"]] == ["3", "seven " + HOSTILE]
+    assert (plain["samples"], plain["without_answer"]) == (6, 0)
+    assert "2 samples failed and are left out" in study._repr_html_()
+    path = tmp_path / "cliff.html"
+    path.write_text(cliff_page(study), "utf-8")
+    with running_browser() as browser:
+        opened = OpenPage(browser, path)
+        page = opened.page
+        assert page.evaluate("window.ranPayload") == 0
+        assert "2 samples failed (1 of calibration, 1 of test)" in page.inner_text("main")
+        rows = page.locator("[aria-label='Failures by sample'] tbody tr")
+        assert rows.count() == 2
+        assert "2.png" in rows.nth(0).inner_text()
+        assert "seven" in rows.nth(1).inner_text()
+        assert opened.complaints == []
+
+
+def test_where_every_sample_fails_the_first_is_named(vlm, questions, tmp_path):
+    for path in questions.parent.iterdir():
+        content = path.read_bytes() if path.suffix == ".jsonl" else b"no picture"
+        (tmp_path / path.name).write_bytes(content)
+    task = FolderTask(tmp_path / questions.name)
+    with pytest.raises(InputError, match=r"no calibration sample of noise .* first, 1: .*0\.png"):
+        cliff_study(vlm, task, samples=2, calibration=2)
+
+
+def test_a_batch_that_fails_is_measured_one_by_one(vlm, questions, monkeypatch):
+    """As where memory is enough for one sample and not for all."""
+    curves = measurements.removal_curves
+
+    def small(model, prompts):
+        if len(prompts) > 1 or "star" in "".join(prompts[0].layout.tokens):
+            raise RuntimeError("out of memory")
+        return curves(model, prompts)
+
+    samples = list(FolderTask(questions).samples("test"))
+    expected = measurements.measure_samples(vlm, samples, 4)
+    monkeypatch.setattr(measurements, "removal_curves", small)
+    alone = measurements.measure_samples(vlm, samples, 4)
+    for item, other in zip(alone, expected, strict=True):
+        assert item.sample is other.sample
+        if "star" in item.sample.question:
+            assert item.failure == "RuntimeError: out of memory"
+        else:
+            assert item.answer == other.answer
+            np.testing.assert_allclose(item.curve.kl, other.curve.kl, rtol=1e-3, atol=1e-5)
+
+
+def test_an_interrupted_command_goes_on_and_reports(with_failures, tmp_path, monkeypatch):
+    for part in tiny_llava(7, layers=4):
+        part.save_pretrained(tmp_path / "model")
+    arguments = ["cliff", with_failures, "--model", tmp_path / "model", "--samples", 5]
+    arguments += ["--calibration", 3, "--batch", 2, "--device", "cpu", "--out"]
+    measure, measured = running.measure_samples, []
+
+    def interrupted(model, samples, length):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append([sample.key for sample in samples])
+        return measure(model, samples, length)
+
+    monkeypatch.setattr(running, "measure_samples", interrupted)
+
+    def command(*given):
+        return CliRunner().invoke(cli.app, [str(argument) for argument in given])
+
+    result = command(*arguments, tmp_path / "out")
+    assert result.exit_code == 130
+    assert "the same command continues from here" in result.stderr
+    refused = command("report", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "is not finished; run the same 'vlmflow cliff' again" in refused.stderr
+    measured.clear()
+    monkeypatch.setattr(
+        running, "measure_samples", lambda *given: measured.append(given) or measure(*given)
+    )
+    monkeypatch.setattr(terminal, "FIRST_LINE", 0)
+    result = command(*arguments, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert f"Measuring {with_failures}: 2 of 8 samples" in result.stderr
+    assert "2 samples failed (1 of calibration, 1 of test)" in result.stdout
+    assert len(measured) == 4  # of five batches; the first one is there
+    assert command(*arguments, tmp_path / "whole").exit_code == 0
+    again = command("report", tmp_path / "out", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert again.stdout.split("written to")[0] == result.stdout.split("\nwritten to")[0] + "\n"
+    expected_json = (tmp_path / "whole" / "cliff.json").read_bytes()
+    for name in ("cliff.json", "layers.csv", "samples.csv", "cliff.html"):
+        expected = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == expected
+        assert (tmp_path / "again" / name).read_bytes() == expected
+    with closing(sqlite3.connect(tmp_path / "out" / "cliff.sqlite")) as base:
+        base.execute("DROP TABLE sample")
+    damaged = command("report", tmp_path / "out")
+    assert damaged.exit_code == 2
+    (line,) = damaged.stderr.splitlines()
+    assert "is damaged (table 'sample' is missing)" in line
+    mended = command(*arguments, tmp_path / "out")
+    assert mended.exit_code == 0, mended.output
+    (note,) = (line for line in mended.stderr.splitlines() if line.startswith("note: "))
+    assert "was damaged (table 'sample' is missing)" in note
+    assert (tmp_path / "out" / "cliff.json").read_bytes() == expected_json
 
 
 @pytest.mark.parametrize(
@@ -309,7 +453,7 @@ def test_questions_about_one_picture_are_drawn_together(tmp_path):
         path = tmp_path / f"{copies}.jsonl"
         path.write_text("\n".join(json.dumps(line) for line in lines for _ in range(copies)))
         settings = CliffSettings(samples=10 * copies, calibration=5 * copies)
-        results.append(measure_cliff(vlm, FolderTask(path), settings))
+        results.append(run_cliff_study(vlm, FolderTask(path), settings))
     single, tripled = results
     assert len(tripled.curves) == 3 * len(single.curves)
     ends = ["kl low", "kl high", "saliency flow low", "saliency flow high"]

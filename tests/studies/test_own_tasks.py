@@ -73,7 +73,8 @@ def test_its_cliff_is_measured_and_written(vlm, tmp_path):
     assert study.settings["samples"] == 3
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
-        *("cliff.html", "cliff.json", "cliff.pdf", "cliff.png", "layers.csv", "samples.csv")
+        *("cliff.html", "cliff.json", "cliff.pdf", "cliff.png", "layers.csv", "samples.csv"),
+        *("cliff.sqlite", "cliff.lock"),
     }
 
 

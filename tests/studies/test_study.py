@@ -18,17 +18,20 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import vlmflow
 from tests.support.families import FAMILIES
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError
+from vlmflow.studies.samples import StoredSample, model_identity
+from vlmflow.studies.store import Store, writing
 from vlmflow.studies.truncations.arms import arms_of, mean_share
-from vlmflow.studies.truncations.cache_keys import model_identity
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.plan import Plan, read_plan
 from vlmflow.studies.truncations.results import read_study
 from vlmflow.studies.truncations.run import run_study
-from vlmflow.studies.truncations.store import FILE, Store, StoredResult, StoredSample, writing
+from vlmflow.studies.truncations.store import STUDY, StoredResult
+from vlmflow.tasks.folder import FolderTask
 from vlmflow.truncation.amounts import amount
 from vlmflow.truncation.rankings.random import Random
 
@@ -354,6 +357,59 @@ def test_failed_samples_are_told_and_left_out(vlm, questions, tmp_path):
     assert frame[frame["failure"].notna()]["score"].isna().all()
 
 
+def test_what_failed_is_tried_again_and_nothing_else(vlm, questions, tmp_path, monkeypatch):
+    from vlmflow.studies.truncations import run
+
+    answer = run.answer_sample
+
+    def failing(model, sample, items, length):
+        results = answer(model, sample, items, length)
+        return [replace(r, answer=None, failure="no memory") for r in results] \
+            if sample.key == "6" else results  # fmt: skip
+
+    monkeypatch.setattr(run, "answer_sample", failing)
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)
+    assert [failure.reason for failure in read_study(tmp_path / "out").failures] == ["no memory"]
+    monkeypatch.setattr(run, "answer_sample", answer)
+    steps = []
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm, progress=steps.append)
+    assert (steps[-1].done, steps[-1].new) == (8, 1)
+    run_study(plan_of(questions, timed=0), tmp_path / "whole", vlm=vlm)
+    pd.testing.assert_frame_equal(table_of(tmp_path / "out"), table_of(tmp_path / "whole"))
+
+
+def test_another_group_of_a_sample_is_taken_over(vlm, questions, tmp_path):
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    questions.write_text("\n".join(json.dumps({**line, "group": "noise"}) for line in lines))
+    steps = []
+    run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm, progress=steps.append)
+    assert steps[-1].new == 0
+    assert set(table_of(tmp_path / "out")["group"]) == {"noise"}
+
+
+def test_a_study_of_a_file_as_an_object_is_found_again(vlm, questions, tmp_path):
+    vlmflow.study(
+        vlm, FolderTask(questions), ["layer=1,keep=0"], out=tmp_path / "out", samples=1,
+        calibration=1, timed=0, max_new_tokens=2,
+    )  # fmt: skip
+    assert read_study(tmp_path / "out").task.path == questions
+
+
+def test_a_split_without_samples_is_told(vlm, questions, tmp_path):
+    class Halved(FolderTask):
+        def samples(self, split, count=None):
+            return iter(()) if split == "test" else super().samples(split, count)
+
+    task, plan = Halved(questions), plan_of(questions, timed=0)
+    for run_it in (
+        lambda: run_study(plan, tmp_path / "study", vlm=vlm, task=task),
+        lambda: vlmflow.cliff_study(vlm, task, samples=2, calibration=2),
+    ):
+        with pytest.raises(InputError, match="the test split of noise has no samples"):
+            run_it()
+
+
 def test_a_model_that_gives_nan_is_told(questions, tmp_path):
     import torch
 
@@ -365,7 +421,7 @@ def test_a_model_that_gives_nan_is_told(questions, tmp_path):
 
 
 def test_an_unfinished_study_has_no_report(tmp_path):
-    with writing(tmp_path) as store:
+    with writing(tmp_path, STUDY) as store:
         store.write("study", None)
     with pytest.raises(InputError, match="not finished"):
         read_study(tmp_path)
@@ -375,57 +431,62 @@ def test_an_unfinished_study_has_no_report(tmp_path):
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
     code = (
-        "import sys, time, pathlib; from vlmflow.studies.truncations.store import writing\n"
-        f"with writing(pathlib.Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(60)"
+        "import sys, time, pathlib; from vlmflow.studies.store import writing\n"
+        "from vlmflow.studies.truncations.store import STUDY\n"
+        f"with writing(pathlib.Path({str(tmp_path)!r}), STUDY):\n"
+        "    print('in', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(InputError, match="another process"), writing(tmp_path):
+        with pytest.raises(InputError, match="another process"), writing(tmp_path, STUDY):
             pass
         other.kill()
-    with writing(tmp_path) as store:
+    with writing(tmp_path, STUDY) as store:
         store.write("study", None)
 
 
 def test_a_directory_that_cannot_hold_a_study_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot hold a study"), writing(tmp_path / "file"):
+    with pytest.raises(InputError, match="cannot hold a study"), writing(tmp_path / "file", STUDY):
         pass
-    (tmp_path / FILE).write_text("no database, but long enough to look like one " * 100)
-    with pytest.raises(InputError, match="cannot hold a study"):
-        Store(tmp_path)
+    (tmp_path / STUDY.file).write_text("no database, but long enough to look like one " * 100)
+    with pytest.raises(InputError, match="nothing in it can be read; remove the file"):
+        Store(tmp_path, STUDY)
 
 
 def test_a_study_of_another_format_is_refused_and_left_alone(tmp_path):
-    base = sqlite3.connect(tmp_path / FILE)
+    base = sqlite3.connect(tmp_path / STUDY.file)
     base.execute("CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL)")  # format 0
     base.execute("INSERT INTO study VALUES ('study', 'null')")
     base.commit()
     base.close()
-    before = (tmp_path / FILE).read_bytes()
-    for refused in (lambda: Store(tmp_path), lambda: writing(tmp_path).__enter__()):
-        with pytest.raises(InputError, match=r"has format 0, but .* format 2; run it again in"):
+    before = (tmp_path / STUDY.file).read_bytes()
+    for refused in (lambda: Store(tmp_path, STUDY), lambda: writing(tmp_path, STUDY).__enter__()):
+        with pytest.raises(InputError, match=r"has format 0, but .* format 3; run it again in"):
             refused()
-    base = sqlite3.connect(tmp_path / FILE)
+    base = sqlite3.connect(tmp_path / STUDY.file)
     assert [name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type='table'")] \
         == ["study"]  # fmt: skip
     base.close()
-    assert len(before) == (tmp_path / FILE).stat().st_size
+    assert len(before) == (tmp_path / STUDY.file).stat().st_size
 
 
 def test_a_commit_is_there_after_a_kill(tmp_path):
     code = (
         "import os, pathlib, signal\n"
-        "from vlmflow.studies.truncations.store import StoredResult, StoredSample, writing\n"
-        f"with writing(pathlib.Path({str(tmp_path)!r})) as store:\n"
+        "from vlmflow.studies.samples import StoredSample\n"
+        "from vlmflow.studies.store import writing\n"
+        "from vlmflow.studies.truncations.store import STUDY, StoredResult\n"
+        f"with writing(pathlib.Path({str(tmp_path)!r}), STUDY) as store:\n"
         "    store.add(StoredSample('s', 'test', 'k', 'q', '[]', '[]', '', ''),"
-        " [StoredResult('r', 'red')])\n"
+        " StoredResult('r', 'red'))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
-    store = Store(tmp_path)
-    assert store.results(["r", "x"]) == {"r": StoredResult("r", "red")}
-    assert store.samples(["s"])["s"] == StoredSample("s", "test", "k", "q", "[]", "[]", "", "")
+    store = Store(tmp_path, STUDY)
+    assert store.get(StoredResult, ["r", "x"]) == {"r": StoredResult("r", "red")}
+    sample = StoredSample("s", "test", "k", "q", "[]", "[]", "", "")
+    assert store.get(StoredSample, ["s"])["s"] == sample
     store.close()
 
 
@@ -455,7 +516,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_table(vlm, questions, tmp
                 pass
             time.sleep(random.Random(stop).random() * 0.05)  # anywhere within the next sample
             process.kill()
-    base = sqlite3.connect(tmp_path / "killed" / FILE)
+    base = sqlite3.connect(tmp_path / "killed" / STUDY.file)
     (count,) = base.execute("SELECT count(*) FROM sample").fetchone()
     base.close()
     assert 5 <= count < 8

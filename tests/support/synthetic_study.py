@@ -7,10 +7,11 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vlmflow.studies.samples import StoredSample
 from vlmflow.studies.truncations.arms import Arm, mean_share
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import StudyResult
-from vlmflow.studies.truncations.store import StoredResult, StoredSample
+from vlmflow.studies.truncations.store import StoredResult
 from vlmflow.tasks.base import Task, TaskSample
 
 LAYERS = 12

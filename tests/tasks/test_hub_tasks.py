@@ -285,6 +285,7 @@ def test_a_picture_in_both_official_splits_is_for_the_test(tmp_path):
         return rows
 
     chosen = find_task(f"scienceqa@{hub_data.write('scienceqa', tmp_path, share)}")
+    assert find_task(chosen.address).sources == chosen.sources == (str(tmp_path),)
     assert len(list(chosen.samples("test"))) == hub_data.PICTURES
     keys = {sample.key for sample in chosen.samples("calibration")}
     assert keys == {f"validation-{number}" for number in range(3, hub_data.PICTURES)}

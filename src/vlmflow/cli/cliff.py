@@ -10,8 +10,10 @@ import typer
 from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
 from vlmflow.cli.terminal import (
+    CONTINUES,
     check_range,
     errors_in_one_line,
+    notes,
     printable,
     progress,
     quiet_libraries,
@@ -29,7 +31,10 @@ def cliff(
             metavar="TASK", help="What 'vlmflow tasks' lists, or a .jsonl or .csv file."
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the files.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Directory of the study; an unfinished one is continued."),
+    ],
     model: options.Model = MODEL,
     samples: Annotated[int, typer.Option(help="Samples of the test split.")] = 200,
     calibration: Annotated[int, typer.Option(help="Samples of the calibration split.")] = 100,
@@ -45,16 +50,17 @@ def cliff(
 ) -> None:
     """Remove all image tokens from every layer on, and find the layer from which none is missed.
 
-    Writes a page, a figure, a table of layers and one of samples, and everything as JSON.
+    Writes a page, a figure, a table of layers and one of samples, and everything as JSON. A study
+    that was interrupted continues when the same command is given again.
     """
-    with errors_in_one_line():
+    with errors_in_one_line(CONTINUES):
         check_range("--samples", samples, 1)
         check_range("--calibration", calibration, 1)
         check_range("--batch", batch, 1)
         check_range("--changed", changed, 0)
         check_range("--tolerance", tolerance, 0)
         check_range("--seed", seed, 0)
-        with progress() as show:
+        with progress() as show, notes():
             show(f"Loading {model}")
             quiet_libraries()
             import vlmflow
@@ -72,13 +78,16 @@ def cliff(
                 changed=changed,
                 batch=batch,
                 seed=seed,
-                progress=lambda done, total: show(f"Measuring {task}", done, total),
+                progress=lambda done, total: show(
+                    f"Measuring {task}: {done} of {total} samples", done, total
+                ),
             )
-    _print(study)
+    print_cliff(study)
     typer.echo(f"\nwritten to {printable(str(out / 'cliff.html'))}")
 
 
-def _print(study: CliffStudy) -> None:
+def print_cliff(study: CliffStudy) -> None:
+    """Print a study's finding and its tables."""
     from vlmflow.reports.cliff.page import headline, second_line
     from vlmflow.studies.cliff_layer.sentences import error_words, rank_words
 

@@ -175,7 +175,7 @@ def _run(
             question,
             answer,
             settings,
-            progress=lambda done, total: show("Measuring", done, total),
+            progress=lambda done, total: show(f"Measuring: {done} of {total} passes", done, total),
         )
         command = shlex.join(["vlmflow", *sys.argv[1:]])
         flow = dataclasses.replace(flow, settings={**flow.settings, "command": command})

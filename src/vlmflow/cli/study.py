@@ -10,7 +10,9 @@ import typer
 
 from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
+from vlmflow.cli.cliff import print_cliff
 from vlmflow.cli.terminal import (
+    CONTINUES,
     columns,
     errors_in_one_line,
     notes,
@@ -72,7 +74,7 @@ def study(
 
     A study that was interrupted continues when the same command is given again.
     """
-    with errors_in_one_line("interrupted; the same command continues from here"):
+    with errors_in_one_line(CONTINUES):
         if out is None:
             raise InputError("a study needs --out DIR to keep its results in")
         overrides = {
@@ -99,7 +101,7 @@ def study(
             began = time.monotonic()
 
             def show_progress(now: Progress) -> None:
-                rate = now.done / max(time.monotonic() - began, 1e-3)
+                rate = now.new / max(time.monotonic() - began, 1e-3)
                 line = f"{plan.task}: {now.done} of {now.total} samples, {rate:.1f}/s"
                 if now.score is not None:
                     line += f", untouched {100 * now.score:.1f} %"
@@ -109,20 +111,53 @@ def study(
             with notes():
                 run_with(workers, plan, out, show_progress)
             show("Writing")
-            result, page = _write(out)
-    _print(result, page)
+            from vlmflow.reports.directory import write_directory
+            from vlmflow.studies.truncations.results import read_study
+
+            result = read_study(out)
+            page = write_directory(result, out)
+    _print(result)
+    typer.echo(f"\nwritten to {printable(str(page))}")
 
 
 @app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A study's directory.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory of 'vlmflow study' or 'vlmflow cliff'.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to write.", show_default="the study's directory"),
+    ] = None,
 ) -> None:
-    """Write a finished study's page and tables again."""
+    """Write a finished study's page, figures and tables again, of truncations or a cliff layer."""
     with errors_in_one_line(), progress() as show:
         show("Writing")
         quiet_libraries()
-        result, page = _write(directory)
-    _print(result, page)
+        from vlmflow.reports.directory import write_directory
+        from vlmflow.studies.cliff_layer.run import read_cliff_study
+        from vlmflow.studies.cliff_layer.store import CLIFF
+        from vlmflow.studies.cliff_layer.study import CliffStudy
+        from vlmflow.studies.truncations.results import read_study
+        from vlmflow.studies.truncations.store import STUDY
+
+        present = [kind for kind in (STUDY, CLIFF) if (directory / kind.file).is_file()]
+        if not present:
+            raise InputError(
+                f"directory {str(directory)!r} holds no study; {STUDY.command!r} or "
+                f"{CLIFF.command!r} makes one"
+            )
+        results = [
+            read_study(directory) if kind is STUDY else read_cliff_study(directory)
+            for kind in present
+        ]
+        pages = [write_directory(result, out or directory) for result in results]
+    for result, page in zip(results, pages, strict=True):
+        if isinstance(result, CliffStudy):
+            print_cliff(result)
+        else:
+            _print(result)
+        typer.echo(f"\nwritten to {printable(str(page))}")
 
 
 def _settings(
@@ -142,16 +177,7 @@ def _settings(
     return plain
 
 
-def _write(directory: Path) -> tuple[StudyResult, Path]:
-    """Write everything about a finished study, or nothing."""
-    from vlmflow.reports.directory import write_directory
-    from vlmflow.studies.truncations.results import read_study
-
-    result = read_study(directory)
-    return result, write_directory(result, directory)
-
-
-def _print(result: StudyResult, page: Path) -> None:
+def _print(result: StudyResult) -> None:
     from vlmflow.reports.study.sentences import headline
 
     typer.echo(printable(headline(result)) + "\n")
@@ -163,7 +189,6 @@ def _print(result: StudyResult, page: Path) -> None:
         typer.echo(printable(line))
     if result.failures:
         typer.echo(f"\n{len(result.failures)} samples failed under some arm; the page says why")
-    typer.echo(f"\nwritten to {printable(str(page))}")
 
 
 def _row(summary: ArmSummary) -> tuple[str, ...]:

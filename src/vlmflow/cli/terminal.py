@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
 
-from vlmflow.errors import InputError, TooFewSamples, VlmflowError
+from vlmflow.errors import InputError, Note, VlmflowError
+
+CONTINUES = "interrupted; the same command continues from here"
+"""What Ctrl-C says of work that is stored as it comes."""
+
+FIRST_LINE, LINES_APART = 10.0, 30.0
+"""Where nobody watches a bar: seconds of counted work until the first line, and between lines."""
 
 
 def check_text(what: str, text: str) -> None:
@@ -81,6 +88,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Note)  # ours, see notes
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging
@@ -97,16 +105,19 @@ def notes() -> Iterator[None]:
         typer.echo(f"note: {printable(str(message))}", err=True)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", TooFewSamples)
+        warnings.simplefilter("always", Note)
         warnings.showwarning = show
         yield
 
 
 @contextmanager
 def progress() -> Iterator[Callable[..., None]]:
-    """Show what is being done, on stderr and only to a person: `show(what, done, total)`."""
+    """Show what is being done, on stderr: `show(what, done, total)`.
+
+    A person sees a bar; a file or a pipe gets a line now and then.
+    """
     if not sys.stderr.isatty():
-        yield lambda *_: None
+        yield _lines()
         return
     from rich.console import Console
     from rich.progress import (
@@ -133,3 +144,18 @@ def progress() -> Iterator[Callable[..., None]]:
             bar.update(task, description=printable(what), completed=done, total=total, refresh=True)
 
         yield show
+
+
+def _lines() -> Callable[..., None]:
+    due, counting = time.monotonic() + LINES_APART, False
+
+    def show(what: str, _done: int = 0, total: int | None = None) -> None:
+        nonlocal due, counting
+        now = time.monotonic()
+        if total is not None and not counting:
+            due, counting = min(due, now + FIRST_LINE), True
+        if now >= due:
+            typer.echo(printable(what), err=True)
+            due = now + LINES_APART
+
+    return show

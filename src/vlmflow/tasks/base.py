@@ -67,6 +67,11 @@ class Task(ABC):
     max_new_tokens: int = 64
     """Longest answer the metric needs."""
 
+    @property
+    def address(self) -> str:
+        """What :func:`vlmflow.tasks.registry.find_task` finds it by, for a study read later."""
+        return self.name
+
     @abstractmethod
     def samples(self, split: str, count: int | None = None) -> Iterator[TaskSample]:
         """Give the first ``count`` samples of a split, always the same ones.

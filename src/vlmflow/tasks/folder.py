@@ -61,6 +61,11 @@ class FolderTask(Task):
                 split = "calibration"
             self._splits[split].append(sample)
 
+    @property
+    def address(self) -> str:
+        """The file."""
+        return str(self.path)
+
     def samples(self, split: str, count: int | None = None) -> Iterator[TaskSample]:
         """Give lines in their order; see :meth:`vlmflow.tasks.base.Task.samples`."""
         check_split(split)

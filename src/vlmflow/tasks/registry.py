@@ -70,6 +70,11 @@ def as_task(task: str | Task) -> Task:
     return task
 
 
+def address_of(task: Task) -> str:
+    """Return what :func:`find_task` finds a task by, where it can; see :attr:`Task.address`."""
+    return getattr(task, "address", task.name)  # not every task is derived from Task
+
+
 def _loaded(entry: metadata.EntryPoint) -> Task:
     """Load a task of another package: an instance, or a class or function that makes one."""
     loaded = entry.load()

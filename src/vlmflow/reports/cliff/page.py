@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from vlmflow.escape_invisible import shown
 from vlmflow.reports.cliff.figure import cliff_figure, note
 from vlmflow.reports.inline_svg import inline_figure
 from vlmflow.reports.plain_page import plain_page
 from vlmflow.studies.cliff_layer import sentences
-from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, error_words, rank_words
+from vlmflow.studies.cliff_layer.sentences import (
+    NAME_SHOWN,
+    error_words,
+    failed_words,
+    rank_words,
+)
 
 if TYPE_CHECKING:
     from vlmflow.studies.cliff_layer.study import CliffStudy
 
-SAMPLES_SHOWN, TEXT_SHOWN = 200, 600
+SAMPLES_SHOWN, FAILURES_SHOWN, TEXT_SHOWN = 200, 200, 600
 
 
 def cliff_page(study: CliffStudy) -> str:
@@ -24,11 +31,11 @@ def cliff_page(study: CliffStudy) -> str:
     samples = [
         {
             "question": shown(str(row["question"]), TEXT_SHOWN),
-            "answer": shown(str(row["answer"]), TEXT_SHOWN),
+            "answer": "" if row["failure"] else shown(str(row["answer"]), TEXT_SHOWN),
             "reference": shown(str(row["reference"]), TEXT_SHOWN),
-            "score": f"{row['score']:.2f}",
-            "cliff": "none" if row["cliff"] == end else "no answer"
-            if row["cliff"] != row["cliff"] else int(row["cliff"]),
+            "score": "" if row["failure"] else f"{row['score']:.2f}",
+            "cliff": "failed" if row["failure"] else "no answer" if pd.isna(row["cliff"])
+            else "none" if row["cliff"] == end else int(row["cliff"]),
         }
         for row in frame.head(SAMPLES_SHOWN).to_dict("records")
     ]  # fmt: skip
@@ -55,6 +62,16 @@ def cliff_page(study: CliffStudy) -> str:
         ],
         samples=samples,
         hidden=max(0, len(frame) - SAMPLES_SHOWN),
+        failed=failed_words(study.failures),
+        failures=[
+            {
+                "key": shown(failure.key, NAME_SHOWN),
+                "split": failure.split,
+                "reason": shown(failure.reason, TEXT_SHOWN),
+            }
+            for failure in study.failures[:FAILURES_SHOWN]
+        ],
+        failures_hidden=max(0, len(study.failures) - FAILURES_SHOWN),
         settings={**study.settings, **study.model},
         kl=study.kl,
         changed=study.changed,
@@ -68,9 +85,10 @@ def headline(study: CliffStudy) -> str:
 
 def second_line(study: CliffStudy) -> str:
     """Say how sure that is, and where mean KL puts the cliff."""
+    failed = f"{failed_words(study.failures)}. " if study.failures else ""
     return (
         f"{len(study.curves)} samples, {study.metric} {100 * study.score:.1f} %. By changed "
         f"answers {sentences.cliff_words(study.changed)}; by mean KL (at most "
-        f"{study.kl.tolerance:g} nats) "
-        f"{sentences.cliff_words(study.kl)}. Layers are counted from 0."
+        f"{study.kl.tolerance:g} nats) {sentences.cliff_words(study.kl)}. {failed}Layers are "
+        "counted from 0."
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +16,12 @@ from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.removal.curve import RemovalCurve, removal_curves
 from vlmflow.result.convergence import top_mass
-from vlmflow.tasks.base import Task, TaskSample
+from vlmflow.studies.samples import failure_reason
+from vlmflow.tasks.base import TaskSample
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prompt import Prompt
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -32,63 +33,82 @@ class SampleMeasurement:
     """One sample: its answer, its removal curve and its signals."""
 
     sample: TaskSample  # Its question and pictures
-    # The model's greedy answer; empty where it ended at once, and then nothing else is measured
+    # The model's greedy answer; empty where it ended at once or the sample failed, and then nothing
+    # else is measured
     answer: str
-    score: float  # The task's score of that answer; NaN where answers cannot be scored one by one
-    curve: RemovalCurve | None  # With keep 0
+    score: float = float("nan")  # The task's score of that answer; NaN where the sample failed
+    curve: RemovalCurve | None = None  # With keep 0
     # :data:`SIGNALS` per layer: the share of attention that the answer's rows give to image tokens,
     # the share of all saliency from image tokens to text that flows in this layer, and the share of
     # the layer's that the strongest tenth of the image tokens hold
-    signals: dict[str, FloatArray]
+    signals: Mapping[str, FloatArray] = field(default_factory=dict)
+    failure: str | None = None  # Why the sample failed
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that could not be measured, and is left out of everything else."""
+
+    # Split and key of the sample
+    split: str
+    key: str
+    reason: str
 
 
 def measure_samples(
-    vlm: LVLM,
-    task: Task,
-    split: str,
-    count: int,
-    *,
-    batch: int = 8,
-    progress: Callable[[int], None] | None = None,
-) -> Iterator[SampleMeasurement]:
-    """Answer and measure the first samples of a split, ``batch`` at once.
+    vlm: LVLM, samples: Sequence[TaskSample], max_new_tokens: int
+) -> list[SampleMeasurement]:
+    """Answer and measure samples at once.
 
-    ``progress`` is called with the number of samples done after each batch.
+    Whatever goes wrong with a sample becomes the reason of its failure: a study of thousands of
+    samples must not end at one broken picture.
     """
-    samples = task.samples(split, count)
-    done = 0
-    while chunk := list(islice(samples, batch)):
-        yield from _measure_chunk(vlm, task, chunk)
-        done += len(chunk)
-        if progress is not None:
-            progress(done)
+    measured: dict[int, SampleMeasurement] = {}
+    prompts: dict[int, Prompt] = {}
+    for number, sample in enumerate(samples):
+        try:
+            prompts[number] = vlm.prepare(sample.pictures, sample.question)
+        except Exception as error:
+            measured[number] = _failed(sample, error)
+    try:
+        measured |= _together(vlm, samples, prompts, max_new_tokens)
+    except Exception:  # whichever sample it was, the others are measured alone
+        for number, prompt in prompts.items():
+            try:
+                measured |= _together(vlm, samples, {number: prompt}, max_new_tokens)
+            except Exception as error:
+                measured[number] = _failed(samples[number], error)
+    return [measured[number] for number in range(len(samples))]
 
 
-def _measure_chunk(
-    vlm: LVLM, task: Task, chunk: Sequence[TaskSample]
-) -> Iterator[SampleMeasurement]:
-    prompts = [vlm.prepare(sample.pictures, sample.question) for sample in chunk]
-    answers = vlm.generate_batch(prompts, max_new_tokens=task.max_new_tokens)
-    answered = [number for number, ids in enumerate(answers) if ids]
-    with_answers = [vlm.with_answer(prompts[number], answers[number]) for number in answered]
-    curves, flows = [], []
+def _together(
+    vlm: LVLM, samples: Sequence[TaskSample], prompts: Mapping[int, Prompt], max_new_tokens: int
+) -> dict[int, SampleMeasurement]:
+    """Measure the prompts of some samples, by the samples' places, in one batch."""
+    if not prompts:
+        return {}
+    answers = vlm.generate_batch(list(prompts.values()), max_new_tokens=max_new_tokens)
+    with_answers = {
+        number: vlm.with_answer(prompt, ids)
+        for (number, prompt), ids in zip(prompts.items(), answers, strict=True)
+        if ids
+    }
+    measured = {number: SampleMeasurement(samples[number], "") for number in prompts}
     if with_answers:
-        curves = removal_curves(vlm, with_answers)
-        inputs, layouts = collate(with_answers, pad_id(vlm.processor.tokenizer))
+        batch = list(with_answers.values())
+        curves = removal_curves(vlm, batch)
+        inputs, layouts = collate(batch, pad_id(vlm.processor.tokenizer))
         options = ExplainOptions(signals=[Saliency()], per_token=False)
         flows = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)
-    for number, sample in enumerate(chunk):
-        if number not in answered:
-            yield SampleMeasurement(sample, "", _score(task, sample, ""), None, {})
-            continue
-        place = answered.index(number)
-        text = with_answers[place].answer or ""
-        score = _score(task, sample, text)
-        yield SampleMeasurement(sample, text, score, curves[place], _signals(flows[place]))
+        for (number, prompt), curve, flow in zip(with_answers.items(), curves, flows, strict=True):
+            measured[number] = SampleMeasurement(
+                samples[number], prompt.answer or "", curve=curve, signals=_signals(flow)
+            )
+    return measured
 
 
-def _score(task: Task, sample: TaskSample, answer: str) -> float:
-    return task.score(sample, answer) if task.by_itself else float("nan")
+def _failed(sample: TaskSample, error: Exception) -> SampleMeasurement:
+    return SampleMeasurement(sample, "", failure=failure_reason(error))
 
 
 def _signals(measured: Measurement) -> dict[str, FloatArray]:

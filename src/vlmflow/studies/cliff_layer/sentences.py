@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlmflow.escape_invisible import shown
 from vlmflow.removal.cliff import Cliff
+from vlmflow.tasks.base import SPLITS
 
 if TYPE_CHECKING:
+    from vlmflow.studies.cliff_layer.measurements import Failure
     from vlmflow.studies.cliff_layer.prediction import Prediction
 
 NAME_SHOWN = 120
@@ -42,6 +45,13 @@ def cliff_words(cliff: Cliff) -> str:
     if cliff.low is None:
         return "there is no cliff layer"
     return f"no cliff layer is shown, though it may be as early as {cliff.low} (95 % interval)"
+
+
+def failed_words(failures: Sequence[Failure]) -> str:
+    """Return ``"2 samples failed (1 of calibration, 1 of test)"``."""
+    counts = {split: sum(failure.split == split for failure in failures) for split in SPLITS}
+    parts = ", ".join(f"{count} of {split}" for split, count in counts.items() if count)
+    return f"{len(failures)} sample{'' if len(failures) == 1 else 's'} failed ({parts})"
 
 
 def error_words(prediction: Prediction) -> str:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vlmflow.errors import InputError
 from vlmflow.escape_invisible import shown
 from vlmflow.notebook import fragment
 from vlmflow.removal.cliff import Cliff, cliff, losses
 from vlmflow.removal.curve import RemovalCurve
 from vlmflow.statistics.bootstrap import mean_interval
 from vlmflow.statistics.intervals import mean_estimate
-from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement, measure_samples
+from vlmflow.studies.cliff_layer.measurements import SIGNALS, Failure, SampleMeasurement
 from vlmflow.studies.cliff_layer.prediction import Prediction, predictions, true_cliffs
-from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, headline, interval
+from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, cliff_words, headline
 from vlmflow.studies.cliff_layer.settings import CliffSettings
 from vlmflow.tasks.base import Task
 from vlmflow.version import __version__
-
-if TYPE_CHECKING:
-    from vlmflow.lvlm.model import LVLM
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -49,6 +47,8 @@ class CliffStudy:
         What cheap signals predict.
     settings : dict
         Everything else that was asked for.
+    failures : tuple of Failure
+        Calibration and test samples that could not be measured.
     """
 
     task: str
@@ -59,6 +59,7 @@ class CliffStudy:
     changed: Cliff
     predictions: tuple[Prediction, ...]
     settings: dict[str, Any]
+    failures: tuple[Failure, ...] = ()
 
     @property
     def curves(self) -> list[RemovalCurve]:
@@ -77,8 +78,9 @@ class CliffStudy:
 
     @property
     def score(self) -> float:
-        """Mean score of the untouched model."""
-        return float(np.mean([sample.score for sample in self.measurements]))
+        """Mean score of the untouched model, over the samples that did not fail."""
+        scores = [sample.score for sample in self.measurements if sample.failure is None]
+        return float(np.mean(scores))
 
     def layer_frame(self) -> pd.DataFrame:
         """One row per layer: losses and signals, each with its 95 % interval.
@@ -116,9 +118,10 @@ class CliffStudy:
                 "group": measurement.sample.group,
                 "question": measurement.sample.question,
                 "reference": " | ".join(measurement.sample.references),
-                "answer": measurement.answer,
+                "answer": None if measurement.failure else measurement.answer,
                 "score": measurement.score,
                 "cliff": next(cliffs) if measurement.curve is not None else None,
+                "failure": measurement.failure,
             }
             for measurement in self.measurements
         )
@@ -145,8 +148,9 @@ class CliffStudy:
             metric=shown(self.metric, NAME_SHOWN),
             score=f"{100 * self.score:.1f} %",
             samples=len(self.curves),
-            changed=interval(self.changed),
-            kl=interval(self.kl),
+            failed=len(self.failures),
+            changed=cliff_words(self.changed),
+            kl=cliff_words(self.kl),
             rows=rows,
         )
 
@@ -158,7 +162,10 @@ class CliffStudy:
             "metric": self.metric,
             "score": self.score,
             "samples": len(self.measurements),
-            "without_answer": sum(sample.curve is None for sample in self.measurements),
+            "without_answer": sum(
+                sample.curve is None and sample.failure is None for sample in self.measurements
+            ),
+            "failures": [asdict(failure) for failure in self.failures],
             "cliff_by_kl": asdict(self.kl),
             "cliff_by_changed_answers": asdict(self.changed),
             "predictions": [asdict(prediction) for prediction in self.predictions],
@@ -174,34 +181,34 @@ class CliffStudy:
         return {name: values.mean(0), f"{name} low": low, f"{name} high": high}
 
 
-def measure_cliff(
-    vlm: LVLM,
+def cliff_study_of(
     task: Task,
+    model: dict[str, Any],
     settings: CliffSettings,
-    *,
-    progress: Callable[[int, int], None] | None = None,
+    calibration: Sequence[SampleMeasurement],
+    test: Sequence[SampleMeasurement],
 ) -> CliffStudy:
-    """Measure a task's cliff layer on its test split; see :func:`vlmflow.cliff_study`."""
-    total = settings.calibration + settings.samples
+    """Put measured samples into tables, of a model with this summary of its configuration.
 
-    def measured(split: str, count: int, before: int) -> list[SampleMeasurement]:
-        """Measure a split and score its answers together, which some metrics need."""
-
-        def show(done: int) -> None:
-            if progress is not None:
-                progress(before + done, total)
-
-        batch = settings.batch
-        samples = list(measure_samples(vlm, task, split, count, batch=batch, progress=show))
-        answers = [measurement.answer for measurement in samples]
-        scores = task.scores([measurement.sample for measurement in samples], answers)
-        return [
-            replace(measurement, score=score)
-            for measurement, score in zip(samples, scores, strict=True)
+    Raises
+    ------
+    InputError
+        If no sample of either split could be measured, or the model answered none.
+    """
+    failures = []
+    for split, measurements in (("calibration", calibration), ("test", test)):
+        failed = [
+            Failure(split, measurement.sample.key, measurement.failure)
+            for measurement in measurements
+            if measurement.failure is not None
         ]
-
-    fitted = measured("calibration", settings.calibration, 0)
-    tested = measured("test", settings.samples, len(fitted))
+        if len(failed) == len(measurements):
+            raise InputError(
+                f"no {split} sample of {task.name} could be measured; the first, "
+                f"{failed[0].key}: {failed[0].reason}"
+            )
+        failures += failed
+    fitted, tested = _scored(task, calibration), _scored(task, test)
     answered = [sample for sample in tested if sample.curve is not None]
     curves = [sample.curve for sample in answered if sample.curve is not None]
     clusters = [sample.sample.cluster for sample in answered]
@@ -210,7 +217,7 @@ def measure_cliff(
     return CliffStudy(
         task=task.name,
         metric=task.metric,
-        model=vlm.config_summary(),
+        model=model,
         measurements=tuple(tested),
         kl=cliff(curves, settings.tolerance, clusters=clusters, draws=draws, seed=seed),
         changed=cliff(
@@ -218,4 +225,20 @@ def measure_cliff(
         ),
         predictions=tuple(predicted),
         settings=asdict(settings),
+        failures=tuple(failures),
     )
+
+
+def _scored(task: Task, measurements: Sequence[SampleMeasurement]) -> list[SampleMeasurement]:
+    """Score all answers of a split together, which some metrics need."""
+    measured = [measurement for measurement in measurements if measurement.failure is None]
+    scores = iter(
+        task.scores(
+            [measurement.sample for measurement in measured],
+            [measurement.answer for measurement in measured],
+        )
+    )
+    return [
+        measurement if measurement.failure else replace(measurement, score=next(scores))
+        for measurement in measurements
+    ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.tokens import answer_text
+from vlmflow.studies.samples import failure_reason
 from vlmflow.studies.truncations.arms import Arm, mean_share
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.store import StoredResult
@@ -137,6 +138,4 @@ def _cost(vlm: LVLM, prompt: Prompt, policy: Truncation | None) -> PrefillCost:
 
 
 def _failed(item: WorkItem, error: Exception) -> StoredResult:
-    lines = str(error).splitlines()
-    reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
-    return StoredResult(id=item.id, answer=None, failure=reason[:500])
+    return StoredResult(id=item.id, answer=None, failure=failure_reason(error))

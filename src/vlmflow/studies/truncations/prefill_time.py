@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlmflow.studies.samples import stored_sample
 from vlmflow.studies.truncations.arms import Arm, mean_share
-from vlmflow.studies.truncations.cache_keys import stored_sample
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.sentences import many
 from vlmflow.tasks.base import Task, TaskSample

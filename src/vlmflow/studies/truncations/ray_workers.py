@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import InputError, VlmflowError
+from vlmflow.studies.store import writing
 from vlmflow.studies.truncations.answering import answer_sample
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import time_prefills
 from vlmflow.studies.truncations.run import About, Piece, Progress, collect, load_model
-from vlmflow.studies.truncations.store import StoredResult, writing
+from vlmflow.studies.truncations.store import STUDY, StoredResult
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.registry import find_task
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 2
 """Pieces that wait at every worker, so that none is idle."""
+
+CHECKED_EVERY = 5.0
+"""Seconds after which it is checked again whether Ray itself still runs."""
 
 TRIES = 3
 """How often a piece may take its worker with it before it counts as failed."""
@@ -82,7 +88,7 @@ def run_on_ray(
     Raises
     ------
     InputError, ModelError
-        If Ray is not installed, and as ``run_study``.
+        If Ray is not installed or itself ends, and as ``run_study``.
     """
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
@@ -101,7 +107,7 @@ def run_on_ray(
         def timing(measured: set[str]) -> Iterator[tuple[str, float]]:
             yield from pool.ask("time", about.identity, measured)
 
-        with writing(directory) as store:
+        with writing(directory, STUDY) as store:
             answering = pool.answering(length)
             collect(plan, data, about, store, answering, timing, progress)
     finally:
@@ -123,6 +129,7 @@ class _Pool:
 
     def __init__(self, ray: Any, plan: Plan, count: int | None, task: Task | None) -> None:
         self.ray, self.plan, self.task = ray, plan, task
+        self.checked = time.monotonic()
         resources = ray.cluster_resources()
         gpus, cpus = float(resources.get("GPU", 0)), float(resources.get("CPU", 1))
         size = count or int(gpus) or 2
@@ -140,8 +147,10 @@ class _Pool:
         """Call a method of one worker, and of a new one if that dies."""
         for _ in range(TRIES):
             try:
-                return self._get(getattr(self.workers[0], method).remote(*arguments))
+                reference = getattr(self.workers[0], method).remote(*arguments)
+                return self._get(self._wait([reference]))
             except self.ray.exceptions.RayActorError:
+                self._check_ray()
                 self.workers[0] = self._new()
         raise InputError(f"{TRIES} Ray workers died one after the other; is there enough memory?")
 
@@ -170,11 +179,12 @@ class _Pool:
                     send(job)
                 if not jobs:
                     return
-                (ready, *_), _ = self.ray.wait(list(jobs), num_returns=1)
+                ready = self._wait(list(jobs))
                 job = jobs.pop(ready)
                 try:
                     yield job.piece, self._get(ready)
                 except self.ray.exceptions.RayActorError:
+                    self._check_ray()
                     lost = [job, *self._taken_from(jobs, job.worker)]
                     self.workers[job.worker] = self._new()
                     # The first of a worker's pieces is the one it was at.
@@ -185,6 +195,33 @@ class _Pool:
                     again.extend(lost)
 
         return answer
+
+    def _wait(self, references: list[Any]) -> Any:
+        """Return the first reference that is there.
+
+        Without its raylet Ray would wait for ever; without its head it goes on for a minute, and
+        then ends this process.
+        """
+        while True:
+            if time.monotonic() - self.checked > CHECKED_EVERY:
+                self._check_ray()
+            ready, _ = self.ray.wait(references, num_returns=1, timeout=CHECKED_EVERY)
+            if ready:
+                return ready[0]
+
+    def _check_ray(self) -> None:
+        """Stop where Ray's head or this machine's node has ended: new workers would never start."""
+        context = self.ray.get_runtime_context()
+        host, _, port = context.gcs_address.rpartition(":")
+        try:
+            # Asking Ray itself would wait for the head, and end this process with it.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError:
+            raise _ended("its head process (GCS)") from None
+        own = context.get_node_id()
+        if not any(node["Alive"] for node in self.ray.nodes() if node["NodeID"] == own):
+            raise _ended("the raylet of this machine")
+        self.checked = time.monotonic()
 
     def _get(self, reference: Any) -> Any:
         try:
@@ -205,6 +242,13 @@ class _Pool:
         """Take back what a dead worker still had, in the order it was sent."""
         gone = [reference for reference, job in jobs.items() if job.worker == worker]
         return [jobs.pop(reference) for reference in gone]
+
+
+def _ended(what: str) -> InputError:
+    return InputError(
+        f"Ray itself has ended ({what} is gone); what was answered is kept: the same "
+        f"{STUDY.command!r} goes on from here"
+    )
 
 
 def _killed(piece: Piece) -> list[StoredResult]:

@@ -11,16 +11,17 @@ from typing import Any
 
 import pandas as pd
 
-from vlmflow.errors import InputError
 from vlmflow.statistics.intervals import Estimate, mean_estimate, paired_difference
 from vlmflow.statistics.loss_tests import loss_p_value
+from vlmflow.studies.samples import StoredSample, task_sample
+from vlmflow.studies.store import Store
 from vlmflow.studies.truncations.arms import UNTOUCHED, Arm, mean_share
-from vlmflow.studies.truncations.cache_keys import result_id, task_sample
+from vlmflow.studies.truncations.cache_keys import result_id
 from vlmflow.studies.truncations.choice import Choice, Recommendation, choose
 from vlmflow.studies.truncations.notebook import study_html
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import timing_id
-from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample
+from vlmflow.studies.truncations.store import STUDY, StoredResult, StoredTime
 from vlmflow.studies.truncations.summaries import ArmSummary, Failure
 from vlmflow.tasks.base import SPLITS, Task
 from vlmflow.tasks.registry import find_task
@@ -220,32 +221,27 @@ def read_study(directory: Path, task: Task | None = None) -> StudyResult:
     Raises
     ------
     InputError
-        If there is none, or it is not finished.
+        If there is none, it is not finished, or its file is damaged.
     """
-    store = Store(directory)
+    store = Store(directory, STUDY)
     try:
-        record = store.read("study")
-        if record is None:
-            raise InputError(
-                f"the study in {str(directory)!r} is not finished; run the same 'vlmflow study' "
-                "again to go on with it"
-            )
+        record = store.record()
         plan = Plan.from_mapping(record["plan"])
         task = task or find_task(plan.task)
         arms = plan.arms(record["layers"])
         length = plan.max_new_tokens or task.max_new_tokens
         identity = record["identity"]
         table = {split: record["table"][split] for split in SPLITS}
-        stored = store.samples([sample for split in SPLITS for sample in table[split]])
+        stored = store.get_all(StoredSample, [key for split in SPLITS for key in table[split]])
         ids = {
             (sample, arm.name): result_id(identity, sample, arm, length)
             for sample in stored
             for arm in arms
         }
-        results = store.results(ids.values())
+        results = store.get_all(StoredResult, ids.values())
         timed = table["calibration"][: plan.timed]
         names = {arm.name: [timing_id(identity, sample, arm) for sample in timed] for arm in arms}
-        seconds = store.seconds([name for group in names.values() for name in group])
+        times = store.get(StoredTime, [name for group in names.values() for name in group])
     finally:
         store.close()
     return StudyResult(
@@ -254,7 +250,10 @@ def read_study(directory: Path, task: Task | None = None) -> StudyResult:
         arms=arms,
         samples={split: tuple(stored[sample] for sample in table[split]) for split in SPLITS},
         answers={pair: results[name] for pair, name in ids.items()},
-        seconds={arm: [seconds.get(name) for name in group] for arm, group in names.items()},
+        seconds={
+            arm: [times[name].seconds if name in times else None for name in group]
+            for arm, group in names.items()
+        },
         about={name: record[name] for name in ("model", "machine", "versions")},
     )
 

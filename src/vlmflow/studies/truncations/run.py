@@ -14,13 +14,15 @@ import transformers
 from vlmflow.errors import InputError, TooFewSamples
 from vlmflow.lvlm.loading import open_model
 from vlmflow.lvlm.model import LVLM
+from vlmflow.studies.samples import StoredSample, model_identity, stored_sample
+from vlmflow.studies.store import Store, writing
 from vlmflow.studies.truncations.answering import WorkItem, answer_sample
-from vlmflow.studies.truncations.cache_keys import model_identity, result_id, stored_sample
+from vlmflow.studies.truncations.cache_keys import result_id
 from vlmflow.studies.truncations.choice import may_be_recommended
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import describe_machine, time_prefills, timing_id
 from vlmflow.studies.truncations.sentences import too_few
-from vlmflow.studies.truncations.store import Store, StoredResult, StoredSample, writing
+from vlmflow.studies.truncations.store import STUDY, StoredResult, StoredTime
 from vlmflow.tasks.base import SPLITS, Task, TaskSample
 from vlmflow.tasks.registry import find_task
 from vlmflow.version import __version__
@@ -32,6 +34,7 @@ class Progress:
 
     done: int  # Samples so far
     total: int  # Samples in all
+    new: int  # Of those done: answered by this run, not found in its store
     # Mean score of the untouched model so far; None where samples cannot be scored one by one
     score: float | None
 
@@ -49,7 +52,7 @@ class Piece:
 class About:
     """What a study's tables need to know about the model that answers."""
 
-    identity: str  # :func:`vlmflow.studies.truncations.cache_keys.model_identity`
+    identity: str  # :func:`vlmflow.studies.samples.model_identity`
     layers: int  # Its decoder layers
     summary: dict[str, Any]  # :meth:`vlmflow.lvlm.model.LVLM.config_summary`
     machine: str  # :func:`vlmflow.studies.truncations.prefill_time.describe_machine`
@@ -99,7 +102,7 @@ def run_study(
     def timing(measured: set[str]) -> Iterator[tuple[str, float]]:
         return time_prefills(model, task, arms, plan.timed, about.identity, measured)
 
-    with writing(directory) as store:
+    with writing(directory, STUDY) as store:
         collect(plan, task, about, store, answering, timing, progress)
 
 
@@ -138,14 +141,15 @@ def collect(
     length = plan.max_new_tokens or task.max_new_tokens
     table: dict[str, list[str]] = {split: [] for split in SPLITS}
     own_answers: list[str | None] = []  # of the untouched model
-    total, right = plan.calibration + plan.samples, 0.0
+    total, right, new = plan.calibration + plan.samples, 0.0, 0
 
     def ids_of(sample: str) -> list[str]:
         return [result_id(about.identity, sample, arm, length) for arm in arms]
 
     def note(piece: Piece) -> None:
-        nonlocal right
-        (own,) = store.results(ids_of(piece.stored.id)[:1]).values()
+        nonlocal right, new
+        new += bool(piece.items)
+        (own,) = store.get_all(StoredResult, ids_of(piece.stored.id)[:1]).values()
         own_answers.append(own.answer)
         score = None
         if task.by_itself:
@@ -153,7 +157,7 @@ def collect(
             answered = sum(answer is not None for answer in own_answers)
             score = right / answered if answered else None
         if progress is not None:
-            progress(Progress(len(own_answers), total, score))
+            progress(Progress(len(own_answers), total, new, score))
 
     def pieces() -> Iterator[Piece]:
         for split in SPLITS:
@@ -162,13 +166,15 @@ def collect(
                 stored = stored_sample(task.name, split, sample)
                 table[split].append(stored.id)
                 ids = ids_of(stored.id)
-                stored_results = store.results(ids)
+                results = store.get(StoredResult, ids)
+                answered = {name for name, result in results.items() if result.failure is None}
                 missing = [
-                    WorkItem(arm, result)
-                    for arm, result in zip(arms, ids, strict=True)
-                    if result not in stored_results
+                    WorkItem(arm, name)
+                    for arm, name in zip(arms, ids, strict=True)
+                    if name not in answered  # what failed is tried again
                 ]
                 piece = Piece(sample, stored, tuple(missing))
+                store.add(*store.changed([stored]))
                 if missing:
                     yield piece
                 else:
@@ -179,15 +185,18 @@ def collect(
         warnings.warn(f"no truncation can be found safe: {lacking}", TooFewSamples, stacklevel=2)
     store.write("study", None)
     for piece, results in answering(pieces()):
-        store.add(piece.stored, results)
+        store.add(*results)
         note(piece)
+    for split in SPLITS:
+        if not table[split]:
+            raise InputError(f"the {split} split of {task.name} has no samples")
     if all(answer is None for answer in own_answers):
-        reasons = [result.failure for result in store.results(ids_of(table["test"][0])).values()]
-        raise InputError(f"no sample of {task.name} could be answered; the first: {reasons[0]}")
+        (first,) = store.get_all(StoredResult, ids_of(table["test"][0])[:1]).values()
+        raise InputError(f"no sample of {task.name} could be answered; the first: {first.failure}")
     timed = table["calibration"][: plan.timed]
     names = [timing_id(about.identity, sample, arm) for sample in timed for arm in arms]
-    for name, seconds in timing(set(store.seconds(names))):
-        store.add_seconds(name, seconds)
+    for name, seconds in timing(set(store.get(StoredTime, names))):
+        store.add(StoredTime(name, seconds))
     store.write(
         "study",
         {

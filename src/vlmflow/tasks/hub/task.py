@@ -46,6 +46,7 @@ class HubTask(Task):
             raise InputError(f"unknown data set {name!r}; there are {', '.join(CATALOGUE)}")
         check_installed(name)
         self.name = name
+        self._source = source
         self.data = CATALOGUE[name]
         self.sources = self.data.hub if source is None else (source,)
         if source is not None:
@@ -55,6 +56,11 @@ class HubTask(Task):
         self.by_itself = self.scoring.by_itself
         self.max_new_tokens = self.data.max_new_tokens
         self._opened: dict[Part, _Opened] = {}
+
+    @property
+    def address(self) -> str:
+        """The name, and where the data set was taken from if that was said."""
+        return self.name if self._source is None else f"{self.name}@{self._source}"
 
     def samples(self, split: str, count: int | None = None) -> Iterator[TaskSample]:
         """Give samples in their order; see :meth:`vlmflow.tasks.base.Task.samples`."""
