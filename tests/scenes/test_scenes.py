@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vlmflow.errors import InputError
-from vlmflow.scenes import POINTING, SPLITS, TASKS, sample, samples
+from vlmflow.scenes import ALL_TASKS, SPLITS, sample, samples
 from vlmflow.scenes.generator import (
     COLOURS,
     KINDS,
@@ -73,7 +73,7 @@ def test_the_box_is_where_the_colour_is(seed: tuple[int, ...]) -> None:
 
 
 def test_splits_and_tasks_never_share_a_seed() -> None:
-    names = (*TASKS, POINTING, "conversation")
+    names = (*ALL_TASKS, "conversation")
     seeds = {
         (split, task): {scene_seed(task, split, index)[:3] for index in range(300)}
         for split in SPLITS
@@ -83,7 +83,7 @@ def test_splits_and_tasks_never_share_a_seed() -> None:
     assert len(everything) == len(set(everything))
 
 
-@pytest.mark.parametrize("task", [*TASKS, POINTING])
+@pytest.mark.parametrize("task", ALL_TASKS)
 def test_samples_are_reproducible_and_differ_between_splits(task: str) -> None:
     assert sample(task, "test", 5) == sample(task, "test", 5)
     assert sample(task, "test", 5).scene != sample(task, "calibration", 5).scene

@@ -8,14 +8,14 @@ import json
 import pytest
 
 from vlmflow.errors import InputError
-from vlmflow.scenes.tasks import TASKS
+from vlmflow.scenes.tasks import ALL_TASKS, GROUNDING, sample
 from vlmflow.tasks.base import SPLITS
 from vlmflow.tasks.folder import FolderTask
 from vlmflow.tasks.registry import find_task
 from vlmflow.tasks.scenes import ScenesTask
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ALL_TASKS)
 def test_scenes_are_the_same_every_time_and_splits_share_none(name):
     samples = {split: list(find_task(name).samples(split, 6)) for split in SPLITS}
     for split in SPLITS:
@@ -28,7 +28,7 @@ def test_scenes_are_the_same_every_time_and_splits_share_none(name):
     assert len(set(pictures)) == 12
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", sorted({*ALL_TASKS} - {GROUNDING}))
 def test_right_answers_score_1_and_wrong_ones_0(name):
     chosen = find_task(name)
     samples = list(chosen.samples("test", 5))
@@ -37,6 +37,22 @@ def test_right_answers_score_1_and_wrong_ones_0(name):
     assert [chosen.score(sample, "a unicorn") for sample in samples] == [0.0] * 5
     assert chosen.summary(samples, answers)[chosen.metric] == 1.0
     assert chosen.summary(samples, ["a unicorn"] * 5)[chosen.metric] == 0.0
+
+
+def test_boxes_are_scored_by_their_overlap():
+    grounding = find_task(GROUNDING)
+    samples = list(grounding.samples("test", 30))
+    answers = [one.references[0] for one in samples]
+    # Right up to the rounding to hundredths, in pictures of any shape.
+    assert min(grounding.scores(samples, answers)) > 0.8
+    assert {"accuracy at IoU 0.5": 1.0}.items() <= grounding.summary(samples, answers).items()
+    drawn = sample(GROUNDING, "test", 0)
+    x0, y0, x1, y1 = (100 * edge for edge in drawn.scene.in_square(drawn.task_question.box))
+    half = f"It is at ({x0}, {y0}, {(x0 + x1) / 2}, {y1})."
+    assert grounding.score(samples[0], half) == pytest.approx(0.5)
+    beside = f"[{x1 + 1},{y0},{x1 + 9},{y1}]"
+    for wrong in ("a unicorn", "[5]", "[50,50,40,60]", "12 30 25 44", beside):
+        assert grounding.score(samples[0], wrong) == 0
 
 
 def test_captions_are_scored_with_chair_too():

@@ -2,7 +2,7 @@
 
 ``scenes-reasoning`` mirrors ScienceQA, ``scenes-existence`` POPE, ``scenes-reading`` TextVQA and
 ``scenes-caption`` the captioning that CHAIR and CIDEr score. ``scenes-pointing`` asks about one
-object whose box is known; maps are scored with it.
+object whose box is known; maps are scored with it. ``scenes-grounding`` asks for such a box.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vlmflow.scenes.questions import (
     attribute,
     caption,
     existence,
+    grounding,
     name,
     reading,
 )
@@ -30,6 +31,8 @@ from vlmflow.scenes.questions import (
 SPLITS = ("train", "calibration", "test")
 TASKS = ("scenes-reasoning", "scenes-existence", "scenes-reading", "scenes-caption")
 POINTING = "scenes-pointing"
+GROUNDING = "scenes-grounding"
+ALL_TASKS = (*TASKS, POINTING, GROUNDING)
 
 _MENTION = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(KINDS)})\b")
 
@@ -96,7 +99,7 @@ def mentions(caption: str) -> list[tuple[str, str]]:
 
 def scene_seed(task: str, split: str, index: int, attempt: int = 0) -> tuple[int, ...]:
     """Give a sample's scene its seed: no two splits and no two tasks ever share one."""
-    names = (*TASKS, POINTING, "conversation")
+    names = (*TASKS, POINTING, "conversation", GROUNDING)
     return (SPLITS.index(split), names.index(task), index, attempt)
 
 
@@ -106,7 +109,7 @@ def sample(task: str, split: str = "test", index: int = 0) -> Sample:
     Parameters
     ----------
     task
-        One of :data:`TASKS`, or :data:`POINTING`.
+        One of :data:`ALL_TASKS`.
     split
         ``"train"``, ``"calibration"`` or ``"test"``; they never share a scene's seed.
     index
@@ -117,10 +120,8 @@ def sample(task: str, split: str = "test", index: int = 0) -> Sample:
     InputError
         For an unknown task or split, or a negative index.
     """
-    if task not in (*TASKS, POINTING):
-        raise InputError(
-            f"unknown task {task!r}; the bundled tasks are {', '.join((*TASKS, POINTING))}"
-        )
+    if task not in ALL_TASKS:
+        raise InputError(f"unknown task {task!r}; the bundled tasks are {', '.join(ALL_TASKS)}")
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     if index < 0:
@@ -151,4 +152,6 @@ def _ask(task: str, scene: Scene, rng: np.random.Generator, index: int) -> Quest
         return reading(scene, rng)
     if task == "scenes-caption":
         return caption(scene)
+    if task == GROUNDING:
+        return grounding(scene, rng)
     return (attribute if index % 2 == 0 else reading)(scene, rng)

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from vlmflow.errors import InputError
-from vlmflow.scenes.tasks import TASKS
+from vlmflow.scenes.tasks import ALL_TASKS
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.hub.catalogue import CATALOGUE
 from vlmflow.tasks.scenes import DESCRIPTIONS, metric_name
@@ -34,7 +34,7 @@ class KnownTask:
 
 def known_tasks() -> tuple[KnownTask, ...]:
     """List all tasks, the bundled ones first; nothing is opened or imported for it."""
-    bundled = (KnownTask(name, metric_name(name), DESCRIPTIONS[name]) for name in TASKS)
+    bundled = (KnownTask(name, metric_name(name), DESCRIPTIONS[name]) for name in ALL_TASKS)
     return (
         *bundled,
         *(
@@ -98,7 +98,7 @@ def find_task(name: str) -> Task:
     InputError
         If there is no such task or file, or a package it needs is missing.
     """
-    if name in TASKS:
+    if name in ALL_TASKS:
         from vlmflow.tasks.scenes import ScenesTask
 
         return ScenesTask(name)
@@ -118,6 +118,6 @@ def find_task(name: str) -> Task:
 
         return FolderTask(path)
     raise InputError(
-        f"unknown task {name!r}; there are {', '.join((*TASKS, *CATALOGUE))}, or give a .jsonl or "
-        ".csv file"
+        f"unknown task {name!r}; there are {', '.join((*ALL_TASKS, *CATALOGUE))}, or give a "
+        ".jsonl or .csv file"
     )
