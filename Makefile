@@ -17,21 +17,24 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DECLARED := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test peer-tests lint format
+.PHONY: help demo test hard-tests peer-tests lint format
 
 help:
-	@echo "make demo     explain one answer of the bundled model and write $(OUT)/report.html"
-	@echo "make test     run the tests"
-	@echo "make peer-tests TRANSFORMERS=DIR"
-	@echo "              run transformers' own tests of generation inside a truncation that keeps everything"
-	@echo "make lint     check format, lint and types"
-	@echo "make format   put the code in format"
+	@echo "make demo         explain one answer of the bundled model and write $(OUT)/report.html"
+	@echo "make test         run the tests"
+	@echo "make hard-tests   run all hard tests, of which 'make test' runs a part"
+	@echo "make peer-tests   run transformers' own tests of generation inside a truncation that keeps all"
+	@echo "make lint         check format, lint and types"
+	@echo "make format       put the code in format"
 
 demo: $(VENV)/.installed-core
 	$(BIN)/vlmflow demo --out "$(OUT)"
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+hard-tests: $(VENV)/.installed-test
+	VLMFLOW_HARD_TESTS=all $(BIN)/python -m pytest tests/hard $(ARGS)
 
 peer-tests: $(VENV)/.installed-test
 	@test -n "$(TRANSFORMERS)" || { echo "Name a clone of transformers: make peer-tests TRANSFORMERS=DIR" >&2; exit 2; }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import vlmflow
 from vlmflow.errors import InputError
-from vlmflow.files import staged, write_files
+from vlmflow.files import as_path, staged, write_files
 
 
 def everything(directory):
@@ -180,3 +183,64 @@ def test_a_file_that_cannot_be_written_is_told_by_where_it_was_to_be(tmp_path):
         write()
     assert str(tmp_path / "out" / "page") in str(error.value)
     assert ".vlmflow-" not in str(error.value)
+
+
+def interrupting(function):
+    """The same function, with Ctrl-C after what it does."""
+
+    def interrupted(*arguments, **options):
+        result = function(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    return interrupted
+
+
+@pytest.mark.parametrize("call", ["mkdir", "replace", "rmtree"])
+def test_ctrl_c_between_two_system_calls_waits_for_all_of_them(tmp_path, monkeypatch, call):
+    """In setting up, in moving and in cleaning up: no file or all of them, and it is not lost."""
+    out = tmp_path if call == "replace" else tmp_path / "a" / "b"
+    owner = shutil if call == "rmtree" else Path
+    monkeypatch.setattr(owner, call, interrupting(getattr(owner, call)))
+    with pytest.raises(KeyboardInterrupt):
+        write_files(out, {"one.txt": b"1", "two.txt": b"2"})
+    monkeypatch.undo()
+    whole = ["a", "a/b", "a/b/one.txt", "a/b/two.txt"]
+    left = {"mkdir": [], "replace": ["one.txt", "two.txt"], "rmtree": whole}
+    assert everything(tmp_path) == left[call]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_stop_the_cleaning_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "rmtree", interrupting(shutil.rmtree))
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "a" / "b"):
+        raise KeyboardInterrupt
+    monkeypatch.undo()
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("", "is empty"), ("half\ud800", "half of a surrogate"), ("a\0b", "NUL character")],
+)
+def test_a_path_that_no_file_can_have_is_refused_everywhere(path, message, tmp_path, monkeypatch):
+    from vlmflow.reports.directory import write_directory
+    from vlmflow.result.storage import read_pair, write_pair
+    from vlmflow.studies.truncations.plan import read_plan
+    from vlmflow.tasks.question_file import read_rows
+
+    monkeypatch.chdir(tmp_path)
+    vlm = object()
+    for call in (
+        lambda: as_path(path),
+        lambda: write_files(path, {"a.txt": b"a"}),
+        lambda: write_directory(None, path),
+        lambda: write_pair(path, {}, {}),
+        lambda: read_pair(path),
+        lambda: vlmflow.study(vlm, "scenes-reading", ["vtw"], out=path),
+        lambda: vlmflow.cliff_study(vlm, "scenes-reading", out=path),
+        *([lambda: read_plan(Path(path)), lambda: read_rows(Path(f"{path}.csv"))] if path else []),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    assert everything(tmp_path) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from PIL.Image import Image as Picture
 
 from vlmflow.errors import InputError
 from vlmflow.explanation.explain import explain
+from vlmflow.files import as_path
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm import model as lvlm_model
@@ -20,6 +20,7 @@ from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.images import open_image
 from vlmflow.lvlm.loading import open_model
 from vlmflow.lvlm.prompt import Prompt
+from vlmflow.parameters import check_integer
 from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
 from vlmflow.reports.directory import write_directory
 from vlmflow.result.information_flow import InformationFlow
@@ -274,11 +275,11 @@ def cliff_study(
         For impossible settings, if the model gives no answer to any sample, or if another process
         writes to ``out``.
     """
+    folder = None if out is None else as_path(out)
     settings = CliffSettings(samples, calibration, tolerance, changed, batch, draws, seed)
-    directory = None if out is None else Path(out)
-    study = run_cliff_study(vlm, as_task(task), settings, directory, progress=progress)
-    if directory is not None:
-        write_directory(study, directory)
+    study = run_cliff_study(vlm, as_task(task), settings, folder, progress=progress)
+    if folder is not None:
+        write_directory(study, folder)
     return study
 
 
@@ -330,6 +331,7 @@ def study(
     InputError, ModelError
         For impossible settings, or if another process writes to ``out``.
     """
+    folder = as_path(out)
     data = as_task(task)
     plan = Plan(
         task=address_of(data),
@@ -345,9 +347,9 @@ def study(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
-    run_study(plan, Path(out), vlm=vlm, task=data, progress=progress)
-    result = read_study(Path(out), data)
-    write_directory(result, out)
+    run_study(plan, folder, vlm=vlm, task=data, progress=progress)
+    result = read_study(folder, data)
+    write_directory(result, folder)
     return result
 
 
@@ -368,8 +370,7 @@ def sample(task: str | Task, index: int = 0, *, split: str = "test") -> tuple[Pi
     InputError
         If there is no such task, split or sample.
     """
-    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-        raise InputError(f"index={index!r}, but samples are counted from 0")
+    check_integer("index", index)
     data = as_task(task)
     chosen = next(islice(data.samples(split, index + 1), index, None), None)
     if chosen is None:

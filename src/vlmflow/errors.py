@@ -19,6 +19,25 @@ class ModelError(VlmflowError):
     """A model that is unknown or unsupported, or a directory without one."""
 
 
+def reason(error: BaseException) -> str:
+    """Return what an error of another library says, in one line that is worth reading.
+
+    That is its first line; with the next one where it only announces it ("... for field 'x':").
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    end = next((number for number, line in enumerate(lines) if not line.endswith(":")), 0)
+    return " ".join(lines[: end + 1])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch's own errors are RuntimeErrors, one for every device."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    is_torch = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, MemoryError) or is_torch
+
+
 class Note(UserWarning):
     """What a user has to know while the work goes on; the command line prints it."""
 

@@ -10,6 +10,11 @@ _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
+def is_unseen(character: str) -> bool:
+    """Whether a character draws nothing or changes what stands around it."""
+    return character in _BLANK or unicodedata.category(character) in _UNSEEN
+
+
 def visible(text: str) -> str:
     """Spell out every control, bidi, zero-width and blank character of a text.
 
@@ -19,8 +24,7 @@ def visible(text: str) -> str:
     """
     return "".join(
         f"⟦U+{ord(character):04X}⟧"
-        if character not in "\n\t"
-        and (character in _BLANK or unicodedata.category(character) in _UNSEEN)
+        if character not in "\n\t" and is_unseen(character)
         else character
         for character in text
     )

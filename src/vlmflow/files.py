@@ -21,6 +21,27 @@ _PREFIX, _LOCK = ".vlmflow-", ".lock"
 _WAY_OUT = "choose a path you can write to"
 
 
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """Read a path that a user gives.
+
+    Raises InputError for an empty one, which would be the current directory, and for one that no
+    file can have.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise InputError("the path is empty; write '.' for the current directory")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"path {text!r} holds {text[error.start]!r}, half of a surrogate pair: no file can be "
+            "called so"
+        ) from error
+    if "\0" in text:
+        raise InputError(f"path {text!r} holds a NUL character: no file can be called so")
+    return Path(text)
+
+
 def write_files(directory: str | os.PathLike[str], contents: Mapping[str, bytes]) -> Path:
     """Write files of these names into a directory, all of them or none, and return its path.
 
@@ -28,7 +49,7 @@ def write_files(directory: str | os.PathLike[str], contents: Mapping[str, bytes]
     it are replaced. Raises InputError if it cannot be written; what this call created is removed
     again.
     """
-    folder = Path(directory)
+    folder = as_path(directory)
     with staged(folder, tuple(contents)) as staging:
         try:
             for name, content in contents.items():
@@ -57,18 +78,19 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
     try:
         try:
             _check(out, files)
-            for parent in reversed(out.parents):
-                if not parent.exists():
-                    parent.mkdir()
-                    made.append(parent)
-            # Inside `out` where it exists: its parent may be read-only or another file system.
-            home = out if out.exists() else out.parent
-            _remove_stale(home)
-            name = f"{_PREFIX}{secrets.token_hex(6)}"
-            lock = FileLock(home / f"{name}{_LOCK}")
-            lock.acquire()
-            (home / name).mkdir()
-            staging = home / name
+            with _uninterrupted():
+                for parent in reversed(out.parents):
+                    if not parent.exists():
+                        parent.mkdir()
+                        made.append(parent)
+                # Inside `out` where it exists: its parent may be read-only or another file system.
+                home = out if out.exists() else out.parent
+                _remove_stale(home)
+                name = f"{_PREFIX}{secrets.token_hex(6)}"
+                lock = FileLock(home / f"{name}{_LOCK}")
+                lock.acquire()
+                (home / name).mkdir()
+                staging = home / name
         except (OSError, ValueError) as error:
             raise _unwritable(out, error) from error
         try:
@@ -85,14 +107,15 @@ def staged(out: Path, files: Sequence[str] = ()) -> Iterator[Path]:
         except OSError as error:
             raise _unwritable(out, error) from error
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-        if lock is not None:
-            _drop(lock)
-        if not moved:
-            for parent in reversed(made):
-                with suppress(OSError):  # another process has put a file into it
-                    parent.rmdir()
+        with _uninterrupted():
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+            if lock is not None:
+                _drop(lock)
+            if not moved:
+                for parent in reversed(made):
+                    with suppress(OSError):  # another process has put a file into it
+                        parent.rmdir()
 
 
 def _remove_stale(home: Path) -> None:
@@ -135,15 +158,26 @@ def _move(staging: Path, out: Path) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C off for the few renames that would otherwise leave old and new files mixed."""
+    """Hold what ends a process off for a few system calls that belong together, and pass it on.
+
+    Half of the renames would leave old and new files mixed, half of the cleaning up a directory.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))
+        if number is not None and callable(signal.getsignal(number))
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _unwritable(out: Path, error: Exception) -> InputError:

@@ -9,6 +9,17 @@ from typing import Any
 
 from vlmflow.errors import InputError
 
+LARGEST = 2**31 - 1
+"""Largest count and seed: beyond it, generators and tensors have limits of their own."""
+
+
+def check_integer(name: str, value: object, least: int = 0) -> None:
+    """Refuse what is not an integer from ``least`` to :data:`LARGEST`, as InputError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        is_long = isinstance(value, int) and value.bit_length() > 128
+        shown = "an integer of over 38 digits" if is_long else repr(value)
+        raise InputError(f"{name}={shown}; give an integer from {least} to {LARGEST:,}")
+
 
 def literal(text: str) -> Any:
     """Read a parameter as a command line gives it.

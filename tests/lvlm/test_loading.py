@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,11 @@ def test_what_is_not_a_model_is_said_in_one_sentence(saved, tmp_path, monkeypatc
     unknown = tmp_path / "unknown"
     unknown.mkdir()
     (unknown / "config.json").write_text(json.dumps({"model_type": "no-such-type"}))
+    shapes = tmp_path / "shapes"
+    shutil.copytree(saved, shapes)
+    config = json.loads((saved / "config.json").read_text())
+    config["text_config"]["hidden_size"] *= 2
+    (shapes / "config.json").write_text(json.dumps(config))
     text = tmp_path / "text"
     LlamaForCausalLM(
         LlamaConfig(
@@ -85,6 +91,7 @@ def test_what_is_not_a_model_is_said_in_one_sentence(saved, tmp_path, monkeypatc
         (broken, "cannot open"),
         (bare, "cannot open"),
         (unknown, "cannot open .*no-such-type"),
+        (shapes, "its weights have other shapes than its config.json says"),
         (text, "of type 'llama'.*image-text-to-text"),
     ):
         with pytest.raises(ModelError, match=message) as caught:
@@ -104,6 +111,12 @@ def test_options_that_cannot_be_used_are_refused(saved, monkeypatch):
         vlmflow.load(saved, device="cpu", device_map="auto")
     with pytest.raises(InputError, match="device='gpu'"):
         vlmflow.load(saved, device="gpu")
+    for device in ("meta", "cpu:5", "hpu", "cpu:x", ""):
+        with pytest.raises(InputError, match=f"device='{device}'"):
+            vlmflow.load(saved, device=device)
+    for device_map in ("meta", {"": "meta"}):
+        with pytest.raises(InputError, match=r"device_map=.*'meta', which holds no values"):
+            vlmflow.load(saved, device_map=device_map)
     with pytest.raises(InputError, match="dtype='int8'"):
         vlmflow.load(saved, dtype="int8")
     with pytest.raises(InputError, match="revision='main'"):

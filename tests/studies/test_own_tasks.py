@@ -86,7 +86,7 @@ def test_samples_are_drawn_by_name_and_from_objects():
     assert question == "Bright?"
     with pytest.raises(InputError, match="index=50, but the test split of brightness has fewer"):
         vlmflow.sample(dataclasses.replace(Ended(), count=50), 50)
-    with pytest.raises(InputError, match="counted from 0"):
+    with pytest.raises(InputError, match="index=-1; give an integer from 0"):
         vlmflow.sample("scenes-reading", -1)
 
 

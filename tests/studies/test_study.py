@@ -147,6 +147,29 @@ def test_a_file_that_is_not_a_plan_is_refused(tmp_path, text, message):
         read_plan(tmp_path / "missing.yaml")
 
 
+def test_what_looks_like_a_date_is_text(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "task: scenes-reading\nrevision: 2024-01-31\n"
+        "truncations: [{layer: 1, keep: 0, name: 2024-13-77}, {layer: 2, keep: 0, name: 5:30}]"
+    )
+    plain = read_plan(path)
+    assert plain["revision"] == "2024-01-31"
+    assert plain["truncations"][0]["name"] == "2024-13-77"
+    assert Plan.from_mapping(plain | {"truncations": plain["truncations"][:1]}).to_json()
+
+
+@pytest.mark.parametrize(
+    "value", ["!!int x", "!!timestamp x", "9" * 5000, "[" * 5000, "!!python/object:os.system x"]
+)
+def test_whatever_yaml_cannot_read_is_one_sentence(tmp_path, value):
+    path = tmp_path / "study.yaml"
+    path.write_text(f"task: {value}")
+    with pytest.raises(InputError, match=r"study.yaml' is not YAML") as caught:
+        read_plan(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_plan_survives_json_and_sweeps_every_combination():
     plan = Plan.from_mapping(
         {

@@ -683,7 +683,7 @@ def test_policies_are_read_from_one_line(text, policy):
         ("layer=1,keep=0,depth=3", "no setting 'depth'"),
         ("layer=1.5,keep=0", "layer=1.5 is not a layer"),
         ("layer=1,keep=2,rank_by=random,seed=-2", "seed=-2"),
-        ("layer=1,keep=2,rank_by=random,seed=often", "seed='often' is not a seed"),
+        ("layer=1,keep=2,rank_by=random,seed=often", "seed='often'; give an integer from 0"),
         ("layer=1,keep=2,seed=3", "a truncation by 'last_attention' has no setting 'seed'"),
     ],
 )

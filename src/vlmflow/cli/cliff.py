@@ -33,7 +33,11 @@ def cliff(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Directory of the study; an unfinished one is continued."),
+        typer.Option(
+            metavar="DIR",
+            parser=options.path,
+            help="Directory of the study; an unfinished one is continued.",
+        ),
     ],
     model: options.Model = MODEL,
     samples: Annotated[int, typer.Option(help="Samples of the test split.")] = 200,

@@ -8,15 +8,29 @@ from typing import Annotated
 import typer
 
 from vlmflow.cli.app import Dtype
+from vlmflow.errors import InputError
+from vlmflow.files import as_path
+
+
+def path(text: str | Path) -> Path:
+    """Read a path, as Typer parses values: what it refuses is said with the option's name."""
+    try:
+        return as_path(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
+
 
 MODEL_HELP = "A bundled model, a directory, or a name on the Hugging Face hub."
 
-Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")]
+Picture = Annotated[Path, typer.Argument(metavar="IMAGE", parser=path, help="The picture.")]
 Question = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
 MorePictures = Annotated[
     list[Path] | None,
     typer.Option(
-        "--image", metavar="IMAGE", help="A further picture for the same question; repeatable."
+        "--image",
+        metavar="IMAGE",
+        parser=path,
+        help="A further picture for the same question; repeatable.",
     ),
 ]
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
@@ -28,5 +42,8 @@ NumberFormat = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer to generate.")]
-Report = Annotated[Path, typer.Option(help="Directory for the report and the numbers.")]
+Report = Annotated[
+    Path,
+    typer.Option(metavar="DIR", parser=path, help="Directory for the report and the numbers."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
+from vlmflow.cli import options
 from vlmflow.cli.app import app
 from vlmflow.cli.terminal import errors_in_one_line, printable
 
 
 @app.command()
 def sample(
-    out: Annotated[Path, typer.Option(help="Directory for the files.")] = Path("vlmflow-samples"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", parser=options.path, help="Directory for the files.")
+    ] = Path("vlmflow-samples"),
 ) -> None:
     """Write sample pictures, and a file of questions about them.
 

@@ -32,11 +32,19 @@ if TYPE_CHECKING:
 def study(
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="CONFIG", help="YAML file; options override what it says."),
+        typer.Argument(
+            metavar="CONFIG",
+            parser=options.path,
+            help="YAML file; options override what it says.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Directory of the study; an unfinished one is continued."),
+        typer.Option(
+            metavar="DIR",
+            parser=options.path,
+            help="Directory of the study; an unfinished one is continued.",
+        ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="What 'vlmflow tasks' lists.")] = None,
     model: Annotated[str | None, typer.Option(help=options.MODEL_HELP, show_default=MODEL)] = None,
@@ -123,11 +131,21 @@ def study(
 @app.command()
 def report(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Directory of 'vlmflow study' or 'vlmflow cliff'.")
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            parser=options.path,
+            help="Directory of 'vlmflow study' or 'vlmflow cliff'.",
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to write.", show_default="the study's directory"),
+        typer.Option(
+            metavar="DIR",
+            parser=options.path,
+            help="Where to write.",
+            show_default="the study's directory",
+        ),
     ] = None,
 ) -> None:
     """Write a finished study's page, figures and tables again, of truncations or a cliff layer."""

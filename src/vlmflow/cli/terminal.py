@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import typer
 
-from vlmflow.errors import InputError, Note, VlmflowError
+from vlmflow.errors import InputError, Note, VlmflowError, is_out_of_memory
+from vlmflow.escape_invisible import is_unseen
+from vlmflow.lvlm.tokens import refuse_surrogates
+from vlmflow.parameters import LARGEST
 
 CONTINUES = "interrupted; the same command continues from here"
 """What Ctrl-C says of work that is stored as it comes."""
@@ -19,9 +24,13 @@ CONTINUES = "interrupted; the same command continues from here"
 FIRST_LINE, LINES_APART = 10.0, 30.0
 """Where nobody watches a bar: seconds of counted work until the first line, and between lines."""
 
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""Base of what Typer raises for a command line that it cannot read."""
+
 
 def check_text(what: str, text: str) -> None:
-    """Refuse an empty text and one that holds the image placeholder."""
+    """Refuse an empty text, one that is not Unicode and one that holds the image placeholder."""
+    refuse_surrogates(text, what)
     if not text.strip():
         raise InputError(f"{what} is empty; write something between the quotation marks")
     if "<image>" in text:
@@ -32,41 +41,90 @@ def check_text(what: str, text: str) -> None:
 
 
 def check_range(option: str, value: float, least: int) -> None:
-    """Refuse a number below ``least``, infinity and NaN."""
-    if not least <= value < float("inf"):  # also refuses NaN
-        raise InputError(f"{option} {value} is out of range; give a number of at least {least}")
+    """Refuse a number below ``least``, one that nothing can count to, infinity and NaN."""
+    if not least <= value <= LARGEST:  # also refuses NaN
+        raise InputError(
+            f"{option} {value} is out of range; give a number from {least} to {LARGEST:,}"
+        )
 
 
 @contextmanager
-def errors_in_one_line(interrupted: str = "interrupted; nothing was written") -> Iterator[None]:
+def errors_in_one_line(interrupted: str = "interrupted; no file is half-written") -> Iterator[None]:
     """Bad input ends in one line and exit code 2, Ctrl-C in 130; only bugs show a trace."""
     try:
-        yield
+        with _interrupts_as_such():
+            yield
     except VlmflowError as error:
         complain(str(error))
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         complain(interrupted)
         raise typer.Exit(130) from None
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `vlmflow` alone
+            typer.echo(str(error), err=True)
+        else:
+            complain(_usage(error))
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise typer.Exit(1) from None  # who reads the output has seen enough
+        what = "the output cannot be written"
+        if error.filename is not None:
+            what = f"{str(error.filename)!r} cannot be read or written"
+        complain(f"{what} ({error.strerror or error})")
+        raise typer.Exit(2) from None
     except (MemoryError, RuntimeError) as error:
-        # torch's own out-of-memory errors are RuntimeErrors that differ from device to device.
-        message = str(error)
-        is_memory = "out of memory" in message or "can't allocate memory" in message
-        if not is_memory and not isinstance(error, MemoryError):
+        if not is_out_of_memory(error):
             raise
         complain("out of memory; try --low-memory, --whole, --dtype bfloat16 or a smaller model")
         raise typer.Exit(1) from None
 
 
+@contextmanager
+def _interrupts_as_such() -> Iterator[None]:
+    """Raise KeyboardInterrupt where it came inside something that made another error of it.
+
+    Python does in the bodies of classes, and libraries do around what they import.
+    """
+    try:
+        yield
+    except Exception as error:
+        origin: BaseException | None = error
+        while origin is not None and not isinstance(origin, KeyboardInterrupt):
+            context = None if origin.__suppress_context__ else origin.__context__
+            origin = origin.__cause__ or context
+        if origin is not None:
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _usage(error: Any) -> str:
+    """Say in one sentence what is wrong with a command line, and where to look."""
+    message = error.format_message().strip().rstrip(".").replace("Value error, ", "")
+    # Some versions of Typer say what is expected, but not what was given.
+    details: list[Any] = getattr(error.__cause__, "errors", list)()
+    given = repr(details[0]["input"]) if details and "input" in details[0] else ""
+    if given and given not in message:
+        message = f"{message.partition(', unable to parse')[0]}, but it is {given}"
+    command = error.ctx.command_path if error.ctx is not None else "vlmflow"
+    end = " See" if message.endswith("?") else "; see"
+    return f"{message[:1].lower()}{message[1:]}{end} '{command} --help'"
+
+
 def complain(message: str) -> None:
     """Put one line on stderr."""
-    typer.echo(f"vlmflow: {printable(' '.join(message.split()))}", err=True)
+    with suppress(OSError):  # nobody can be told
+        typer.echo(f"vlmflow: {printable(' '.join(message.split()))}", err=True)
 
 
 def printable(text: str) -> str:
-    """Escape what could steer a terminal: control characters, newlines, reversed text."""
+    """Escape what could steer a terminal or is not seen: controls, newlines, reversed text."""
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        char
+        if char.isprintable() and not is_unseen(char)
+        else char.encode("unicode_escape").decode()
+        for char in text
     )
 
 

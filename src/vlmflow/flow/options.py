@@ -13,6 +13,7 @@ from vlmflow.flow.signals.readings import ATTENTION
 from vlmflow.flow.signals.registry import DEFAULT_SIGNALS, WITHOUT_GRADIENTS, as_signals
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.flow.targets import check_target
+from vlmflow.parameters import check_integer
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ class ExplainOptions:
                 "leave one of the two out"
             )
         check_target(self.target)
-        count = self.max_new_tokens
-        if type(count) is not int or count < 1:
-            raise InputError(f"max_new_tokens={count!r}, but an answer needs at least 1")
+        check_integer("max_new_tokens", self.max_new_tokens, least=1)
 
     @property
     def named(self) -> dict[str, Signal]:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import nn
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.refusals import model_refusals
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
@@ -25,7 +26,8 @@ def as_found(model: nn.Module, *, frozen: bool = False) -> Iterator[None]:
     pass leaves behind (``rope_deltas`` of Qwen-VL, which a running conversation needs; tables
     of dynamic rotary embeddings). Attributes that it did not have stay: transformers marks with
     them what it has set up once. Hooks would not be seen by compiled modules: they run uncompiled
-    meanwhile. Another thread that wants the model waits.
+    meanwhile. Another thread that wants the model waits. What the model itself raises becomes a
+    ModelError (:func:`vlmflow.lvlm.refusals.model_refusals`).
 
     Parameters
     ----------
@@ -46,7 +48,8 @@ def as_found(model: nn.Module, *, frozen: bool = False) -> Iterator[None]:
                 module.training = False
                 if _is_compiled(module):
                     module._compiled_call_impl = None
-            yield
+            with model_refusals(model):
+                yield
         finally:
             for module, attributes, buffers in state:
                 _restore(vars(module), attributes)

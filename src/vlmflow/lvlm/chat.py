@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from jinja2 import TemplateError
 from PIL import Image
 
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, reason
 from vlmflow.lvlm.images import open_image
 from vlmflow.lvlm.videos import Video, file_refused, is_video_file, open_video
 
@@ -84,12 +84,14 @@ def render(
     Uses the processor's chat template; without one the prompt of LLaVA-1.5 (``USER: <image>``, line
     break, question, ``ASSISTANT:``), or the placeholders and texts alone where the family has a
     :attr:`~vlmflow.lvlm.families.base.Family.bare_lead`. ``placeholders`` says what stands for an
-    ``"image"`` and a ``"video"``. The prompt ends where the model starts to answer.
+    ``"image"`` and a ``"video"``. The prompt ends where the model starts to answer. A template that
+    takes no list of parts is given each content as one text, with the placeholders in it.
 
     Raises
     ------
     InputError
-        If the template refuses the conversation (two turns of the same role, say).
+        If the template refuses the conversation (two turns of the same role, say), or there are
+        several and none is called ``"default"``.
     """
     if not getattr(processor, "chat_template", None):
         if bare_lead is not None:
@@ -97,15 +99,64 @@ def render(
             tokens = "".join(placeholders.get(kind, "") for kind in kinds)
             return tokens + "\n".join(texts(messages)), bare_lead
         return _plain_prompt(messages, placeholders), " "
+    _require_default(processor.chat_template)
+    as_text = [_with_text_content(message, placeholders) for message in messages]
+    refusals: list[Exception] = []
+    prompts: list[str] = []
+    # Templates disagree on what a content is: a list of parts or one text.
+    for form in (messages, as_text):
+        try:
+            prompt: str = processor.apply_chat_template(form, add_generation_prompt=True)
+        # The template's own words, or whatever its expressions raise about what they are given.
+        except Exception as error:
+            refusals.append(error)
+            continue
+        if _shows_all(prompt, messages, placeholders):
+            return prompt, _lead(processor, form, prompt)
+        prompts.append(prompt)
+    if prompts:
+        return prompts[0], ""  # a wrong number of pictures, which in_prompt_order refuses
+    stated = [error for error in refusals if type(error) is TemplateError]
+    first = (stated or refusals)[0]
+    raise InputError(f"the chat template refuses this conversation: {reason(first)}") from first
+
+
+def _require_default(template: Any) -> None:
+    if isinstance(template, Mapping) and "default" not in template:
+        names = ", ".join(map(repr, template)) or "none"
+        raise InputError(
+            f"the processor has several chat templates ({names}) but none called 'default': set "
+            "its chat_template to the one to use"
+        )
+
+
+def _with_text_content(message: Message, placeholders: Mapping[str, str]) -> Message:
+    """Write a message's content as one text: each placeholder on a line, and the texts."""
+    parts = [
+        part["text"] if part["type"] == "text" else f"{placeholders.get(part['type'], '')}\n"
+        for part in message["content"]
+    ]
+    return {**message, "content": "".join(parts)}
+
+
+def _shows_all(prompt: str, messages: Sequence[Message], placeholders: Mapping[str, str]) -> bool:
+    kinds = [kind for message in messages for kind in _kinds(message)]
+    return all(prompt.count(token) == kinds.count(kind) for kind, token in placeholders.items())
+
+
+def _lead(processor: Any, messages: Sequence[Message], prompt: str) -> str:
+    """Return the white space that a template puts between a prompt and an answer."""
+    content: Any = _PROBE
+    if not isinstance(messages[-1]["content"], str):
+        content = [{"type": "text", "text": _PROBE}]
+    probe: Message = {"role": "assistant", "content": content}
     try:
-        prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True)
-    except TemplateError as error:
-        raise InputError(f"the chat template refuses this conversation: {error}") from error
-    probe: Message = {"role": "assistant", "content": [{"type": "text", "text": _PROBE}]}
-    answered: str = processor.apply_chat_template([*messages, probe])
+        answered: str = processor.apply_chat_template([*messages, probe])
+    except Exception:  # a template for prompts alone says nothing about answers
+        return ""
     before, probe_text, _ = answered.removeprefix(prompt).partition(_PROBE)
     follows = answered.startswith(prompt) and probe_text and not before.strip()
-    return prompt, before if follows else ""
+    return before if follows else ""
 
 
 def texts(messages: Sequence[Message]) -> list[str]:

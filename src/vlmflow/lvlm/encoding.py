@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vlmflow.errors import InputError, ModelError
+from vlmflow.errors import InputError, ModelError, VlmflowError, is_out_of_memory, reason
 from vlmflow.lvlm.chat import Visual
 from vlmflow.lvlm.families import Family, families_by_type
 from vlmflow.lvlm.videos import Video
+
+_COUNTED_BY = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
+"""What processors count image tokens by, and old files of them leave out."""
 
 
 def check_videos(
@@ -108,9 +111,17 @@ def encode(
         options["videos_kwargs"] = _video_options(processor, videos)
     try:
         encoded = processor(text=[text], return_tensors="pt", **options)
-    except (ValueError, ZeroDivisionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the processor of {name} refuses this prompt: {reason}") from error
+    except VlmflowError:
+        raise
+    # What processors raise for settings, pictures and texts they cannot use has no common base.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        unset = [f"{key}=None" for key in _COUNTED_BY if getattr(processor, key, "") is None]
+        raise InputError(
+            f"the processor of {name} refuses this prompt: {reason(error)}"
+            + (f"; it has {' and '.join(unset)}: give it the model's own" if unset else "")
+        ) from error
     return {
         # Times are floats, too, and would be others in 16 bits.
         key: tensor.to(device, dtype if key.startswith("pixel_values") else tensor.dtype)

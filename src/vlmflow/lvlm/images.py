@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlmflow.errors import InputError
+from vlmflow.files import as_path
+from vlmflow.lvlm.quiet_decoders import quiet_decoders
 
 MAX_PIXELS = 100_000_000
 """Largest picture that is decoded, in pixels (300 MB as RGB); checked before decoding."""
@@ -67,7 +68,7 @@ def open_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
             f"a picture is a path or a PIL.Image.Image, not {type(source).__name__}: "
             "open it with Pillow first (for an array: PIL.Image.fromarray)"
         )
-    path = Path(source)
+    path = as_path(source)
     name = f"picture {str(path)!r}"
     _check_file(path, name)
     image = _identified(path, name)
@@ -90,8 +91,7 @@ def _identified(source: Path | io.BytesIO, name: str) -> Image.Image:
     """Read a picture's header, and no more."""
     Image.init()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size warning: MAX_PIXELS decides here
+        with quiet_decoders():  # of Pillow's size warning, too: MAX_PIXELS decides here
             return Image.open(source, formats=sorted(_FORMATS & Image.OPEN.keys()))
     except Image.DecompressionBombError as error:
         raise InputError(
@@ -125,9 +125,10 @@ def _check_file(path: Path, name: str) -> None:
 def _read(image: Image.Image, name: str) -> Image.Image:
     _check_size(image.size, name)
     try:
-        image.load()
-        orientation = _orientation(image)
-        rgb = _to_rgb(image, name)
+        with quiet_decoders():
+            image.load()
+            orientation = _orientation(image)
+            rgb = _to_rgb(image, name)
     except InputError:
         raise
     except Exception as error:  # decoders raise nearly any type on truncated or broken data

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging
 
-from vlmflow.errors import InputError, ModelError, VlmflowError
+from vlmflow.errors import InputError, ModelError, VlmflowError, reason
 
 BUNDLED = Path(__file__).resolve().parents[1] / "scenes" / "models"
 """Directory that holds one directory per bundled model."""
@@ -38,6 +38,8 @@ def open_model(
         raise InputError("device and device_map exclude each other: give only one of them")
     if device_map is not None and find_spec("accelerate") is None:
         raise ModelError("device_map needs accelerate: pip install accelerate, or give device=...")
+    if device_map is not None:
+        _require_values(device_map)
     place = None if device_map is not None else _device(device)
     weights = _dtype(dtype)
     source, local = _source(name)
@@ -121,10 +123,24 @@ def _device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     # What torch raises for a malformed name, a build without the back end, and a back end that
-    # cannot allocate; nothing else is done in this block.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device={str(device)!r} cannot be used: {_reason(error)}") from error
+    # cannot allocate has no common base; nothing else is done in this block.
+    except Exception as error:
+        raise InputError(f"device={str(device)!r} cannot be used: {reason(error)}") from error
+    if chosen.type == "meta":
+        raise InputError("device='meta' holds no values, so no model runs on it; give cpu or cuda")
+    if chosen.type == "cpu" and chosen.index:
+        raise InputError(f"device={str(device)!r}, but there is only one cpu; give cpu")
     return chosen
+
+
+def _require_values(device_map: str | dict[str, Any]) -> None:
+    """Refuse a map to the device without values."""
+    places = device_map.values() if isinstance(device_map, dict) else [device_map]
+    if "meta" in map(str, places):
+        raise InputError(
+            f"device_map={device_map!r} puts weights on 'meta', which holds no values; give cpu, "
+            "disk, a GPU or 'auto'"
+        )
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
@@ -151,12 +167,13 @@ def _require_image_text_to_text(config: Any, name: str, trust_remote_code: bool)
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of an error, or what to install where a library is missing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Say why a model cannot be opened, or what to install where a library is missing."""
     # Besides ImportError, transformers raises what it likes where a class cannot be loaded.
     if "torchvision" in str(error).lower() and _lacks_torchvision():
         return "its processor needs torchvision: pip install torchvision"
-    return lines[0] if lines else type(error).__name__
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than its config.json says"
+    return reason(error)
 
 
 def _lacks_torchvision() -> bool:

@@ -37,6 +37,7 @@ from vlmflow.lvlm.tokens import (
     until_end,
 )
 from vlmflow.lvlm.videos import Frames, Video, frame_groups
+from vlmflow.parameters import check_integer
 
 
 class Truncating(Protocol):
@@ -316,8 +317,7 @@ class LVLM:
         InputError
             If none are asked for, or the prompt carries an answer already.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={max_new_tokens}, but an answer needs at least 1")
+        check_integer("max_new_tokens", max_new_tokens, least=1)
         if prompt.answer is not None:
             raise InputError("the prompt already carries an answer: start from one without")
         limit = max_positions(self.model)

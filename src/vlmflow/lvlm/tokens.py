@@ -11,7 +11,7 @@ from vlmflow.errors import InputError
 def refuse_special_text(
     tokenizer: Any, text: str, what: str, placeholders: Mapping[str, str]
 ) -> None:
-    """Raise if a text contains what the tokenizer would read as a special token.
+    """Raise if a text is not Unicode, or contains what the tokenizer takes for a special token.
 
     ``what`` is what messages call the text; ``placeholders`` says what stands for an ``"image"``
     and a ``"video"``.
@@ -21,6 +21,7 @@ def refuse_special_text(
     InputError
         Naming the special token.
     """
+    refuse_surrogates(text, f"the {what}")
     for kind, token in placeholders.items():
         if token in text:
             raise InputError(
@@ -33,6 +34,21 @@ def refuse_special_text(
                 f"the {what} contains {token!r}, which this model's tokenizer reads as a special "
                 "token: leave it out"
             )
+
+
+def refuse_surrogates(text: str, what: str) -> None:
+    """Raise InputError if a text, which messages call ``what``, has no encoding.
+
+    Python spells with lone surrogates what it could not decode, such as bytes of an argument that
+    are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} holds {text[error.start]!r}, half of a surrogate pair or a byte that is not "
+            "UTF-8: write it in UTF-8"
+        ) from error
 
 
 def special_tokens(tokenizer: Any) -> set[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
+from vlmflow.parameters import check_integer
 from vlmflow.removal.curve import RemovalCurve
 from vlmflow.statistics.bootstrap import percentile_interval, sample_draws
 
@@ -128,8 +129,8 @@ def cliff(
         raise InputError("a cliff layer needs at least one removal curve")
     if len({curve.layers for curve in curves}) > 1:
         raise InputError("curves of different layers have no common cliff layer")
-    if draws < 1:
-        raise InputError(f"draws={draws}, but a bootstrap needs at least 1")
+    check_integer("draws", draws, least=1)
+    check_integer("seed", seed)
     layers = curves[0].layers
     lost = np.stack([losses(curve, loss) for curve in curves])
     beyond = layers[-1] + 1

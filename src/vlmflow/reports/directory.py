@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from vlmflow.files import staged, write_files
+from vlmflow.files import as_path, staged, write_files
 from vlmflow.reports.write import figures, report
 from vlmflow.studies.cliff_layer.study import CliffStudy
 from vlmflow.studies.truncations.results import StudyResult
@@ -24,7 +24,7 @@ def write_directory(result: CliffStudy | StudyResult, directory: str | os.PathLi
     InputError
         If the directory cannot be written; nothing half-written is left.
     """
-    folder = Path(directory)
+    folder = as_path(directory)
     name, tables = _tables(result)
     with staged(folder, tuple(tables)) as staging:
         report(result, staging / name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from vlmflow.errors import InputError
-from vlmflow.files import write_files
+from vlmflow.files import as_path, write_files
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -70,7 +70,7 @@ def report(
         page = study_page(result)
     else:
         raise _unknown(result)
-    target = Path(path)
+    target = as_path(path)
     write_files(target.parent, {target.name: page.encode("utf-8")})
     return target
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.files import write_files
+from vlmflow.files import as_path, write_files
 
 FORMAT_VERSION = 2
 JSON_NAME = "flow.json"
@@ -125,7 +125,7 @@ def read_pair(
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load
 
-    folder = Path(directory)
+    folder = as_path(directory)
     document = _read_json(folder / JSON_NAME)
     path = folder / TENSORS_NAME
     try:

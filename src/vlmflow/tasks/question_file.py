@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmflow.errors import InputError
+from vlmflow.files import as_path
 
 
 class Number(str):
@@ -57,7 +58,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     if read is None:
         raise InputError(f"task file {str(path)!r} is neither .jsonl nor .csv")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = as_path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"task file {str(path)!r} cannot be read ({reason})") from error

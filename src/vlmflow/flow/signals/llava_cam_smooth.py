@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vlmflow.errors import InputError
 from vlmflow.flow.signals.llava_cam import LlavaCam
 from vlmflow.flow.signals.signal import Noise
+from vlmflow.parameters import check_integer
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,12 @@ class LlavaCamSmooth(LlavaCam):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if type(self.copies) is not int or self.copies < 1:
-            raise InputError(f"copies={self.copies!r}, but it takes at least 1 noisy picture")
+        check_integer("copies", self.copies, least=1)
         if not isinstance(self.deviation, int | float) or not 0 <= self.deviation < math.inf:
             raise InputError(
                 f"deviation={self.deviation!r}, but a standard deviation is a number from 0 on"
             )
-        if type(self.seed) is not int or self.seed < 0:
-            raise InputError(f"seed={self.seed!r} is not a seed; give an integer from 0 on")
+        check_integer("seed", self.seed)
 
     @property
     def noise(self) -> Noise:

@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from vlmflow.escape_invisible import shown
-from vlmflow.files import write_files
+from vlmflow.files import as_path, write_files
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.reports.explain.page_data import Packed, page_data
 from vlmflow.reports.palette import theme_css
@@ -52,7 +52,7 @@ def write_report(
     forbids it to. Where the maps of all answer tokens do not fit, those of the whole answer and of
     the first tokens are kept, and the page says so.
     """
-    target = Path(path)
+    target = as_path(path)
     write_files(target.parent, {target.name: _rendered(flow, regions).encode("utf-8")})
     return target
 

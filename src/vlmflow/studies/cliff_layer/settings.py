@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlmflow.errors import InputError
+from vlmflow.parameters import check_integer
 
 TOLERANCE, CHANGED = 0.1, 0.05
 """Defaults: mean KL in nats that removal may cost, and the share of answers it may change."""
@@ -34,9 +35,8 @@ class CliffSettings:
 
     def __post_init__(self) -> None:
         for name in ("samples", "calibration", "batch", "draws"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}={value!r}, but it takes at least 1")
+            check_integer(name, getattr(self, name), least=1)
+        check_integer("seed", self.seed)
         for name in ("tolerance", "changed"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}={getattr(self, name)}, but a loss is tolerated from 0 on")

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, reason
+from vlmflow.files import as_path
+from vlmflow.parameters import check_integer
 from vlmflow.studies.truncations.arms import Arm, arms_of
 from vlmflow.truncation.presets import check_preset, preset
 from vlmflow.truncation.truncation import Truncation
@@ -115,6 +117,16 @@ class Plan:
         return [named for named in listed if named is not None] + swept
 
 
+class _DatesAsText(yaml.SafeLoader):
+    """YAML without dates: a branch, a task or a name may look like one, and nothing here is one."""
+
+
+_DatesAsText.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_plan(path: Path) -> dict[str, Any]:
     """Read a study's YAML file.
 
@@ -124,14 +136,19 @@ def read_plan(path: Path) -> dict[str, Any]:
         If it cannot be read or is not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        text = as_path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"study file {str(path)!r} cannot be read ({reason})") from error
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"study file {str(path)!r} cannot be read ({why})") from error
+    try:
+        content = yaml.load(text, _DatesAsText)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = "" if where is None else f" in line {where.line + 1}"
         raise InputError(f"study file {str(path)!r} is not YAML{line}") from error
+    # Nesting without end, and what reading a value under a wrong tag raises.
+    except Exception as error:
+        raise InputError(f"study file {str(path)!r} is not YAML ({reason(error)})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"study file {str(path)!r} is not a list of 'option: value' lines")
     return content
@@ -189,13 +206,9 @@ def _plain(entry: Any) -> Any:
 
 def _check_types(plan: Plan) -> None:
     for name in ("samples", "calibration", "timed", "seed"):
-        value = getattr(plan, name)
-        least = 1 if name in ("samples", "calibration") else 0
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name}={value!r}; give an integer of at least {least}")
-    value = plan.max_new_tokens
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InputError(f"max_new_tokens={value!r}; give an integer of at least 1")
+        check_integer(name, getattr(plan, name), 1 if name in ("samples", "calibration") else 0)
+    if plan.max_new_tokens is not None:
+        check_integer("max_new_tokens", plan.max_new_tokens, 1)
     if isinstance(plan.max_loss, bool) or not isinstance(plan.max_loss, int | float) \
             or not 0 <= plan.max_loss <= 1:  # fmt: skip
         raise InputError(f"max_loss={plan.max_loss!r}; give a share between 0 and 1")

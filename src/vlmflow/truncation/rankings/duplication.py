@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vlmflow.errors import InputError
+from vlmflow.parameters import check_integer
 from vlmflow.truncation.rankings.candidates import Candidates
 from vlmflow.truncation.rankings.ranking import Ranking, RankingSize
 
@@ -36,8 +36,7 @@ class Duplication(Ranking):
     pivots: int = 8
 
     def __post_init__(self) -> None:
-        if isinstance(self.pivots, bool) or not isinstance(self.pivots, int) or self.pivots < 1:
-            raise InputError(f"pivots={self.pivots!r}, but it takes at least 1 pivot token")
+        check_integer("pivots", self.pivots, least=1)
 
     def select(self, seen: Candidates, keep: int) -> Tensor:
         """Choose pivots and what differs from them; see :meth:`Ranking.select`."""

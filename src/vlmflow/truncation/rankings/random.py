@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmflow.errors import InputError
+from vlmflow.parameters import check_integer
 from vlmflow.truncation.rankings.candidates import Candidates
 from vlmflow.truncation.rankings.ranking import Ranking
 
@@ -28,8 +28,7 @@ class Random(Ranking):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"seed={self.seed!r} is not a seed; give an integer from 0 on")
+        check_integer("seed", self.seed)
 
     def select(self, seen: Candidates, keep: int) -> Tensor:
         """Choose at random; see :meth:`Ranking.select`."""
