@@ -90,11 +90,13 @@ def _interrupts_as_such() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        origins: list[BaseException] = []
         origin: BaseException | None = error
-        while origin is not None and not isinstance(origin, KeyboardInterrupt):
+        while origin is not None and origin not in origins:  # an error may be its own cause
+            origins.append(origin)
             context = None if origin.__suppress_context__ else origin.__context__
             origin = origin.__cause__ or context
-        if origin is not None:
+        if any(isinstance(origin, KeyboardInterrupt) for origin in origins):
             raise KeyboardInterrupt from error
         raise
 
