@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import vlmflow
 from tests.support.tiny import tiny_llava
-from vlmflow.errors import InputError, ModelError
+from vlmflow.errors import InputError, ModelError, Note
 from vlmflow.lvlm import loading
 
 PICTURE = Image.new("RGB", (80, 60), "orange")
@@ -72,6 +72,11 @@ def test_what_is_not_a_model_is_said_in_one_sentence(saved, tmp_path, monkeypatc
     config = json.loads((saved / "config.json").read_text())
     config["text_config"]["hidden_size"] *= 2
     (shapes / "config.json").write_text(json.dumps(config))
+    deeper = tmp_path / "deeper"
+    shutil.copytree(saved, deeper)
+    config = json.loads((saved / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] += 1
+    (deeper / "config.json").write_text(json.dumps(config))
     text = tmp_path / "text"
     LlamaForCausalLM(
         LlamaConfig(
@@ -92,11 +97,23 @@ def test_what_is_not_a_model_is_said_in_one_sentence(saved, tmp_path, monkeypatc
         (bare, "cannot open"),
         (unknown, "cannot open .*no-such-type"),
         (shapes, "its weights have other shapes than its config.json says"),
+        (deeper, r"lacks weights of its language model, \d+ in all .*do not belong together"),
         (text, "of type 'llama'.*image-text-to-text"),
     ):
         with pytest.raises(ModelError, match=message) as caught:
             vlmflow.load(name)
         assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_missing_elsewhere_are_said_to_be(saved, tmp_path):
+    """A deeper vision tower than the file holds: random layers, and a sentence."""
+    deeper = tmp_path / "deeper"
+    shutil.copytree(saved, deeper)
+    config = json.loads((saved / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] += 1
+    (deeper / "config.json").write_text(json.dumps(config))
+    with pytest.warns(Note, match=r"lacks weights outside its language model.*vision"):
+        vlmflow.load(deeper)
 
 
 def test_a_hub_model_that_cannot_be_reached_is_one_sentence(monkeypatch):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging
 
-from vlmflow.errors import InputError, ModelError, VlmflowError, reason
+from vlmflow.errors import InputError, ModelError, Note, VlmflowError, reason
 
 BUNDLED = Path(__file__).resolve().parents[1] / "scenes" / "models"
 """Directory that holds one directory per bundled model."""
@@ -56,14 +57,17 @@ def open_model(
         if getattr(processor, "image_processor", None) is None and _lacks_torchvision():
             raise ImportError("torchvision")  # without it, transformers hands out a part of it
         with _no_bar() if local else nullcontext():
-            model: Any = AutoModelForImageTextToText.from_pretrained(
+            opened: Any = AutoModelForImageTextToText.from_pretrained(
                 source,
+                output_loading_info=True,
                 config=config,
                 dtype=weights,
                 device_map=device_map,
                 attn_implementation=attn_implementation,
                 **shared,
             )
+        model, found = opened
+        _require_weights(model, found["missing_keys"], str(name))
         if place is not None:
             model.to(place)
     except VlmflowError:
@@ -153,6 +157,31 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
             "bfloat16, float16"
         )
     return chosen
+
+
+def _require_weights(model: Any, missing: Collection[str], name: str) -> None:
+    """Refuse a decoder that is random in part; say so of anything else that is.
+
+    transformers fills in what a checkpoint lacks: sound for a pooling head that nothing uses, and
+    an answer without meaning for a layer of the language model.
+    """
+    if not missing:
+        return
+    of_decoder = {id(weights) for weights in model.get_decoder().parameters()}
+    lost = {key: weights for key, weights in model.named_parameters() if key in missing}
+    decoding = [key for key, weights in lost.items() if id(weights) in of_decoder]
+    if decoding:
+        raise ModelError(
+            f"{name} lacks weights of its language model, {len(decoding)} in all (the first is "
+            f"{decoding[0]}): its config.json and its weights do not belong together"
+        )
+    if lost:
+        warnings.warn(
+            f"{name} lacks weights outside its language model, which are random now: {len(lost)} "
+            f"in all, {next(iter(lost))} the first",
+            Note,
+            stacklevel=4,
+        )
 
 
 def _require_image_text_to_text(config: Any, name: str, trust_remote_code: bool) -> None:
