@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from vlmflow.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from vlmflow.api import LVLM as LVLM
     from vlmflow.api import cliff_study as cliff_study
     from vlmflow.api import load as load
     from vlmflow.api import sample as sample
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from vlmflow.lvlm.families.base import Family as Family
     from vlmflow.lvlm.families.registry import register_family as register_family
     from vlmflow.lvlm.videos import Video as Video
+    from vlmflow.model_api import LVLM as LVLM
     from vlmflow.removal.cliff import Cliff as Cliff
     from vlmflow.removal.cliff import cliff as cliff
     from vlmflow.removal.curve import RemovalCurve as RemovalCurve
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from vlmflow.truncation.truncation import Truncation as Truncation
 
 _PUBLIC = {
-    "vlmflow.api": ("LVLM", "cliff_study", "load", "sample", "study"),
+    "vlmflow.model_api": ("LVLM",),
+    "vlmflow.api": ("cliff_study", "load", "sample", "study"),
     "vlmflow.flow.options": ("ExplainOptions",),
     "vlmflow.flow.signals.signal": ("Signal",),
     "vlmflow.lvlm.families.base": ("Family",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -11,19 +11,12 @@ import torch
 from PIL.Image import Image as Picture
 
 from vlmflow.errors import InputError
-from vlmflow.explanation.explain import explain
 from vlmflow.files import as_path
-from vlmflow.flow.options import ExplainOptions
-from vlmflow.flow.signals.signal import Signal
-from vlmflow.lvlm import model as lvlm_model
-from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.images import open_image
 from vlmflow.lvlm.loading import open_model
-from vlmflow.lvlm.prompt import Prompt
+from vlmflow.model_api import LVLM as LVLM
 from vlmflow.parameters import check_integer
-from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
 from vlmflow.reports.directory import write_directory
-from vlmflow.result.information_flow import InformationFlow
 from vlmflow.studies.cliff_layer.run import run_cliff_study
 from vlmflow.studies.cliff_layer.settings import CHANGED, TOLERANCE, CliffSettings
 from vlmflow.studies.cliff_layer.study import CliffStudy
@@ -33,140 +26,7 @@ from vlmflow.studies.truncations.run import Progress, run_study
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.registry import address_of, as_task
 from vlmflow.truncation.presets import PRESETS
-from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.truncation import Truncation
-
-
-class LVLM(lvlm_model.LVLM):
-    """A large vision-language model that can answer, be explained and drop its image tokens.
-
-    Parameters
-    ----------
-    model, processor, name
-        As for :class:`vlmflow.lvlm.model.LVLM`, with its errors.
-    """
-
-    def explain(
-        self,
-        images: VisualSource | Sequence[VisualSource] | None,
-        question: str | Sequence[Mapping[str, Any]],
-        answer: str | Sequence[int] | None = None,
-        *,
-        signals: Iterable[str | Signal] | None = None,
-        target: str = "logprob",
-        per_token: bool = True,
-        max_new_tokens: int = 64,
-        low_memory: bool = False,
-        gradients: bool = True,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> InformationFlow:
-        """Measure which tokens an answer draws on, in every decoder layer.
-
-        One forward pass, and one backward pass per answer token (one in all without
-        ``per_token``). The model is left exactly as found, also when something raises.
-
-        Parameters
-        ----------
-        images, question, answer
-            As for :meth:`prepare`. Without an answer the model gives its own (greedy), and the very
-            tokens it gave are explained.
-        signals : iterable of str or Signal, optional
-            Maps that are wanted: what ``vlmflow signals`` lists, with parameters in brackets where
-            they are not the defaults (``"flow_map(layers=8)"``, ``"llava_cam_smooth(copies=8)"``),
-            or instances of subclasses of :class:`vlmflow.Signal`. Left out: attention, saliency,
-            flow map and LLaVA-CAM, without gradients attention alone.
-        target : str
-            The scalar that is explained: ``"logprob"``, ``"logit"`` (the paper's) or ``"margin"``,
-            see :func:`vlmflow.flow.targets.target_values`.
-        per_token : bool
-            Explain each answer token beside the whole answer.
-        max_new_tokens : int
-            Longest answer to generate.
-        low_memory : bool
-            Recompute layers in the backward pass instead of keeping their activations.
-        gradients : bool
-            False: measure attention alone, in one forward pass without a backward pass; for models
-            through which no gradient passes (quantised activations), and where time is short.
-        progress : callable, optional
-            Called with ``(passes done, passes in all)`` after each pass.
-
-        Raises
-        ------
-        InputError
-            For a signal, picture, question or answer that cannot be used, or an empty answer.
-        ModelError
-            If the model cannot be followed, or its logits or gradients are not finite.
-        """
-        options = ExplainOptions(
-            signals=signals,
-            target=target,
-            per_token=per_token,
-            max_new_tokens=max_new_tokens,
-            low_memory=low_memory,
-            gradients=gradients,
-        )
-        return explain(self, images, question, answer, options, progress=progress)
-
-    def removal_curve(
-        self,
-        images: VisualSource | Sequence[VisualSource] | None,
-        question: str | Sequence[Mapping[str, Any]],
-        answer: str | Sequence[int] | None = None,
-        *,
-        keep: int | float = 0,
-        rank_by: str | Ranking | None = None,
-        max_new_tokens: int = 64,
-    ) -> RemovalCurve:
-        """Measure what removing image tokens from each layer on does to an answer, in one pass.
-
-        Parameters
-        ----------
-        images, question, answer
-            As for :meth:`prepare`. Without an answer the model gives its own.
-        keep : int or float
-            Image tokens that stay: a count, or a fraction.
-        rank_by : str or Ranking, optional
-            Which ones, by name or as an object; not an oracle. They are chosen at each layer anew.
-        max_new_tokens : int
-            Longest answer to generate.
-
-        Raises
-        ------
-        InputError
-            For settings that are impossible, or a model that gives no answer.
-        """
-        return removal_curve(
-            self,
-            images,
-            question,
-            answer,
-            keep=keep,
-            rank_by=rank_by,
-            max_new_tokens=max_new_tokens,
-        )
-
-    def removal_curves(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        keep: int | float = 0,
-        rank_by: str | Ranking | None = None,
-    ) -> list[RemovalCurve]:
-        """Measure the removal curves of a batch of prompts with answers in one forward pass.
-
-        Parameters
-        ----------
-        prompts : sequence of Prompt
-            Prompts with answers (:meth:`prepare`).
-        keep, rank_by
-            As for :meth:`removal_curve`.
-
-        Returns
-        -------
-        list of RemovalCurve
-            In the order of the prompts.
-        """
-        return removal_curves(self, prompts, keep=keep, rank_by=rank_by)
 
 
 def load(

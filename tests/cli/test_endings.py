@@ -185,7 +185,7 @@ def test_ctrl_c_that_a_library_makes_another_error_of_is_ctrl_c(monkeypatch, mad
     monkeypatch.setattr(vlmflow, "load", load)
     result = CliRunner().invoke(cli.app, ["cliff", "scenes-reading", "--out", "out"])
     assert result.exit_code == 130
-    assert result.stderr == "vlmflow: interrupted; no file is half-written\n"
+    assert result.stderr == "vlmflow: interrupted; the same command continues from here\n"
 
 
 def test_python_m_exits_with_our_code_wherever_ctrl_c_came(tmp_path):

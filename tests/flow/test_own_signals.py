@@ -534,7 +534,6 @@ def test_values_that_are_not_finite_are_refused(number):
         ("peak", r"signals='peak' is a text; pass a list of names: \['peak'\]"),
         (Peak(), r"signals=Peak\(\) is not a list; pass one of names and instances"),
         (Peak, "is not a list; pass one of names and instances"),
-        (None, "signals=None is not a list"),
         ([], "signals is empty; there are attention"),
         ([7], "7 is not a signal; give a name"),
         (["peaks"], "signal 'peaks' is unknown; there are attention.*peak"),

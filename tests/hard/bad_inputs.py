@@ -32,7 +32,7 @@ STUDY = (
 WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, STUDY)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
-    *("models", "tasks", "rankings", "signals", "presets"),
+    *("models", "tasks", "rankings", "signals", "presets", "sample"),
 )
 
 
@@ -111,8 +111,8 @@ def models() -> Iterator[BadInput]:
         for name in ("no-such-model", "", "@", PICTURE, "half\udcff", "nobody/nothing"):
             yield BadInput(put(command, "--model", name), "nobody" if "/" in name else "")
     for name, (_, _, opens) in MODELS.items():
-        # A study keeps going where single samples fail.
-        for command in WITH_MODEL if not opens else (EXPLAIN, GENERATE, CLIFF):
+        # Studies keep going where single samples fail, and keep what they measured.
+        for command in WITH_MODEL if not opens else (EXPLAIN, GENERATE):
             yield BadInput(put(command, "--model", f"@{name}"), name if not opens else "")
 
 

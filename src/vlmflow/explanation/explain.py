@@ -110,6 +110,7 @@ def explain(
         settings={
             **options.to_json(),
             "answer_generated": generated,
+            "answer_ids": list(prompt.answer_ids),
             "target_values": measured.target_values.tolist(),
             "device": str(vlm.device),
             "model": vlm.config_summary(),

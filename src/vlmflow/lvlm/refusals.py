@@ -10,8 +10,8 @@ from typing import Any
 
 from vlmflow.errors import ModelError, VlmflowError, is_out_of_memory, reason
 
-_CALLS = ("torch.nn.modules.", "torch.utils._contextlib", "torch._tensor", "transformers.")
-"""Modules in which the call of a model, of its ``generate`` or of a backward pass begins."""
+_CALLS = ("torch.nn.modules.", "torch.utils.", "torch._tensor", "transformers.")
+"""Where calls of a model, its ``generate``, a recomputed layer or a backward pass begin."""
 
 _MISMATCH = re.compile(
     r"(image|video).*tokens do not match\W+tokens: (\d+)\W+features:? (\d+)", re.IGNORECASE

@@ -1,0 +1,164 @@
+"""How far the map of one answer can be trusted, beside orders drawn at random."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from vlmflow.errors import InputError
+from vlmflow.faithfulness.curves import STEPS, Curves, FloatArray, measure_curves
+from vlmflow.faithfulness.scoring import BATCH, token_probabilities
+from vlmflow.lvlm.geometry import paint
+from vlmflow.lvlm.model import LVLM
+from vlmflow.result.information_flow import InformationFlow
+from vlmflow.result.map_info import MapInfo
+
+ORDERS = 8
+"""Random orders beside a map."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trust:
+    """Insertion and deletion of one map, and of maps drawn at random.
+
+    Parameters
+    ----------
+    about : MapInfo
+        What the map is called.
+    layer : int, optional
+        Its layer; None for a sum over layers.
+    token : str
+        The answer token it is for; empty for the whole answer.
+    replacement : str
+        What stood where the picture was not shown.
+    curves : Curves
+        Of the map: mean probability of the answer's tokens over the share of the area.
+    random : tuple of float
+        Insertion minus deletion of random maps over the same tokens.
+    """
+
+    about: MapInfo
+    layer: int | None
+    token: str
+    replacement: str
+    curves: Curves
+    random: tuple[float, ...]
+
+    @property
+    def limit(self) -> float:
+        """Half the width of the interval that holds 95 % of random maps, around 0.
+
+        An order and its reverse have opposite differences, so that the mean of random orders is 0
+        exactly and only their spread is estimated.
+        """
+        spread = math.sqrt(float(np.mean(np.square(self.random))))
+        return t_quantile(0.975, len(self.random)) * spread
+
+    @property
+    def difference(self) -> float:
+        """Insertion minus deletion of the map."""
+        return self.curves.difference
+
+    def __str__(self) -> str:
+        """Say in one sentence whether the map ranks regions better than chance."""
+        where = self.about.label + ("" if self.layer is None else f" at layer {self.layer}")
+        what = f"the token {self.token!r}" if self.token else "this answer"
+        chance = "no better than chance"
+        if abs(self.difference) > self.limit:
+            chance = "better than chance" if self.difference > 0 else "worse than chance"
+        return (
+            f"The {where} ranks regions {chance} for {what}: insertion minus deletion "
+            f"{self.difference:+.3f}, random maps within {self.limit:.3f} of 0."
+        )
+
+
+def trust(
+    vlm: LVLM,
+    flow: InformationFlow,
+    chosen: tuple[str, int | None, int | str],
+    *,
+    images: Sequence[Image.Image] | None = None,
+    image: int = 0,
+    replacement: str = "black",
+    steps: int = STEPS,
+    batch: int = BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trust:
+    """Insert and delete a picture in the order of a map; see :meth:`vlmflow.LVLM.trust`.
+
+    ``chosen`` is the map: signal, layer and target.
+    """
+    signal, layer, target = chosen
+    pictures = _pictures(flow, images)
+    values = flow.pixel_map(signal, layer, target, image)
+    if flow.flag(signal, layer, target) != "ok":
+        raise InputError(
+            f"the {signal} map is {flow.flag(signal, layer, target)} there, so it ranks nothing; "
+            "name another layer or signal"
+        )
+    place = next(n for n, name in enumerate(flow.targets) if n == target or name.strip() == target)
+    answer = flow.settings.get("answer_ids")
+    if not isinstance(answer, list):
+        raise InputError("this result does not hold its answer's token ids; explain it again")
+    total, done = 2 * steps * (1 + ORDERS), 0
+
+    def score(shown: Sequence[Image.Image]) -> FloatArray:
+        nonlocal done
+
+        def on_batch(count: int) -> None:
+            if progress is not None:
+                progress(done + count, total)
+
+        probabilities = token_probabilities(
+            vlm, shown, pictures, image, flow.question, answer, batch=batch, on_batch=on_batch
+        )
+        done += len(shown)
+        own: FloatArray = probabilities[:, place - 1] if place else probabilities.mean(1)
+        return own
+
+    def curves(painted: FloatArray, seed: int) -> Curves:
+        return measure_curves(
+            pictures[image], painted, score, replacement=replacement, steps=steps, seed=seed
+        )
+
+    own = curves(values.astype(np.float64), 0)
+    generator = np.random.default_rng(0)
+    random = []
+    for number in range(ORDERS):
+        drawn = generator.random(flow.layout.image_positions.size)
+        painted = paint(flow.layout.grids, drawn, flow.layout, image).astype(np.float64)
+        random.append(curves(painted, number).difference)
+    token = flow.targets[place].strip() if place else ""
+    return Trust(flow.map_info(signal), layer, token, replacement, own, tuple(random))
+
+
+def _pictures(flow: InformationFlow, images: Sequence[Image.Image] | None) -> list[Image.Image]:
+    """Return the pictures asked about: those given, or the copies that a result holds."""
+    sizes = flow.layout.image_sizes
+    given = images if images is not None else [Image.fromarray(copy) for copy in flow.pictures]
+    pictures = [picture.convert("RGB") for picture in given]
+    if any(flow.layout.frames):
+        raise InputError("a video cannot be inserted and deleted; explain its frames as pictures")
+    if [picture.size for picture in pictures] != [tuple(size) for size in sizes]:
+        which = "images are not the result's" if images is not None else "result holds small copies"
+        raise InputError(
+            f"the {which}: it was measured on {', '.join(f'{w} x {h}' for w, h in sizes)} pixels; "
+            "pass these pictures as images="
+        )
+    return pictures
+
+
+def t_quantile(share: float, degrees: int) -> float:
+    """Return the quantile of Student's t distribution, for shares above one half."""
+    lowest, highest = 0.0, 1000.0
+    scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
+    while highest - lowest > 1e-6:
+        middle = (lowest + highest) / 2
+        x = (np.arange(4000) + 0.5) * middle / 4000
+        below = 0.5 + scale * middle * float(((1 + x**2 / degrees) ** (-(degrees + 1) / 2)).mean())
+        lowest, highest = (middle, highest) if below < share else (lowest, middle)
+    return lowest

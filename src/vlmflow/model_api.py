@@ -1,0 +1,204 @@
+"""The front of a model: what a user calls on one that is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from PIL.Image import Image as Picture
+
+from vlmflow.explanation.explain import explain
+from vlmflow.faithfulness.curves import STEPS
+from vlmflow.faithfulness.scoring import BATCH
+from vlmflow.faithfulness.trust import Trust, trust
+from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.signal import Signal
+from vlmflow.lvlm import model as lvlm_model
+from vlmflow.lvlm.as_found import check_untruncated
+from vlmflow.lvlm.chat import VisualSource
+from vlmflow.lvlm.prompt import Prompt
+from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
+from vlmflow.result.information_flow import InformationFlow
+from vlmflow.truncation.rankings.ranking import Ranking
+
+
+class LVLM(lvlm_model.LVLM):
+    """A large vision-language model that can answer, be explained and drop its image tokens.
+
+    Parameters
+    ----------
+    model, processor, name
+        As for :class:`vlmflow.lvlm.model.LVLM`, with its errors.
+    """
+
+    def explain(
+        self,
+        images: VisualSource | Sequence[VisualSource] | None,
+        question: str | Sequence[Mapping[str, Any]],
+        answer: str | Sequence[int] | None = None,
+        *,
+        signals: Iterable[str | Signal] | None = None,
+        target: str = "logprob",
+        per_token: bool = True,
+        max_new_tokens: int = 64,
+        low_memory: bool = False,
+        gradients: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> InformationFlow:
+        """Measure which tokens an answer draws on, in every decoder layer.
+
+        One forward pass, and one backward pass per answer token (one in all without
+        ``per_token``). The model is left exactly as found, also when something raises.
+
+        Parameters
+        ----------
+        images, question, answer
+            As for :meth:`prepare`. Without an answer the model gives its own (greedy), and the very
+            tokens it gave are explained.
+        signals : iterable of str or Signal, optional
+            Maps that are wanted: what ``vlmflow signals`` lists, with parameters in brackets where
+            they are not the defaults (``"flow_map(layers=8)"``, ``"llava_cam_smooth(copies=8)"``),
+            or instances of subclasses of :class:`vlmflow.Signal`. Left out: attention, saliency,
+            flow map and LLaVA-CAM, without gradients attention alone.
+        target : str
+            The scalar that is explained: ``"logprob"``, ``"logit"`` (the paper's) or ``"margin"``,
+            see :func:`vlmflow.flow.targets.target_values`.
+        per_token : bool
+            Explain each answer token beside the whole answer.
+        max_new_tokens : int
+            Longest answer to generate.
+        low_memory : bool
+            Recompute layers in the backward pass instead of keeping their activations.
+        gradients : bool
+            False: measure attention alone, in one forward pass without a backward pass; for models
+            through which no gradient passes (quantised activations), and where time is short.
+        progress : callable, optional
+            Called with ``(passes done, passes in all)`` after each pass.
+
+        Raises
+        ------
+        InputError
+            For a signal, picture, question or answer that cannot be used, or an empty answer.
+        ModelError
+            If the model cannot be followed, or its logits or gradients are not finite.
+        """
+        options = ExplainOptions(
+            signals=signals,
+            target=target,
+            per_token=per_token,
+            max_new_tokens=max_new_tokens,
+            low_memory=low_memory,
+            gradients=gradients,
+        )
+        return explain(self, images, question, answer, options, progress=progress)
+
+    def trust(
+        self,
+        flow: InformationFlow,
+        signal: str,
+        layer: int | None = None,
+        target: int | str = 0,
+        *,
+        images: Sequence[Picture] | None = None,
+        image: int = 0,
+        replacement: str = "black",
+        steps: int = STEPS,
+        batch: int = BATCH,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Trust:
+        """Test whether the answer depends on what a map points at, by insertion and deletion.
+
+        The picture appears, and vanishes, in steps of equal area, the map's strongest pixels first;
+        the answer is fixed, and its score is the mean probability of its tokens (EAGLE's protocol
+        with black and 64 steps, arXiv 2509.22496). Beside it the same for eight maps drawn at
+        random. Takes ``2 * steps * 9`` short forward passes.
+
+        Parameters
+        ----------
+        flow : InformationFlow
+            What :meth:`explain` gave for this model.
+        signal, layer, target
+            The map, as for :meth:`InformationFlow.map`; the target's token is what is scored.
+        images : sequence of PIL.Image, optional
+            The pictures asked about, where they are larger than the copies in ``flow``.
+        image : int
+            Which of them appears and vanishes.
+        replacement : str
+            ``"black"``, ``"blur"`` or ``"mean"`` colour, before the processor.
+        steps, batch : int
+            Steps of a curve, and pictures to a forward pass.
+        progress : callable, optional
+            Called with ``(pictures done, pictures in all)``.
+
+        Raises
+        ------
+        InputError
+            For a map that ranks nothing, pictures that are not the result's, or a setting that is
+            impossible.
+        """
+        check_untruncated(self.model, "insertion and deletion")
+        return trust(
+            self, flow, (signal, layer, target), images=images, image=image,
+            replacement=replacement, steps=steps, batch=batch, progress=progress,
+        )  # fmt: skip
+
+    def removal_curve(
+        self,
+        images: VisualSource | Sequence[VisualSource] | None,
+        question: str | Sequence[Mapping[str, Any]],
+        answer: str | Sequence[int] | None = None,
+        *,
+        keep: int | float = 0,
+        rank_by: str | Ranking | None = None,
+        max_new_tokens: int = 64,
+    ) -> RemovalCurve:
+        """Measure what removing image tokens from each layer on does to an answer, in one pass.
+
+        Parameters
+        ----------
+        images, question, answer
+            As for :meth:`prepare`. Without an answer the model gives its own.
+        keep : int or float
+            Image tokens that stay: a count, or a fraction.
+        rank_by : str or Ranking, optional
+            Which ones, by name or as an object; not an oracle. They are chosen at each layer anew.
+        max_new_tokens : int
+            Longest answer to generate.
+
+        Raises
+        ------
+        InputError
+            For settings that are impossible, or a model that gives no answer.
+        """
+        return removal_curve(
+            self,
+            images,
+            question,
+            answer,
+            keep=keep,
+            rank_by=rank_by,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def removal_curves(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        keep: int | float = 0,
+        rank_by: str | Ranking | None = None,
+    ) -> list[RemovalCurve]:
+        """Measure the removal curves of a batch of prompts with answers in one forward pass.
+
+        Parameters
+        ----------
+        prompts : sequence of Prompt
+            Prompts with answers (:meth:`prepare`).
+        keep, rank_by
+            As for :meth:`removal_curve`.
+
+        Returns
+        -------
+        list of RemovalCurve
+            In the order of the prompts.
+        """
+        return removal_curves(self, prompts, keep=keep, rank_by=rank_by)

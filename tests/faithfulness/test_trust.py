@@ -1,0 +1,83 @@
+"""The trust of a map is that of its answer's own tokens, beside random maps over them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vlmflow
+from tests.support.families import FAMILIES, picture
+from vlmflow.errors import InputError
+from vlmflow.faithfulness.scoring import token_probabilities
+from vlmflow.faithfulness.trust import ORDERS, t_quantile
+
+TESTED = [family for family in FAMILIES if not family.queries]
+
+
+@pytest.mark.parametrize("family", TESTED, ids=lambda family: family.name)
+def test_scores_are_those_of_plain_forward_passes(family):
+    vlm = family.lvlm()
+    pictures = [picture(seed, (40, 40)) for seed in range(3)]
+    answer = vlm.prepare(pictures[0], "What?", "1 2").answer_ids
+    fast = token_probabilities(vlm, pictures, pictures[:1], 0, "What?", answer, batch=2)
+    for shown, row in zip(pictures, fast, strict=True):
+        prompt = vlm.prepare(shown, "What?", answer)
+        with torch.no_grad():
+            probabilities = vlm.model(**prompt.inputs).logits[0].softmax(-1)
+        own = probabilities[prompt.layout.answer_rows, list(answer)]
+        np.testing.assert_allclose(row, own, rtol=1e-4, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def explained():
+    vlm = vlmflow.load("scenes-llava")
+    shown, question = vlmflow.sample("scenes-reading", index=3)
+    return vlm, vlm.explain(shown, question)
+
+
+def test_a_map_of_the_bundled_model_is_better_than_chance(explained):
+    vlm, flow = explained
+    seen = []
+    trust = vlm.trust(flow, "saliency", 4, steps=16, progress=lambda *pair: seen.append(pair))
+    assert len(trust.random) == ORDERS
+    assert trust.difference > trust.limit > 0
+    assert "better than chance for this answer" in str(trust)
+    assert seen[-1] == (2 * 16 * (1 + ORDERS),) * 2
+    # The ends are the picture and its replacement.
+    assert trust.curves.insertion[-1] == pytest.approx(trust.curves.deletion[0])
+    assert trust.curves.insertion[-1] == pytest.approx(
+        float(flow.picture_effect.with_picture.mean()), rel=1e-3
+    )
+
+
+def test_a_token_is_scored_alone(explained):
+    vlm, flow = explained
+    whole = vlm.trust(flow, "saliency", 4, steps=2)
+    tokens = [vlm.trust(flow, "saliency", 4, number, steps=2) for number in (1, 2, 3)]
+    ends = np.mean([trust.curves.insertion[[0, -1]] for trust in tokens], axis=0)
+    np.testing.assert_allclose(whole.curves.insertion[[0, -1]], ends, rtol=1e-5)
+    assert tokens[1].token == flow.answer_tokens[1].strip()
+    assert repr(tokens[1].token) in str(tokens[1])
+
+
+def test_what_cannot_be_tested_is_refused(explained):
+    vlm, flow = explained
+    with pytest.raises(InputError, match="llava_cam map is undefined there"):
+        vlm.trust(flow, "llava_cam", flow.layers - 1)
+    with pytest.raises(InputError, match="images are not the result's"):
+        vlm.trust(flow, "flow_map", images=[Image.new("RGB", (5, 5))])
+    with pytest.raises(InputError, match="'pink' is none of"):
+        vlm.trust(flow, "flow_map", replacement="pink")
+    with vlmflow.Truncation(2, 3)(vlm.model), pytest.raises(InputError, match="untouched"):
+        vlm.trust(flow, "flow_map")
+
+
+def test_student_quantiles():
+    # Of the tables: 97.5 % at 8 and at 1 degree of freedom, 95 % at 5.
+    assert t_quantile(0.975, 8) == pytest.approx(2.306, abs=1e-3)
+    assert t_quantile(0.975, 1) == pytest.approx(math.tan(math.pi * 0.475), abs=1e-2)
+    assert t_quantile(0.95, 5) == pytest.approx(2.015, abs=1e-3)
