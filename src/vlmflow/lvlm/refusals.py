@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmflow.errors import ModelError, VlmflowError, is_out_of_memory, reason
 
-_CALLS = ("torch.nn.modules.", "torch.utils.", "torch._tensor", "transformers.")
+_CALLS = ("torch.nn.modules.", "torch.utils.", "torch._tensor", "torch._compile", "transformers.")
 """Where calls of a model, its ``generate``, a recomputed layer or a backward pass begin."""
 
 _MISMATCH = re.compile(
