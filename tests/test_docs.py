@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import linecache
 import re
 from dataclasses import fields
@@ -35,6 +36,13 @@ def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
         if kind == "python":
             file = f"<docs/{name}.md, block {number}>"
             exec(in_notebook(block, file), names)
+    forget(names)
+
+
+def forget(names: dict[str, object]) -> None:
+    """Let go of the classes that blocks defined: pages may call theirs alike."""
+    names.clear()
+    gc.collect()
 
 
 def in_notebook(block: str, file: str):

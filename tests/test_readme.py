@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.test_docs import BLOCK, in_notebook
+from tests.test_docs import BLOCK, forget, in_notebook
 from vlmflow import cli
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -34,6 +34,7 @@ def test_every_block_runs(tmp_path, monkeypatch):
         elif kind in ("console", "bash"):
             for line in block.splitlines():
                 run(line)
+    forget(names)
     assert kinds.count("python") >= 3
     assert kinds.count("console") + kinds.count("bash") >= 3
 

@@ -118,7 +118,8 @@ class LVLM(lvlm_model.LVLM):
         flow : InformationFlow
             What :meth:`explain` gave for this model.
         signal, layer, target
-            The map, as for :meth:`InformationFlow.map`; the target's token is what is scored.
+            The map, as for :meth:`InformationFlow.map`; the target's token is what is scored. Or a
+            control in its place: ``"random"``, ``"centre"``, ``"uniform"``, ``"edges"``.
         images : sequence of PIL.Image, optional
             The pictures asked about, where they are larger than the copies in ``flow``.
         image : int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -64,12 +65,27 @@ def test_a_token_is_scored_alone(explained):
     assert repr(tokens[1].token) in str(tokens[1])
 
 
+def test_controls_stand_in_for_maps(explained):
+    vlm, flow = explained
+    random = vlm.trust(flow, "random", steps=8)
+    assert str(random).startswith("The random control ranks regions")
+    assert vlm.trust(flow, "centre", steps=8).difference != random.difference
+    with pytest.raises(InputError, match="control 'edges' has no layers"):
+        vlm.trust(flow, "edges", 3)
+
+
 def test_what_cannot_be_tested_is_refused(explained):
     vlm, flow = explained
     with pytest.raises(InputError, match="llava_cam map is undefined there"):
         vlm.trust(flow, "llava_cam", flow.layers - 1)
     with pytest.raises(InputError, match="images are not the result's"):
         vlm.trust(flow, "flow_map", images=[Image.new("RGB", (5, 5))])
+    other = dataclasses.replace(flow, model="another")
+    with pytest.raises(InputError, match="measured on another, not on scenes-llava"):
+        vlm.trust(other, "flow_map")
+    turn = dataclasses.replace(flow, question="And now?")
+    with pytest.raises(InputError, match="given to a conversation"):
+        vlm.trust(turn, "flow_map")
     with pytest.raises(InputError, match="'pink' is none of"):
         vlm.trust(flow, "flow_map", replacement="pink")
     with vlmflow.Truncation(2, 3)(vlm.model), pytest.raises(InputError, match="untouched"):

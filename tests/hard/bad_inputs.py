@@ -32,7 +32,7 @@ STUDY = (
 WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, STUDY)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
-    *("models", "tasks", "rankings", "signals", "presets", "sample"),
+    *("models", "tasks", "rankings", "signals", "presets", "sample", "trust"),
 )
 
 

@@ -132,6 +132,13 @@ def test_what_was_not_measured_is_said_not_to_be():
     assert "was not measured" in verdict(synthetic_flow()).picture
 
 
+def test_several_pictures_are_several():
+    flow = synthetic_flow(sizes=((240, 240),) * 2, grid=(4, 4), answer_tokens=("Yes",))
+    effect = PictureEffect(np.array([0.9]), np.array([0.1]), ("No",))
+    said = verdict(dataclasses.replace(flow, picture_effect=effect)).picture
+    assert said.startswith("Without the pictures it would say “No”")
+
+
 def test_hostile_tokens_are_spelled_out():
     flow = with_effect([0.9], [0.1], ("\u202eNo",), answer=("Yes\u200b",))
     assert "⟦U+202E⟧No" in verdict(flow).picture

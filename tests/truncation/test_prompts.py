@@ -132,7 +132,7 @@ def test_guesses_decide_about_nothing_in_any_family(family, guesser):
     prompt = vlm.prepare(pictures, f"{ending} 1 2 3 {ending}")
     never = list(image_token_ids(model))
     settings = {
-        "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "suppress_tokens": never,
+        "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "suppress_tokens": never,
         "output_logits": True, "return_dict_in_generate": True,
     }  # fmt: skip
     help_given = {guesser: 3} if guesser.endswith("tokens") else {guesser: small_guesser(model)}

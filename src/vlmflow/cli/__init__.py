@@ -7,9 +7,9 @@ only once it is needed.
 from __future__ import annotations
 
 try:
-    from vlmflow.cli import cliff, explain, generate, lists, sample, study
+    from vlmflow.cli import cliff, explain, generate, lists, sample, study, trust
     from vlmflow.cli.app import app, main
 except KeyboardInterrupt:  # Ctrl-C while nothing has begun
     raise SystemExit(130) from None
 
-__all__ = ["app", "cliff", "explain", "generate", "lists", "main", "sample", "study"]
+__all__ = ["app", "cliff", "explain", "generate", "lists", "main", "sample", "study", "trust"]

@@ -10,10 +10,12 @@ import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
+from vlmflow.faithfulness.controls import CONTROLS, control_map
 from vlmflow.faithfulness.curves import STEPS, Curves, FloatArray, measure_curves
 from vlmflow.faithfulness.scoring import BATCH, token_probabilities
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.model import LVLM
+from vlmflow.result.checks import valid_target
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
 
@@ -66,6 +68,7 @@ class Trust:
     def __str__(self) -> str:
         """Say in one sentence whether the map ranks regions better than chance."""
         where = self.about.label + ("" if self.layer is None else f" at layer {self.layer}")
+        where += " control" if self.about.label in CONTROLS else ""
         what = f"the token {self.token!r}" if self.token else "this answer"
         chance = "no better than chance"
         if abs(self.difference) > self.limit:
@@ -94,13 +97,20 @@ def trust(
     """
     signal, layer, target = chosen
     pictures = _pictures(flow, images)
-    values = flow.pixel_map(signal, layer, target, image)
-    if flow.flag(signal, layer, target) != "ok":
-        raise InputError(
-            f"the {signal} map is {flow.flag(signal, layer, target)} there, so it ranks nothing; "
-            "name another layer or signal"
-        )
-    place = next(n for n, name in enumerate(flow.targets) if n == target or name.strip() == target)
+    _require_the_same_prompt(vlm, flow, pictures)
+    if signal in CONTROLS and signal not in flow.signals:
+        if layer is not None:
+            raise InputError(f"layer={layer!r}, but the control {signal!r} has no layers")
+        about, values = MapInfo(signal), control_map(signal, pictures[image])
+    else:
+        about = flow.map_info(signal)
+        values = flow.pixel_map(signal, layer, target, image).astype(np.float64)
+        if flow.flag(signal, layer, target) != "ok":
+            raise InputError(
+                f"the {signal} map is {flow.flag(signal, layer, target)} there, so it ranks "
+                "nothing; name another layer or signal"
+            )
+    place = valid_target(target, flow.targets)
     answer = flow.settings.get("answer_ids")
     if not isinstance(answer, list):
         raise InputError("this result does not hold its answer's token ids; explain it again")
@@ -125,7 +135,7 @@ def trust(
             pictures[image], painted, score, replacement=replacement, steps=steps, seed=seed
         )
 
-    own = curves(values.astype(np.float64), 0)
+    own = curves(values, 0)
     generator = np.random.default_rng(0)
     random = []
     for number in range(ORDERS):
@@ -133,7 +143,7 @@ def trust(
         painted = paint(flow.layout.grids, drawn, flow.layout, image).astype(np.float64)
         random.append(curves(painted, number).difference)
     token = flow.targets[place].strip() if place else ""
-    return Trust(flow.map_info(signal), layer, token, replacement, own, tuple(random))
+    return Trust(about, layer, token, replacement, own, tuple(random))
 
 
 def _pictures(flow: InformationFlow, images: Sequence[Image.Image] | None) -> list[Image.Image]:
@@ -150,6 +160,19 @@ def _pictures(flow: InformationFlow, images: Sequence[Image.Image] | None) -> li
             "pass these pictures as images="
         )
     return pictures
+
+
+def _require_the_same_prompt(
+    vlm: LVLM, flow: InformationFlow, pictures: Sequence[Image.Image]
+) -> None:
+    """Refuse a result of another model, or of more than one question."""
+    if flow.model != vlm.name:
+        raise InputError(f"this result was measured on {flow.model}, not on {vlm.name}; load that")
+    if vlm.prepare(pictures, flow.question).text != flow.prompt:
+        raise InputError(
+            "this answer was given to a conversation, of which the result holds the last question "
+            "only; explain an answer to one question"
+        )
 
 
 def t_quantile(share: float, degrees: int) -> float:

@@ -119,8 +119,9 @@ def _by_density(
 def _picture(flow: InformationFlow, target: int) -> str:
     """Say what becomes of the answer without the picture."""
     effect = flow.picture_effect
+    without = "without the picture" if len(flow.pictures) == 1 else "without the pictures"
     if effect is None:
-        return "Whether the picture matters to this answer was not measured." * bool(flow.pictures)
+        return f"How likely this answer is {without} was not measured." * bool(flow.pictures)
     if target:
         before, after = effect.with_picture[target - 1], effect.without_picture[target - 1]
         word, other = _word(flow.targets[target]), _word(effect.likeliest[target - 1])
@@ -128,17 +129,17 @@ def _picture(flow: InformationFlow, target: int) -> str:
             "it would still be the likeliest" if other == word else f"“{other}” would be likelier"
         )
         return (
-            f"Without the picture “{word}” has a probability of {percent(after)} instead of "
+            f"{without.capitalize()} “{word}” has a probability of {percent(after)} instead of "
             f"{percent(before)}; {rather}."
         )
     before, after = effect.whole()
     odds = f"probability {percent(after)} instead of {percent(before)}"
     pairs = list(zip(flow.answer_tokens, effect.likeliest, strict=True))
     if all(own == other for own, other in pairs):
-        return f"The model gives this answer without the picture, too ({odds})."
+        return f"The model gives this answer {without}, too ({odds})."
     words = [(own, other) for own, other in pairs if own.strip()]
     says = f"would say “{_word(words[0][1])}”" if len(words) == 1 else "would answer something else"
-    return f"Without the picture it {says} ({odds} for this answer)."
+    return f"{without.capitalize()} it {says} ({odds} for this answer)."
 
 
 def _word(token: str) -> str:

@@ -1,0 +1,125 @@
+"""``vlmflow trust IMAGE QUESTION``: test whether an answer depends on what its map points at."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from vlmflow import __version__
+from vlmflow.cli import options
+from vlmflow.cli.app import MODEL, app
+from vlmflow.cli.terminal import (
+    check_range,
+    check_text,
+    errors_in_one_line,
+    printable,
+    progress,
+    quiet_libraries,
+)
+
+
+class Replacement(str, Enum):
+    """What stands where the picture is not shown."""
+
+    BLACK = "black"
+    BLUR = "blur"
+    MEAN = "mean"
+
+
+@app.command()
+def trust(
+    image: options.Picture,
+    question: options.Question,
+    model: options.Model = MODEL,
+    signal: Annotated[
+        str,
+        typer.Option(
+            help="The map: one that 'vlmflow signals' lists, or a control instead: random, centre, "
+            "uniform, edges."
+        ),
+    ] = "flow_map",
+    layer: Annotated[
+        int | None,
+        typer.Option(help="Its layer, counted from 0.", show_default="none, for a sum over layers"),
+    ] = None,
+    replacement: Annotated[
+        Replacement, typer.Option(help="What stands where the picture is not shown.")
+    ] = Replacement.BLACK,
+    steps: Annotated[int, typer.Option(help="Steps of equal area.")] = 64,
+    batch: Annotated[int, typer.Option(help="Pictures to a forward pass.")] = 16,
+    max_new_tokens: options.MaxNewTokens = 64,
+    device: options.Device = None,
+    dtype: options.NumberFormat = None,
+    revision: options.Revision = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Insert and delete the picture in the order of a map, beside eight random maps.
+
+    Prints one sentence: whether the map ranks regions better than chance for the model's answer.
+    """
+    with errors_in_one_line():
+        from vlmflow.lvlm.images import open_image
+
+        check_text("the question", question)
+        check_range("--max-new-tokens", max_new_tokens, 1)
+        check_range("--steps", steps, 1)
+        check_range("--batch", batch, 1)
+        if layer is not None:
+            check_range("--layer", layer, 0)
+        picture = open_image(image)
+        with progress() as show:
+            show(f"Loading {model}")
+            quiet_libraries()
+            import vlmflow
+            from vlmflow.faithfulness.controls import CONTROLS
+            from vlmflow.flow.options import ExplainOptions
+
+            is_control = signal in CONTROLS
+            # Before the model is loaded: it may refuse.
+            wanted = ExplainOptions(["attention" if is_control else signal], per_token=False)
+            vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
+            show("Measuring")
+            flow = vlm.explain(
+                picture,
+                question,
+                signals=wanted.signals,
+                per_token=False,
+                max_new_tokens=max_new_tokens,
+                gradients=not is_control,
+            )
+            chosen = signal if is_control else flow.signals[0]
+            found = vlm.trust(
+                flow,
+                chosen,
+                layer,
+                images=[picture],
+                replacement=replacement.value,
+                steps=steps,
+                batch=batch,
+                progress=lambda done, total: show("Inserting and deleting", done, total),
+            )
+    if not as_json:
+        typer.echo(f"{printable(flow.answer)!r}. {printable(str(found))}")
+        return
+    insertion, deletion = found.curves.areas
+    facts = {
+        "version": __version__,
+        "model": flow.model,
+        "question": flow.question,
+        "answer": flow.answer,
+        "signal": chosen,
+        "layer": layer,
+        "replacement": found.replacement,
+        "steps": steps,
+        "insertion": insertion,
+        "deletion": deletion,
+        "difference": found.difference,
+        "random_limit": found.limit,
+        "random": list(found.random),
+        "insertion_curve": found.curves.insertion.tolist(),
+        "deletion_curve": found.curves.deletion.tolist(),
+    }
+    typer.echo(json.dumps(facts))

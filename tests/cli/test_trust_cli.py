@@ -1,0 +1,62 @@
+"""``vlmflow trust`` says one sentence, or one object, and refuses what cannot be tested."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import vlmflow
+from vlmflow import cli
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    picture, question = vlmflow.sample("scenes-reading", index=3)
+    path = tmp_path_factory.mktemp("picture") / "picture.png"
+    picture.save(path)
+    return [str(path), question]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["trust", *map(str, arguments)])
+
+
+def test_one_sentence_and_one_object(asked):
+    said = run(*asked, "--signal", "saliency", "--layer", 4, "--steps", 16)
+    assert said.exit_code == 0, said.output
+    (line,) = said.stdout.splitlines()
+    assert line.startswith("'70'. The saliency at layer 4 ranks regions better than chance")
+    facts = json.loads(
+        run(*asked, "--signal", "saliency", "--layer", 4, "--steps", 16, "--json").stdout
+    )
+    assert f"{facts['difference']:+.3f}" in line
+    assert facts["difference"] == pytest.approx(facts["insertion"] - facts["deletion"])
+    assert len(facts["insertion_curve"]) == 17
+    assert len(facts["random"]) == 8
+
+
+def test_a_control_in_place_of_a_map(asked):
+    said = run(*asked, "--signal", "edges", "--steps", 4)
+    assert said.exit_code == 0, said.output
+    assert "The edges control ranks regions" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--signal", "gradcam"), "signal 'gradcam' is unknown"),
+        (("--signal", "saliency"), "has one map per layer: name a layer"),
+        (("--layer", "2"), "is summed over layers: leave layer out"),
+        (("--signal", "saliency", "--layer", "99"), "layer=99, but this model has 12"),
+        (("--steps", "0"), "--steps"),
+        (("--layer", "-1"), "--layer"),
+        (("--replacement", "pink"), "replacement"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(asked, options, message):
+    refused = run(*asked, *options)
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
