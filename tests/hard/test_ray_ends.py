@@ -37,7 +37,7 @@ from vlmflow.studies.truncations import ray_workers
 
 class Slow(ray_workers.Worker):
     def answer(self, piece, length):
-        time.sleep(0.7)  # there must be something left to do
+        time.sleep(2.5)  # Ray takes 16 s to notice, and something must be left to do
         return super().answer(piece, length)
 
 if __name__ == "__main__":
