@@ -70,8 +70,9 @@ function layerChart(place, { series, format, yLabel, domain, summary, even }) {
   const edge = width - margin.marginRight;
   const labels = svg.append("g").attr("class", "direct");
   // labels may have to stand apart: a line leads from where each curve ends to its name
-  series.forEach(({ label, colour: stroke }, i) => {
-    labels.append("path").attr("class", "leader").attr("d", `M${edge + 3},${y(ends[i])}L${edge + 15},${heights[i]}h4`).attr("stroke", stroke);
+  series.forEach(({ label, colour: stroke, values }, i) => {
+    const last = chart.scale("x").apply(Math.max(0, values.findLastIndex((value) => value !== null)));
+    labels.append("path").attr("class", "leader").attr("d", `M${last + 3},${y(ends[i])}L${edge + 15},${heights[i]}h4`).attr("stroke", stroke);
     labels.append("text").attr("x", edge + 22).attr("y", heights[i]).attr("dy", "0.34em").attr("text-anchor", "start").text(label);
   });
   const x = chart.scale("x");
