@@ -3,7 +3,7 @@
     python benchmarks/explain.py                 # about 600, 1,500 and 3,000 tokens; CPU or GPU
     python benchmarks/explain.py --json out.json # the same figures for machines
 
-Four ways to explain one whole answer of a randomly initialised LLaVA (16 layers, width 1,024,
+Ways to explain one whole answer of a randomly initialised LLaVA (16 layers, width 1,024,
 bfloat16), each with one forward and one backward pass:
 
 usual
@@ -15,6 +15,8 @@ vlmflow
     Attention flow, saliency flow and LLaVA-CAM of all layers.
 low memory
     The same with ``low_memory=True``: layers recomputed in the backward pass.
+without picture
+    What ``vlm.explain`` runs beside it: one forward pass with all image tokens removed.
 
 Weights are frozen everywhere and logits computed at the answer's positions only, so the usual way
 is given the same savings. Times are medians over interleaved repetitions in one process, after one
@@ -46,6 +48,8 @@ from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.lvlm.as_found import as_found
 from vlmflow.lvlm.layout import Segment, TokenLayout
+from vlmflow.lvlm.model_parts import logits_at
+from vlmflow.truncation import Truncation
 
 PICTURE_SIDE = 224  # pixels: 256 image tokens
 QUESTION_TOKENS, ANSWER_TOKENS = 40, 8
@@ -128,11 +132,18 @@ def ours_low_memory(model: Any, inputs: dict[str, Tensor], layout: TokenLayout) 
     measure(model, layers, inputs, [layout], options)
 
 
+def without_picture(model: Any, inputs: dict[str, Tensor], layout: TokenLayout) -> None:
+    rows = torch.from_numpy(layout.answer_rows).to(model.device)
+    with as_found(model), torch.no_grad(), Truncation(0, 0)(model):
+        logits_at(model, inputs, rows)
+
+
 CASES: dict[str, Callable[[Any, dict[str, Tensor], TokenLayout], None]] = {
     "usual": usual,
     "floor": floor,
     "vlmflow": ours,
     "low memory": ours_low_memory,
+    "without picture": without_picture,
 }
 
 

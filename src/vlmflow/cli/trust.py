@@ -91,7 +91,7 @@ def trust(
                 gradients=not is_control,
             )
             chosen = signal if is_control else flow.signals[0]
-            found = vlm.trust(
+            tested = vlm.trust(
                 flow,
                 chosen,
                 layer,
@@ -102,9 +102,9 @@ def trust(
                 progress=lambda done, total: show("Inserting and deleting", done, total),
             )
     if not as_json:
-        typer.echo(f"{printable(flow.answer)!r}. {printable(str(found))}")
+        typer.echo(f"{printable(flow.answer)!r}. {printable(str(tested))}")
         return
-    insertion, deletion = found.curves.areas
+    insertion, deletion = tested.curves.areas
     facts = {
         "version": __version__,
         "model": flow.model,
@@ -112,14 +112,14 @@ def trust(
         "answer": flow.answer,
         "signal": chosen,
         "layer": layer,
-        "replacement": found.replacement,
+        "replacement": tested.replacement,
         "steps": steps,
         "insertion": insertion,
         "deletion": deletion,
-        "difference": found.difference,
-        "random_limit": found.limit,
-        "random": list(found.random),
-        "insertion_curve": found.curves.insertion.tolist(),
-        "deletion_curve": found.curves.deletion.tolist(),
+        "difference": tested.difference,
+        "random_limit": tested.limit,
+        "random": list(tested.random),
+        "insertion_curve": tested.curves.insertion.tolist(),
+        "deletion_curve": tested.curves.deletion.tolist(),
     }
     typer.echo(json.dumps(facts))

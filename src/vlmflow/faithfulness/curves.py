@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlmflow.errors import InputError
 from vlmflow.faithfulness.order import pixel_ranks, shown_after
-from vlmflow.faithfulness.replacement import background, mixed
+from vlmflow.faithfulness.replacement import background, partly_shown
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -86,7 +86,7 @@ def measure_curves(
     if type(steps) is not int or steps < 1:
         raise InputError(f"steps={steps!r}, but a curve takes at least one")
     ranks = pixel_ranks(values, seed)
-    pixels, behind = np.asarray(picture.convert("RGB")), background(picture, replacement)
+    pixels, hidden_by = np.asarray(picture.convert("RGB")), background(picture, replacement)
     if ranks.shape != pixels.shape[:2]:
         raise InputError(
             f"the map is painted over {ranks.shape[1]} x {ranks.shape[0]} pixels, but the picture "
@@ -94,8 +94,8 @@ def measure_curves(
         )
     shown = [shown_after(ranks, step, steps) for step in range(steps + 1)]
     # The ends of both curves are the same two pictures: the replaced one and the whole one.
-    appearing = [mixed(pixels, behind, mask) for mask in shown]
-    vanishing = [mixed(pixels, behind, ~mask) for mask in shown[1:-1]]
+    appearing = [partly_shown(pixels, hidden_by, mask) for mask in shown]
+    vanishing = [partly_shown(pixels, hidden_by, ~mask) for mask in shown[1:-1]]
     scores = np.asarray(score([*appearing, *vanishing]), dtype=np.float64)
     insertion, between = scores[: steps + 1], scores[steps + 1 :]
     return Curves(insertion, np.concatenate([insertion[-1:], between, insertion[:1]]))

@@ -36,6 +36,6 @@ def background(picture: Image.Image, replacement: str) -> Pixels:
     raise InputError(f"replacement={replacement!r} is none of {', '.join(REPLACEMENTS)}")
 
 
-def mixed(pixels: Pixels, behind: Pixels, shown: npt.NDArray[np.bool_]) -> Image.Image:
-    """Return a picture that is ``pixels`` where ``shown``, and ``behind`` elsewhere."""
-    return Image.fromarray(np.where(shown[..., None], pixels, behind))
+def partly_shown(pixels: Pixels, hidden_by: Pixels, shown: npt.NDArray[np.bool_]) -> Image.Image:
+    """Return a picture that is ``pixels`` where ``shown``, and ``hidden_by`` elsewhere."""
+    return Image.fromarray(np.where(shown[..., None], pixels, hidden_by))

@@ -58,8 +58,8 @@ def token_probabilities(
     for start in range(0, len(pictures), batch):
         prompts = []
         for picture in pictures[start : start + batch]:
-            asked = [*others[:image], picture, *others[image + 1 :]]
-            prompts.append(vlm.prepare(asked, question, answer))
+            of_prompt = [*others[:image], picture, *others[image + 1 :]]
+            prompts.append(vlm.prepare(of_prompt, question, answer))
         inputs, layouts = collate(prompts, pad_id(vlm.processor.tokenizer))
         at = torch.from_numpy(layouts[0].answer_rows).to(vlm.device)  # at the end of every row
         with as_found(vlm.model), torch.no_grad():

@@ -14,7 +14,7 @@ FORMATS: tuple[str, ...] = ("png", "pdf")
 
 _DPI = 300
 _LEVEL = 2
-"""Of PNG's compression: a third of the time of the usual 6, for files a tenth larger."""
+"""Of PNG's compression: most of the time of writing a figure goes into higher levels."""
 
 
 def figure_files(
