@@ -189,6 +189,7 @@ def _content_before_letter(make: Maker) -> Maker:
 
 
 _REASONING = {make.__name__: make for make in REASONING}
+_LETTERED: dict[str, Maker] = {**_REASONING, "presence": presence}
 _OPEN = ("relation", "count", "compare", "extreme")  # "bigger" asks nothing without its options
 
 MAKERS: dict[str, Maker] = {
@@ -216,7 +217,7 @@ MAKERS: dict[str, Maker] = {
     **{f"{kind}_letter_steps": _stepwise(make, letter=True) for kind, make in _REASONING.items()},
     **{f"{kind}_words": _content_and_letter(make) for kind, make in _REASONING.items()},
     **_REASONING,
-    **{f"{kind}_lettered": _content_before_letter(make) for kind, make in _REASONING.items()},
+    **{f"{kind}_lettered": _content_before_letter(make) for kind, make in _LETTERED.items()},
 }
 
 KINDS = tuple(MAKERS)
@@ -226,7 +227,7 @@ _STEPS = {f"{kind}_steps": 1.0 for kind in _OPEN}
 _LETTER_STEPS = {f"{kind}_letter_steps": 1.0 for kind in _REASONING}
 _WORDS = {f"{kind}_words": 1.0 for kind in _REASONING}
 _LETTERS = dict.fromkeys(_REASONING, 1.0)
-_LETTERED = {f"{kind}_lettered": 1.0 for kind in _REASONING}
+_WORDS_AND_LETTERS = {f"{kind}_lettered": 1.0 for kind in _REASONING} | {"presence_lettered": 0.3}
 
 
 def _parts(*groups_of: tuple[float, dict[str, float]]) -> dict[str, float]:
@@ -259,6 +260,7 @@ _PLACING = {
 }
 _COUNTING = {"tally": 1.0, "groups": 0.5, "size": 0.5, "presence": 0.5, "named": 0.5}
 
+_COUNTS = {"tally": 1.2, "groups": 0.5, "size": 0.4}
 _PLACING_IN_WORDS = {"point": 0.7, "place": 0.5, "side": 0.5, "grounding": 1.5}
 
 #: Shares of the kinds at some steps; straight lines between them, the last ones from there on.
@@ -277,8 +279,8 @@ MIXTURE: dict[int, dict[str, float]] = {
         *((0.095, _STEPS), (0.06, _LETTER_STEPS), (0.045, _WORDS), (0.0675, _LETTERS)),
     ),
     1501: _parts(
-        *((0.28, _NAMING), (0.14, _PLACING_IN_WORDS), (0.13, _COUNTING), (0.13, _SPOKEN)),
-        (0.32, _LETTERED),
+        *((0.28, _NAMING), (0.13, _PLACING_IN_WORDS), (0.13, _COUNTS), (0.13, _SPOKEN)),
+        (0.33, _WORDS_AND_LETTERS),
     ),
 }
 
