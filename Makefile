@@ -30,8 +30,9 @@ help:
 demo: $(VENV)/.installed-core
 	$(BIN)/vlmflow demo --out "$(OUT)"
 
+# As many processes as cores, each with one thread: torch gains nothing from more on tests' models.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 hard-tests: $(VENV)/.installed-test
 	VLMFLOW_HARD_TESTS=all $(BIN)/python -m pytest tests/hard $(ARGS)

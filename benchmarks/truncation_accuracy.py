@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from training.evaluate import MODEL, answers, prompt_batches
+from vlmflow.lvlm.loading import open_model
 from vlmflow.lvlm.model_parts import decoder_layers
 from vlmflow.scenes.tasks import TASKS, Sample, mentions, samples
 from vlmflow.statistics.intervals import wilson_interval
@@ -78,8 +78,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the scores here")
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
-    model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=dtype)
-    processor = AutoProcessor.from_pretrained(MODEL)
+    model, processor = open_model(MODEL, dtype=dtype)
     drawn = {task: list(samples(task, "test", arguments.count)) for task in TASKS}
     # Encoded once: every setting answers the same prompts.
     encoded = {

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 # Before transformers is imported: no test may reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Models that are put together go beside the tests, not into the user's cache.
+os.environ.setdefault("VLMFLOW_CACHE", str(Path(__file__).parents[1] / ".vlmflow-cache"))
 
 import pytest
 from hypothesis import settings

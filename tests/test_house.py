@@ -30,6 +30,7 @@ ROOMS = (
     "files",
     "notebook",
     "statistics",
+    "bundled",
     "lvlm",
     "flow",
     "result",

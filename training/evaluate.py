@@ -1,4 +1,4 @@
-"""Accuracy of the bundled model: ``python -m training.evaluate``.
+"""Accuracy of the bundled models: ``python -m training.evaluate --model NAME``.
 
 Prints, for each task's test split, the score with the picture, the score without it, and chance.
 """
@@ -16,15 +16,16 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmflow.lvlm.loading import BUNDLED
+from vlmflow.lvlm.loading import open_model
+from vlmflow.scenes.generator import COLOURS, KINDS
 from vlmflow.scenes.questions import EXISTENCE_SUBSETS, REASONING
-from vlmflow.scenes.tasks import TASKS, Sample, mentions, samples
-from vlmflow.statistics.intervals import wilson_interval
+from vlmflow.scenes.tasks import ALL_TASKS, GROUNDING, Sample, mentions, samples
+from vlmflow.statistics.intervals import mean_estimate, wilson_interval
 from vlmflow.tasks.metrics.chair import chair
+from vlmflow.tasks.scenes import ENOUGH, ScenesTask
 
-MODEL = BUNDLED / "scenes-llava"
+MODEL, CAPTION = "scenes-llava", "scenes-caption"
 BATCH = 32
 
 
@@ -83,49 +84,79 @@ def answers(
     return [text.strip() for text in texts]
 
 
-def evaluate(model: Any, processor: Any, split: str, count: int) -> list[Row]:
+def evaluate(
+    model: Any, processor: Any, split: str, count: int, tasks: Sequence[str] = ALL_TASKS
+) -> list[Row]:
     """Score every task on the first ``count`` samples of a split."""
     rows: list[Row] = []
     console = Console(stderr=True)
-    for task in track(TASKS, "tasks", console=console, disable=not console.is_terminal):
+    for task in track(tasks, "tasks", console=console, disable=not console.is_terminal):
         drawn = list(samples(task, split, count))
         # With the pictures, and without.
         both = [
             answers(model, processor, prompt_batches(processor, drawn, model, blind=blind))
             for blind in (False, True)
         ]
-        if task == "scenes-caption":
-            objects = [item.objects for item in drawn]
-            scores = [chair(captions, objects, mentions) for captions in both]
-            for measure, pick in (("objects named", "hits"), ("CHAIRi", "mentions")):
-                trials = [s.objects if pick == "hits" else s.mentions for s in scores]
-                good = [s.hits if pick == "hits" else round(s.chair_i * s.mentions) for s in scores]
-                rows.append(_row(task, measure, good, trials, None))
-            continue
-        groups = {"accuracy": list(range(count))}
-        if task == "scenes-existence":
-            for number, subset in enumerate(EXISTENCE_SUBSETS):
-                groups[subset] = [i for i in range(count) if i // 2 % 3 == number]
-        if task == "scenes-reasoning":
-            for number, make in enumerate(REASONING):
-                groups[make.__name__] = list(range(number, count, len(REASONING)))
-        for measure, chosen in groups.items():
-            good = [sum(drawn[i].accepts(texts[i]) for i in chosen) for texts in both]
-            options = [len(drawn[i].task_question.choices) for i in chosen]
-            if task == "scenes-reasoning":
-                chance = sum(1 / n for n in options) / len(options)
-            else:
-                chance = 0.5 if task == "scenes-existence" else 1 / 90
-            rows.append(_row(task, measure, good, [len(chosen)] * 2, chance))
+        rows += _caption_rows(drawn, both) if task == CAPTION else _rows(task, split, drawn, both)
     return rows
 
 
-def _row(
-    task: str, measure: str, good: Sequence[int], trials: Sequence[int], chance: float | None
-) -> Row:
-    share = [g / max(n, 1) for g, n in zip(good, trials, strict=True)]
-    bounds = [wilson_interval(g, n) for g, n in zip(good, trials, strict=True)]
-    return Row(task, measure, trials[0], share[0], *bounds[0], share[1], *bounds[1], chance)
+def _caption_rows(drawn: Sequence[Sample], both: Sequence[Sequence[str]]) -> Iterator[Row]:
+    objects = [item.objects for item in drawn]
+    scores = [chair(captions, objects, mentions) for captions in both]
+    hits = [(score.hits, score.objects) for score in scores]
+    wrong = [(round(score.chair_i * score.mentions), score.mentions) for score in scores]
+    for measure, pairs in (("objects named", hits), ("CHAIRi", wrong)):
+        with_it, without = (_share(*pair) for pair in pairs)
+        yield Row(CAPTION, measure, pairs[0][1], *with_it, *without, None)
+
+
+def _rows(
+    task: str, split: str, drawn: Sequence[Sample], both: Sequence[Sequence[str]]
+) -> Iterator[Row]:
+    metric, count = ScenesTask(task), len(drawn)
+    scored = list(metric.samples(split, count))
+    with_it, without = (metric.scores(scored, texts) for texts in both)
+    groups = {metric.metric: list(range(count))}
+    if task == "scenes-existence":
+        for number, subset in enumerate(EXISTENCE_SUBSETS):
+            groups[subset] = [i for i in range(count) if i // 2 % 3 == number]
+    if task == "scenes-reasoning":
+        for number, make in enumerate(REASONING):
+            groups[make.__name__] = list(range(number, count, len(REASONING)))
+    for measure, chosen in groups.items():
+        chances = [_chance(drawn[i]) for i in chosen]
+        chance = None if None in chances else sum(filter(None, chances)) / len(chances)
+        scores = [_mean([values[i] for i in chosen]) for values in (with_it, without)]
+        yield Row(task, measure, len(chosen), *scores[0], *scores[1], chance)
+    if task == GROUNDING:
+        good = [_share(sum(v >= ENOUGH for v in values), count) for values in (with_it, without)]
+        yield Row(task, "accuracy at IoU 0.5", count, *good[0], *good[1], None)
+
+
+def _chance(drawn: Sample) -> float | None:
+    """Share of right answers of a blind guess that knows what kind of answer is wanted."""
+    question = drawn.task_question
+    if drawn.task == GROUNDING:
+        return None
+    if question.choices:
+        return 1 / len(question.choices)
+    if drawn.task == "scenes-existence":
+        return 0.5
+    if question.answer.isdigit():
+        return 1 / 90
+    if question.answer in COLOURS:
+        return 1 / len(COLOURS)
+    return 1 / (len(KINDS) * (1 if question.answer in KINDS else len(COLOURS)))
+
+
+def _share(good: float, trials: int) -> tuple[float, float, float]:
+    return (good / max(trials, 1), *wilson_interval(good, trials))
+
+
+def _mean(scores: Sequence[float]) -> tuple[float, float, float]:
+    estimate = mean_estimate(scores, draws=10_000, seed=0)
+    return estimate.value, estimate.low, estimate.high
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
@@ -150,19 +181,19 @@ def table(rows: Sequence[Row], title: str) -> Table:
 def main() -> None:
     """Command line of ``python -m training.evaluate``."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL, help="model directory")
+    parser.add_argument("--model", default=MODEL, help="bundled name or model directory")
     parser.add_argument("--split", choices=("calibration", "test"), default="test")
     parser.add_argument("--count", type=int, default=600, help="samples per task")
+    parser.add_argument("--tasks", nargs="+", choices=ALL_TASKS, default=ALL_TASKS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     arguments = parser.parse_args()
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model).to(arguments.device)
-    processor = AutoProcessor.from_pretrained(arguments.model)
-    rows = evaluate(model, processor, arguments.split, arguments.count)
+    model, processor = open_model(arguments.model, device=arguments.device)
+    rows = evaluate(model, processor, arguments.split, arguments.count, arguments.tasks)
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
-        title = f"{arguments.model.name}, {arguments.split} split"
+        title = f"{Path(arguments.model).name}, {arguments.split} split"
         Console(width=120).print(table(rows, title))
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-from vlmflow.lvlm.loading import BUNDLED
+from vlmflow.bundled.shelf import BUNDLED
+from vlmflow.bundled.smollm2 import build_llava
 from vlmflow.scenes.generator import draw_scene, render
-from vlmflow.scenes.smollm2 import build_llava
 from vlmflow.scenes.tasks import scene_seed
 
 

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import vlmflow
 from tests.support.tiny import tiny_llava
+from vlmflow.bundled import shelf
 from vlmflow.errors import InputError, ModelError, Note
 from vlmflow.lvlm import loading
 
@@ -48,8 +49,8 @@ def test_options_reach_the_model(saved):
 
 
 def test_a_bundled_name_opens_the_directory_of_that_name(saved, monkeypatch, no_network):
-    monkeypatch.setattr(loading, "BUNDLED", saved.parent)
-    assert loading.bundled_models() == ("tiny-llava",)
+    monkeypatch.setattr(shelf, "BUNDLED", saved.parent)
+    assert shelf.bundled_models() == ("tiny-llava",)
     assert vlmflow.load("tiny-llava").name == "tiny-llava"
 
 

@@ -25,8 +25,8 @@ from training.scenes_llava.conversations import (
 from training.scenes_llava.curriculum import Lesson
 from training.scenes_llava.losses import hint_loss, probe_loss, side_ids, side_loss, spot_loss
 from training.scenes_llava.probe_targets import probe_targets
+from vlmflow.bundled.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE
 from vlmflow.scenes.generator import COLOURS, KINDS, draw_scene
-from vlmflow.scenes.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE
 from vlmflow.scenes.questions import (
     Question,
     bigger,

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
+from vlmflow.bundled.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE, llava_config, llava_processor
 from vlmflow.scenes.generator import draw_scene
-from vlmflow.scenes.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE, llava_config, llava_processor
 from vlmflow.scenes.questions import REASONING, attribute, caption, existence, reading
 from vlmflow.scenes.tasks import scene_seed
 

@@ -16,8 +16,8 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from training.scenes_llava.curriculum import Lesson
 from training.scenes_llava.probe_targets import WORDS, probe_targets
+from vlmflow.bundled.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE
 from vlmflow.scenes.generator import COLOURS, KINDS, SIZES, Scene, draw_scene, render
-from vlmflow.scenes.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE
 from vlmflow.scenes.questions import (
     REASONING,
     Maker,

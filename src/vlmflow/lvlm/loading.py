@@ -16,10 +16,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging
 
+from vlmflow.bundled.shelf import bundled_directory, bundled_models
 from vlmflow.errors import InputError, ModelError, Note, VlmflowError, reason
-
-BUNDLED = Path(__file__).resolve().parents[1] / "scenes" / "models"
-"""Directory that holds one directory per bundled model."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -79,11 +77,6 @@ def open_model(
     return model, processor
 
 
-def bundled_models() -> tuple[str, ...]:
-    """List the names of the models that ship with the package."""
-    return tuple(sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
-
-
 @contextmanager
 def _no_bar() -> Iterator[None]:
     """Keep transformers' bar away: opening a directory takes seconds."""
@@ -100,7 +93,7 @@ def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
     """Return what ``from_pretrained`` is given, and whether it is on this machine."""
     text = os.fspath(name)
     if text in bundled_models():
-        return str(BUNDLED / text), True
+        return str(bundled_directory(text)), True
     path = Path(text).expanduser()
     if text and path.is_dir():
         if not (path / "config.json").is_file():

@@ -10,6 +10,7 @@ from vlmflow.scenes.tasks import ALL_TASKS, GROUNDING, Sample, mentions, sample
 from vlmflow.tasks.base import Task, TaskSample, check_split
 from vlmflow.tasks.metrics.boxes import intersection_over_union, read_box
 from vlmflow.tasks.metrics.chair import Chair, chair
+from vlmflow.tasks.metrics.choices import chosen_letter
 
 DESCRIPTIONS = {
     "scenes-reasoning": "multiple choice about coloured shapes, as ScienceQA",
@@ -68,11 +69,13 @@ class ScenesTask(Task):
             )
 
     def score(self, sample: TaskSample, answer: str) -> float:
-        """Score by the exact answer, by the share of objects named, or by the box's IoU."""
+        """Score by the exact answer, the option meant, the objects named, or the box's IoU."""
         if self.name == "scenes-caption":
             return self._chair([sample], [answer]).named
         if self.name == GROUNDING:
             return self._overlap(sample, answer)
+        if sample.choices:
+            return float(chosen_letter(answer, sample.choices) in sample.references)
         return float(self._drawn_again(sample).accepts(answer))
 
     def summary(self, samples: Sequence[TaskSample], answers: Sequence[str]) -> dict[str, float]:

