@@ -40,8 +40,8 @@ class Recipe:
     length: int = 480
     batch: int = 8
     # All steps, and how many of them at the end take the learning rates down to 0
-    steps: int = 2400
-    decay: int = 500
+    steps: int = 2000
+    decay: int = 400
     warm_up: int = 60
     # Learning rates (AdamW) between warm-up and decay
     projector_rate: float = 1e-3
