@@ -1,4 +1,7 @@
-"""``vlmflow explain IMAGE QUESTION`` and ``vlmflow demo``: measure one answer, write the report."""
+"""``vlmflow explain IMAGE QUESTION`` and ``vlmflow demo``: measure one answer, write the report.
+
+Without a question, ``vlmflow explain TASK`` does so for the samples of a task.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ import typer
 from vlmflow import __version__
 from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
+from vlmflow.cli.explain_many import explain_many
 from vlmflow.cli.terminal import (
+    CONTINUES,
+    UNFINISHED,
     check_range,
     check_text,
     errors_in_one_line,
@@ -43,10 +49,27 @@ class Target(str, Enum):
     MARGIN = "margin"
 
 
+class Split(str, Enum):
+    """Which samples of a task."""
+
+    CALIBRATION = "calibration"
+    TEST = "test"
+
+
 @app.command()
 def explain(
-    image: options.Picture,
-    question: options.Question,
+    image: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE|TASK",
+            parser=options.path,
+            help="The picture; or, without a question, what 'vlmflow tasks' lists, or a .jsonl or "
+            ".csv file.",
+        ),
+    ],
+    question: Annotated[
+        str | None, typer.Argument(metavar="[QUESTION]", help="What to ask about the picture.")
+    ] = None,
     model: options.Model = MODEL,
     more_images: options.MorePictures = None,
     out: options.Report = OUT,
@@ -85,19 +108,57 @@ def explain(
     figures: Annotated[
         bool, typer.Option("--figures", help="Also write PNG and PDF figures.")
     ] = False,
+    samples: Annotated[
+        int | None, typer.Option(help="Of a task: how many samples.", show_default="20")
+    ] = None,
+    split: Annotated[
+        Split | None, typer.Option(help="Of a task: which split.", show_default="test")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain one answer and write the report.
+    """Explain one answer and write the report, or the answers to a task and a folder of reports.
 
-    Writes OUT/report.html, OUT/flow.json and OUT/flow.safetensors, all together or none of them.
+    For one answer: OUT/report.html, OUT/flow.json and OUT/flow.safetensors, all together or none.
+    For a task: OUT/index.html, which lists the answers, those that failed or are wrong first, and a
+    directory for each of them; given again, the command goes on where it was.
     """
-    with errors_in_one_line():
+    with errors_in_one_line(CONTINUES if question is None else UNFINISHED):
         from vlmflow.lvlm.images import open_image
 
+        check_range("--max-new-tokens", max_new_tokens, 1)
+        load = {"device": device, "dtype": dtype and dtype.value, "revision": revision}
+        measured: dict[str, Any] = {
+            "signals": None if signals is None else _split(signals),
+            "target": target.value,
+            "per_token": per_token,
+            "max_new_tokens": max_new_tokens,
+            "low_memory": low_memory,
+            "gradients": not no_gradients,
+        }
+        if question is None:
+            given = {"--answer": answer, "--image": more_images, "--figures": figures}
+            for option, value in given.items():
+                if value:
+                    raise InputError(f"{option} is for one picture and its question, not a task")
+            explain_many(
+                str(image),
+                samples=20 if samples is None else samples,
+                split="test" if split is None else split.value,
+                out=out,
+                as_json=as_json,
+                model=model,
+                load=load,
+                explain=measured,
+            )
+            return
+        for option, choice in {"--samples": samples, "--split": split}.items():
+            if choice is not None:
+                raise InputError(
+                    f"{option} is for a task; {printable(repr(question))} is one question"
+                )
         check_text("the question", question)
         if answer is not None:
             check_text("--answer", answer)
-        check_range("--max-new-tokens", max_new_tokens, 1)
         _run(
             [open_image(path) for path in (image, *(more_images or ()))],
             question,
@@ -105,16 +166,9 @@ def explain(
             figures=figures,
             as_json=as_json,
             model=model,
-            load={"device": device, "dtype": dtype and dtype.value, "revision": revision},
+            load=load,
             answer=answer,
-            explain={
-                "signals": None if signals is None else _split(signals),
-                "target": target.value,
-                "per_token": per_token,
-                "max_new_tokens": max_new_tokens,
-                "low_memory": low_memory,
-                "gradients": not no_gradients,
-            },
+            explain=measured,
         )
 
 

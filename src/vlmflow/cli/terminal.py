@@ -21,6 +21,9 @@ from vlmflow.parameters import LARGEST
 CONTINUES = "interrupted; the same command continues from here"
 """What Ctrl-C says of work that is stored as it comes."""
 
+UNFINISHED = "interrupted; no file is half-written"
+"""What it says of all other work."""
+
 FIRST_LINE, LINES_APART = 10.0, 30.0
 """Where nobody watches a bar: seconds of counted work until the first line, and between lines."""
 
@@ -49,7 +52,7 @@ def check_range(option: str, value: float, least: int) -> None:
 
 
 @contextmanager
-def errors_in_one_line(interrupted: str = "interrupted; no file is half-written") -> Iterator[None]:
+def errors_in_one_line(interrupted: str = UNFINISHED) -> Iterator[None]:
     """Bad input ends in one line and exit code 2, Ctrl-C in 130; only bugs show a trace."""
     try:
         with _interrupts_as_such():

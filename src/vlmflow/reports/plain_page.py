@@ -1,4 +1,4 @@
-"""Pages without scripts: their templates, and the style that they share."""
+"""Pages with little or no script: their templates, and the style that they share."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def plain_page(name: str) -> jinja2.Template:
     )
     environment.globals |= {"theme": Markup(theme_css())}
     return environment.get_template(name)
+
+
+def script(name: str) -> Markup:
+    """Return one of the scripts of pages, to be put in as it is."""
+    return Markup(_source(name))
 
 
 def _source(name: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from markupsafe import Markup
 from vlmflow.escape_invisible import shown
 from vlmflow.files import as_path, write_files
 from vlmflow.lvlm.layout import SEGMENTS
+from vlmflow.reports.content_policy import digest
 from vlmflow.reports.explain.page_data import Packed, page_data
 from vlmflow.reports.palette import theme_css
 from vlmflow.result.convergence import top_mass
@@ -171,10 +170,6 @@ def _json(value: Any) -> Markup:
 
 def _policy(scripts: list[str], style: str) -> str:
     """Content policy: the scripts and the style in this file by their hash, data pictures only."""
-
-    def digest(text: str) -> str:
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
     return (
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src {digest(style)}; script-src {' '.join(map(digest, scripts))}"

@@ -1,0 +1,1 @@
+"""Many answers explained: a task's samples, one after the other."""
