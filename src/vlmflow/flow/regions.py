@@ -57,8 +57,9 @@ def _cells(count: int, width: int, height: int) -> tuple[int, int]:
 
     def oblong(rows: int) -> float:
         columns = count // rows
-        # A cell that is left out counts as much as one that is that much longer than wide.
-        return abs(math.log(width / columns / (height / rows))) + math.log(count / (rows * columns))
+        # A share of cells left out counts twice as much as cells that much longer than wide.
+        longer = abs(math.log(width / columns / (height / rows)))
+        return longer + 2 * math.log(count / (rows * columns))
 
     rows = min(range(1, count + 1), key=oblong)
     return rows, count // rows

@@ -72,10 +72,14 @@ class RegionRemoval(Signal):
     def passes(self, tokens: int = 0) -> Passes:
         """Count the most that the search takes, for any targets; see :meth:`Signal.passes`.
 
-        The untouched prompt that runs beside each batch is counted as well.
+        The untouched prompt that runs beside each batch is counted as well. A picture of few tokens
+        has fewer regions, and leaves more to the steps.
         """
         del tokens
-        used, left = 2 * self.regions + 1, self.regions - 1
+        return max((self._passes(count) for count in range(1, self.regions + 1)), key=_forward)
+
+    def _passes(self, regions: int) -> Passes:
+        used, left = 2 * regions + 1, regions - 1
         batches = math.ceil(used / BRANCHES_AT_ONCE)
         while tried := self._tried(left, used):
             used, left = used + 2 * tried, left - 1
@@ -128,6 +132,10 @@ class RegionRemoval(Signal):
         The last one of all adds what it added in the first round, where it was left out.
         """
         return max(0, min(self.width, left, (self.forwards - used) // 2)) if left > 1 else 0
+
+
+def _forward(passes: Passes) -> int:
+    return passes.forward
 
 
 def _with_whole(targets: Tensor) -> Tensor:
