@@ -17,6 +17,10 @@ from vlmflow.flow.signals.signal import Passes, Signal
 from vlmflow.parameters import check_integer
 
 
+MOST_REGIONS = 256
+"""More would take passes by the thousand."""
+
+
 @dataclass(frozen=True)
 class RegionRemoval(Signal):
     """What each region adds to the answer as regions appear and vanish: one map, by search.
@@ -60,7 +64,7 @@ class RegionRemoval(Signal):
     width: int = 2
 
     def __post_init__(self) -> None:
-        check_integer("regions", self.regions, least=2)
+        check_integer("regions", self.regions, least=2, most=MOST_REGIONS)
         check_integer("width", self.width, least=1)
         check_integer("forwards", self.forwards)
         if self.forwards < 2 * self.regions + 1:

@@ -53,6 +53,9 @@ class Noise:
     seed: int
 
 
+MOST_STEPS = 1000
+"""Points that a path may have; finding them takes a matrix of so many rows and columns."""
+
 BASELINES = ("mean", "zero")
 """Where a path of image embeddings starts, see :class:`Path`."""
 
@@ -70,7 +73,7 @@ class Path:
     baseline: str = "mean"
 
     def __post_init__(self) -> None:
-        check_integer("steps", self.steps, least=1)
+        check_integer("steps", self.steps, least=1, most=MOST_STEPS)
         if self.baseline not in BASELINES:
             raise InputError(
                 f"baseline={self.baseline!r} is none of {', '.join(map(repr, BASELINES))}"

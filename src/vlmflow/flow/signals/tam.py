@@ -15,6 +15,10 @@ from vlmflow.lvlm.layout import TokenLayout
 from vlmflow.parameters import check_integer
 
 
+WIDEST = 31
+"""Widest window of the filter, in tokens."""
+
+
 @dataclass(frozen=True)
 class Tam(Signal):
     """Activation of an answer token at the image tokens, less that of earlier words: one map.
@@ -50,7 +54,7 @@ class Tam(Signal):
     window: int = 3
 
     def __post_init__(self) -> None:
-        check_integer("window", self.window, least=1)
+        check_integer("window", self.window, least=1, most=WIDEST)
         if self.window % 2 == 0:
             raise InputError(
                 f"window={self.window}, but a window has a token in its middle: give an odd number"
