@@ -16,7 +16,6 @@ from vlmflow.flow.signals.answer_view import BRANCHES_AT_ONCE, AnswerView
 from vlmflow.flow.signals.signal import Passes, Signal
 from vlmflow.parameters import check_integer
 
-
 MOST_REGIONS = 256
 """More would take passes by the thousand."""
 

@@ -14,7 +14,6 @@ from vlmflow.flow.signals.signal import Passes, Signal
 from vlmflow.lvlm.layout import TokenLayout
 from vlmflow.parameters import check_integer
 
-
 WIDEST = 31
 """Widest window of the filter, in tokens."""
 
