@@ -100,8 +100,13 @@ def test_tam_agrees_with_a_loop(name):
     """The interference is really taken away: what is left differs from the bare activation."""
     family = family_of(name)
     vlm, eager = family.lvlm(), family.lvlm("eager")
-    flow = vlm.explain(pictures_for(family), QUESTION, ANSWER, signals=["tam", "tam(window=1)"])
-    prompt = eager.prepare(pictures_for(family), QUESTION, ANSWER)
+    # Words of the answer are in the question: they must not explain themselves away.
+    shown, question = pictures_for(family), "Is it a red one, or is it a blue one?"
+    flow = vlm.explain(shown, question, ANSWER, signals=["tam", "tam(window=1)"])
+    prompt = eager.prepare(shown, question, ANSWER)
+    assert set(prompt.answer_ids) & set(
+        eager.prepare(shown, question).inputs["input_ids"][0].tolist()
+    )
     for window, values in zip((3, 1), flow.maps.values(), strict=True):
         expected = tam(eager, prompt, window)
         assert expected.max() > 0

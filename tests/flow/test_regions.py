@@ -34,6 +34,11 @@ def test_a_picture_is_cut_into_square_cells():
     np.testing.assert_array_equal(cut, expected)
 
 
+def test_the_middle_of_a_token_decides():
+    cut = regions_of(layout_of([grid(0, 3, 3, (30, 30), 2)], [(30, 30)], 9), 4)
+    np.testing.assert_array_equal(cut, [0, 1, 1, 2, 3, 3, 2, 3, 3])
+
+
 def test_tiles_and_thumbnail_of_a_place_are_one_region():
     grids = [grid(0, 4, 4, (40, 40), 2, "tiles"), grid(0, 2, 2, (40, 40), 18, "thumbnail")]
     cut = regions_of(layout_of(grids, [(40, 40)], 20), 4)

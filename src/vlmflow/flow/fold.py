@@ -50,9 +50,9 @@ class BackwardFold:
     predict the target's tokens.
     """
 
-    def __init__(self, name: str, signal: Signal, start: Tensor, real: Tensor) -> None:
-        """``start``, (N,), is e; ``real``, (N,) bool, is False at padding."""
-        self.name, self.signal, self.start, self.real = name, signal, start, real
+    def __init__(self, name: str, signal: Signal, start: Tensor) -> None:
+        """``start``, (N,), is e."""
+        self.name, self.signal, self.start = name, signal, start
         self._rows: Tensor | None = None
         self.layers: list[int] = []  # Of the rows, the last layer first
 
@@ -63,8 +63,8 @@ class BackwardFold:
         self.layers.append(layer)
         kept, added = self.signal.residual
         after = kept * before
-        # Positions that no row draws on so far mix nothing into it: those after the target.
-        drawn = ((before != 0).any(0) & self.real.to(start.device)).nonzero()[:, 0]
+        # Positions that no row draws on so far mix nothing into it: those after the target, padding.
+        drawn = ((before != 0).any(0)).nonzero()[:, 0]
         for rows in _row_chunks(drawn, call.key.shape[2]):
             after += added * (before[:, rows] @ _mixed(self, call, sample, rows, gradient))
         self._rows = after

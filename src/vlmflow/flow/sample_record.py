@@ -152,7 +152,7 @@ class SampleRecord:
                 rows = rows[target - 1 : target] if target else rows
                 start = torch.zeros(len(self.layout), device=rows.device)
                 start[rows] = 1 / len(rows)
-                self._folds_backward[name] = BackwardFold(name, signal, start, places.real)
+                self._folds_backward[name] = BackwardFold(name, signal, start)
             self._folds_backward[name].step(layer, call, gradient, self.index)
 
     def on_pass_end(self, target: int) -> None:
@@ -164,7 +164,7 @@ class SampleRecord:
                     f"no gradient reaches the attention of layer {missing[0]}, so what it mixes "
                     f"is not known to {name!r}; choose a signal without gradients"
                 )
-            for layer, values in fold.maps(self._at(fold.real.device).image):
+            for layer, values in fold.maps(self._at(fold.start.device).image):
                 self._values[name, layer, target] = values
         self._folds_backward.clear()
 

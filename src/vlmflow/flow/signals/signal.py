@@ -172,6 +172,7 @@ class Signal(Extension):
         Returns
         -------
         (H, R, N)
+            0 where attention is 0, as where a mask hides a position.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define of_heads")
 
