@@ -169,6 +169,17 @@ def test_removed_tokens_are_as_good_as_hidden(name):
         assert worst <= FLOAT32, f"{name}, set {number}: off by {worst:.1e}"
 
 
+def test_removal_is_of_the_untouched_model(tiny):
+    vlm, _, pictures = tiny
+    prompt = vlm.prepare(pictures, QUESTION, ANSWER)
+    removed = torch.zeros(1, len(prompt.layout.image_positions), dtype=torch.bool)
+    with (
+        vlmflow.Truncation(layer=1, keep=0)(vlm.model),
+        pytest.raises(InputError, match="removal of chosen image tokens measures the untouched"),
+    ):
+        logits_without(vlm, prompt, removed)
+
+
 def search(eager, prompt, signal):
     """(1 + T, P): the search with one masked pass for every set of regions, in plain Python."""
     regions = regions_of(prompt.layout, signal.regions)
@@ -346,6 +357,30 @@ def test_settings_that_are_impossible_are_refused(tiny):
         measure(
             vlm.model, vlm.decoder_layers, prompt.inputs, [prompt.layout], ExplainOptions(["tam"])
         )
+
+
+@dataclass(frozen=True)
+class Words(vlmflow.Signal):
+    """Which tokens are words: text without special tokens."""
+
+    reads = "logits"
+
+    def of_answer(self, seen):
+        image = torch.from_numpy(seen.layout.image_positions)
+        assert not seen.is_word[image].any()
+        words = "".join(seen.layout.tokens[place] for place in seen.is_word.nonzero()[:, 0])
+        assert words.endswith(ANSWER)
+        assert QUESTION in words
+        return torch.ones(1 + len(seen.layout.answer_positions), len(image))
+
+
+def test_words_are_text_whatever_the_tokenizer_calls_special(tiny, monkeypatch):
+    vlm, _, pictures = tiny
+    assert "<s>" in vlm.processor.tokenizer.all_special_tokens
+    vlm.explain(pictures, QUESTION, ANSWER, signals=[Words()])
+    cls = type(vlm.processor.tokenizer)
+    monkeypatch.setattr(cls, "all_special_ids", property(lambda self: []))
+    vlm.explain(pictures, QUESTION, ANSWER, signals=[Words()])
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class BackwardFold:
         self.layers.append(layer)
         kept, added = self.signal.residual
         after = kept * before
-        # Positions that no row draws on so far mix nothing into it: those after the target, padding.
-        drawn = ((before != 0).any(0)).nonzero()[:, 0]
+        # What no row draws on so far adds nothing to it: positions after the target, padding.
+        drawn = (before != 0).any(0).nonzero()[:, 0]
         for rows in _row_chunks(drawn, call.key.shape[2]):
             after += added * (before[:, rows] @ _mixed(self, call, sample, rows, gradient))
         self._rows = after
