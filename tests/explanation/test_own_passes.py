@@ -19,7 +19,7 @@ from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.regions import regions_of
 from vlmflow.flow.signals.region_removal import RegionRemoval
-from vlmflow.flow.signals.signal import Noise
+from vlmflow.flow.signals.signal import Noise, Passes
 from vlmflow.flow.signals.tam import Tam
 from vlmflow.lvlm.grids import ImageGrid
 from vlmflow.removal import chosen
@@ -364,6 +364,7 @@ class Words(vlmflow.Signal):
     """Which tokens are words: text without special tokens."""
 
     reads = "logits"
+    passes = Tam.passes
 
     def of_answer(self, seen):
         image = torch.from_numpy(seen.layout.image_positions)
@@ -389,6 +390,10 @@ class Alone(vlmflow.Signal):
 
     broken: str = ""
     reads = ("removal", "logits")
+
+    def passes(self, tokens=0):
+        del tokens
+        return Passes(35, 0)
 
     def of_answer(self, seen):
         tokens = len(seen.layout.image_positions)
@@ -428,9 +433,13 @@ def test_bad_declarations_are_refused():
     def declared(**body):
         return dataclass(frozen=True)(type("BadPass", (vlmflow.Signal,), body))()
 
-    given = {"of_answer": lambda self, seen: seen.intact}
+    given = {"of_answer": lambda self, seen: seen.intact, "passes": Tam.passes}
     for body, message in (
         ({"reads": "logits"}, r"define of_answer\(self, seen\)"),
+        (
+            {"reads": "logits", "of_answer": given["of_answer"]},
+            r"define passes\(self, tokens=0\), which counts them",
+        ),
         ({"reads": ("logits", "features"), **given}, "seen at different times"),
         (
             {"reads": "logits", "noise": property(lambda self: Noise(2, 0.1, 0)), **given},

@@ -15,7 +15,7 @@ from tests.support.reference import Reference, measure_slowly
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
 from vlmflow.flow import fold
-from vlmflow.flow.attention_rows import AttentionCall
+from vlmflow.flow.attention_rows import AttentionCall, mixed_rows
 from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.rollout import Rollout
@@ -175,6 +175,28 @@ def test_rows_are_rebuilt_a_few_at_a_time(tiny, monkeypatch):
     )
     assert_agrees(measured.maps, truth, "chunks")
     assert largest == 7
+
+
+def test_all_heads_of_a_row_are_seen_together():
+    """What a signal makes of several heads must not depend on how memory is shared out."""
+    generator = torch.Generator().manual_seed(0)
+    query, *others = (torch.randn(1, n, 40, 8, generator=generator) for n in (6, 2, 2))
+    call = AttentionCall(query, *others, mask=None, scale=1.0, causal=True)
+    shapes = []
+
+    def strongest(attention, gradient):
+        shapes.append(attention.shape)
+        return attention * (attention == attention.amax(0)) * (1 + gradient)
+
+    rows, output_gradient = torch.arange(3, 40), torch.randn(1, 40, 6, 8, generator=generator)
+    small, large = (
+        mixed_rows(call, 0, rows, strongest, output_gradient, budget=budget)
+        for budget in (1, 2**30)
+    )
+    torch.testing.assert_close(small, large)
+    assert {shape[0] for shape in shapes} == {6}
+    assert max(shape[1] for shape in shapes[:-1]) == 8
+    assert shapes[-1] == (6, 37, 40)
 
 
 def test_a_model_with_layers_that_mix_without_attention_is_refused():

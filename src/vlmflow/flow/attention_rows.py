@@ -144,15 +144,17 @@ def mixed_rows(
 ) -> Tensor:
     """Mean over the heads of what ``weigh`` makes of A and, with ``output_gradient``, of dA.
 
-    Returns (R, N). ``weigh`` is given some of the heads and rows at a time.
+    Returns (R, N). ``weigh`` is given all heads of some rows at a time.
     """
     total = _empty(call, rows)
-    for part, heads in _pieces(call, rows, budget):
-        attention, gradient = attention_rows(call, sample, rows[part], heads), None
+    row = 4 * 3 * call.query.shape[1] * call.key.shape[2]
+    at_once = max(LEAST_ROWS, budget // row)
+    for part in (slice(first, first + at_once) for first in range(0, len(rows), at_once)):
+        attention, gradient = attention_rows(call, sample, rows[part]), None
         if output_gradient is not None:
-            gradient = gradient_rows(call, output_gradient, sample, rows[part], heads)
-        total[part] += weigh(attention, gradient).sum(0)
-    return total / call.query.shape[1]
+            gradient = gradient_rows(call, output_gradient, sample, rows[part])
+        total[part] = weigh(attention, gradient).mean(0)
+    return total
 
 
 def _empty(call: AttentionCall, rows: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class Signal(Extension):
         Parameters
         ----------
         attention : (H, R, N)
-            Of every head, a few rows at a time: look at each row by itself.
+            Of all heads, a few rows at a time: look at each row by itself.
         gradient : (H, R, N), optional
             The target's, with ``"head_gradients"``.
 
@@ -222,6 +222,8 @@ class Signal(Extension):
 
     def passes(self, tokens: int = 0) -> Passes:
         """Count the passes that the map takes where it is measured alone.
+
+        What defines :meth:`of_answer` has to define it, too.
 
         Parameters
         ----------
@@ -325,6 +327,11 @@ class Signal(Extension):
         if getattr(type(self), method) is getattr(Signal, method):
             takes = "self, attention, gradient" if self.folds else "self, seen"
             raise InputError(f"signal {name!r} says nothing: define {method}({takes})")
+        if self.has_own_passes and type(self).passes is Signal.passes:
+            raise InputError(
+                f"signal {name!r} runs passes of its own: define passes(self, tokens=0), which "
+                "counts them as Passes(forward, backward)"
+            )
         if self.noise is not None and (self.path is not None or self.has_own_passes):
             other = "a path" if self.path is not None else "passes of its own"
             raise InputError(f"signal {name!r} declares noise and {other}; leave one of them out")
