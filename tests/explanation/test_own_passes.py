@@ -143,6 +143,20 @@ def test_tam_needs_neighbours():
             Tam(window=window)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_picture_of_one_token_is_one_region_without_neighbours():
+    """All that the picture does is its one token's: shown alone, and left out."""
+    vlm = vlmflow.LVLM(*tiny_llava(kv_heads=2, image_size=14))
+    signals = ["tam", "tam(window=1)", "region_removal"]
+    flow = vlm.explain(picture(1, (30, 20)), QUESTION, "red", signals=signals)
+    filtered_map, bare, removal = (flow.maps[name][0, :, 0] for name in flow.signals)
+    np.testing.assert_array_equal(filtered_map, bare)
+    effect = flow.picture_effect
+    logs = np.log(effect.with_picture) - np.log(effect.without_picture)
+    np.testing.assert_allclose(removal[1:], 2 * logs, rtol=1e-3, atol=1e-5)
+    assert np.abs(removal).max() > 1e-4
+
+
 def answer_logits(eager, prompt, removed):
     """(T, vocabulary) where image tokens, (P,) bool, are hidden from the first layer on."""
     gone = prompt.layout.image_positions[removed].tolist()

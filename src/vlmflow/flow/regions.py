@@ -36,8 +36,8 @@ def regions_of(layout: TokenLayout, count: int) -> IntArray:
             continue
         width, height = layout.image_sizes[grid.image]
         rows, columns = _cells(cells, width, height)
-        middle = grid.boxes.reshape(-1, 4)
-        x, y = (middle[:, 0] + middle[:, 2]) / 2, (middle[:, 1] + middle[:, 3]) / 2
+        boxes = grid.boxes.reshape(-1, 4)
+        x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
         # Boxes stick out of a picture that was padded.
         row = np.clip(np.floor(y / height * rows), 0, rows - 1).astype(np.int64)
         column = np.clip(np.floor(x / width * columns), 0, columns - 1).astype(np.int64)
@@ -81,5 +81,5 @@ def neighbourhoods(layout: TokenLayout, window: int) -> list[tuple[IntArray, Int
         tokens = np.searchsorted(layout.image_positions, grid.positions)
         padded = np.pad(tokens, reach, mode="edge")
         around = np.lib.stride_tricks.sliding_window_view(padded, (window, window))
-        found.append((tokens.ravel(), around.reshape(tokens.size, window * window)))
+        found.append((tokens.ravel(), around.reshape(tokens.size, window * window).copy()))
     return found
