@@ -27,7 +27,9 @@ import vlmflow
 from vlmflow.scenes import POINTING, Sample, samples
 from vlmflow.statistics.intervals import wilson_interval
 
-SIGNALS = ("attention", "saliency", "llava_cam", "llava_cam_code")
+SIGNALS = ("attention", "saliency", "llava_cam", "llava_cam_code", "rollout", "relevancy")
+WHOLE = ("gradient_input", "integrated_gradients(steps=8)", "tam")
+"""With one map of the whole model. Region removal is left out: its regions are ties of tokens."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,20 @@ def measure(vlm: vlmflow.LVLM, questions: list[Sample], seed: int) -> dict[str, 
     """Hits of every map: (samples, layers) per signal, (samples, 1) per control."""
     rng = np.random.default_rng(seed)
     hits: dict[str, list[list[bool]]] = {
-        name: [] for name in (*SIGNALS, "flow_map", "random", "centre", "right answer")
+        name: [] for name in (*SIGNALS, *WHOLE, "flow_map", "random", "centre", "right answer")
     }
     console = Console(stderr=True)
     for sample in track(questions, "explaining", console=console, disable=not console.is_terminal):
-        flow = vlm.explain(sample.picture, sample.question, signals=SIGNALS, per_token=False)
+        signals = (*SIGNALS, *WHOLE)
+        flow = vlm.explain(sample.picture, sample.question, signals=signals, per_token=False)
         (grid,) = flow.layout.grids
         boxes = grid.boxes.reshape(-1, 4)
         x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
         assert sample.task_question.box is not None
         x0, y0, x1, y1 = sample.task_question.box
         inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-        for name in SIGNALS:
-            hits[name].append([strict_hit(row, inside) for row in flow.maps[name][:, 0]])
+        for name, maps in zip(signals, flow.maps.values(), strict=True):
+            hits[name].append([strict_hit(row, inside) for row in maps[:, 0]])
         summed = np.cumsum(flow.maps["saliency"][:, 0], axis=0)
         hits["flow_map"].append([strict_hit(row, inside) for row in summed])
         hits["random"].append([bool(inside[rng.integers(inside.size)])])
@@ -91,12 +94,12 @@ def table(
 ) -> list[Row]:
     """Choose every layer on the calibration split, report on the test split."""
     rows = []
-    for name in (*SIGNALS, "flow_map", "centre", "random"):
+    for name in (*SIGNALS, *WHOLE, "flow_map", "centre", "random"):
         layer = int(calibration[name].mean(0).argmax())
         hit = test[name][:, layer]
         low, high = wilson_interval(int(hit.sum()), hit.size)
         gain = paired_interval(hit.astype(float) - test["random"][:, 0], seed)
-        where = "" if name in ("centre", "random") else str(layer)
+        where = "" if name in (*WHOLE, "centre", "random") else str(layer)
         if name == "flow_map":
             where = f"sum of 0..{layer}"
         rows.append(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import linecache
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from vlmflow.flow.signals.answer_view import AnswerView
 from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.registry import SIGNALS
 from vlmflow.truncation.rankings.candidates import Candidates
@@ -18,8 +18,8 @@ from vlmflow.truncation.rankings.registry import RANKINGS
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?\n)```$", re.M | re.S)
 PAGES = {
-    "your-own-ranking": (Candidates, RANKINGS),
-    "your-own-signal": (LayerView, SIGNALS),
+    "your-own-ranking": ((Candidates,), RANKINGS),
+    "your-own-signal": ((LayerView, AnswerView), SIGNALS),
 }
 WHO_LOOKS = {"ranking", "signal", "name", "reads", "rows"}
 """Fields that hold what a class declared: it need not ask."""
@@ -53,11 +53,11 @@ def in_notebook(block: str, file: str):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_table_of_attributes_is_whole(name):
-    view, _ = PAGES[name]
+    views, _ = PAGES[name]
     documented = set(
         re.findall(r"^\| `seen\.(\w+)", (DOCS / f"{name}.md").read_text("utf-8"), re.M)
     )
-    has = {field.name for field in fields(view)} | set(vars(view))
+    has = {name for view in views for name in (*view.__annotations__, *vars(view))}
     public = {attribute for attribute in has if not attribute.startswith("_")}
     assert documented == public - WHO_LOOKS
 

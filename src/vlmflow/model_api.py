@@ -59,7 +59,8 @@ class LVLM(lvlm_model.LVLM):
             Maps that are wanted: what ``vlmflow signals`` lists, with parameters in brackets where
             they are not the defaults (``"flow_map(layers=8)"``, ``"llava_cam_smooth(copies=8)"``),
             or instances of subclasses of :class:`vlmflow.Signal`. Left out: attention, saliency,
-            flow map and LLaVA-CAM, without gradients attention alone.
+            flow map and LLaVA-CAM, without gradients attention alone. Some run passes beside those
+            that all share (``signal.passes()``).
         target : str
             The scalar that is explained: ``"logprob"``, ``"logit"`` (the paper's) or ``"margin"``,
             see :func:`vlmflow.flow.targets.target_values`.
@@ -70,7 +71,7 @@ class LVLM(lvlm_model.LVLM):
         low_memory : bool
             Recompute layers in the backward pass instead of keeping their activations.
         gradients : bool
-            False: measure attention alone, in one forward pass without a backward pass; for models
+            False: no backward pass: attention, or the signals named that need none; for models
             through which no gradient passes (quantised activations), and where time is short.
         progress : callable, optional
             Called with ``(passes done, passes in all)`` after each pass.

@@ -13,12 +13,12 @@ LARGEST = 2**31 - 1
 """Largest count and seed: beyond it, generators and tensors have limits of their own."""
 
 
-def check_integer(name: str, value: object, least: int = 0) -> None:
-    """Refuse what is not an integer from ``least`` to :data:`LARGEST`, as InputError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+def check_integer(name: str, value: object, least: int = 0, most: int = LARGEST) -> None:
+    """Refuse what is not an integer from ``least`` to ``most``, as InputError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         is_long = isinstance(value, int) and value.bit_length() > 128
         shown = "an integer of over 38 digits" if is_long else repr(value)
-        raise InputError(f"{name}={shown}; give an integer from {least} to {LARGEST:,}")
+        raise InputError(f"{name}={shown}; give an integer from {least} to {most:,}")
 
 
 def literal(text: str) -> Any:

@@ -22,6 +22,7 @@ from tests.support.tiny import tiny_llava
 from vlmflow import cli
 from vlmflow.cli import terminal
 from vlmflow.errors import InputError, ModelError
+from vlmflow.flow.signals.registry import SIGNALS
 from vlmflow.result.information_flow import InformationFlow
 
 FILES = ["flow.json", "flow.safetensors", "report.html"]
@@ -116,6 +117,39 @@ def test_attention_alone(model, picture, out):
     refused = run(*line, "--no-gradients", "--signals", "saliency")
     assert refused.exit_code == 2
     assert "saliency are made of gradients" in refused.stderr
+
+
+def test_every_signal_can_be_asked_for_by_name(model, picture, out):
+    """Each with its source, its kind of map and its cost; beside them the listed names."""
+    fewer = {
+        "attention": "attention",
+        "gradient_input": "gradient_input",
+        "rollout": "rollout",
+        "relevancy": "relevancy",
+        "integrated_gradients": "integrated_gradients(steps=2,baseline=zero)",
+        "tam": "tam(window=5)",
+        "region_removal": "region_removal(regions=3,forwards=9,width=1)",
+    }
+    names, asked = tuple(fewer), tuple(fewer.values())
+    line = ("explain", picture, QUESTION, "--model", model, "--out", out, "--answer", "red")
+    result = run(*line, "--signals", ",".join(asked), "--whole", *SHORT)
+    assert result.exit_code == 0, result.output
+    flow = InformationFlow.load(out)
+    assert flow.signals == names
+    whole = {"gradient_input", "integrated_gradients", "tam", "region_removal"}
+    for name, text in zip(names, asked, strict=True):
+        about, signal = flow.map_info(name), SIGNALS.read(text)
+        assert about.source == signal.source != ""
+        assert about.whole == (name in whole)
+        assert flow.maps[name].shape[0] == (4 if about.summed is None else 1)
+        assert signal.passes().forward >= 1
+    assert {name for name in names if flow.map_info(name).searched_with} == {"region_removal"}
+    stated = {signal["name"]: signal for signal in flow.settings["signals"]}
+    assert stated["tam"] == {"name": "tam", "window": 5}
+    assert stated["region_removal"]["forwards"] == 9
+    listed = run("signals").stdout
+    assert all(f"{name} " in listed for name in names)
+    assert all(line in listed for line in SIGNALS.bundled().values())
 
 
 def test_every_option_reaches_the_measurement(model, picture, out):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import vlmflow
@@ -41,6 +42,13 @@ def test_a_control_in_place_of_a_map(asked):
     said = run(*asked, "--signal", "edges", "--steps", 4)
     assert said.exit_code == 0, said.output
     assert "The edges control ranks regions" in said.stdout
+
+
+def test_a_map_of_the_whole_model_needs_no_layer_and_no_gradient(asked, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "backward", None)
+    said = run(*asked, "--signal", "tam", "--steps", 2)
+    assert said.exit_code == 0, said.output
+    assert "The TAM ranks regions" in said.stdout
 
 
 @pytest.mark.parametrize(

@@ -425,9 +425,12 @@ def declared(**body):
     [
         ({}, "signal 'bad' does not declare what it reads; write for example reads = 'attention'"),
         ({"reads": "pixels"}, "declares reads='pixels', but 'pixels' is none of attention, sal"),
-        ({"reads": ("saliency", "heads")}, "'heads' is none of"),
-        ({"reads": ("features", "attention")}, "features are seen at another time than attention"),
-        ({"reads": ("saliency", "features")}, "features are seen at another time"),
+        ({"reads": ("saliency", "queries")}, "'queries' is none of"),
+        (
+            {"reads": ("features", "attention")},
+            "these are seen at different times; read attention and saliency",
+        ),
+        ({"reads": ("saliency", "features")}, "these are seen at different times"),
         ({"reads": "attention", "rows": "all"}, "declares rows='all', which is none of answer, t"),
         ({"reads": "attention", "colour": "blue"}, "colour='blue', which is not a colour; write"),
         ({"reads": "attention", "colour": "#12345"}, "colour='#12345', which is not a colour"),

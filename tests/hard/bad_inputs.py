@@ -146,6 +146,9 @@ def settings() -> Iterator[BadInput]:
     for signal in (
         *("atention", " ,", "", "flow_map(3)", "flow_map(", "flow_map(layers=99)", "a\x1b[2J"),
         *(f"{smooth}(copies=0)", f"{smooth}(copies={HUGE})", f"{smooth}(seed={HUGE})"),
+        *(f"integrated_gradients(steps={HUGE})", "integrated_gradients(baseline=black)"),
+        *("tam(window=2)", f"tam(window={HUGE})", "region_removal(regions=1)"),
+        *(f"region_removal(regions={HUGE})", "region_removal(forwards=8)", "rollout(heads=2)"),
         *(f"{smooth}(deviation=inf)", f"{smooth}(copies=2.5)", "saliency(layers=3)"),
     ):
         yield BadInput(put(EXPLAIN, "--signals", signal))

@@ -21,6 +21,7 @@ from vlmflow.errors import InputError
 from vlmflow.lvlm.videos import Frames
 from vlmflow.reports.figures.all_figures import save_figures, segment_figure, strip_figure
 from vlmflow.reports.figures.style import drawable, short
+from vlmflow.result.map_info import MapInfo
 
 
 def texts(figure) -> list[str]:
@@ -106,6 +107,18 @@ def test_summed_signals_have_one_map():
     figure = strip_figure(synthetic_flow(layers=12), "flow_map")
     assert len(maps_of(figure)) == 1
     assert "layers 0 to 11, summed" in texts(figure)
+
+
+def test_one_map_says_what_it_is_over():
+    """Some of the layers, or the whole model, of which it is not a sum."""
+    flow = only(synthetic_flow(layers=12), "flow_map")
+    for info, said in (
+        ({"summed": (0, 5)}, "layers 0 to 5, summed"),
+        ({"summed": (0, 0)}, "layer 0"),
+        ({"summed": (0, 11), "whole": True}, "whole model"),
+    ):
+        about = {"flow_map": MapInfo("a map", **info)}
+        assert said in texts(strip_figure(dataclasses.replace(flow, about=about), "flow_map"))
 
 
 def test_map_lies_over_the_object_and_leaves_unseen_margins_open():

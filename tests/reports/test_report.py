@@ -203,6 +203,16 @@ def test_the_page_opens_on_the_flow_map_of_the_whole_answer(reader):
     assert "sum over layers 0–11" in opened.page.locator("#layer-note").inner_text()
 
 
+def test_one_map_of_the_whole_model_is_not_called_a_sum(reader):
+    flow = synthetic_flow()
+    about = {"flow_map": dataclasses.replace(flow.about["flow_map"], whole=True)}
+    opened = reader(dataclasses.replace(flow, about={**flow.about, **about}))
+    assert opened.page.locator("#layer-value").inner_text() == "whole model"
+    note = opened.page.locator("#layer-note").inner_text()
+    assert "is one for the whole model: choose another signal" in note
+    assert "the whole model: entropy" in opened.page.locator("#flow-convergence").inner_text()
+
+
 def test_pointing_at_the_picture_reads_the_token_under_the_pointer(reader):
     flow = synthetic_flow(sizes=((320, 240),), grid=(12, 12))
     opened = reader(flow)

@@ -13,14 +13,17 @@ import torch
 from tests.support.slow_truncation import choose
 
 
-def masked_logits(model, layers, prompt, policy, image_token):
-    """Logits (N, vocabulary) of a prompt with an answer, and for every layer what it sees."""
+def masked_logits(model, layers, prompt, policy, image_token, gone=()):
+    """Logits (N, vocabulary) of a prompt with an answer, and for every layer what it sees.
+
+    Without a policy, the positions ``gone`` are hidden from the first layer on.
+    """
     images = prompt.layout.image_positions.tolist()
     ids = prompt.inputs["input_ids"][0].clone()
     ids[images] = image_token  # videos have another
     length = len(ids)
     prompt_length = int(prompt.layout.answer_positions[0])
-    gone: list[int] = []
+    gone = list(gone)
     seen: list[list[int]] = []
     matrices: dict[int, torch.Tensor] = {}
     handles = []
@@ -28,7 +31,7 @@ def masked_logits(model, layers, prompt, policy, image_token):
     def cut(index):
         def hook(_module, args, kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]
-            for stage in policy.stages:
+            for stage in () if policy is None else policy.stages:
                 if stage.layer == index:
                     left = [p for p in images if p not in gone]
                     keep = stage.keep.of(len(images))

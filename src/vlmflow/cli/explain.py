@@ -102,7 +102,8 @@ def explain(
     no_gradients: Annotated[
         bool,
         typer.Option(
-            "--no-gradients", help="Measure attention alone, in a forward pass: fast and small."
+            "--no-gradients",
+            help="No backward pass: attention alone, or what --signals names and needs none.",
         ),
     ] = False,
     figures: Annotated[

@@ -43,7 +43,9 @@ def trust(
     ] = "flow_map",
     layer: Annotated[
         int | None,
-        typer.Option(help="Its layer, counted from 0.", show_default="none, for a sum over layers"),
+        typer.Option(
+            help="Its layer, counted from 0.", show_default="none, for one map of all layers"
+        ),
     ] = None,
     replacement: Annotated[
         Replacement, typer.Option(help="What stands where the picture is not shown.")
@@ -76,6 +78,7 @@ def trust(
             import vlmflow
             from vlmflow.faithfulness.controls import CONTROLS
             from vlmflow.flow.options import ExplainOptions
+            from vlmflow.flow.signals.registry import as_signals
 
             is_control = signal in CONTROLS
             # Before the model is loaded: it may refuse.
@@ -88,7 +91,7 @@ def trust(
                 signals=wanted.signals,
                 per_token=False,
                 max_new_tokens=max_new_tokens,
-                gradients=not is_control,
+                gradients=any(one.needs_gradients for one in as_signals(wanted.signals or ())),
             )
             chosen = signal if is_control else flow.signals[0]
             tested = vlm.trust(

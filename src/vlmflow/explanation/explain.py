@@ -15,6 +15,8 @@ import transformers
 from PIL import Image
 
 from vlmflow.errors import InputError
+from vlmflow.explanation.own_passes import own_map
+from vlmflow.explanation.path import path_map
 from vlmflow.explanation.smoothing import COPIES_AT_ONCE, smoothed_map
 from vlmflow.explanation.without_picture import picture_effect
 from vlmflow.flow.axes import WHOLE_ANSWER
@@ -25,6 +27,7 @@ from vlmflow.lvlm.as_found import check_untruncated
 from vlmflow.lvlm.build_layout import recorded_layout
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.prompt import Prompt
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
 from vlmflow.version import __version__
@@ -57,19 +60,19 @@ def explain(
             )
     prompt = vlm.with_answer(prompt, answer)
 
-    noisy = {name: signal for name, signal in options.named.items() if signal.noise is not None}
-    direct = {name: signal for name, signal in options.named.items() if name not in noisy}
+    direct = {name: signal for name, signal in options.named.items() if signal.in_one_pass}
     at_once = 1 if options.low_memory else COPIES_AT_ONCE
-    copies = [signal.noise.copies for signal in noisy.values() if signal.noise is not None]
-    batches = 1 + sum(math.ceil(count / at_once) for count in copies)
-    passes = batches * count_passes([prompt.layout], options) + 1  # and one without the picture
+    passes = count_passes([prompt.layout], options, direct.values()) + 1  # one without the picture
+    passes += sum(
+        _extra_passes(signal, prompt, options, at_once) for signal in options.named.values()
+    )
     done = 0
 
     def on_pass() -> None:
         nonlocal done
         done += 1
         if progress is not None:
-            progress(done, passes)
+            progress(min(done, passes), passes)
 
     with recorded_layout(vlm.model, vlm.processor, vlm.family, prompt) as layout_after_run:
         measured = measure(
@@ -82,13 +85,21 @@ def explain(
             on_pass=on_pass,
         )[0]
     effect = picture_effect(vlm, prompt, measured.log_probabilities)
-    on_pass()
     prompt = replace(prompt, layout=layout_after_run())
     maps, flags = dict(measured.maps), dict(measured.flags)
-    for name, signal in noisy.items():
-        maps[name], flags[name] = smoothed_map(
-            vlm, prompt, signal, options, on_pass=on_pass, at_once=at_once
-        )
+    for name, signal in options.named.items():
+        if signal.noise is not None:
+            maps[name], flags[name] = smoothed_map(
+                vlm, prompt, signal, options, on_pass=on_pass, at_once=at_once
+            )
+        elif signal.path is not None:
+            maps[name], flags[name] = path_map(
+                vlm, prompt, signal, options, on_pass=on_pass, at_once=at_once
+            )
+        elif signal.has_own_passes:
+            maps[name], flags[name] = own_map(vlm, prompt, signal, options, on_pass=on_pass)
+    done = max(done, passes - 1)  # a search may have ended early
+    on_pass()
     layout = prompt.layout
     tokens = tuple(layout.tokens[position] for position in layout.answer_positions)
     return InformationFlow(
@@ -124,8 +135,22 @@ def explain(
     )
 
 
+def _extra_passes(signal: Signal, prompt: Prompt, options: ExplainOptions, at_once: int) -> int:
+    """Count what a signal runs beside the passes that all share, a batch as one."""
+    if signal.has_own_passes:
+        return signal.passes().forward
+    copies = 0
+    if signal.noise is not None:
+        copies = signal.noise.copies
+    elif signal.path is not None:
+        copies = signal.path.steps
+    return math.ceil(copies / at_once) * count_passes([prompt.layout], options, [signal])
+
+
 def _info(name: str, signal: Signal, layers: int) -> MapInfo:
-    summed = signal.summed_layers(layers) if signal.summed else None
+    whole = signal.whole or signal.has_own_passes
+    summed = signal.summed_layers(layers) if signal.summed else range(layers)
+    span = (summed.start, summed.stop - 1) if signal.summed else None
     # Only two signals of one class have their parameters in the name.
     parameters = name.removeprefix(signal.known_as())
     return MapInfo(
@@ -133,7 +158,9 @@ def _info(name: str, signal: Signal, layers: int) -> MapInfo:
         summary=signal.in_one_line(),
         source=signal.source,
         colour=signal.colour,
-        summed=None if summed is None else (summed.start, summed.stop - 1),
+        summed=(0, layers - 1) if whole else span,
+        whole=whole,
+        searched_with=signal.searched_with,
     )
 
 

@@ -8,7 +8,7 @@ O(heads x N^2).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ BUDGET = 32 * 2**20
 """Bytes of scratch memory that rebuilding may take (more if a few rows of one head need more)."""
 
 LEAST_ROWS = 8
+
+Weigh = Callable[[Tensor, Tensor | None], Tensor]
+"""Takes A and dA, (heads, R, N) each, and gives as much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +131,30 @@ def signed_saliency(
         product *= gradient_rows(call, output_gradient, sample, rows[part], heads)
         saliency[part] += product.sum(0)
     return saliency, None if attention is None else attention[attended] / call.query.shape[1]
+
+
+def mixed_rows(
+    call: AttentionCall,
+    sample: int,
+    rows: Tensor,
+    weigh: Weigh,
+    output_gradient: Tensor | None = None,
+    *,
+    budget: int = BUDGET,
+) -> Tensor:
+    """Mean over the heads of what ``weigh`` makes of A and, with ``output_gradient``, of dA.
+
+    Returns (R, N). ``weigh`` is given all heads of some rows at a time.
+    """
+    total = _empty(call, rows)
+    row = 4 * 3 * call.query.shape[1] * call.key.shape[2]
+    at_once = max(LEAST_ROWS, budget // row)
+    for part in (slice(first, first + at_once) for first in range(0, len(rows), at_once)):
+        attention, gradient = attention_rows(call, sample, rows[part]), None
+        if output_gradient is not None:
+            gradient = gradient_rows(call, output_gradient, sample, rows[part])
+        total[part] = weigh(attention, gradient).mean(0)
+    return total
 
 
 def _empty(call: AttentionCall, rows: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Capture:
     def __init__(
         self,
         model: nn.Module,
+        layers: nn.ModuleList,
         records: Sequence[SampleRecord],
         *,
         attention: bool,
@@ -37,6 +38,7 @@ class Capture:
         gradients: bool = True,
     ) -> None:
         self.model = model
+        self.layers = layers
         self.records = records
         self.watches_attention = attention
         self.low_memory = low_memory
@@ -72,12 +74,17 @@ class Capture:
                 f"no decoder layer of {type(self.model).__name__} calls its attention through "
                 f"transformers' AttentionInterface; this model is not supported"
             )
+        if self.watches_attention:
+            without = sorted(set(range(len(self.layers))) - self._layers_with_attention)
+            for record in self.records:
+                record.check_folds(without)
         return logits
 
     def backward(self, number: int, target: Tensor, *, last: bool) -> None:
         """Run one backward pass from a scalar; ``last`` frees the graph on the way.
 
-        ``number`` is the target's: 0 for the whole answer, t for its t-th token.
+        ``number`` is the target's: 0 for the whole answer, t for its t-th token. Where each token
+        has a pass, one of the whole answer shows only what does not add up over tokens.
         """
         self._target, self._last_pass = number, last
         if target.requires_grad:
@@ -92,6 +99,8 @@ class Capture:
             for layer in sorted(self._unseen):  # a gradient was to come this way, and none did
                 self._show_attention(layer, self._calls[layer])
         self._unseen.clear()
+        for record in self._records_of_target():
+            record.on_pass_end(number)
 
     def release(self) -> None:
         """Drop every reference to activations."""
@@ -101,9 +110,11 @@ class Capture:
 
     def start_gradient(self, _layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Make the first layer's input the leaf: what is before it is not differentiated."""
-        if args:
-            return (args[0].detach().requires_grad_(), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
+        hidden = (args[0] if args else kwargs["hidden_states"]).detach()
+        for record in self.records:
+            hidden = record.moved(hidden)
+        leaf = hidden.requires_grad_()
+        return ((leaf, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": leaf})
 
     def on_call(self, layer: int, call: AttentionCall, output: Tensor) -> None:
         """Show an attention call, and its gradient later."""
@@ -114,6 +125,9 @@ class Capture:
                     f"this model is not supported"
                 )
             self._layers_with_attention.add(layer)
+            with torch.no_grad():  # at once: what is folded comes in the order of the layers
+                for record in self.records:
+                    record.on_heads(layer, call)
             if output.requires_grad and not self.low_memory:
                 self._unseen.add(layer)  # the first backward pass will rebuild the same rows
             else:
@@ -140,7 +154,9 @@ class Capture:
         first = layer in self._unseen
         self._unseen.discard(layer)
         for record in self._records_of_target():
-            record.on_attention_gradient(layer, self._target, call, gradient, first=first)
+            if self._target or not record.per_token:
+                record.on_attention_gradient(layer, self._target, call, gradient, first=first)
+            record.on_head_gradients(layer, self._target, call, gradient)
 
     def on_feature_gradient(
         self, hook: str, layer: int, features: Tensor, gradient: Tensor
@@ -151,7 +167,8 @@ class Capture:
             rows = (self._batch, -1, features.shape[-1])
             features, gradient = features.view(rows), gradient.view(rows)
         for record in self._records_of_target():
-            record.on_features(hook, layer, self._target, features, gradient)
+            if self._target or not record.per_token:
+                record.on_features(hook, layer, self._target, features, gradient)
 
     def _records_of_target(self) -> list[SampleRecord]:
         """Rows of the batch whose answer has the token that the pass explains."""
@@ -192,7 +209,7 @@ def capture(
         False: only the forward pass is followed.
     """
     running = Capture(
-        model, records, attention=attention, low_memory=low_memory, gradients=gradients
+        model, layers, records, attention=attention, low_memory=low_memory, gradients=gradients
     )
     with ExitStack() as stack:
         stack.callback(running.release)

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from vlmflow.errors import InputError
 from vlmflow.flow.recompute import replaced_forward
-from vlmflow.flow.signals.signal import POST_ATTENTION_NORM
-
-LAYER_INPUT, LAYER_OUTPUT = "layer_input", "layer_output"
+from vlmflow.flow.signals.signal import LAYER_INPUT, LAYER_OUTPUT, POST_ATTENTION_NORM
 
 NORM_NAMES = (
     "post_attention_layernorm",

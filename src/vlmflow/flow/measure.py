@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from vlmflow.flow.sample_record import (
     SALIENCY_MEAN,
     SALIENCY_SUM,
     SHARE,
+    PathPoint,
     SampleRecord,
 )
 from vlmflow.flow.signals.readings import FEATURES
@@ -49,10 +50,16 @@ class Measurement:
     log_probabilities: Float32Array  # (T,): of the answer's tokens
 
 
-def count_passes(layouts: Sequence[TokenLayout], options: ExplainOptions) -> int:
-    """Count the passes of :func:`measure`: one forward, and one backward per target."""
+def count_passes(
+    layouts: Sequence[TokenLayout], options: ExplainOptions, signals: Iterable[Signal] = ()
+) -> int:
+    """Count the passes of :func:`measure`: one forward, and one backward per target.
+
+    With a pass per token, the whole answer has one more where a signal needs it.
+    """
     longest = max(len(layout.answer_positions) for layout in layouts)
-    return 1 + options.gradients * (longest if options.per_token else 1)
+    backward = longest + any(s.needs_whole_pass for s in signals) if options.per_token else 1
+    return 1 + options.gradients * backward
 
 
 def measure(
@@ -64,13 +71,15 @@ def measure(
     *,
     signals: Mapping[str, Signal] | None = None,
     segments: bool = True,
+    path: Sequence[PathPoint] | None = None,
     on_pass: Callable[[], None] | None = None,
 ) -> list[Measurement]:
     """Measure a batch in one forward pass and, with gradients, one backward pass per target.
 
     With ``per_token`` the longest answer of T tokens takes T backward passes, and the whole answer
     is the sum of what they give: all signals but the last absolute value or ReLU are linear in the
-    target. Without it, one backward pass explains the whole answer alone.
+    target (signals that are not take one more pass for it). Without it, one backward pass explains
+    the whole answer alone.
 
     Parameters
     ----------
@@ -86,18 +95,36 @@ def measure(
         Maps that are wanted, by name, instead of those of the options; may be empty.
     segments : bool
         False leaves out the flow between segments (arrays of 0) where only maps are wanted.
+    path : sequence of B PathPoint, optional
+        Where the image embeddings of every row stand on a path.
     on_pass : callable, optional
         Called after each pass.
 
     Raises
     ------
+    InputError
+        For a signal that does not fit the model or takes passes of its own.
     ModelError
         If logits or gradients are not finite, or the model cannot be followed.
     """
     chosen = options.named if signals is None else signals
+    for name, signal in chosen.items():
+        if signal.has_own_passes:
+            raise InputError(
+                f"signal {name!r} runs passes of its own, about one answer at a time; measure it "
+                "with vlm.explain"
+            )
+    layers_of = {name: _layers_of(name, signal, len(layers)) for name, signal in chosen.items()}
     on_pass = on_pass or (lambda: None)
     records = [
-        SampleRecord(index, layout, options.per_token, chosen)
+        SampleRecord(
+            index,
+            layout,
+            options.per_token,
+            chosen,
+            layers_of,
+            None if path is None else path[index],
+        )
         for index, layout in enumerate(layouts)
     ]
     rows = np.unique(np.concatenate([layout.answer_rows for layout in layouts]))
@@ -124,7 +151,9 @@ def measure(
             with torch.no_grad():
                 logprobs.append(target_values(at_answer, ids, "logprob").float().cpu().numpy())
         del logits
-        for number, scalar, last in _scalars(targets, options.per_token) * options.gradients:
+        whole = any(signal.needs_whole_pass for signal in chosen.values())
+        scalars = _scalars(targets, options.per_token, whole=whole)
+        for number, scalar, last in scalars * options.gradients:
             running.backward(number, scalar, last=last)
             on_pass()
     return [
@@ -133,21 +162,26 @@ def measure(
     ]
 
 
-def _scalars(values: list[Tensor], per_token: bool) -> list[tuple[int, Tensor, bool]]:
+def _scalars(
+    values: list[Tensor], per_token: bool, *, whole: bool
+) -> list[tuple[int, Tensor, bool]]:
     """List the targets: number (0: whole answer), scalar to go back from, whether it is last.
 
-    Rows of a batch do not see each other, so one scalar serves them all.
+    Rows of a batch do not see each other, so one scalar serves them all. ``whole``: the whole
+    answer has a pass beside those of its tokens.
     """
+    answer = 0, torch.stack([value.sum() for value in values]).sum()
     if not per_token:
-        return [(0, torch.stack([value.sum() for value in values]).sum(), True)]
+        return [(*answer, True)]
     longest = max(len(value) for value in values)
-    return [
-        (
-            token + 1,
-            torch.stack([value[token] for value in values if len(value) > token]).sum(),
-            token + 1 == longest,
-        )
+    scalars = [
+        (token + 1, torch.stack([value[token] for value in values if len(value) > token]).sum())
         for token in range(longest)
+    ]
+    scalars += [answer] * whole
+    return [
+        (number, scalar, place + 1 == len(scalars))
+        for place, (number, scalar) in enumerate(scalars)
     ]
 
 
@@ -180,11 +214,11 @@ def _finish(
     return Measurement(flow[SHARE], flow[SALIENCY_MEAN], flow[SALIENCY_SUM], maps, flags, *answer)
 
 
-def _map(
-    record: SampleRecord, name: str, signal: Signal, layers: int
-) -> tuple[Float32Array, npt.NDArray[np.int8]]:
-    """One signal's maps and flags, summed over layers where it says so."""
-    summed = signal.summed_layers(layers) if signal.summed else range(layers)
+def _layers_of(name: str, signal: Signal, layers: int) -> range:
+    """Return the layers that a signal has maps of, or that its map sums."""
+    if not signal.summed:
+        return range(layers)
+    summed = signal.summed_layers(layers)
     right = isinstance(summed, range) and summed.step == 1 and len(summed) > 0
     if not right or summed.start < 0 or summed.stop > layers:
         raise InputError(
@@ -192,7 +226,16 @@ def _map(
             f"return a range of one or more of 0..{layers - 1}, one after the other, from "
             "summed_layers"
         )
-    values = record.stacked(name, summed, (record.targets, len(record.layout.image_positions)))
+    return summed
+
+
+def _map(
+    record: SampleRecord, name: str, signal: Signal, layers: int
+) -> tuple[Float32Array, npt.NDArray[np.int8]]:
+    """One signal's maps and flags, summed over layers where it says so."""
+    values = record.stacked(
+        name, record.layers_of[name], (record.targets, len(record.layout.image_positions))
+    )
     if signal.summed:
         values = values.sum(0, dtype=np.float32)[None]
     flags = np.where((values > 0).any(-1), OK, EMPTY).astype(np.int8)

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from vlmflow.errors import InputError
-from vlmflow.flow.signals.readings import ATTENTION
 from vlmflow.flow.signals.registry import DEFAULT_SIGNALS, WITHOUT_GRADIENTS, as_signals
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.flow.targets import check_target
@@ -36,8 +35,8 @@ class ExplainOptions:
     low_memory : bool
         Recompute layers in the backward pass instead of keeping their activations.
     gradients : bool
-        False: attention alone, in one forward pass without a backward pass. It takes a fraction of
-        the time and memory, and is the way for models through which no gradient passes.
+        False: no backward pass, and attention alone where no signals are named. It takes a fraction
+        of the time and memory, and is the way for models through which no gradient passes.
 
     Raises
     ------
@@ -58,7 +57,7 @@ class ExplainOptions:
             given = DEFAULT_SIGNALS if self.gradients else WITHOUT_GRADIENTS
         signals = as_signals(given)
         object.__setattr__(self, "signals", signals)
-        differentiated = [s.title for s in signals if s.all_reads != (ATTENTION,)]
+        differentiated = [s.title for s in signals if s.needs_gradients]
         if differentiated and not self.gradients:
             raise InputError(
                 f"signals {', '.join(differentiated)} are made of gradients, but gradients=False; "

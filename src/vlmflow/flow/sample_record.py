@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +12,26 @@ from torch import Tensor
 
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.attention_rows import AttentionCall, mean_attention, signed_saliency
+from vlmflow.flow.fold import BackwardFold, ForwardFold
 from vlmflow.flow.segment_flow import attention_share, segment_saliency
 from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.readings import ATTENTION, FEATURES, SALIENCY
-from vlmflow.flow.signals.signal import Signal
-from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
+from vlmflow.flow.signals.signal import LAYER_INPUT, Signal
+from vlmflow.lvlm.layout import SEGMENTS, Segment, TokenLayout
 
 SHARE, SALIENCY_MEAN, SALIENCY_SUM = "share", "saliency mean", "saliency sum"
 """Names of the segments' flow; maps are recorded under their own names, which have no spaces."""
 
 ANY_GRADIENT = "any gradient at "
 """With a hook point: whether there was any gradient at all."""
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """A point ``x' + share (x - x')`` of a path, see :class:`vlmflow.flow.signals.signal.Path`."""
+
+    baseline: str
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +44,7 @@ class _Places:
     attended: Tensor  # (R,) bool: attention is recorded of the row
     destinations: Tensor  # (R, 2) bool: user rows, answer rows
     membership: Tensor  # (N, S) bool: the position belongs to the segment
+    real: Tensor  # (N,) bool: the position is not padding
 
 
 class SampleRecord:
@@ -43,13 +53,23 @@ class SampleRecord:
     Target 0 is the whole answer; with ``per_token`` its values come from sums over the answer's
     tokens, which are kept per layer until the last token's pass: signed saliency (rows x N), and
     for each signal on features what its ``pool`` leaves. ``signals`` has them by the names of their
-    maps.
+    maps, ``layers_of`` the layers that each has maps of. ``point`` is where the image embeddings
+    stand on a path.
     """
 
     def __init__(
-        self, index: int, layout: TokenLayout, per_token: bool, signals: Mapping[str, Signal]
+        self,
+        index: int,
+        layout: TokenLayout,
+        per_token: bool,
+        signals: Mapping[str, Signal],
+        layers_of: Mapping[str, range],
+        point: PathPoint | None = None,
     ) -> None:
         self.index = index
+        self.layers_of = layers_of
+        self.point = point
+        self._difference: Tensor | None = None  # (P, C): x - x' of a path
         self.layout = layout
         self.per_token = per_token
         self.signals = signals
@@ -59,9 +79,13 @@ class SampleRecord:
         self._on_saliency = {n: s for n, s in signals.items() if SALIENCY in s.all_reads}
         self._on_features = {n: s for n, s in signals.items() if FEATURES in s.all_reads}
         self._on_attention = {n: s for n, s in signals.items() if s.all_reads == (ATTENTION,)}
+        self._on_heads = {n: s for n, s in signals.items() if s.folds and not s.needs_gradients}
+        self._on_head_gradients = {n: s for n, s in signals.items() if s.needs_whole_pass}
         # Beside the answer's rows, which the segments' shares are read off.
         self._all_text = any(s.rows == "text" for s in self._on_attention.values())
         self._with_saliency = any(ATTENTION in s.all_reads for s in self._on_saliency.values())
+        self._folds_forward: dict[str, ForwardFold] = {}
+        self._folds_backward: dict[str, BackwardFold] = {}
         self._values: dict[tuple[str, int, int], Tensor] = {}
         self._sums: dict[tuple[str, int], Tensor] = {}
         self._places: dict[torch.device, _Places] = {}
@@ -105,6 +129,69 @@ class SampleRecord:
                 )
                 self._record_map(view, number)
 
+    def on_heads(self, layer: int, call: AttentionCall) -> None:
+        """Fold one more layer into the maps made of all heads, in the order of the layers."""
+        places = self._at(call.query.device)
+        for name, signal in self._on_heads.items():
+            if name not in self._folds_forward:
+                real = places.real.nonzero()[:, 0]
+                self._folds_forward[name] = ForwardFold(name, signal, places.image, real)
+            columns = self._folds_forward[name].step(call, self.index)
+            rows = columns[places.text_rows[places.is_answer]]
+            for target in range(self.targets):
+                self._values[name, layer, target] = rows[target - 1] if target else rows.mean(0)
+
+    def on_head_gradients(
+        self, layer: int, target: int, call: AttentionCall, gradient: Tensor
+    ) -> None:
+        """Fold one more layer into the maps made of all heads' gradients, the last layer first."""
+        places = self._at(call.query.device)
+        for name, signal in self._on_head_gradients.items():
+            if name not in self._folds_backward:
+                rows = places.text_rows[places.is_answer]
+                rows = rows[target - 1 : target] if target else rows
+                start = torch.zeros(len(self.layout), device=rows.device)
+                start[rows] = 1 / len(rows)
+                self._folds_backward[name] = BackwardFold(name, signal, start)
+            self._folds_backward[name].step(layer, call, gradient, self.index)
+
+    def on_pass_end(self, target: int) -> None:
+        """Record what the backward pass of a target has folded."""
+        for name, fold in self._folds_backward.items():
+            missing = sorted(self.layers_with_attention - set(fold.layers))
+            if missing:
+                raise ModelError(
+                    f"no gradient reaches the attention of layer {missing[0]}, so what it mixes "
+                    f"is not known to {name!r}; choose a signal without gradients"
+                )
+            for layer, values in fold.maps(self._at(fold.start.device).image):
+                self._values[name, layer, target] = values
+        self._folds_backward.clear()
+
+    def check_folds(self, without: Sequence[int]) -> None:
+        """Refuse signals that fold all layers of a model of which some have no attention."""
+        folding = [name for name, signal in self.signals.items() if signal.folds]
+        if without and folding:
+            raise InputError(
+                f"signal {folding[0]!r} multiplies what all decoder layers mix, but layer(s) "
+                f"{', '.join(map(str, without))} of this model have no attention; choose a signal "
+                "that looks at one layer at a time"
+            )
+
+    def moved(self, hidden: Tensor) -> Tensor:
+        """Move the image tokens of the first layer's input, (B, N, C), to their point of a path."""
+        if self.point is None:
+            return hidden
+        image = self._at(hidden.device).image
+        own = hidden[self.index].index_select(0, image)
+        own = own.to(torch.promote_types(own.dtype, torch.float32))
+        baseline = own.mean(0) if self.point.baseline == "mean" else torch.zeros_like(own[0])
+        self._difference = own - baseline
+        hidden = hidden.clone()
+        at_point = baseline + self.point.share * self._difference
+        hidden[self.index, image] = at_point.to(hidden.dtype)
+        return hidden
+
     def on_features(
         self, hook: str, layer: int, target: int, features: Tensor, gradient: Tensor
     ) -> None:
@@ -119,12 +206,18 @@ class SampleRecord:
             self._values[flag_name, layer, number] = values
         no_rows = image.new_zeros(0, dtype=torch.bool)
         for name, signal in self._on_features.items():
-            if signal.hook_point != hook:
+            if signal.hook_point != hook or layer not in self.layers_of[name]:
                 continue
             pooled = signal.pool(gradients)
             for number, values in self._with_whole(name, layer, target, pooled):
                 view = LayerView(
-                    name, signal.all_reads, layer, no_rows, _features=at_image, _gradient=values
+                    name,
+                    signal.all_reads,
+                    layer,
+                    no_rows,
+                    _features=at_image,
+                    _gradient=values,
+                    _difference=self._difference if hook == LAYER_INPUT and not layer else None,
                 )
                 self._record_map(view, number)
 
@@ -210,5 +303,6 @@ class SampleRecord:
                 attended=torch.from_numpy(answer | self._all_text).to(device),
                 destinations=torch.from_numpy(np.stack([~answer, answer], axis=1)).to(device),
                 membership=torch.from_numpy(layout.segments[:, None] == segments).to(device),
+                real=torch.from_numpy(layout.segments != Segment.PAD).to(device),
             )
         return self._places[device]

@@ -166,7 +166,7 @@ class InformationFlow:
         for signal in sorted(self.maps, key=lambda name: self.about[name].summed is None):
             layer = most if self.about[signal].summed is None else None
             if self.flag(signal, layer) == "ok":
-                where = "summed over layers" if layer is None else f"layer {layer}"
+                where = self.about[signal].where if layer is None else f"layer {layer}"
                 return self.map(signal, layer), f"{self.about[signal].label}, {where}"
         return None, ""
 
@@ -289,12 +289,12 @@ class InformationFlow:
 
     def _place(self, signal: str, layer: int | None, target: int | str) -> tuple[int, int]:
         """Row and column of a map in its array."""
-        summed = self.map_info(signal).summed is not None
+        about = self.map_info(signal)
         column = valid_target(target, self.targets)
-        if summed:
+        if about.summed is not None:
             if layer is not None:
                 raise InputError(
-                    f"layer={layer!r}, but signal={signal!r} is summed over layers: leave layer out"
+                    f"layer={layer!r}, but signal={signal!r} is {about.where}: leave layer out"
                 )
             return 0, column
         if layer is None:

@@ -26,6 +26,11 @@ class MapInfo:
         Of its curves, ``"#0072b2"``; empty: one of the palette's.
     summed : (int, int), optional
         First and last layer of the sum, where there is one map for all of them.
+    whole : bool
+        That one map is about the model as a whole; it is not a sum.
+    searched_with : str
+        How the map was searched for (``"removal of image tokens"``); empty where it was not. A
+        figure of faithfulness with the same replacement is in-sample.
     """
 
     label: str
@@ -33,12 +38,31 @@ class MapInfo:
     source: str = ""
     colour: str = ""
     summed: tuple[int, int] | None = None
+    whole: bool = False
+    searched_with: str = ""
 
     def __post_init__(self) -> None:
         if self.colour and not COLOUR.fullmatch(self.colour):
             raise InputError(
                 f"colour={self.colour!r} is not a colour; write it as six digits: '#0072b2'"
             )
+
+    @property
+    def where(self) -> str:
+        """What its one map is; empty for a map per layer."""
+        if self.whole:
+            return "one map of the whole model"
+        return "" if self.summed is None else "summed over layers"
+
+    @property
+    def span(self) -> str:
+        """The same for a figure's panel: ``"layers 0 to 5, summed"``."""
+        if self.whole:
+            return "whole model"
+        if self.summed is None:
+            return ""
+        first, last = self.summed
+        return f"layers {first} to {last}, summed" if last > first else f"layer {first}"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a dictionary that JSON can hold."""
@@ -49,4 +73,9 @@ class MapInfo:
         """Rebuild what :meth:`to_json` gave."""
         summed = plain["summed"]
         texts = {name: str(plain[name]) for name in ("label", "summary", "source", "colour")}
-        return cls(**texts, summed=summed if summed is None else (int(summed[0]), int(summed[1])))
+        return cls(
+            **texts,
+            summed=summed if summed is None else (int(summed[0]), int(summed[1])),
+            whole=bool(plain.get("whole", False)),
+            searched_with=str(plain.get("searched_with", "")),
+        )

@@ -36,6 +36,7 @@ class LayerView:
     _signed: Tensor | None = None
     _features: Tensor | None = None
     _gradient: Tensor | None = None
+    _difference: Tensor | None = None
 
     @property
     def attention(self) -> Tensor:
@@ -65,6 +66,20 @@ class LayerView:
     def gradient(self) -> Tensor:
         """What :meth:`Signal.pool` leaves of the gradient at the image tokens: (P, C) or less."""
         return self._given("gradient", FEATURES, self._gradient)
+
+    @property
+    def difference(self) -> Tensor:
+        """``x - x'``, how far the image embeddings are from a path's baseline: (P, C).
+
+        At the first layer's input (hook point ``"layer_input"``) of a signal with a
+        :attr:`Signal.path`.
+        """
+        if self._difference is None:
+            raise InputError(
+                f"signal {self.name!r} looks at seen.difference, which there is at the "
+                '"layer_input" of layer 0 alone, and on a path: define path and hook_point'
+            )
+        return self._difference
 
     def _given(self, what: str, declared: str, value: Tensor | None) -> Tensor:
         if value is None:

@@ -12,12 +12,27 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vlmflow.errors import InputError
 from vlmflow.extensions import Extension
-from vlmflow.flow.signals.readings import FEATURES, READS, ROWS
+from vlmflow.flow.signals.readings import (
+    FEATURES,
+    HEAD_GRADIENTS,
+    HEADS,
+    LOGITS,
+    NEED_GRADIENTS,
+    READS,
+    REMOVAL,
+    ROWS,
+    TOGETHER,
+)
+from vlmflow.parameters import check_integer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vlmflow.flow.signals.answer_view import AnswerView
     from vlmflow.flow.signals.layer_view import LayerView
+
+LAYER_INPUT, LAYER_OUTPUT = "layer_input", "layer_output"
+"""Hook points beside names of a layer's parts, see :mod:`vlmflow.flow.features`."""
 
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -36,6 +51,41 @@ class Noise:
     copies: int
     deviation: float
     seed: int
+
+
+MOST_STEPS = 1000
+"""Points that a path may have; finding them takes a matrix of so many rows and columns."""
+
+BASELINES = ("mean", "zero")
+"""Where a path of image embeddings starts, see :class:`Path`."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A straight path of the image embeddings, from a baseline ``x'`` to the picture's own ``x``.
+
+    A map is the integral along it, by Gauss and Legendre's rule with ``steps`` points
+    ``x' + a (x - x')``. ``baseline`` is ``"mean"`` (every image token is given the mean of all of
+    the prompt's) or ``"zero"``.
+    """
+
+    steps: int
+    baseline: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_integer("steps", self.steps, least=1, most=MOST_STEPS)
+        if self.baseline not in BASELINES:
+            raise InputError(
+                f"baseline={self.baseline!r} is none of {', '.join(map(repr, BASELINES))}"
+            )
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a map takes: forward and backward passes over one prompt with its answer."""
+
+    forward: int
+    backward: int
 
 
 @dataclass(frozen=True)
@@ -68,8 +118,10 @@ class Signal(Extension):
 
     ``"attention"``: rows of attention, mean over the heads (whose, says :attr:`rows`).
     ``"saliency"``: rows of attention times its gradient, of all text. ``"features"``: hidden states
-    at a hook point of each layer, and their gradient. ``("attention", "saliency")`` go together;
-    features are seen at another time and cannot be combined.
+    at a hook point of each layer, and their gradient. ``"heads"``: attention of every head and
+    position, for :meth:`of_heads`; with ``"head_gradients"`` its gradient, too. ``"logits"`` and
+    ``"removal"``: passes of its own, for :meth:`of_answer`. ``("attention", "saliency")`` go
+    together, and so do the last two pairs; others are seen at different times.
     """
 
     rows: ClassVar[str] = "answer"
@@ -78,6 +130,14 @@ class Signal(Extension):
 
     summed: ClassVar[bool] = False
     """Whether there is one map, the sum over layers, instead of one per layer."""
+
+    whole: ClassVar[bool] = False
+    """Whether that one map is about the model as a whole, not about layers: what is "summed" is its
+    first layer's input alone. So are the maps of :meth:`of_answer`."""
+
+    residual: ClassVar[tuple[float, float]] = (1.0, 1.0)
+    """For ``"heads"``: how much of a token's own state a layer keeps, and how much of the attended
+    ones it adds."""
 
     def of_layer(self, seen: LayerView) -> Tensor:
         """Give every image token its value in one layer, for one target.
@@ -93,6 +153,44 @@ class Signal(Extension):
             Magnitudes, not normalised. Values that are not positive count as nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define of_layer")
+
+    def of_heads(self, attention: Tensor, gradient: Tensor | None) -> Tensor:
+        """For ``"heads"``: weigh every pair of positions in every head of a layer.
+
+        The mean over the heads, ``M``, is what the layer mixes. With ``R = 1`` before the first
+        layer, every layer makes it ``R <- kept R + added M R``, where ``kept`` and ``added`` are
+        :attr:`residual`. The map after a layer is the row of ``R`` at the position that predicts
+        the token (for the whole answer the mean of these rows), at the image tokens.
+
+        Parameters
+        ----------
+        attention : (H, R, N)
+            Of all heads, a few rows at a time: look at each row by itself.
+        gradient : (H, R, N), optional
+            The target's, with ``"head_gradients"``.
+
+        Returns
+        -------
+        (H, R, N)
+            0 where attention is 0, as where a mask hides a position.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define of_heads")
+
+    def of_answer(self, seen: AnswerView) -> Tensor:
+        """For ``"logits"`` and ``"removal"``: give every image token its value for every target.
+
+        Parameters
+        ----------
+        seen : AnswerView
+            The prompt, its answer, and what can be run about them.
+
+        Returns
+        -------
+        (1 + T, P)
+            The whole answer, then each of its T tokens. Values that are not positive count as
+            nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define of_answer")
 
     def pool(self, gradient: Tensor) -> Tensor:
         """For ``"features"``: keep less of the gradient than all of it, to save memory.
@@ -117,6 +215,31 @@ class Signal(Extension):
         """Noisy pictures that the map is the mean over; None: the picture as it is."""
         return None
 
+    @property
+    def path(self) -> Path | None:
+        """Image embeddings that the map is the integral over; None: the picture's own alone."""
+        return None
+
+    def passes(self, tokens: int = 0) -> Passes:
+        """Count the passes that the map takes where it is measured alone.
+
+        What defines :meth:`of_answer` has to define it, too.
+
+        Parameters
+        ----------
+        tokens : int
+            Answer tokens that are explained beside the whole answer; 0: the whole answer alone.
+        """
+        copies = 1
+        if self.noise is not None:
+            copies = self.noise.copies
+        if self.path is not None:
+            copies = self.path.steps
+        backward = 0
+        if self.needs_gradients:
+            backward = (tokens + self.needs_whole_pass) if tokens else 1
+        return Passes(copies, copies * backward)
+
     def check_model(self, layers: nn.ModuleList) -> None:
         """Raise InputError for parameters that do not fit a model's decoder layers."""
 
@@ -125,27 +248,69 @@ class Signal(Extension):
         """:attr:`reads` as a tuple."""
         return (self.reads,) if isinstance(self.reads, str) else tuple(self.reads)
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether it takes backward passes."""
+        return any(reading in NEED_GRADIENTS for reading in self.all_reads)
+
+    @property
+    def needs_whole_pass(self) -> bool:
+        """Whether the whole answer takes a backward pass of its own beside those of its tokens.
+
+        All other readings are linear in the target, so that the tokens' add up.
+        """
+        return HEAD_GRADIENTS in self.all_reads
+
+    @property
+    def folds(self) -> bool:
+        """Whether it multiplies what the layers mix."""
+        return HEADS in self.all_reads
+
+    @property
+    def has_own_passes(self) -> bool:
+        """Whether it runs passes of its own, one answer at a time."""
+        return LOGITS in self.all_reads or REMOVAL in self.all_reads
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether the picture as it is, run once, shows all that it reads."""
+        return self.noise is None and self.path is None and not self.has_own_passes
+
+    @property
+    def searched_with(self) -> str:
+        """How the map was searched for; empty where it was not.
+
+        A map that was searched with a replacement is judged by another one: figures with its own
+        are in-sample.
+        """
+        return "removal of image tokens" if REMOVAL in self.all_reads else ""
+
     def check_declared(self) -> None:
         """Raise InputError for a class that declares nothing, or what does not exist."""
         name = self.known_as()
-        if type(self).of_layer is Signal.of_layer:
-            raise InputError(f"signal {name!r} says nothing: define of_layer(self, seen)")
-        if not self.all_reads:
+        reads = self.all_reads
+        if not reads:
             raise InputError(
                 f"signal {name!r} does not declare what it reads; write for example "
                 "reads = 'attention'"
             )
-        for reading in self.all_reads:
+        for reading in reads:
             if reading not in READS:
                 raise InputError(
                     f"signal {name!r} declares reads={self.reads!r}, but {reading!r} is none of "
                     f"{', '.join(READS)}"
                 )
-        if FEATURES in self.all_reads and len(self.all_reads) > 1:
+        if not any(set(reads) <= set(group) for group in TOGETHER):
             raise InputError(
-                f"signal {name!r} declares reads={self.reads!r}, but features are seen at another "
-                "time than attention; read one of them"
+                f"signal {name!r} declares reads={self.reads!r}, but these are seen at different "
+                f"times; read {', or '.join(' and '.join(group) for group in TOGETHER)}"
             )
+        if HEAD_GRADIENTS in reads and HEADS not in reads:
+            raise InputError(
+                f"signal {name!r} declares reads={self.reads!r}; head_gradients come with heads: "
+                "read both"
+            )
+        self._check_defined(name)
         if self.rows not in ROWS:
             raise InputError(
                 f"signal {name!r} declares rows={self.rows!r}, which is none of {', '.join(ROWS)}"
@@ -154,4 +319,28 @@ class Signal(Extension):
             raise InputError(
                 f"signal {name!r} has colour={self.colour!r}, which is not a colour; write it as "
                 "six digits: '#0072b2'"
+            )
+
+    def _check_defined(self, name: str) -> None:
+        """Refuse a class without the method that its readings are for, or that cannot be run."""
+        method = "of_heads" if self.folds else "of_answer" if self.has_own_passes else "of_layer"
+        if getattr(type(self), method) is getattr(Signal, method):
+            takes = "self, attention, gradient" if self.folds else "self, seen"
+            raise InputError(f"signal {name!r} says nothing: define {method}({takes})")
+        if self.has_own_passes and type(self).passes is Signal.passes:
+            raise InputError(
+                f"signal {name!r} runs passes of its own: define passes(self, tokens=0), which "
+                "counts them as Passes(forward, backward)"
+            )
+        if self.noise is not None and (self.path is not None or self.has_own_passes):
+            other = "a path" if self.path is not None else "passes of its own"
+            raise InputError(f"signal {name!r} declares noise and {other}; leave one of them out")
+        if self.path is not None and FEATURES not in self.all_reads:
+            raise InputError(
+                f"signal {name!r} declares a path, which is seen with features alone; write "
+                "reads = 'features'"
+            )
+        if self.summed and self.folds:
+            raise InputError(
+                f"signal {name!r} folds its layers, so their sum is not defined; leave out summed"
             )

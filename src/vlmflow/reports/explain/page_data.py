@@ -216,6 +216,7 @@ def page_data(flow: InformationFlow, room: int, regions: Mapping[str, Box] | Non
                 "source": shown(about.source, 2_000),
                 "colour": about.colour,
                 "summed": about.summed,
+                "whole": about.whole,
             }
             for signal, about in flow.about.items()
         },

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from vlmflow.result.information_flow import InformationFlow
+    from vlmflow.result.map_info import MapInfo
 
 Pixels = npt.NDArray[np.float32]
 
@@ -103,7 +104,7 @@ def draw_strip(flow: InformationFlow, signal: str, target: int, image: int, shar
                 _lay(axes, place, picture)
                 continue
             layer, flag, top = layers[index - 1], flags[index - 1], tops[index - 1]
-            _write(axes, place.middle, y - 0.03, _title(flow, layer), 7, va="baseline")
+            _write(axes, place.middle, y - 0.03, _title(about, layer), 7, va="baseline")
             if flag != "ok":
                 _draw_nothing(axes, place, grey, flag)
                 continue
@@ -166,12 +167,8 @@ def _arrange(panels: int, ratio: float, note: float) -> tuple[int, float]:
     return columns, width(columns)
 
 
-def _title(flow: InformationFlow, layer: int | None) -> str:
-    if layer is not None:
-        return f"layer {layer}"
-    summed = flow.settings.get("flow_layers")
-    last = (summed if isinstance(summed, int) else flow.layers) - 1
-    return f"layers 0 to {last}, summed" if last else "layer 0"
+def _title(about: MapInfo, layer: int | None) -> str:
+    return about.span if layer is None else f"layer {layer}"
 
 
 def _small_copies(picture: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], Pixels]:

@@ -75,10 +75,11 @@ function offerLayer() {
     const summed = isSummed(choice.signal);
     slider.disabled = summed;
     slider.value = choice.layer;
-    const span = summed ? head.about[choice.signal].summed.join("–") : "";
-    find("layer-value").textContent = summed ? `Σ ${span}` : `${choice.layer} of 0–${head.layers - 1}`;
+    const about = head.about[choice.signal];
+    const span = summed ? about.summed.join("–") : "";
+    find("layer-value").textContent = summed ? (about.whole ? "whole model" : `Σ ${span}`) : `${choice.layer} of 0–${head.layers - 1}`;
     find("layer-note").textContent = summed
-      ? `This map (${signalWords(choice.signal).label}) is a sum over layers ${span}: choose another signal to go layer by layer.`
+      ? `This map (${signalWords(choice.signal).label}) is ${about.whole ? "one for the whole model" : `a sum over layers ${span}`}: choose another signal to go layer by layer.`
       : "Also with the keys ← and →, or by choosing a layer in a chart.";
   };
   follow(["layer", "signal"], show);

@@ -56,7 +56,7 @@ function showConvergence() {
   }
   const sums = head.signals.filter(isSummed).map((signal) => {
     const [entropy, mass] = ["entropy", "top10_mass"].map((column) => numbers.convergence(column, signal, 0, choice.target));
-    return entropy === null ? `${signalWords(signal).label}: no map` : `${signalWords(signal).label}, summed over layers: entropy ${figure(entropy)}, top-10 % mass ${percent(mass)}`;
+    return entropy === null ? `${signalWords(signal).label}: no map` : `${signalWords(signal).label}, ${head.about[signal].whole ? "the whole model" : "summed over layers"}: entropy ${figure(entropy)}, top-10 % mass ${percent(mass)}`;
   });
   find("flow-convergence").textContent = sums.join(" · ");
 }

@@ -147,10 +147,11 @@ class Ranking(Extension):
                 f"ranking {self.known_as()} reads the answer but declares no signal; write for "
                 "example signal = 'saliency'"
             )
-        if self.is_oracle and self._signal.noise is not None:
+        if self.is_oracle and not self._signal.in_one_pass:
             raise InputError(
-                f"ranking {self.known_as()} declares signal={self._signal.title!r}, which is a "
-                "mean over noisy pictures; choose a signal of the picture as it is"
+                f"ranking {self.known_as()} declares signal={self._signal.title!r}, which takes "
+                "passes of its own (a mean over noisy pictures, a path or a search); choose a "
+                "signal of one pass"
             )
 
     @property
