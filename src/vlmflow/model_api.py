@@ -17,7 +17,9 @@ from vlmflow.lvlm import model as lvlm_model
 from vlmflow.lvlm.as_found import check_untruncated
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.prompt import Prompt
+from vlmflow.removal.answer_curve import answered
 from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
+from vlmflow.removal.knockout import Knockout, knockouts
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.truncation.rankings.ranking import Ranking
 
@@ -181,6 +183,37 @@ class LVLM(lvlm_model.LVLM):
             rank_by=rank_by,
             max_new_tokens=max_new_tokens,
         )
+
+    def attention_knockout(
+        self,
+        images: VisualSource | Sequence[VisualSource] | None,
+        question: str | Sequence[Mapping[str, Any]],
+        answer: str | Sequence[int] | None = None,
+        *,
+        max_new_tokens: int = 64,
+    ) -> Knockout:
+        """Cut the answer's rows off from image tokens, at each layer and from it on, in one pass.
+
+        No token is removed: the prompt goes on reading the picture (Geva et al. 2023, arXiv
+        2304.14767). What the answer loses passes from the picture to it directly, not by way of
+        the question's words, for which :meth:`removal_curve` stands.
+
+        Parameters
+        ----------
+        images, question, answer
+            As for :meth:`prepare`. Without an answer the model gives its own.
+        max_new_tokens : int
+            Longest answer to generate.
+
+        Raises
+        ------
+        InputError
+            If the model gives no answer.
+        ModelError
+            For a model with recurrent layers, or whose prompt looks at the answer.
+        """
+        prompt = answered(self, images, question, answer, max_new_tokens)
+        return knockouts(self, [prompt])[0]
 
     def removal_curves(
         self,

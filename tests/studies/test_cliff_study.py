@@ -125,8 +125,8 @@ def with_cliff(cliff, layers=6, **signals):
     """A sample whose curve has its cliff at a layer."""
     kl = np.array([[1.0 if layer < cliff else 0.0] for layer in range(layers)], dtype=np.float32)
     curve = RemovalCurve(
-        tuple(range(layers)), Count(0), None, ("yes",), kl, kl == 0,
-        np.ones(layers, dtype=bool), -kl, np.zeros(1, dtype=np.float32),
+        tuple(range(layers)), ("yes",), kl, kl == 0, np.ones(layers, dtype=bool), -kl,
+        np.zeros(1, dtype=np.float32), Count(0), None,
     )  # fmt: skip
     sample = TaskSample("1", (), "?", ("yes",))
     flat = {name: np.ones(layers) for name in SIGNALS}

@@ -192,7 +192,7 @@ class Branches:
         if self.recurrent:
             return  # a recurrent state cannot be read at one position
         before = self.tokens & (self.prompt.is_image.cumsum(1) == 0)
-        if bool(before.any()) and not _sees(mask, before, self.prompt.is_image):
+        if bool(before.any()) and not sees(mask, before, self.prompt.is_image):
             self.prefix, _ = pad_rows([row.nonzero()[:, 0] for row in before])
             self.computed = self.tokens & ~before
 
@@ -286,7 +286,7 @@ def _with_positions(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**inputs, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
 
 
-def _sees(mask: Any, rows: Tensor, columns: Tensor) -> bool:
+def sees(mask: Any, rows: Tensor, columns: Tensor) -> bool:
     """Whether any of the rows, (B, N) bool, may look at any of the columns."""
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         return False  # causal

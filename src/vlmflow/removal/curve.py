@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from vlmflow.errors import InputError, ModelError
+from vlmflow.errors import InputError
 from vlmflow.lvlm.as_found import as_found, check_untruncated
-from vlmflow.lvlm.batch import collate, pad_id
+from vlmflow.lvlm.batch import pad_id
 from vlmflow.lvlm.chat import VisualSource
-from vlmflow.lvlm.layout import Segment
+from vlmflow.removal.answer_curve import AnswerCurve, answer_rows, answered, compared
 from vlmflow.removal.branches import Branches
 from vlmflow.truncation.amounts import Amount, amount
 from vlmflow.truncation.rankings.ranking import Ranking
@@ -26,80 +25,27 @@ if TYPE_CHECKING:
     from vlmflow.lvlm.prompt import Prompt
 
 FloatArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
+
+WHAT = "a removal curve"
 
 
 @dataclass(frozen=True, eq=False)
-class RemovalCurve:
+class RemovalCurve(AnswerCurve):
     """One answer, with image tokens removed from each layer on, against the untouched model.
 
-    ``K`` layers, ``T`` answer tokens. Answers are teacher-forced: every position is predicted
-    after the same answer tokens.
+    Beside what :class:`~vlmflow.removal.answer_curve.AnswerCurve` holds; its layers are all, or all
+    but layer 0 where a ranking needs the attention of the layer before.
 
     Parameters
     ----------
-    layers : tuple of K int
-        Layers from which tokens are removed, counted from 0: all, or all but layer 0 where a
-        ranking needs the attention of the layer before.
     keep : Count or Share
         Image tokens that stay.
     ranking : Ranking, optional
         Which ones; None where none stay.
-    answer_tokens : tuple of T str
-        The answer.
-    kl : (K, T) float32
-        ``KL(untouched || removed)`` of the next-token distributions, in nats.
-    agrees : (K, T) bool
-        Whether the most probable token is the untouched model's.
-    ends_alike : (K,) bool
-        The same for the token after the answer: its end, where the model gave the answer itself.
-    logprob : (K, T) float32
-        Log-probability of the answer tokens.
-    untouched_logprob : (T,) float32
-        That of the untouched model.
     """
 
-    layers: tuple[int, ...]
     keep: Amount
     ranking: Ranking | None
-    answer_tokens: tuple[str, ...]
-    kl: FloatArray
-    agrees: BoolArray
-    ends_alike: BoolArray
-    logprob: FloatArray
-    untouched_logprob: FloatArray
-
-    @property
-    def mean_kl(self) -> FloatArray:
-        """``(K,)``: mean over the answer tokens."""
-        mean: FloatArray = self.kl.mean(1)
-        return mean
-
-    @property
-    def agreement(self) -> FloatArray:
-        """``(K,)``: share of answer tokens whose most probable token stays the same."""
-        share: FloatArray = self.agrees.mean(1, dtype=np.float32)
-        return share
-
-    @property
-    def logprob_change(self) -> FloatArray:
-        """``(K,)``: change of the whole answer's log-probability; negative where it loses."""
-        change: FloatArray = (self.logprob - self.untouched_logprob).sum(1)
-        return change
-
-    @property
-    def same_first(self) -> BoolArray:
-        """``(K,)``: whether greedy decoding still begins with the same token."""
-        return self.agrees[:, 0]
-
-    @property
-    def same_answer(self) -> BoolArray:
-        """``(K,)``: whether greedy decoding still gives the same answer, its end included.
-
-        Exact for answers that the model itself gave greedily: the first token that differs shows.
-        """
-        same: BoolArray = self.agrees.all(1) & self.ends_alike
-        return same
 
     @property
     def redundancy(self) -> FloatArray:
@@ -144,15 +90,7 @@ def removal_curve(
     InputError
         For settings that are impossible, or a model that gives no answer.
     """
-    prompt = vlm.prepare(images, question)
-    if answer is None:
-        answer = vlm.generate_ids(prompt, max_new_tokens=max_new_tokens)
-        if not answer:
-            raise InputError(
-                f"{vlm.name} ends its answer before the first token, so there is nothing to "
-                "measure: pass answer=..."
-            )
-    prompt = vlm.with_answer(prompt, answer)
+    prompt = answered(vlm, images, question, answer, max_new_tokens)
     return removal_curves(vlm, [prompt], keep=keep, rank_by=rank_by)[0]
 
 
@@ -193,26 +131,20 @@ def removal_curves(
     ranking = _checked_ranking(kept, rank_by)
     if any(prompt.answer is None for prompt in prompts):
         raise InputError("a removal curve measures an answer: prepare every prompt with one")
-    inputs, layouts = collate(prompts, pad_id(vlm.processor.tokenizer))
-    ids: Tensor = inputs["input_ids"]
-    segments = torch.from_numpy(np.stack([layout.segments for layout in layouts])).to(ids.device)
-    rows = [np.append(layout.answer_rows, layout.answer_positions[-1]) for layout in layouts]
-    longest = max(map(len, rows))
-    padded = np.stack([np.pad(row, (0, longest - len(row)), mode="edge") for row in rows])
-    check_untruncated(vlm.model, "a removal curve")
+    batch = answer_rows(prompts, pad_id(vlm.processor.tokenizer))
+    check_untruncated(vlm.model, WHAT)
     with as_found(vlm.model, frozen=True), torch.inference_mode(False), torch.no_grad():
         branches = Branches(
-            vlm,
-            inputs,
-            segments == Segment.IMAGE,
-            segments == Segment.ANSWER,
-            torch.from_numpy(padded).to(ids.device),
-            kept,
-            ranking,
+            vlm, batch.inputs, batch.is_image, batch.is_answer, batch.rows, kept, ranking
         )
         logits = branches.logits()
+    layers = range(branches.first, branches.first + logits.shape[1] - 1)
     return [
-        _curve(logits[number, :, : len(rows[number])], prompt, branches)
+        RemovalCurve(
+            **compared(logits[number, :, : batch.lengths[number]], prompt, layers, WHAT),
+            keep=kept,
+            ranking=ranking if kept else None,
+        )
         for number, prompt in enumerate(prompts)
     ]
 
@@ -229,32 +161,3 @@ def _checked_ranking(keep: Amount, rank_by: str | Ranking | None) -> Ranking:
             f"rank_by={ranking.known_as()!r} with keep=0 chooses nothing; leave one of them out"
         )
     return ranking
-
-
-def _curve(logits: Tensor, prompt: Prompt, branches: Branches) -> RemovalCurve:
-    """Compare (1 + K, T + 1, vocabulary) logits, the untouched model's first."""
-    if not bool(logits.isfinite().all()):
-        raise ModelError(
-            "the logits of a removal curve are not finite; load the model in float32 or bfloat16"
-        )
-    answer = torch.tensor(prompt.answer_ids, device=logits.device)[:, None]
-    best = logits.argmax(-1)
-    agrees = (best[1:] == best[0]).cpu().numpy()
-    reference = logits[0, :-1].float().log_softmax(-1)
-    kl, logprob = [], []
-    for branch in logits[1:, :-1]:
-        chances = branch.float().log_softmax(-1)
-        kl.append((reference.exp() * (reference - chances)).sum(-1).clamp_min(0))
-        logprob.append(chances.gather(1, answer)[:, 0])
-    layout = prompt.layout
-    return RemovalCurve(
-        layers=tuple(range(branches.first, branches.first + len(kl))),
-        keep=branches.keep,
-        ranking=branches.ranking if branches.keep else None,
-        answer_tokens=tuple(layout.tokens[position] for position in layout.answer_positions),
-        kl=torch.stack(kl).cpu().numpy(),
-        agrees=agrees[:, :-1],
-        ends_alike=agrees[:, -1],
-        logprob=torch.stack(logprob).cpu().numpy(),
-        untouched_logprob=reference.gather(1, answer)[:, 0].cpu().numpy(),
-    )
