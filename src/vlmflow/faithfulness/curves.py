@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.faithfulness.order import pixel_ranks, shown_after
+from vlmflow.faithfulness.order import ranks_over, replayed, shown_after, token_ranks
 from vlmflow.faithfulness.replacement import background, partly_shown
 
 FloatArray = npt.NDArray[np.float64]
@@ -83,19 +83,91 @@ def measure_curves(
     InputError
         For a map that does not fit the picture or cannot be ranked, or an impossible setting.
     """
+    check_steps(steps)
+    shown = picture_steps([picture], [values], replacement=replacement, steps=steps, seed=seed)
+    scores = np.asarray(score([pictures[0] for pictures in shown]), dtype=np.float64)
+    return Curves(*both_ways(scores, steps))
+
+
+def check_steps(steps: object) -> None:
+    """Refuse a number of steps that makes no curve."""
     if type(steps) is not int or steps < 1:
         raise InputError(f"steps={steps!r}, but a curve takes at least one")
-    ranks = pixel_ranks(values, seed)
-    pixels, hidden_by = np.asarray(picture.convert("RGB")), background(picture, replacement)
-    if ranks.shape != pixels.shape[:2]:
-        raise InputError(
-            f"the map is painted over {ranks.shape[1]} x {ranks.shape[0]} pixels, but the picture "
-            f"has {picture.width} x {picture.height}"
-        )
-    shown = [shown_after(ranks, step, steps) for step in range(steps + 1)]
-    # The ends of both curves are the same two pictures: the replaced one and the whole one.
-    appearing = [partly_shown(pixels, hidden_by, mask) for mask in shown]
-    vanishing = [partly_shown(pixels, hidden_by, ~mask) for mask in shown[1:-1]]
-    scores = np.asarray(score([*appearing, *vanishing]), dtype=np.float64)
+
+
+def picture_steps(
+    pictures: Sequence[Image.Image],
+    maps: Sequence[npt.ArrayLike],
+    *,
+    replacement: str,
+    steps: int,
+    seed: int = 0,
+    regions: int = 0,
+) -> list[list[Image.Image]]:
+    """Let pictures appear and vanish together, in the order of their maps.
+
+    Parameters
+    ----------
+    pictures : sequence of n PIL.Image
+        The originals.
+    maps : sequence of n (height, width)
+        Painted over their pixels, on one scale; NaN where no token looks.
+    replacement : str
+        One of :data:`~vlmflow.faithfulness.replacement.REPLACEMENTS`.
+    steps : int
+        How many, of equal area.
+    seed : int
+        Breaks ties.
+    regions : int
+        Of so many rectangles along each side, whole ones come and go, by their mean; 0: pixels.
+
+    Returns
+    -------
+    list of ``2 * steps`` lists of n PIL.Image
+        For :func:`both_ways`: ``steps + 1`` that appear, from nothing to everything, and the
+        ``steps - 1`` between them that vanish.
+
+    Raises
+    ------
+    InputError
+        For a map that does not fit its picture or cannot be ranked.
+    """
+    ranks = ranks_over([replayed(m, regions) if regions else m for m in maps], seed)
+    pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
+    hidden_by = [background(picture, replacement) for picture in pictures]
+    for own, picture in zip(ranks, pictures, strict=True):
+        if own.shape != (picture.height, picture.width):
+            raise InputError(
+                f"the map is painted over {own.shape[1]} x {own.shape[0]} pixels, but the picture "
+                f"has {picture.width} x {picture.height}"
+            )
+    total = 1 + max(int(own.max()) for own in ranks)
+
+    def shown(step: int, vanishing: bool) -> list[Image.Image]:
+        parts = zip(pixels, hidden_by, ranks, strict=True)
+        return [
+            partly_shown(own, other, shown_after(rank, step, steps, total) != vanishing)
+            for own, other, rank in parts
+        ]
+
+    appearing = [shown(step, False) for step in range(steps + 1)]
+    return [*appearing, *(shown(step, True) for step in range(1, steps))]
+
+
+def token_steps(values: npt.ArrayLike, steps: int, seed: int = 0) -> npt.NDArray[np.bool_]:
+    """Let image tokens appear and vanish in the order of a map, (P,): (2 * steps, P) bool.
+
+    In the order of :func:`picture_steps`; True for tokens that are there.
+    """
+    ranks = token_ranks(values, seed)
+    appearing = [shown_after(ranks, step, steps) for step in range(steps + 1)]
+    return np.stack([*appearing, *(~shown for shown in appearing[1:-1])])
+
+
+def both_ways(scores: FloatArray, steps: int) -> tuple[FloatArray, FloatArray]:
+    """Split the scores of ``2 * steps`` stages into insertion and deletion: (steps + 1, ...) each.
+
+    The ends of both curves are the same two stages: nothing and everything.
+    """
     insertion, between = scores[: steps + 1], scores[steps + 1 :]
-    return Curves(insertion, np.concatenate([insertion[-1:], between, insertion[:1]]))
+    return insertion, np.concatenate([insertion[-1:], between, insertion[:1]])

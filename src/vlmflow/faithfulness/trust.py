@@ -101,7 +101,11 @@ def trust(
     if signal in CONTROLS and signal not in flow.signals:
         if layer is not None:
             raise InputError(f"layer={layer!r}, but the control {signal!r} has no layers")
-        about, values = MapInfo(signal), control_map(signal, pictures[image])
+        about = MapInfo(signal)
+        # What no token looks at is no control's either.
+        ones = np.ones(flow.layout.image_positions.size)
+        seen = paint(flow.layout.grids, ones, flow.layout, image)
+        values = np.where(np.isnan(seen), np.nan, control_map(signal, pictures[image]))
     else:
         about = flow.map_info(signal)
         values = flow.pixel_map(signal, layer, target, image).astype(np.float64)

@@ -128,7 +128,7 @@ class LayerInputs:
 
         if earlier is not None and not shared:
             return make()
-        key = ("mask", id(mask), id(cut), id(earlier), self.window)
+        key = ("mask", id(mask), id(cut), id(earlier), self.window, padding_only)
         return call.once(key, (mask, earlier), make)
 
     def repacked(
