@@ -36,7 +36,7 @@ ROOMS = (
     "truncation",
     "removal",
     "explanation",
-    "faithfulness",
+    "trust",
     "scenes",
     "tasks",
     "studies",

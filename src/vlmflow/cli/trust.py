@@ -74,8 +74,8 @@ def trust(
             show(f"Loading {model}")
             quiet_libraries()
             import vlmflow
-            from vlmflow.faithfulness.controls import CONTROLS
             from vlmflow.flow.options import ExplainOptions
+            from vlmflow.trust.controls import CONTROLS
 
             is_control = signal in CONTROLS
             # Before the model is loaded: it may refuse.

@@ -11,7 +11,6 @@ from PIL import Image
 
 from vlmflow.errors import InputError
 from vlmflow.explanation.explain import explain
-from vlmflow.faithfulness.controls import CONTROLS, control_map
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.geometry import paint, read_off
@@ -19,6 +18,7 @@ from vlmflow.lvlm.layout import TokenLayout
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.result.information_flow import InformationFlow
+from vlmflow.trust.controls import CONTROLS, control_map
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -10,9 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vlmflow.faithfulness.controls import CONTROLS
-from vlmflow.faithfulness.curves import both_ways, picture_steps, token_steps
-from vlmflow.faithfulness.localisation import (
+from vlmflow.flow.signals.signal import Signal
+from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.prompt import Prompt
+from vlmflow.result.information_flow import InformationFlow
+from vlmflow.statistics.rank_correlation import spearman
+from vlmflow.studies.faithfulness.maps import TokenMap, control_maps, explained, signal_map
+from vlmflow.studies.faithfulness.settings import CALIBRATION_STEPS, TOKENS, FaithfulnessSettings
+from vlmflow.tasks.base import TaskSample
+from vlmflow.trust.controls import CONTROLS
+from vlmflow.trust.curves import both_ways, picture_steps, token_steps
+from vlmflow.trust.localisation import (
     RESULTS,
     Box,
     cells_inside,
@@ -22,17 +30,9 @@ from vlmflow.faithfulness.localisation import (
     pointing,
     tam_scores,
 )
-from vlmflow.faithfulness.scoring import answer_logprobs, logprobs_with_tokens
-from vlmflow.faithfulness.variants import curves_of, token_means
-from vlmflow.faithfulness.words import words_of
-from vlmflow.flow.signals.signal import Signal
-from vlmflow.lvlm.model import LVLM
-from vlmflow.lvlm.prompt import Prompt
-from vlmflow.result.information_flow import InformationFlow
-from vlmflow.statistics.rank_correlation import spearman
-from vlmflow.studies.faithfulness.maps import TokenMap, control_maps, explained, signal_map
-from vlmflow.studies.faithfulness.settings import CALIBRATION_STEPS, TOKENS, FaithfulnessSettings
-from vlmflow.tasks.base import TaskSample
+from vlmflow.trust.scoring import answer_logprobs, logprobs_with_tokens
+from vlmflow.trust.variants import curves_of, token_means
+from vlmflow.trust.words import words_of
 
 FloatArray = npt.NDArray[np.float64]
 Layers = Mapping[str, int | None]

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vlmflow.errors import InputError
-from vlmflow.faithfulness.randomised import STAGES, randomised
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.registry import SIGNALS
 from vlmflow.flow.signals.signal import Signal
@@ -26,6 +25,7 @@ from vlmflow.studies.samples import StoredSample, model_identity, task_sample
 from vlmflow.studies.store import Store, writing
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.registry import address_of, find_task
+from vlmflow.trust.randomised import STAGES, randomised
 
 ALL = "all"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.escape_invisible import shown
-from vlmflow.faithfulness.variants import PROBABILITY
 from vlmflow.studies.cliff_layer.sentences import failed_words
 from vlmflow.studies.faithfulness.maps import RANDOM
 from vlmflow.studies.faithfulness.settings import TOKENS
+from vlmflow.trust.variants import PROBABILITY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,13 +66,13 @@ def second_line(study: FaithfulnessStudy) -> str:
 
 def caveats(study: FaithfulnessStudy, frame: pd.DataFrame) -> list[str]:
     """Say what else has to be known to read the table."""
-    said = []
+    said, drawn = [], []
     best = {name: best_signal(frame, name) for name in study.settings.shown}
     if len({row["map"] for row in best.values()}) > 1:
         parts = [f"{study.label(row['map'])} where {WAYS[how]}" for how, row in best.items()]
         said.append(f"Replacements disagree about the best map: {'; '.join(parts)}.")
     for replacement in study.settings.shown:
-        rows = _main(frame, replacement)
+        rows = main_table(frame, replacement)
         controls = [row for row in rows if row["kind"] == "control"]
         highest = max(controls, key=lambda row: float(row["difference"]))
         if highest["difference"] >= best[replacement]["difference"]:
@@ -82,16 +82,14 @@ def caveats(study: FaithfulnessStudy, frame: pd.DataFrame) -> list[str]:
                 f"{with_interval(highest, 'difference')}."
             )
         random = next(row for row in controls if row["map"] == RANDOM)
-        said.append(
-            f"Where {WAYS[replacement]}, random maps have an expectation of 0 and come to "
-            f"{with_interval(random, 'difference')}."
-        )
+        drawn.append(f"{with_interval(random, 'difference')} where {WAYS[replacement]}")
         searched = [study.label(name) for name in study.in_sample]
         if replacement == TOKENS and searched:
             said.append(
                 f"{', '.join(searched)}: searched for by the same removal of image tokens, so "
                 "these figures are in-sample."
             )
+    said.append(f"Random maps, whose expectation is 0, come to {'; '.join(drawn)}.")
     return said
 
 
@@ -117,7 +115,7 @@ def main_rows(study: FaithfulnessStudy, frame: pd.DataFrame) -> list[dict[str, A
     """One row per replacement and map, by mean probability, the best first."""
     shown_rows = []
     for replacement in study.settings.shown:
-        for row in _main(frame, replacement):
+        for row in main_table(frame, replacement):
             in_sample = replacement == TOKENS and row["map"] in study.in_sample
             shown_rows.append(
                 {
@@ -135,10 +133,10 @@ def main_rows(study: FaithfulnessStudy, frame: pd.DataFrame) -> list[dict[str, A
 
 def best_signal(frame: pd.DataFrame, replacement: str) -> Row:
     """Row of the signal with the largest difference of mean probability under a replacement."""
-    return next(row for row in _main(frame, replacement) if row["kind"] == "signal")
+    return next(row for row in main_table(frame, replacement) if row["kind"] == "signal")
 
 
-def _main(frame: pd.DataFrame, replacement: str) -> list[Row]:
+def main_table(frame: pd.DataFrame, replacement: str) -> list[Row]:
     """Rows of a replacement by mean probability, the largest difference first."""
     own = frame[(frame["replacement"] == replacement) & (frame["score"] == PROBABILITY)]
     rows = own.sort_values("difference", ascending=False).to_dict("records")

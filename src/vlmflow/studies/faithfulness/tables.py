@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vlmflow.faithfulness.controls import CONTROLS
-from vlmflow.faithfulness.localisation import EMPTY, HIT, RESULTS, TIE
-from vlmflow.faithfulness.variants import PROBABILITY, SCORES, curves_of
 from vlmflow.statistics.bootstrap import mean_interval
 from vlmflow.statistics.intervals import mean_estimate
 from vlmflow.statistics.paired_tests import holm_adjusted, sign_flip_p_value
 from vlmflow.studies.faithfulness.maps import RANDOM
 from vlmflow.studies.faithfulness.measurements import Faithfulness, SampleFaithfulness
+from vlmflow.trust.controls import CONTROLS
+from vlmflow.trust.localisation import EMPTY, HIT, RESULTS, TIE
+from vlmflow.trust.variants import PROBABILITY, SCORES, curves_of
 
 FloatArray = npt.NDArray[np.float64]
 

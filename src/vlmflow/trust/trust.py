@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.faithfulness.controls import CONTROLS, control_map
-from vlmflow.faithfulness.curves import STEPS, Curves, FloatArray, measure_curves
-from vlmflow.faithfulness.scoring import BATCH, token_probabilities
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.model import LVLM
 from vlmflow.result.checks import valid_target
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
+from vlmflow.trust.controls import CONTROLS, control_map
+from vlmflow.trust.curves import STEPS, Curves, FloatArray, measure_curves
+from vlmflow.trust.scoring import BATCH, token_probabilities
 
 ORDERS = 8
 """Random orders beside a map."""

@@ -13,8 +13,8 @@ from PIL import Image
 import vlmflow
 from tests.support.families import FAMILIES, picture
 from vlmflow.errors import InputError
-from vlmflow.faithfulness.scoring import token_probabilities
-from vlmflow.faithfulness.trust import ORDERS, t_quantile
+from vlmflow.trust.scoring import token_probabilities
+from vlmflow.trust.trust import ORDERS, t_quantile
 
 TESTED = [family for family in FAMILIES if not family.queries]
 

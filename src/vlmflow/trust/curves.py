@@ -10,8 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.faithfulness.order import ranks_over, replayed, shown_after, token_ranks
-from vlmflow.faithfulness.replacement import background, partly_shown
+from vlmflow.trust.order import ranks_over, replayed, shown_after, token_ranks
+from vlmflow.trust.replacement import background, partly_shown
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -72,7 +72,7 @@ def measure_curves(
     score : callable
         Gives pictures their scores. Called once, with ``2 * steps`` pictures.
     replacement : str
-        One of :data:`~vlmflow.faithfulness.replacement.REPLACEMENTS`.
+        One of :data:`~vlmflow.trust.replacement.REPLACEMENTS`.
     steps : int
         How many, of equal area.
     seed : int
@@ -113,7 +113,7 @@ def picture_steps(
     maps : sequence of n (height, width)
         Painted over their pixels, on one scale; NaN where no token looks.
     replacement : str
-        One of :data:`~vlmflow.faithfulness.replacement.REPLACEMENTS`.
+        One of :data:`~vlmflow.trust.replacement.REPLACEMENTS`.
     steps : int
         How many, of equal area.
     seed : int
