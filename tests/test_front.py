@@ -104,7 +104,13 @@ def test_my_own_signal(vlm, sample, tmp_path):
     [
         *(vlmflow.LVLM.explain, vlmflow.LVLM.generate, vlmflow.LVLM.removal_curve),
         *(vlmflow.LVLM.removal_curves, vlmflow.LVLM.prepare, vlmflow.load, vlmflow.study),
-        *(vlmflow.cliff_study, vlmflow.report, vlmflow.figures, vlmflow.sample),
+        *(
+            vlmflow.cliff_study,
+            vlmflow.faithfulness,
+            vlmflow.report,
+            vlmflow.figures,
+            vlmflow.sample,
+        ),
     ],
 )
 def test_the_front_spells_out_what_can_be_asked_for(call):

@@ -108,7 +108,7 @@ def explain(
             load={"device": device, "dtype": dtype and dtype.value, "revision": revision},
             answer=answer,
             explain={
-                "signals": None if signals is None else _split(signals),
+                "signals": None if signals is None else options.split_signals(signals),
                 "target": target.value,
                 "per_token": per_token,
                 "max_new_tokens": max_new_tokens,
@@ -206,13 +206,3 @@ def _run(
         "figures": str(out / FIGURES) if figures else None,
     }
     typer.echo(json.dumps(facts))
-
-
-def _split(signals: str) -> tuple[str, ...]:
-    """Separate names at commas outside brackets."""
-    from vlmflow.parameters import split_outside_brackets
-
-    names = tuple(name.strip() for name in split_outside_brackets(signals) if name.strip())
-    if not names:
-        raise InputError(f"--signals {signals!r} names no signal; for example --signals saliency")
-    return names

@@ -59,9 +59,11 @@ def faithfulness(
     ],
     model: options.Model = MODEL,
     signals: Annotated[
-        list[str] | None,
+        str | None,
         typer.Option(
-            help="A map, as 'vlmflow signals' lists them; repeatable.", show_default="all of them"
+            help="The maps, separated by commas: what 'vlmflow signals' lists, with parameters in "
+            "brackets.",
+            show_default="all of them",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples of the test split.")] = 100,
@@ -123,7 +125,8 @@ def faithfulness(
 
             # Before the model is loaded: it may refuse.
             data = as_task(task)
-            chosen_signals(signals or ALL)
+            named = ALL if signals is None else options.split_signals(signals)
+            chosen_signals(named)
             replacements = [one.value for one in replacement] if replacement else None
             FaithfulnessSettings(
                 protocol=protocol.value,
@@ -134,7 +137,7 @@ def faithfulness(
             study = vlmflow.faithfulness(
                 vlm,
                 data,
-                signals or ALL,
+                named,
                 out=out,
                 samples=samples,
                 calibration=calibration,
