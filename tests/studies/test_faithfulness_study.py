@@ -24,13 +24,15 @@ from vlmflow.statistics.rank_correlation import spearman
 from vlmflow.studies.faithfulness import samples as measuring
 from vlmflow.studies.faithfulness import sentences, tables
 from vlmflow.studies.faithfulness.choice import Tried, layers_chosen
-from vlmflow.studies.faithfulness.maps import control_maps, searched_by_removal
-from vlmflow.studies.faithfulness.measurements import Faithfulness
+from vlmflow.studies.faithfulness.maps import TokenMap, control_maps, searched_by_removal
+from vlmflow.studies.faithfulness.measurements import Appearing, Faithfulness
 from vlmflow.studies.faithfulness.run import read_faithfulness, run_faithfulness
 from vlmflow.studies.faithfulness.settings import FaithfulnessSettings
 from vlmflow.tasks.base import Task, TaskSample
 from vlmflow.trust.controls import CONTROLS
+from vlmflow.trust.localisation import intersection_over_union, tam_scores
 from vlmflow.trust.randomised import randomised
+from vlmflow.trust.words import words_of
 
 HOSTILE = "<script>ranPayload++</script><img src=x onerror=ranPayload++>\u202e"
 QUICK = {"samples": 3, "calibration": 2, "steps": 2, "sanity": 1, "timed": 1, "draws": 40}
@@ -240,6 +242,27 @@ def test_every_table_has_the_controls(study):
     assert agreement.loc[("saliency", "uniform"), "n"] == 0
 
 
+def test_the_maps_of_words_are_those_of_their_tokens(study, vlm):
+    sample, own = next(iter(Noise(2).samples("test", 1))), study.measured[0]
+    layer, row = study.layers["saliency"], own.maps.index("saliency")
+    flow = vlm.explain(sample.pictures, sample.question, own.ids, signals=["saliency"])
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[5:25, 5:25] = True
+    spoken = {False: [], True: []}
+    for word in words_of(flow.answer_tokens):
+        maps = [flow.pixel_map("saliency", layer, 1 + token) for token in word.tokens]
+        spoken[word.is_function].append([values.astype(np.float64) for values in maps])
+    assert spoken[False]
+    ious = [max(intersection_over_union(m, mask) for m in maps) for maps in spoken[False]]
+    scores = tam_scores(spoken[False], spoken[True], mask)
+    assert own.places[row, 2] == pytest.approx(np.mean(ious), abs=1e-3)
+    assert own.places[row, 2] == pytest.approx(scores.object_iou, abs=1e-3)
+    whole = intersection_over_union(flow.pixel_map("saliency", layer), mask)
+    assert abs(np.mean(ious) - whole) > 0.01  # words are not the whole answer
+    energy = flow.pixel_map("saliency", layer)
+    assert own.places[row, 1] == pytest.approx(energy[mask].sum() / energy.sum(), rel=1e-3)
+
+
 def test_a_map_that_survives_drawn_weights_is_seen(study, vlm):
     frame = study.drawn_frame().set_index(["map", "weights drawn"])["rank correlation"]
     assert frame["test_places"].tolist() == pytest.approx([1, 1, 1])
@@ -360,6 +383,28 @@ def test_protocols():
     plain = FaithfulnessSettings()
     assert (plain.shown, plain.count, plain.regions) == (("black", "tokens"), 16, 0)
     assert FaithfulnessSettings(steps=4, replacements=("blur", "blur")).shown == ("blur",)
+
+
+def test_eagle_replays_regions(vlm):
+    """Maps of the same means over regions are the same map, wherever in them their peaks are."""
+    sample = next(iter(Noise().samples("test", 1)))
+    prompt = vlm.prepare(sample.pictures, sample.question, "red circle")
+    eagle = FaithfulnessSettings(protocol="eagle", batch=64)
+    means = np.random.default_rng(0).random((8, 8))
+    maps = []
+    for place in ((0, 0), (4, 3)):
+        values = np.zeros((40, 40))
+        values[place[0] :: 5, place[1] :: 5] = means
+        maps.append(TokenMap(np.zeros(1), (values,)))
+    curves = [
+        Appearing(vlm, prompt, sample.question, eagle, 0).means(one, "black", 64) for one in maps
+    ]
+    np.testing.assert_array_equal(*curves)
+    pixels = FaithfulnessSettings(replacements=("black",), steps=4)
+    others = [
+        Appearing(vlm, prompt, sample.question, pixels, 0).means(one, "black", 4) for one in maps
+    ]
+    assert not np.array_equal(*others)
 
 
 def test_maps_searched_by_removal_are_marked(study):
