@@ -302,7 +302,7 @@ def test_an_interrupted_study_goes_on_and_failures_are_named(vlm, tmp_path, monk
     assert named == expected
     assert "broken.png" in whole.failures[0].reason
     assert len(whole.measured) == 2
-    assert "2 samples failed (1 of calibration, 1 of test)" in sentences.second_line(whole)
+    assert "2 samples failed (1 of calibration, 1 of test)" in sentences.second_line(whole.facts)
     assert whole.sample_frame()["failure"].notna().tolist() == [False, True, False]
     measure, measured = measuring.measure_maps, []
 
@@ -412,11 +412,11 @@ def test_maps_searched_by_removal_are_marked(study):
     assert not searched_by_removal(Places())
     marked = replace(study, in_sample=("saliency",))
     frame = marked.map_frame()
-    rows = sentences.main_rows(marked, frame)
+    rows = sentences.main_rows(marked.facts, frame)
     shown = [row["map"] for row in rows if "in-sample" in row["map"]]
     assert shown == [f"{marked.label('saliency')} (in-sample)"]
-    assert sum("in-sample" in line for line in sentences.caveats(marked, frame)) == 1
-    assert not any("in-sample" in line for line in sentences.caveats(study, frame))
+    assert sum("in-sample" in line for line in sentences.caveats(marked.facts, frame)) == 1
+    assert not any("in-sample" in line for line in sentences.caveats(study.facts, frame))
 
 
 @pytest.mark.parametrize(
@@ -460,21 +460,23 @@ def test_findings_in_words(study):
     )
     settings = FaithfulnessSettings(replacements=("black",))
     made = replace(study, about=about, choices=choices, settings=settings, task="made up")
-    text = sentences.headline(made, frame)
+    text = sentences.headline(made.facts, frame)
     assert text.startswith("made up: where black covers the picture, saliency, layer 2 ranks")
-    assert sentences.main_rows(made, frame)[0]["chance"] == "better"
+    assert sentences.main_rows(made.facts, frame)[0]["chance"] == "better"
     # The best signal where a control is as good, and where nothing is shown.
     worse = frame.copy()
     worse.loc[worse["map"] == "random", "difference"] = 0.9
-    assert "the control random, which knows nothing" in sentences.caveats(made, worse)[0]
+    assert "the control random, which knows nothing" in sentences.caveats(made.facts, worse)[0]
     worse["p holm"] = 1.0
-    assert "no map is shown to rank regions better than chance" in sentences.headline(made, worse)
+    assert "no map is shown to rank regions better than chance" in sentences.headline(
+        made.facts, worse
+    )
 
 
 def test_the_page_and_the_notebook_show_the_study_and_run_nothing(study, folder):
     html = study._repr_html_()
     frame = study.map_frame()
-    assert sentences.headline(study, frame) in unescape(html)
+    assert sentences.headline(study.facts, frame) in unescape(html)
     assert html.count("<tr") == 1 + 2 * 6
     hostile = replace(study, task=HOSTILE)
     assert "<script" not in hostile._repr_html_()
@@ -484,7 +486,7 @@ def test_the_page_and_the_notebook_show_the_study_and_run_nothing(study, folder)
     with running_browser() as browser:
         opened = OpenPage(browser, path)
         page = opened.page
-        assert page.inner_text("h1") == sentences.headline(study, frame)
+        assert page.inner_text("h1") == sentences.headline(study.facts, frame)
         assert page.locator("[aria-label='Maps'] tbody tr").count() == 2 * 6
         assert page.locator("figure svg:visible").count() == 3
         assert page.evaluate("window.ranPayload") == 0

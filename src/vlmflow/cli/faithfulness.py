@@ -162,18 +162,18 @@ def print_faithfulness(study: FaithfulnessStudy) -> None:
     from vlmflow.studies.faithfulness.sentences import caveats, headline, main_rows, second_line
 
     frame = study.map_frame()
-    typer.echo(printable(headline(study, frame)))
-    typer.echo(printable(second_line(study)) + "\n")
+    typer.echo(printable(headline(study.facts, frame)))
+    typer.echo(printable(second_line(study.facts)) + "\n")
     rows: list[tuple[str, ...]] = [
         ("map", "replacement", "insertion", "deletion", "difference", "than random")
     ]
     rows += [
         (row["map"], row["replacement"], row["insertion"], row["deletion"], row["difference"],
          row["chance"])
-        for row in main_rows(study, frame)
+        for row in main_rows(study.facts, frame)
     ]  # fmt: skip
     for line in columns(rows, right=True, gap=3):
         typer.echo(printable(line))
     typer.echo()
-    for line in caveats(study, frame):
+    for line in caveats(study.facts, frame):
         typer.echo(printable(line))

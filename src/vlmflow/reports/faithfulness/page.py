@@ -36,9 +36,9 @@ def faithfulness_page(study: FaithfulnessStudy) -> str:
     samples = study.sample_frame()
     return plain_page("faithfulness.html.j2").render(
         model=shown(str(study.model["name"]), NAME_SHOWN),
-        headline=headline(study, frame),
-        second=second_line(study),
-        caveats=caveats(study, frame),
+        headline=headline(study.facts, frame),
+        second=second_line(study.facts),
+        caveats=caveats(study.facts, frame),
         ways={name: WAYS[name] for name in study.settings.shown},
         differences=inline_figure(
             lambda layout: figure.difference_figure(study, frame, layout),
@@ -57,7 +57,7 @@ def faithfulness_page(study: FaithfulnessStudy) -> str:
         )
         if study.costs
         else None,
-        rows=main_rows(study, frame),
+        rows=main_rows(study.facts, frame),
         pictures=[_picture(row) for row in _records(study.picture_frame())],
         variants=_variants(study, frame),
         places=[_place(study, row) for row in _records(study.place_frame())],

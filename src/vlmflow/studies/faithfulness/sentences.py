@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.escape_invisible import shown
@@ -13,7 +15,8 @@ from vlmflow.trust.variants import PROBABILITY
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+    from vlmflow.studies.cliff_layer.measurements import Failure
+    from vlmflow.studies.faithfulness.settings import FaithfulnessSettings
 
 Row = dict[str, Any]
 """A row of a study's table of maps."""
@@ -32,46 +35,61 @@ WAYS = {
 """What each replacement does."""
 
 
-def headline(study: FaithfulnessStudy, frame: pd.DataFrame) -> str:
+@dataclass(frozen=True)
+class Facts:
+    """What sentences need to know of a study."""
+
+    task: str
+    metric: str
+    score: float  # The model's, by that metric
+    settings: FaithfulnessSettings
+    labels: Mapping[str, str]  # What every map is called
+    has_chosen: bool  # Whether any layer was chosen
+    answered: int  # Test samples that were measured
+    silent: int  # Those that the model gave no answer to
+    failures: tuple[Failure, ...]
+    in_sample: tuple[str, ...]  # Signals that were searched for by removing image tokens
+
+
+def headline(facts: Facts, frame: pd.DataFrame) -> str:
     """Say which signal ranks regions best under the first replacement, and whether by chance."""
-    replacement = study.settings.shown[0]
+    replacement = facts.settings.shown[0]
     row = best_signal(frame, replacement)
-    task = shown(study.task, NAME_SHOWN)
+    task = shown(facts.task, NAME_SHOWN)
     opening = f"{task}: where {WAYS[replacement]}, "
     if not row["p holm"] <= SIGNIFICANT or row["over random"] <= 0:
         return f"{opening}no map is shown to rank regions better than chance"
     return (
-        f"{opening}{study.label(row['map'])} ranks regions best: insertion minus deletion "
+        f"{opening}{facts.labels[row['map']]} ranks regions best: insertion minus deletion "
         f"{with_interval(row, 'difference')}"
     )
 
 
-def second_line(study: FaithfulnessStudy) -> str:
+def second_line(facts: Facts) -> str:
     """Say on how much that rests, and what was left out."""
-    count = len(study.measured)
+    count = facts.answered
     parts = [
-        f"{count} sample{'' if count == 1 else 's'}, {study.metric} {100 * study.score:.1f} %",
-        f"{study.settings.count} steps",
+        f"{count} sample{'' if count == 1 else 's'}, {facts.metric} {100 * facts.score:.1f} %",
+        f"{facts.settings.count} steps",
     ]
-    if any(choice.difference is not None for choice in study.choices):
-        parts.append(f"layers chosen on {study.settings.calibration} other samples")
+    if facts.has_chosen:
+        parts.append(f"layers chosen on {facts.settings.calibration} other samples")
     line = ", ".join(parts) + ". "
-    if study.failures:
-        line += f"{failed_words(study.failures)}. "
-    silent = sum(own.measured is None and own.failure is None for own in study.samples)
-    if silent:
-        line += f"{silent} without an answer. "
+    if facts.failures:
+        line += f"{failed_words(facts.failures)}. "
+    if facts.silent:
+        line += f"{facts.silent} without an answer. "
     return line + "Layers are counted from 0."
 
 
-def caveats(study: FaithfulnessStudy, frame: pd.DataFrame) -> list[str]:
+def caveats(facts: Facts, frame: pd.DataFrame) -> list[str]:
     """Say what else has to be known to read the table."""
     said, drawn = [], []
-    best = {name: best_signal(frame, name) for name in study.settings.shown}
+    best = {name: best_signal(frame, name) for name in facts.settings.shown}
     if len({row["map"] for row in best.values()}) > 1:
-        parts = [f"{study.label(row['map'])} where {WAYS[how]}" for how, row in best.items()]
+        parts = [f"{facts.labels[row['map']]} where {WAYS[how]}" for how, row in best.items()]
         said.append(f"Replacements disagree about the best map: {'; '.join(parts)}.")
-    for replacement in study.settings.shown:
+    for replacement in facts.settings.shown:
         rows = main_table(frame, replacement)
         controls = [row for row in rows if row["kind"] == "control"]
         highest = max(controls, key=lambda row: float(row["difference"]))
@@ -83,7 +101,7 @@ def caveats(study: FaithfulnessStudy, frame: pd.DataFrame) -> list[str]:
             )
         random = next(row for row in controls if row["map"] == RANDOM)
         drawn.append(f"{with_interval(random, 'difference')} where {WAYS[replacement]}")
-        searched = [study.label(name) for name in study.in_sample]
+        searched = [facts.labels[name] for name in facts.in_sample]
         if replacement == TOKENS and searched:
             said.append(
                 f"{', '.join(searched)}: searched for by the same removal of image tokens, so "
@@ -111,16 +129,16 @@ def with_interval(row: Row, figure: str, digits: int = 3, sign: str = "+") -> st
     return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
-def main_rows(study: FaithfulnessStudy, frame: pd.DataFrame) -> list[dict[str, Any]]:
+def main_rows(facts: Facts, frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One row per replacement and map, by mean probability, the best first."""
     shown_rows = []
-    for replacement in study.settings.shown:
+    for replacement in facts.settings.shown:
         for row in main_table(frame, replacement):
-            in_sample = replacement == TOKENS and row["map"] in study.in_sample
+            in_sample = replacement == TOKENS and row["map"] in facts.in_sample
             shown_rows.append(
                 {
                     "replacement": replacement,
-                    "map": study.label(row["map"]) + (" (in-sample)" if in_sample else ""),
+                    "map": facts.labels[row["map"]] + (" (in-sample)" if in_sample else ""),
                     "is_control": row["kind"] == "control",
                     "insertion": f"{row['insertion']:.3f}",
                     "deletion": f"{row['deletion']:.3f}",

@@ -99,6 +99,27 @@ class FaithfulnessStudy:
         layer = self.layers[name]
         return self.about[name].label + ("" if layer is None else f", layer {layer}")
 
+    @property
+    def facts(self) -> sentences.Facts:
+        """What sentences about the study need to know."""
+        return sentences.Facts(
+            task=self.task,
+            metric=self.metric,
+            score=self.score,
+            settings=self.settings,
+            labels={name: self.label(name) for name in self.maps},
+            has_chosen=any(choice.difference is not None for choice in self.choices),
+            answered=len(self.measured),
+            silent=self.silent,
+            failures=self.failures,
+            in_sample=self.in_sample,
+        )
+
+    @property
+    def silent(self) -> int:
+        """Test samples that the model gave no answer to."""
+        return sum(own.measured is None and own.failure is None for own in self.samples)
+
     def map_frame(self) -> pd.DataFrame:
         """One row per replacement, score and map; see :func:`tables.map_frame`."""
         return tables.map_frame(self.measured, self.clusters, self.layers, self._draws)
@@ -156,9 +177,7 @@ class FaithfulnessStudy:
             "metric": self.metric,
             "score": self.score,
             "samples": len(self.samples),
-            "without_answer": sum(
-                own.measured is None and own.failure is None for own in self.samples
-            ),
+            "without_answer": self.silent,
             "failures": [asdict(failure) for failure in self.failures],
             "signals": {name: info.to_json() for name, info in self.about.items()},
             "in_sample": list(self.in_sample),
@@ -176,10 +195,10 @@ class FaithfulnessStudy:
         frame = self.map_frame()
         return fragment(
             "vlmflow.studies.faithfulness",
-            headline=sentences.headline(self, frame),
+            headline=sentences.headline(self.facts, frame),
             model=shown(str(self.model["name"]), sentences.NAME_SHOWN),
-            second=sentences.second_line(self),
-            rows=sentences.main_rows(self, frame),
+            second=sentences.second_line(self.facts),
+            rows=sentences.main_rows(self.facts, frame),
         )
 
     @property
