@@ -453,24 +453,21 @@ def test_a_signal_called_like_a_control_is_refused(vlm):
 def test_findings_in_words(study):
     measured = made_up(np.random.default_rng(1).normal([0.3, 0, 0], 0.02, (12, 3)))
     frame = tables.map_frame(measured, [""] * 12, {"a": 2, "b": None}, (100, 0))
-    about = dict(zip("ab", study.about.values(), strict=True))
-    choices = tuple(
-        replace(one, signal=name, layer=layer, chosen=True)
-        for one, name, layer in zip(study.choices[:2], "ab", (2, None), strict=True)
+    made = replace(
+        study.facts,
+        task="made up",
+        settings=FaithfulnessSettings(replacements=("black",)),
+        labels={"a": "saliency, layer 2", "b": "places", "random": "random (control)"},
     )
-    settings = FaithfulnessSettings(replacements=("black",))
-    made = replace(study, about=about, choices=choices, settings=settings, task="made up")
-    text = sentences.headline(made.facts, frame)
+    text = sentences.headline(made, frame)
     assert text.startswith("made up: where black covers the picture, saliency, layer 2 ranks")
-    assert sentences.main_rows(made.facts, frame)[0]["chance"] == "better"
+    assert sentences.main_rows(made, frame)[0]["chance"] == "better"
     # The best signal where a control is as good, and where nothing is shown.
     worse = frame.copy()
     worse.loc[worse["map"] == "random", "difference"] = 0.9
-    assert "the control random, which knows nothing" in sentences.caveats(made.facts, worse)[0]
+    assert "the control random, which knows nothing" in sentences.caveats(made, worse)[0]
     worse["p holm"] = 1.0
-    assert "no map is shown to rank regions better than chance" in sentences.headline(
-        made.facts, worse
-    )
+    assert "no map is shown to rank regions better than chance" in sentences.headline(made, worse)
 
 
 def test_the_page_and_the_notebook_show_the_study_and_run_nothing(study, folder):
