@@ -162,6 +162,7 @@ def faithfulness(
     sanity: int = 4,
     timed: int = 2,
     batch: int = 16,
+    low_memory: bool = False,
     draws: int = 2000,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -205,6 +206,8 @@ def faithfulness(
     batch : int
         Pictures, or subsets of tokens, to a forward pass. Numbers depend on it in their last
         digits, so that with another one everything is measured again.
+    low_memory : bool
+        Recompute layers in backward passes instead of keeping their activations.
     draws, seed : int
         Of the bootstraps; the seed also of random maps and drawn weights.
     progress : callable, optional
@@ -227,6 +230,7 @@ def faithfulness(
         sanity=sanity,
         timed=timed,
         batch=batch,
+        low_memory=low_memory,
         draws=draws,
         seed=seed,
     )

@@ -97,6 +97,10 @@ def faithfulness(
     ] = 4,
     timed: Annotated[int, typer.Option(help="Test samples on which costs are measured.")] = 2,
     batch: Annotated[int, typer.Option(help="Pictures to a forward pass.")] = 16,
+    low_memory: Annotated[
+        bool,
+        typer.Option("--low-memory", help="Recompute layers instead of keeping activations."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of random maps and bootstraps.")] = 0,
     device: options.Device = None,
     dtype: options.NumberFormat = None,
@@ -148,6 +152,7 @@ def faithfulness(
                 sanity=sanity,
                 timed=timed,
                 batch=batch,
+                low_memory=low_memory,
                 seed=seed,
                 progress=lambda done, total: show(
                     f"Measuring {task}: {done} of {total}", done, total

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,12 @@ def counted(model: Any) -> Iterator[Passes]:
 
 
 def costs(
-    vlm: LVLM, prompt: Prompt, question: str, signals: Mapping[str, Signal]
+    vlm: LVLM,
+    prompt: Prompt,
+    question: str,
+    signals: Mapping[str, Signal],
+    *,
+    low_memory: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Explain an answered prompt with each signal alone.
 
@@ -64,10 +70,14 @@ def costs(
     plain = min(_plain_seconds(vlm, prompt) for _ in range(3))
     measured = {}
     for name, signal in signals.items():
-        explained(vlm, prompt, question, {name: signal}, per_token=False)  # warm
+        explain = partial(
+            explained, vlm, prompt, question, {name: signal}, per_token=False,
+            low_memory=low_memory,
+        )  # fmt: skip
+        explain()  # warm
         with counted(vlm.model) as passes:
             began = time.perf_counter()
-            explained(vlm, prompt, question, {name: signal}, per_token=False)
+            explain()
             seconds = time.perf_counter() - began
         measured[name] = {
             "forward": float(passes.forward),

@@ -55,7 +55,13 @@ def check_names(signals: Mapping[str, Signal]) -> None:
 
 
 def explained(
-    vlm: LVLM, prompt: Prompt, question: str, signals: Mapping[str, Signal], *, per_token: bool
+    vlm: LVLM,
+    prompt: Prompt,
+    question: str,
+    signals: Mapping[str, Signal],
+    *,
+    per_token: bool,
+    low_memory: bool,
 ) -> InformationFlow:
     """Measure the signals of an answered prompt.
 
@@ -68,7 +74,10 @@ def explained(
         raise InputError("a video cannot be inserted and deleted; ask about its frames as pictures")
     wants = any(signal.all_reads != ("attention",) for signal in signals.values())
     options = ExplainOptions(
-        signals=list(signals.values()), per_token=per_token and wants, gradients=wants
+        signals=list(signals.values()),
+        per_token=per_token and wants,
+        low_memory=low_memory,
+        gradients=wants,
     )
     flow = explain(vlm, prompt.images, question, prompt.answer_ids, options)
     if not flow.layout.grids:

@@ -122,7 +122,8 @@ def layer_differences(
 ) -> dict[str, list[float]]:
     """Measure insertion minus deletion of every signal at every layer that is tried."""
     settings = appearing.settings
-    flow = explained(vlm, prompt, question, signals, per_token=False)
+    low = settings.low_memory
+    flow = explained(vlm, prompt, question, signals, per_token=False, low_memory=low)
     steps = min(CALIBRATION_STEPS, settings.count)
     differences: dict[str, list[float]] = {}
     for name, tried in layers.items():
@@ -145,7 +146,14 @@ def measure_maps(
 ) -> Faithfulness:
     """Measure every map of an answered prompt, and every control."""
     settings = appearing.settings
-    flow = explained(vlm, prompt, sample.question, signals, per_token=sample.box is not None)
+    flow = explained(
+        vlm,
+        prompt,
+        sample.question,
+        signals,
+        per_token=sample.box is not None,
+        low_memory=settings.low_memory,
+    )
     maps = {name: signal_map(flow, name, layer) for name, layer in layers.items()}
     maps |= control_maps(flow.layout, prompt.images, appearing.seed)
     means = {
@@ -175,9 +183,11 @@ def agreement_with(
     signals: Mapping[str, Signal],
     layers: Layers,
     trained: Mapping[str, FloatArray],
+    *,
+    low_memory: bool,
 ) -> dict[str, float | None]:
     """Correlate the maps of a model with drawn weights with the trained model's, by rank."""
-    flow = explained(vlm, prompt, question, signals, per_token=False)
+    flow = explained(vlm, prompt, question, signals, per_token=False, low_memory=low_memory)
     return {
         name: spearman(signal_map(flow, name, layer).values, trained[name])
         for name, layer in layers.items()

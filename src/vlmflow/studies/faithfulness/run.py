@@ -66,8 +66,7 @@ def run_faithfulness(
     named = chosen_signals(signals)
     ExplainOptions(signals=list(named.values())).check_model(vlm.decoder_layers)
     layers = settings.layers_of(vlm.num_layers)
-    total = settings.calibration + settings.samples + len(STAGES) * settings.sanity + settings.timed
-    done = 0
+    done, total = 0, _measurements(settings)
 
     def show() -> None:
         nonlocal done
@@ -81,6 +80,8 @@ def run_faithfulness(
         measuring = Measuring(vlm, task, named, settings, identity=model_identity(vlm), store=store)
         about = _about(measuring)
         tried = {name: (None,) if about[name].summed else layers for name in named}
+        if not _open(tried):
+            total -= settings.calibration
         calibration = _calibrated(measuring, tried, show)
         chosen = layers_chosen(tried, _differences(calibration), settings)
         frozen = {choice.signal: choice.layer for choice in chosen if choice.chosen}
@@ -154,12 +155,22 @@ def _about(measuring: Measuring) -> dict[str, MapInfo]:
     raise InputError(f"no sample of {task.name} could be explained; the last, {reason}")
 
 
+def _measurements(settings: FaithfulnessSettings) -> int:
+    """Count what there is to measure, where no sample fails."""
+    sanity, timed = (min(count, settings.samples) for count in (settings.sanity, settings.timed))
+    return settings.calibration + settings.samples + len(STAGES) * sanity + timed
+
+
+def _open(tried: Mapping[str, Sequence[int | None]]) -> dict[str, Sequence[int | None]]:
+    """Return the signals whose layer is still to be chosen."""
+    return {name: layers for name, layers in tried.items() if len(layers) > 1}
+
+
 def _calibrated(
     measuring: Measuring, tried: Mapping[str, Sequence[int | None]], show: Callable[[], None]
 ) -> list[Kept]:
     """Measure the layers of the signals that have any to choose from."""
-    open_ones = {name: own for name, own in tried.items() if len(own) > 1}
-    settings = measuring.settings
+    open_ones, settings = _open(tried), measuring.settings
     if not open_ones:
         return []
     if not settings.calibration:

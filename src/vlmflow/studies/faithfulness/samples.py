@@ -75,6 +75,7 @@ class Measuring:
         self.shared = {
             "signals": {name: signal.fingerprint() for name, signal in signals.items()},
             "batch": settings.batch,
+            "low_memory": settings.low_memory,
             "seed": settings.seed,
             "length": task.max_new_tokens,
         }
@@ -84,7 +85,14 @@ class Measuring:
         """Say what every signal's maps are: label, colour, source, whether one for all layers."""
 
         def measure(_stored: StoredSample, prompt: Prompt) -> Found:
-            flow = explained(self.vlm, prompt, sample.question, self.signals, per_token=False)
+            flow = explained(
+                self.vlm,
+                prompt,
+                sample.question,
+                self.signals,
+                per_token=False,
+                low_memory=self.settings.low_memory,
+            )
             return json.dumps({name: flow.map_info(name).to_json() for name in self.signals}), None
 
         return self._once(split, sample, "about", {}, measure)
@@ -142,6 +150,7 @@ class Measuring:
                 self.signals,
                 layers,
                 dict(zip(trained.maps, trained.values, strict=True)),
+                low_memory=self.settings.low_memory,
             )
             return json.dumps(agreement), None
 
@@ -163,7 +172,14 @@ class Measuring:
         """Measure what every signal costs."""
 
         def measure(_stored: StoredSample, prompt: Prompt) -> Found:
-            return json.dumps(costs(self.vlm, prompt, sample.question, self.signals)), None
+            measured = costs(
+                self.vlm,
+                prompt,
+                sample.question,
+                self.signals,
+                low_memory=self.settings.low_memory,
+            )
+            return json.dumps(measured), None
 
         return self._once(split, sample, "cost", {}, measure)
 

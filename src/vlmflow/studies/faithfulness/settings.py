@@ -71,6 +71,7 @@ class FaithfulnessSettings:
     sanity: int = 4
     timed: int = 2
     batch: int = 16  # Pictures, or subsets of tokens, to a forward pass
+    low_memory: bool = False  # Recompute layers in backward passes instead of keeping activations
     # Draws and seed of the bootstraps
     draws: int = 2000
     seed: int = 0
