@@ -155,10 +155,15 @@ def test_the_layer_is_chosen_on_calibration_samples_and_frozen(study):
     assert own.loc[own["chosen"], "layer"].tolist() == [best] == [study.layers["saliency"]]
     assert study.layers["test_places"] is None
     settings = FaithfulnessSettings(draws=20)
-    samples = [Tried("", {"a": [0.1, 0.3]}), Tried("", {"a": [0.3, 0.2]})]
-    chosen = layers_chosen({"a": [4, 7], "b": [None]}, samples, settings)
+    own = [([0.1, 0.3, 0.9], [1.0, 1.0, 0.0]), ([0.3, 0.2, 0.9], [1.0, 1.0, 1.0])]
+    samples = [Tried("", {"a": {"differences": a, "defined": b}}) for a, b in own]
+    chosen = layers_chosen({"a": [4, 7, 8], "b": [None]}, samples, settings)
     assert [(one.signal, one.layer) for one in chosen if one.chosen] == [("a", 7), ("b", None)]
     assert chosen[0].difference == pytest.approx(0.2)
+    assert [one.defined for one in chosen] == [1, 1, 0.5, None]
+    # Where no layer's map ranks anything, one of them is taken all the same.
+    empty = [Tried("", {"a": {"differences": [0.1, 0.2], "defined": [0.0, 0.0]}})]
+    assert layers_chosen({"a": [4, 7]}, empty, settings)[1].chosen
 
 
 def test_deep_models_have_layers_evenly_spread():

@@ -169,6 +169,7 @@ def _choices(study: FaithfulnessStudy) -> list[dict[str, Any]]:
             {
                 "map": study.about[choice.signal].label,
                 "layer": choice.layer,
+                "defined": "" if choice.defined is None else f"{100 * choice.defined:.0f} %",
                 "difference": with_interval(ends, "difference"),
                 "chosen": choice.chosen,
             }

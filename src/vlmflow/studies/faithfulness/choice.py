@@ -13,10 +13,12 @@ from vlmflow.studies.faithfulness.settings import FaithfulnessSettings
 
 @dataclass(frozen=True)
 class Tried:
-    """Insertion minus deletion of one calibration sample, per signal and layer tried."""
+    """One calibration sample, per signal and layer tried."""
 
     cluster: str
-    differences: Mapping[str, Sequence[float]]
+    # Of every signal: "differences", insertion minus deletion; "defined", 1 where its map ranks
+    # anything, else 0
+    measured: Mapping[str, Mapping[str, Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class LayerChoice:
     # Mean insertion minus deletion on the calibration samples with its bootstrap 95 % interval;
     # None where there was nothing to choose
     difference: float | None
+    defined: float | None  # Share of these samples in which the map ranks anything
     low: float | None
     high: float | None
     chosen: bool
@@ -40,19 +43,25 @@ def layers_chosen(
 ) -> list[LayerChoice]:
     """Choose the layer with the largest mean difference for every signal; the first of several.
 
-    The first replacement's mean probability decides, whatever else is reported.
+    The first replacement's mean probability decides, whatever else is reported. A layer whose map
+    ranks nothing in most samples is chosen only where that holds of all.
     """
     choices = []
     for signal, layers in tried.items():
         if len(layers) == 1:
-            choices.append(LayerChoice(signal, layers[0], None, None, None, True))
+            choices.append(LayerChoice(signal, layers[0], None, None, None, None, True))
             continue
-        values = np.array([sample.differences[signal] for sample in calibration])
+        values, defined = (
+            np.array([sample.measured[signal][what] for sample in calibration])
+            for what in ("differences", "defined")
+        )
+        shares = defined.mean(0)
         clusters = [sample.cluster for sample in calibration]
         low, high = mean_interval(values, clusters, settings.draws, settings.seed)
         means = values.mean(0)
-        best = int(means.argmax())
+        usable = shares > 0.5
+        best = int(np.where(usable if usable.any() else True, means, -np.inf).argmax())
         for place, layer in enumerate(layers):
-            ends = float(means[place]), float(low[place]), float(high[place])
-            choices.append(LayerChoice(signal, layer, *ends, chosen=place == best))
+            mean, share, start, end = (float(own[place]) for own in (means, shares, low, high))
+            choices.append(LayerChoice(signal, layer, mean, share, start, end, place == best))
     return choices

@@ -119,21 +119,28 @@ def layer_differences(
     signals: Mapping[str, Signal],
     layers: Mapping[str, Sequence[int | None]],
     appearing: Appearing,
-) -> dict[str, list[float]]:
-    """Measure insertion minus deletion of every signal at every layer that is tried."""
+) -> dict[str, dict[str, list[float]]]:
+    """Measure insertion minus deletion of every signal at every layer that is tried.
+
+    Returns
+    -------
+    dict of str to dict
+        Of every signal ``differences``, and ``defined``: 1 where its map ranks anything, else 0.
+    """
     settings = appearing.settings
     low = settings.low_memory
     flow = explained(vlm, prompt, question, signals, per_token=False, low_memory=low)
     steps = min(CALIBRATION_STEPS, settings.count)
-    differences: dict[str, list[float]] = {}
+    measured: dict[str, dict[str, list[float]]] = {}
     for name, tried in layers.items():
-        differences[name] = []
+        measured[name] = {"differences": [], "defined": []}
         for layer in tried:
-            means = appearing.means(signal_map(flow, name, layer), settings.shown[0], steps)
-            curves = curves_of("probability", means)
+            chosen = signal_map(flow, name, layer)
+            curves = curves_of("probability", appearing.means(chosen, settings.shown[0], steps))
             assert curves is not None
-            differences[name].append(curves.difference)
-    return differences
+            measured[name]["differences"].append(curves.difference)
+            measured[name]["defined"].append(float(chosen.flag == "ok"))
+    return measured
 
 
 def measure_maps(
