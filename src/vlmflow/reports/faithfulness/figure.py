@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
 
 _HEAD, _FOOT, _ROW, _PANEL = 0.45, 0.5, 0.17, 2.4  # Inches
-_NAME = 1.45  # Inches for the names of maps
+_NAME = 1.8  # Inches for the names of maps
 _MARKS = ("o", "s", "D", "^", "v", "P")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 CURVES_SHOWN = 4
