@@ -62,6 +62,7 @@ def trust(
     """
     with errors_in_one_line():
         from vlmflow.lvlm.images import open_image
+        from vlmflow.trust.controls import CONTROLS
 
         check_text("the question", question)
         check_range("--max-new-tokens", max_new_tokens, 1)
@@ -75,7 +76,6 @@ def trust(
             quiet_libraries()
             import vlmflow
             from vlmflow.flow.options import ExplainOptions
-            from vlmflow.trust.controls import CONTROLS
 
             is_control = signal in CONTROLS
             # Before the model is loaded: it may refuse.
