@@ -21,7 +21,10 @@ from vlmflow.studies.faithfulness.maps import explained
 
 @dataclass
 class Passes:
-    """Passes of prompts through a model: a batch of four counts four times."""
+    """Passes of prompts through a model: a batch of four counts four times.
+
+    Branches without image tokens, which ride along with a whole pass, do not count.
+    """
 
     forward: int = 0
     backward: int = 0
