@@ -62,6 +62,16 @@ def test_why_it_said_that(flow, tmp_path):
     assert {"segments.png", "maps_flow_map.pdf"} <= names
 
 
+def test_which_maps_can_be_trusted(vlm, tmp_path):
+    study = vlmflow.faithfulness(
+        vlm, task="scenes-reading", signals=["saliency", "flow_map"], samples=2, layers=[4],
+        replacements=["tokens"], steps=2, sanity=0, timed=0, out=tmp_path,
+    )  # fmt: skip
+    assert study.maps[:2] == ("saliency", "flow_map")
+    assert (tmp_path / "faithfulness.html").stat().st_size > 100_000
+    assert "random (control)" in study._repr_html_()
+
+
 def test_from_where_on_image_tokens_are_redundant(vlm, sample):
     curve = vlm.removal_curve(*sample)
     assert curve.layers == tuple(range(vlm.num_layers))

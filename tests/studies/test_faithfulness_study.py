@@ -245,6 +245,9 @@ def test_every_table_has_the_controls(study):
     value = agreement.loc[("saliency", "edges"), "rank correlation"]
     assert value == pytest.approx(np.mean(ranks))
     assert agreement.loc[("saliency", "uniform"), "n"] == 0
+    random = study.maps.index("random")
+    first, second = (own.values[random] for own in study.measured[:2])
+    assert not np.array_equal(first, second)  # drawn anew for every sample
 
 
 def test_the_maps_of_words_are_those_of_their_tokens(study, vlm):
@@ -380,6 +383,15 @@ def test_tokens_without_a_place_have_a_control_all_the_same():
     assert (
         np.isnan(maps["edges"].painted[0]).tolist() == np.isnan(maps["random"].painted[0]).tolist()
     )
+
+
+def test_controls_leave_out_what_is_cropped_away(vlm):
+    shown = picture(0, (40, 30))
+    flow = vlm.explain(shown, "What?", "red", signals=["attention"], gradients=False)
+    unseen = np.isnan(flow.pixel_map("attention", 0))
+    assert unseen.any()
+    for made in control_maps(flow.layout, [shown], 0).values():
+        np.testing.assert_array_equal(np.isnan(made.painted[0]), unseen)
 
 
 def test_protocols():

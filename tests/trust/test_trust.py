@@ -15,6 +15,7 @@ from tests.support.families import FAMILIES, picture
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
 from vlmflow.lvlm.model_parts import logits_at
+from vlmflow.trust.curves import Curves
 from vlmflow.trust.scoring import logprobs_with_tokens, token_probabilities
 from vlmflow.trust.trust import ORDERS, t_quantile
 
@@ -103,11 +104,20 @@ def test_a_token_is_scored_alone(explained):
     assert repr(tokens[1].token) in str(tokens[1])
 
 
-def test_controls_stand_in_for_maps(explained):
+def test_controls_stand_in_for_maps(explained, monkeypatch):
     vlm, flow = explained
     random = vlm.trust(flow, "random", steps=8)
     assert str(random).startswith("The random control ranks regions")
     assert vlm.trust(flow, "centre", steps=8).difference != random.difference
+    unseen = np.isnan(flow.pixel_map("flow_map"))
+    assert unseen.any()
+    tested = []
+    monkeypatch.setattr(
+        "vlmflow.trust.trust.measure_curves",
+        lambda shown, values, *_, **__: tested.append(values) or Curves(np.ones(3), np.ones(3)),
+    )
+    vlm.trust(flow, "edges", steps=2)
+    np.testing.assert_array_equal(np.isnan(tested[0]), unseen)  # no control's either
     with pytest.raises(InputError, match="control 'edges' has no layers"):
         vlm.trust(flow, "edges", 3)
 
