@@ -62,13 +62,12 @@ def test_why_it_said_that(flow, tmp_path):
     assert {"segments.png", "maps_flow_map.pdf"} <= names
 
 
-def test_which_maps_can_be_trusted(vlm, tmp_path):
+def test_which_maps_can_be_trusted(vlm):
     study = vlmflow.faithfulness(
         vlm, task="scenes-reading", signals=["saliency", "flow_map"], samples=2, layers=[4],
-        replacements=["tokens"], steps=2, sanity=0, timed=0, out=tmp_path,
+        replacements=["tokens"], steps=2, sanity=0, timed=0,
     )  # fmt: skip
     assert study.maps[:2] == ("saliency", "flow_map")
-    assert (tmp_path / "faithfulness.html").stat().st_size > 100_000
     assert "random (control)" in study._repr_html_()
 
 
