@@ -224,6 +224,25 @@ def test_tables_by_hand():
     )
 
 
+def test_places_by_hand():
+    """Two maps, three samples, the last without function words and one without a box."""
+    own = np.array([[[0, 0.5, 0.2, 0.8], [2, 0.1, 0.1, 0.9]],
+                    [[1, 0.3, 0.4, 0.6], [3, 0.0, 0.3, 0.7]],
+                    [[0, 0.1, 0.6, np.nan], [1, 0.2, 0.2, np.nan]]])  # fmt: skip
+    blank = made_up(np.zeros((4, 2)))
+    measured = [replace(one, places=own[n] if n < 3 else None) for n, one in enumerate(blank)]
+    frame = tables.place_frame(measured, [""] * 4, (200, 0)).set_index("map")
+    first = frame.loc["a"]
+    assert (first["hits"], first["ties"], first["empty"], first["n"]) == (2 / 3, 0, 0, 3)
+    assert frame.loc["b", ["hits", "ties", "empty"]].tolist() == [0, 1, 1]
+    assert first["energy"] == pytest.approx(0.3)
+    assert (first["object iou"], first["function iou"]) == pytest.approx((0.4, 0.7))
+    assert (first["object iou n"], first["function iou n"]) == (3, 2)
+    assert first["f1 iou"] == pytest.approx(2 * 0.4 * 0.7 / 1.1)
+    assert first["f1 iou low"] < first["f1 iou"] < first["f1 iou high"]
+    assert tables.place_frame(measured[3:], [""], (20, 0)).empty
+
+
 def test_every_table_has_the_controls(study):
     assert study.maps == ("saliency", "test_places", *CONTROLS)
     frame = study.map_frame()
@@ -242,8 +261,9 @@ def test_every_table_has_the_controls(study):
         spearman(own.values[own.maps.index("saliency")], own.values[own.maps.index("edges")])
         for own in study.measured
     ]
-    value = agreement.loc[("saliency", "edges"), "rank correlation"]
-    assert value == pytest.approx(np.mean(ranks))
+    row = agreement.loc[("saliency", "edges")]
+    assert row["rank correlation"] == pytest.approx(np.mean(ranks))
+    assert row["rank correlation low"] < np.mean(ranks) < row["rank correlation high"]
     assert agreement.loc[("saliency", "uniform"), "n"] == 0
     random = study.maps.index("random")
     first, second = (own.values[random] for own in study.measured[:2])

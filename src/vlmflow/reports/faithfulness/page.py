@@ -112,7 +112,7 @@ def _variants(study: FaithfulnessStudy, frame: pd.DataFrame) -> list[dict[str, A
 def _place(study: FaithfulnessStudy, row: dict[str, Any]) -> dict[str, Any]:
     figures = {
         figure.replace(" ", "_"): with_interval(row, figure, sign="")
-        for figure in ("energy", "object iou", "function iou")
+        for figure in ("energy", "object iou", "function iou", "f1 iou")
     }
     return {
         "map": study.label(row["map"]),
@@ -120,7 +120,6 @@ def _place(study: FaithfulnessStudy, row: dict[str, Any]) -> dict[str, Any]:
         "hit_ends": f"{100 * row['hits low']:.1f} to {100 * row['hits high']:.1f}",
         "ties": row["ties"],
         "empty": row["empty"],
-        "f1": _two(row["f1 iou"]),
         **figures,
     }
 
@@ -150,7 +149,7 @@ def _drawn(study: FaithfulnessStudy) -> list[dict[str, Any]]:
     return [
         {
             "map": study.label(str(name)),
-            "cells": [_two(row["rank correlation"]) for row in _records(own)],
+            "cells": [with_interval(row, "rank correlation", 2, "") for row in _records(own)],
             "constant": int(own["constant"].sum()),
             "failed": int(own["failed"].sum()),
         }

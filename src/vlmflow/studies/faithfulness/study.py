@@ -142,11 +142,11 @@ class FaithfulnessStudy:
 
     def agreement_frame(self) -> pd.DataFrame:
         """One row per pair of maps: mean rank correlation over image tokens."""
-        return tables.agreement_frame(self.measured)
+        return tables.agreement_frame(self.measured, self.clusters, self._draws)
 
     def drawn_frame(self) -> pd.DataFrame:
         """One row per signal and stage of drawn weights: mean rank correlation."""
-        return tables.drawn_frame(self.drawn, list(self.about))
+        return tables.drawn_frame(self.drawn, list(self.about), self.clusters, self._draws)
 
     def cost_frame(self) -> pd.DataFrame:
         """One row per signal: passes, seconds, and seconds over those of one forward pass."""

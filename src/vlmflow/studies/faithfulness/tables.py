@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vlmflow.statistics.bootstrap import mean_interval
+from vlmflow.statistics.bootstrap import mean_interval, percentile_interval, sample_draws
 from vlmflow.statistics.intervals import mean_estimate
 from vlmflow.statistics.paired_tests import holm_adjusted, sign_flip_p_value
 from vlmflow.studies.faithfulness.maps import RANDOM
@@ -196,48 +196,42 @@ def place_frame(
             row[figure] = _mean(own[kept][:, [column]])[0]
             row[f"{figure} low"], row[f"{figure} high"] = low[0], high[0]
             row[f"{figure} n"] = int(kept.sum())
-        both = row["object iou"] + row["function iou"]
-        row["f1 iou"] = 2 * row["object iou"] * row["function iou"] / both if both > 0 else np.nan
-        rows.append(row)
+        rows.append(row | _f1(own[:, 2:], groups, draws))
     return pd.DataFrame(rows)
 
 
-def agreement_frame(measured: Sequence[Faithfulness]) -> pd.DataFrame:
+def agreement_frame(
+    measured: Sequence[Faithfulness], clusters: Sequence[str], draws: Draws
+) -> pd.DataFrame:
     """Give the mean rank correlation of every pair of maps, and over how many samples."""
     values, maps, rows = np.stack([own.agreement for own in measured]), measured[0].maps, []
     for first, second in combinations(range(len(maps)), 2):
-        known = values[:, first, second]
-        known = known[~np.isnan(known)]
-        rows.append(
-            {
-                "map": maps[first],
-                "other": maps[second],
-                "rank correlation": float(known.mean()) if known.size else np.nan,
-                "n": known.size,
-            }
-        )
+        own = values[:, first, second]
+        row: dict[str, Any] = {"map": maps[first], "other": maps[second]}
+        rows.append(row | _known_mean("rank correlation", own, clusters, draws))
     return pd.DataFrame(rows)
 
 
 def drawn_frame(
-    drawn: Mapping[str, Sequence[Mapping[str, float | None] | None]], signals: Sequence[str]
+    drawn: Mapping[str, Sequence[Mapping[str, float | None] | None]],
+    signals: Sequence[str],
+    clusters: Sequence[str],
+    draws: Draws,
 ) -> pd.DataFrame:
-    """Give the mean rank correlation of maps under drawn weights with the trained model's."""
+    """Give the mean rank correlation of maps under drawn weights with the trained model's.
+
+    ``drawn`` holds the first of the samples that ``clusters`` are of.
+    """
     rows = []
     for name in signals:
         for stage, samples in drawn.items():
             given = [own[name] for own in samples if own is not None]
-            known = [value for value in given if value is not None]
-            rows.append(
-                {
-                    "map": name,
-                    "weights drawn": stage,
-                    "rank correlation": float(np.mean(known)) if known else np.nan,
-                    "n": len(known),
-                    "constant": len(given) - len(known),
-                    "failed": len(samples) - len(given),
-                }
-            )
+            values = [None if own is None else own[name] for own in samples]
+            ranks = np.array([np.nan if value is None else value for value in values])
+            row: dict[str, Any] = {"map": name, "weights drawn": stage}
+            row |= _known_mean("rank correlation", ranks, clusters[: len(ranks)], draws)
+            row["constant"], row["failed"] = len(given) - row["n"], len(samples) - len(given)
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -285,6 +279,32 @@ def _tested(
     p_values = [sign_flip_p_value(gains[:, column], clusters, seed=draws[1]) for column in columns]
     adjusted = holm_adjusted(p_values)
     return dict(zip(columns, zip(p_values, adjusted, strict=True), strict=True))
+
+
+def _known_mean(
+    name: str, values: FloatArray, clusters: Sequence[str], draws: Draws
+) -> dict[str, Any]:
+    """Return mean, interval and number of the values that are known: not NaN."""
+    kept = ~np.isnan(values)
+    own = values[kept][:, None]
+    low, high = _interval(own, _of(clusters, kept), draws)
+    return {name: _mean(own)[0], f"{name} low": low[0], f"{name} high": high[0], "n": len(own)}
+
+
+def _f1(ious: FloatArray, clusters: Sequence[str], draws: Draws) -> dict[str, float]:
+    """Return the harmonic mean of two means, (n, 2) with NaN where one is not known."""
+
+    def harmonic(own: FloatArray) -> float:
+        known = [column[~np.isnan(column)] for column in own.T]
+        if not all(column.size for column in known):
+            return np.nan
+        first, second = (float(column.mean()) for column in known)
+        return 2 * first * second / (first + second) if first + second > 0 else np.nan
+
+    drawn = [harmonic(ious[numbers]) for numbers in sample_draws(len(ious), clusters, *draws)]
+    drawn = [value for value in drawn if not np.isnan(value)]
+    low, high = percentile_interval(drawn) if drawn else (np.nan, np.nan)
+    return {"f1 iou": harmonic(ious), "f1 iou low": float(low), "f1 iou high": float(high)}
 
 
 def _interval(values: FloatArray, clusters: Sequence[str], draws: Draws) -> FloatArray:
