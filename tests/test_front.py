@@ -62,6 +62,15 @@ def test_why_it_said_that(flow, tmp_path):
     assert {"segments.png", "maps_flow_map.pdf"} <= names
 
 
+def test_which_maps_can_be_trusted(vlm):
+    study = vlmflow.faithfulness(
+        vlm, task="scenes-reading", signals=["saliency", "flow_map"], samples=2, layers=[4],
+        replacements=["tokens"], steps=2, sanity=0, timed=0,
+    )  # fmt: skip
+    assert study.maps[:2] == ("saliency", "flow_map")
+    assert "random (control)" in study._repr_html_()
+
+
 def test_from_where_on_image_tokens_are_redundant(vlm, sample):
     curve = vlm.removal_curve(*sample)
     assert curve.layers == tuple(range(vlm.num_layers))
@@ -104,7 +113,13 @@ def test_my_own_signal(vlm, sample, tmp_path):
     [
         *(vlmflow.LVLM.explain, vlmflow.LVLM.generate, vlmflow.LVLM.removal_curve),
         *(vlmflow.LVLM.removal_curves, vlmflow.LVLM.prepare, vlmflow.load, vlmflow.study),
-        *(vlmflow.cliff_study, vlmflow.report, vlmflow.figures, vlmflow.sample),
+        *(
+            vlmflow.cliff_study,
+            vlmflow.faithfulness,
+            vlmflow.report,
+            vlmflow.figures,
+            vlmflow.sample,
+        ),
     ],
 )
 def test_the_front_spells_out_what_can_be_asked_for(call):

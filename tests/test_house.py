@@ -37,7 +37,7 @@ ROOMS = (
     "truncation",
     "removal",
     "explanation",
-    "faithfulness",
+    "trust",
     "scenes",
     "tasks",
     "studies",

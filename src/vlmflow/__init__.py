@@ -18,6 +18,7 @@ from vlmflow.version import __version__ as __version__
 if TYPE_CHECKING:
     from vlmflow.api import cliff_study as cliff_study
     from vlmflow.api import explain_task as explain_task
+    from vlmflow.api import faithfulness as faithfulness
     from vlmflow.api import load as load
     from vlmflow.api import sample as sample
     from vlmflow.api import study as study
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "vlmflow.model_api": ("LVLM",),
-    "vlmflow.api": ("cliff_study", "explain_task", "load", "sample", "study"),
+    "vlmflow.api": ("cliff_study", "explain_task", "faithfulness", "load", "sample", "study"),
     "vlmflow.flow.options": ("ExplainOptions",),
     "vlmflow.flow.signals.signal": ("Signal",),
     "vlmflow.lvlm.families.base": ("Family",),

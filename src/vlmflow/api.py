@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL.Image import Image as Picture
 from vlmflow.errors import InputError
 from vlmflow.files import as_path
 from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.images import open_image
 from vlmflow.lvlm.loading import open_model
 from vlmflow.model_api import LVLM as LVLM
@@ -23,6 +24,9 @@ from vlmflow.studies.cliff_layer.run import run_cliff_study
 from vlmflow.studies.cliff_layer.settings import CHANGED, TOLERANCE, CliffSettings
 from vlmflow.studies.cliff_layer.study import CliffStudy
 from vlmflow.studies.explanations.run import ExplainedTask
+from vlmflow.studies.faithfulness.run import ALL, run_faithfulness
+from vlmflow.studies.faithfulness.settings import FaithfulnessSettings, given_list
+from vlmflow.studies.faithfulness.study import FaithfulnessStudy
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import StudyResult, read_study
 from vlmflow.studies.truncations.run import Progress, run_study
@@ -194,6 +198,99 @@ def cliff_study(
     if folder is not None:
         write_directory(study, folder)
     return study
+
+
+def faithfulness(
+    vlm: LVLM,
+    task: str | Task,
+    signals: str | Iterable[str | Signal] = ALL,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    samples: int = 100,
+    calibration: int = 20,
+    protocol: str = "vlmflow",
+    replacements: Sequence[str] | None = None,
+    steps: int | None = None,
+    layers: Sequence[int] | None = None,
+    sanity: int = 4,
+    timed: int = 2,
+    batch: int = 16,
+    low_memory: bool = False,
+    draws: int = 2000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> FaithfulnessStudy:
+    """Compare how far maps can be trusted over a task, beside controls that know nothing.
+
+    Pictures appear and vanish in the order of every map; the model's own greedy answer is fixed and
+    scored. The layer of each signal is chosen on the calibration split and reported on the test
+    split. A study that was interrupted continues when it is called again with the same ``out``. A
+    sample that fails (a broken picture, too little memory) is left out, with its reason in
+    ``failures``.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model.
+    task : str or Task
+        What ``vlmflow tasks`` lists, a ``.jsonl`` or ``.csv`` file, or an object of your own.
+    signals : "all", or iterable of str or Signal
+        The maps, as for :meth:`LVLM.explain`.
+    out : path, optional
+        Directory for every measurement as it comes, the page, the figures and the tables; None:
+        nothing is written.
+    samples, calibration : int
+        Samples of the test split, and of the calibration split, on which layers are chosen.
+    protocol : str
+        ``"vlmflow"`` (black and removal of tokens, 16 steps) or ``"eagle"`` (black, 64 regions, one
+        per step; arXiv 2509.22496), which fixes the next two.
+    replacements : sequence of str, optional
+        What stands where the picture is not shown: ``"black"``, ``"blur"``, ``"mean"`` colour;
+        ``"tokens"``: its image tokens are removed. The first one chooses the layers.
+    steps : int, optional
+        Equally large steps of a curve.
+    layers : sequence of int, optional
+        Layers that are tried; left out: every layer up to 12, else 8 evenly spaced. A single one
+        leaves nothing to choose, and needs no calibration.
+    sanity : int
+        Test samples whose maps are compared with those of drawn weights.
+    timed : int
+        Test samples on which each signal's cost is measured.
+    batch : int
+        Pictures, or subsets of tokens, to a forward pass. Numbers depend on it in their last
+        digits, so that with another one everything is measured again.
+    low_memory : bool
+        Recompute layers in backward passes instead of keeping their activations.
+    draws, seed : int
+        Of the bootstraps; the seed also of random maps and drawn weights.
+    progress : callable, optional
+        Called with ``(measurements done, measurements in all)``.
+
+    Raises
+    ------
+    InputError, ModelError
+        For impossible settings, if no sample could be measured, or if another process writes to
+        ``out``.
+    """
+    folder = None if out is None else as_path(out)
+    settings = FaithfulnessSettings(
+        samples=samples,
+        calibration=calibration,
+        protocol=protocol,
+        replacements=given_list("replacements", replacements),
+        steps=steps,
+        layers=given_list("layers", layers),
+        sanity=sanity,
+        timed=timed,
+        batch=batch,
+        low_memory=low_memory,
+        draws=draws,
+        seed=seed,
+    )
+    result = run_faithfulness(vlm, as_task(task), signals, settings, folder, progress=progress)
+    if folder is not None:
+        write_directory(result, folder)
+    return result
 
 
 def study(

@@ -8,9 +8,6 @@ from typing import Any
 from PIL.Image import Image as Picture
 
 from vlmflow.explanation.explain import explain
-from vlmflow.faithfulness.curves import STEPS
-from vlmflow.faithfulness.scoring import BATCH
-from vlmflow.faithfulness.trust import Trust, trust
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm import model as lvlm_model
@@ -22,6 +19,9 @@ from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
 from vlmflow.removal.knockout import Knockout, knockouts
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.truncation.rankings.ranking import Ranking
+from vlmflow.trust.curves import STEPS
+from vlmflow.trust.scoring import BATCH
+from vlmflow.trust.trust import Trust, trust
 
 
 class LVLM(lvlm_model.LVLM):

@@ -29,10 +29,15 @@ STUDY = (
     *("study", "--task", TASK, "--out", "out", "--model", MODEL, "--truncate", "layer=1,keep=0"),
     *("--samples", "2", "--calibration", "1", "--timed", "0"),
 )
-WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, STUDY)
+FAITHFULNESS = (
+    *("faithfulness", TASK, "--out", "out", "--model", MODEL, "--signals", "attention"),
+    *("--samples", "1", "--calibration", "1", "--steps", "1", "--layer", "1"),
+    *("--sanity", "0", "--timed", "0"),
+)
+WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
-    *("models", "tasks", "rankings", "signals", "presets", "sample", "trust"),
+    *("models", "tasks", "rankings", "signals", "presets", "sample", "trust", "faithfulness"),
 )
 
 
@@ -89,6 +94,7 @@ def numbers() -> Iterator[BadInput]:
         GENERATE: ("--max-new-tokens",),
         CLIFF: ("--samples", "--calibration", "--batch", "--seed"),
         STUDY: ("--samples", "--calibration", "--timed", "--seed"),
+        FAITHFULNESS: ("--samples", "--steps", "--layer", "--sanity", "--batch"),
     }
     for command, options in integers.items():
         for option, value in itertools.product(
@@ -127,6 +133,7 @@ def tasks() -> Iterator[BadInput]:
     ]
     for name in (*names, "half\udcff.jsonl", "half\ud800.csv"):
         yield BadInput((CLIFF[0], name, *CLIFF[2:]))
+        yield BadInput((FAITHFULNESS[0], name, *FAITHFULNESS[2:]))
         yield BadInput(put(STUDY, "--task", name))
 
 
@@ -154,6 +161,11 @@ def settings() -> Iterator[BadInput]:
         yield BadInput(put(EXPLAIN, "--signals", signal))
     yield BadInput((*GENERATE, "--compare"), "--compare")
     yield BadInput((*STUDY, "--workers", "slurm"), "workers='slurm'")
+    for option, value in (("--protocol", "owl"), ("--replacement", "pink"), ("--layer", "99")):
+        yield BadInput(put(FAITHFULNESS, option, value), value)
+    yield BadInput(put(FAITHFULNESS, "--protocol", "eagle"), "protocol='eagle' has 64")
+    for signals in ("", ",", "nothing", "attention(x=1)", "flow_map(layers=99)"):
+        yield BadInput(put(FAITHFULNESS, "--signals", signals))
 
 
 def yaml_files() -> Iterator[BadInput]:
@@ -165,7 +177,7 @@ def yaml_files() -> Iterator[BadInput]:
 def outputs() -> Iterator[BadInput]:
     ways = ("", PICTURE, f"{PICTURE}/x", "/proc/x/y", "/dev/null/x", "n" * 300, "half\ud800")
     for way in ways:
-        for command in (EXPLAIN, CLIFF, STUDY):
+        for command in (EXPLAIN, CLIFF, FAITHFULNESS, STUDY):
             yield BadInput(put(command, "--out", way))
         yield BadInput(("demo", "--out", way))
     yield BadInput(put(EXPLAIN, "--out", "@in-the-way"), "report.html")

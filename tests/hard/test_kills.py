@@ -21,11 +21,13 @@ from tests.support.tiny import tiny_llava
 
 KILLS = 20
 SEED = 7
+FAITHFULNESS = ["--signals", "saliency", "--steps", "2", "--sanity", "1", "--timed", "0"]
 SHARED = ["--samples", "9", "--calibration", "9", "--device", "cpu"]
 PLAN = "truncations: ['layer=1,keep=0', 'layer=2,keep=0.5']\ntimed: 0\nmax_new_tokens: 4\n"
 TABLES = {
     "study": ["arms.csv", "results.csv"],
     "cliff": ["cliff.json", "layers.csv", "samples.csv"],
+    "faithfulness": ["faithfulness.json", "maps.csv", "samples.csv"],
 }
 
 # One process imports everything once, and every run is a process that it forks.
@@ -58,7 +60,11 @@ class Study:
         questions, plan = str(write_questions(folder, 18)), folder / "plan.yaml"
         (folder / "3.png").write_bytes(b"no picture")
         plan.write_text(PLAN)
-        own = {"study": [str(plan), "--task", questions], "cliff": [questions, "--batch", "2"]}
+        own = {
+            "study": [str(plan), "--task", questions],
+            "cliff": [questions, "--batch", "2"],
+            "faithfulness": [questions, *FAITHFULNESS],
+        }
         self.arguments = [command, *own[command], "--model", str(model), *SHARED]
         began = time.monotonic()
         self.expected = self.tables(self.finish(folder / "whole"))
@@ -88,7 +94,13 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=list(TABLES))
+def chosen_commands() -> list[str]:
+    """All, or those whose runs are short: the others are interrupted in tests of their own."""
+    everything = os.environ.get("VLMFLOW_HARD_TESTS") == "all"
+    return [command for command in TABLES if everything or command != "faithfulness"]
+
+
+@pytest.fixture(scope="module", params=chosen_commands())
 def study(request, model, tmp_path_factory):
     return Study(request.param, tmp_path_factory.mktemp(request.param), model)
 

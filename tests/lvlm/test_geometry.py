@@ -23,8 +23,8 @@ from transformers.image_utils import get_image_size_for_max_height_width
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.families import FAMILIES, PromptPictures, family_of
-from vlmflow.lvlm.geometry import MapUnavailableError, paint, preimage, resized_size
-from vlmflow.lvlm.grids import ImageGrid
+from vlmflow.lvlm.geometry import MapUnavailableError, paint, preimage, read_off, resized_size
+from vlmflow.lvlm.grids import ImageGrid, SharedGrid
 from vlmflow.lvlm.layout import TokenLayout
 
 PATCH = 14
@@ -335,3 +335,28 @@ def test_what_cannot_be_painted_is_said():
     bare = TokenLayout(np.ones(1), ("i",), ((4, 2),), (), "no map over pixels: why")
     with pytest.raises(InputError, match="no map over pixels: why"):
         paint(bare.grids, [1.0], bare)
+
+
+def test_what_is_read_off_pixels_is_the_mean_under_each_token():
+    """Against a fine grid of points: fractions of pixels, shared patches, tokens of no place."""
+    x, y = np.meshgrid([0.0, 3.5], [0.5, 2.5])
+    boxes = np.stack([x, y, x + 3.5, y + 2], -1)
+    looks = np.array([[[0.5, 0.5], [0, 0]], [[0, 0], [0.25, 0.75]]])
+    grids = (
+        ImageGrid(0, np.arange(4).reshape(2, 2), boxes),
+        SharedGrid(1, np.array([5, 6]), boxes, looks=looks, how="made up"),
+    )
+    layout = TokenLayout(np.ones(7), ("i",) * 7, ((7, 5), (7, 5)), grids)
+    pixels = np.random.default_rng(0).random((2, 5, 7))
+    read = read_off(layout.grids, pixels, layout)
+
+    def mean(image, box):
+        x0, y0, x1, y1 = box
+        across = np.floor(np.linspace(x0, x1, 701)[:-1] + 1e-6).astype(int)
+        down = np.floor(np.linspace(y0, y1, 401)[:-1] + 1e-6).astype(int)
+        return pixels[image][np.ix_(down, across)].mean()
+
+    means = [[mean(image, box) for box in boxes.reshape(-1, 4)] for image in (0, 1)]
+    np.testing.assert_allclose(read[:4], means[0], rtol=1e-6)
+    assert np.isnan(read[4])
+    np.testing.assert_allclose(read[5:], looks.reshape(2, 4) @ means[1], rtol=1e-6)

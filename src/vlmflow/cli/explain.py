@@ -129,7 +129,7 @@ def explain(
         check_range("--max-new-tokens", max_new_tokens, 1)
         load = {"device": device, "dtype": dtype and dtype.value, "revision": revision}
         measured: dict[str, Any] = {
-            "signals": None if signals is None else _split(signals),
+            "signals": None if signals is None else options.split_signals(signals),
             "target": target.value,
             "per_token": per_token,
             "max_new_tokens": max_new_tokens,
@@ -261,13 +261,3 @@ def _run(
         "figures": str(out / FIGURES) if figures else None,
     }
     typer.echo(json.dumps(facts))
-
-
-def _split(signals: str) -> tuple[str, ...]:
-    """Separate names at commas outside brackets."""
-    from vlmflow.parameters import split_outside_brackets
-
-    names = tuple(name.strip() for name in split_outside_brackets(signals) if name.strip())
-    if not names:
-        raise InputError(f"--signals {signals!r} names no signal; for example --signals saliency")
-    return names

@@ -10,6 +10,7 @@ import typer
 from vlmflow.cli.app import Dtype
 from vlmflow.errors import InputError
 from vlmflow.files import as_path
+from vlmflow.parameters import split_outside_brackets
 
 
 def path(text: str | Path) -> Path:
@@ -18,6 +19,14 @@ def path(text: str | Path) -> Path:
         return as_path(text)
     except InputError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def split_signals(signals: str) -> tuple[str, ...]:
+    """Separate names at commas outside brackets."""
+    names = tuple(name.strip() for name in split_outside_brackets(signals) if name.strip())
+    if not names:
+        raise InputError(f"--signals {signals!r} names no signal; for example --signals saliency")
+    return names
 
 
 MODEL_HELP = "A bundled model, a directory, or a name on the Hugging Face hub."

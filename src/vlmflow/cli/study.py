@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
 from vlmflow.cli.cliff import print_cliff
+from vlmflow.cli.faithfulness import print_faithfulness
 from vlmflow.cli.terminal import (
     CONTINUES,
     columns,
@@ -23,6 +25,8 @@ from vlmflow.cli.terminal import (
 from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
+    from vlmflow.reports.directory import Study
+    from vlmflow.studies.store_kind import StoreKind
     from vlmflow.studies.truncations.results import StudyResult
     from vlmflow.studies.truncations.run import Progress
     from vlmflow.studies.truncations.summaries import ArmSummary
@@ -135,7 +139,7 @@ def report(
         typer.Argument(
             metavar="DIR",
             parser=options.path,
-            help="Directory of 'vlmflow study' or 'vlmflow cliff'.",
+            help="Directory of 'vlmflow study', 'vlmflow cliff' or 'vlmflow faithfulness'.",
         ),
     ],
     out: Annotated[
@@ -148,7 +152,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write a finished study's page, figures and tables again, of truncations or a cliff layer."""
+    """Write a finished study's page, figures and tables again, of whatever kind it is."""
     with errors_in_one_line(), progress() as show:
         show("Writing")
         quiet_libraries()
@@ -156,23 +160,31 @@ def report(
         from vlmflow.studies.cliff_layer.run import read_cliff_study
         from vlmflow.studies.cliff_layer.store import CLIFF
         from vlmflow.studies.cliff_layer.study import CliffStudy
+        from vlmflow.studies.faithfulness.run import read_faithfulness
+        from vlmflow.studies.faithfulness.store import FAITHFULNESS
+        from vlmflow.studies.faithfulness.study import FaithfulnessStudy
         from vlmflow.studies.truncations.results import read_study
         from vlmflow.studies.truncations.store import STUDY
 
-        present = [kind for kind in (STUDY, CLIFF) if (directory / kind.file).is_file()]
-        if not present:
-            raise InputError(
-                f"directory {str(directory)!r} holds no study; {STUDY.command!r} or "
-                f"{CLIFF.command!r} makes one"
-            )
-        results = [
-            read_study(directory) if kind is STUDY else read_cliff_study(directory)
-            for kind in present
+        kinds: list[tuple[StoreKind, Callable[[Path], Study]]] = [
+            (STUDY, read_study),
+            (CLIFF, read_cliff_study),
+            (FAITHFULNESS, read_faithfulness),
         ]
+        present = [read for kind, read in kinds if (directory / kind.file).is_file()]
+        if not present:
+            *most, last = (repr(kind.command) for kind, _ in kinds)
+            raise InputError(
+                f"directory {str(directory)!r} holds no study; {', '.join(most)} or {last} makes "
+                "one"
+            )
+        results = [read(directory) for read in present]
         pages = [write_directory(result, out or directory) for result in results]
     for result, page in zip(results, pages, strict=True):
         if isinstance(result, CliffStudy):
             print_cliff(result)
+        elif isinstance(result, FaithfulnessStudy):
+            print_faithfulness(result)
         else:
             _print(result)
         typer.echo(f"\nwritten to {printable(str(page))}")

@@ -64,6 +64,7 @@ def trust(
     """
     with errors_in_one_line():
         from vlmflow.lvlm.images import open_image
+        from vlmflow.trust.controls import CONTROLS
 
         check_text("the question", question)
         check_range("--max-new-tokens", max_new_tokens, 1)
@@ -76,7 +77,6 @@ def trust(
             show(f"Loading {model}")
             quiet_libraries()
             import vlmflow
-            from vlmflow.faithfulness.controls import CONTROLS
             from vlmflow.flow.options import ExplainOptions
             from vlmflow.flow.signals.registry import as_signals
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.grids import FloatArray, Grid
+from vlmflow.lvlm.grids import FloatArray, Grid, SharedGrid
 from vlmflow.lvlm.layout import TokenLayout
 
 AnyFloats = npt.NDArray[np.floating[Any]]
@@ -216,6 +216,45 @@ def paint(
     painted = np.full((height, width), np.nan, dtype=np.float32)
     painted[visible] = total[visible] / covered[visible]
     return painted
+
+
+def read_off(
+    grids: Sequence[Grid],
+    pixels: Sequence[npt.ArrayLike],
+    layout: TokenLayout,
+) -> FloatArray:
+    """Read values over pixels off at every image token's place: what :func:`paint` goes back to.
+
+    Parameters
+    ----------
+    grids : sequence of Grid
+        Usually ``layout.grids``.
+    pixels : sequence of (height, width)
+        Values over each of the prompt's pictures.
+    layout : TokenLayout
+        Where the grids' positions are looked up.
+
+    Returns
+    -------
+    (P,) float64
+        The mean over the pixels under the token's box, by area; over its patches, as it looks at
+        them, where they are shared. NaN for a token without a place in a picture.
+    """
+    positions = layout.image_positions
+    read = np.full(positions.size, np.nan)
+    for grid in grids:
+        values = np.asarray(pixels[grid.image], dtype=np.float64)
+        height, width = values.shape
+        over_x, over_y = _overlaps(grid.x_edges, width), _overlaps(grid.y_edges, height)
+        area = np.outer(over_y.sum(axis=0), over_x.sum(axis=0))
+        sums = over_y.T @ values @ over_x
+        means = np.divide(sums, area, out=np.zeros_like(sums), where=area > SEEN)
+        places = np.searchsorted(positions, grid.positions)
+        if isinstance(grid, SharedGrid):
+            read[places] = np.tensordot(grid.looks, means, axes=2)
+        else:
+            read[places] = means
+    return read
 
 
 def _overlaps(edges: FloatArray, pixels: int) -> FloatArray:

@@ -6,14 +6,18 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import TypeAlias
 
 from vlmflow.files import as_path, staged, write_files
 from vlmflow.reports.write import figures, report
 from vlmflow.studies.cliff_layer.study import CliffStudy
+from vlmflow.studies.faithfulness.study import FaithfulnessStudy
 from vlmflow.studies.truncations.results import StudyResult
 
+Study: TypeAlias = CliffStudy | FaithfulnessStudy | StudyResult
 
-def write_directory(result: CliffStudy | StudyResult, directory: str | os.PathLike[str]) -> Path:
+
+def write_directory(result: Study, directory: str | os.PathLike[str]) -> Path:
     """Write the page of a study, its figures, and its numbers as CSV, JSON or Parquet.
 
     The directory is created where missing; files of these names are replaced, others are kept.
@@ -33,7 +37,7 @@ def write_directory(result: CliffStudy | StudyResult, directory: str | os.PathLi
     return folder / name
 
 
-def _tables(result: CliffStudy | StudyResult) -> tuple[str, dict[str, bytes]]:
+def _tables(result: Study) -> tuple[str, dict[str, bytes]]:
     """Return the name of the page, and the tables beside it."""
     if isinstance(result, CliffStudy):
         body = json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n"
@@ -41,6 +45,28 @@ def _tables(result: CliffStudy | StudyResult) -> tuple[str, dict[str, bytes]]:
             "cliff.json": body.encode(),
             "layers.csv": result.layer_frame().to_csv(index=False).encode(),
             "samples.csv": result.sample_frame().to_csv(index=False).encode(),
+        }
+    if isinstance(result, FaithfulnessStudy):
+        body = json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n"
+        frames = {
+            "maps.csv": result.map_frame(),
+            "pairs.csv": result.pair_frame(),
+            "pictures.csv": result.picture_frame(),
+            "curves.csv": result.curve_frame(),
+            "agreement.csv": result.agreement_frame(),
+            "drawn_weights.csv": result.drawn_frame(),
+            "layers_tried.csv": result.choice_frame(),
+            "costs.csv": result.cost_frame(),
+            "samples.csv": result.sample_frame(),
+            "places.csv": result.place_frame(),
+        }
+        return "faithfulness.html", {
+            "faithfulness.json": body.encode(),
+            **{
+                file: frame.to_csv(index=False).encode()
+                for file, frame in frames.items()
+                if len(frame)
+            },
         }
     results = result.result_frame()
     parquet = io.BytesIO()

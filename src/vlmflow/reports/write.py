@@ -1,4 +1,4 @@
-"""The page and the figures of whatever was measured: one answer, a cliff study, a study."""
+"""The page and the figures of whatever was measured: one answer, or one of the studies."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from vlmflow.files import as_path, write_files
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
     from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.faithfulness.study import FaithfulnessStudy
     from vlmflow.studies.truncations.results import StudyResult
 
-    Result: TypeAlias = Union[InformationFlow, CliffStudy, StudyResult]  # noqa: UP007
+    Result: TypeAlias = Union[  # noqa: UP007
+        InformationFlow, CliffStudy, FaithfulnessStudy, StudyResult
+    ]
 
 # Imports stand inside the functions: the page of one answer needs neither matplotlib nor torch.
 
@@ -30,7 +33,7 @@ def report(
 
     Parameters
     ----------
-    result : InformationFlow, CliffStudy or StudyResult
+    result : InformationFlow, CliffStudy, FaithfulnessStudy or StudyResult
         What was measured.
     path : path
         File to write; parents are created, a file already there is replaced as a whole.
@@ -58,12 +61,17 @@ def report(
     if regions is not None:
         raise InputError("regions belong to the picture of an explained answer; leave them out")
     from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.faithfulness.study import FaithfulnessStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     if isinstance(result, CliffStudy):
         from vlmflow.reports.cliff.page import cliff_page
 
         page = cliff_page(result)
+    elif isinstance(result, FaithfulnessStudy):
+        from vlmflow.reports.faithfulness.page import faithfulness_page
+
+        page = faithfulness_page(result)
     elif isinstance(result, StudyResult):
         from vlmflow.reports.study.page import study_page
 
@@ -80,7 +88,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
 
     Parameters
     ----------
-    result : InformationFlow, CliffStudy or StudyResult
+    result : InformationFlow, CliffStudy, FaithfulnessStudy or StudyResult
         What was measured.
     directory : path
         Created where missing; all figures are written or none.
@@ -102,12 +110,17 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
     if isinstance(result, InformationFlow):
         return save_figures(result, directory)
     from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.faithfulness.study import FaithfulnessStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     if isinstance(result, CliffStudy):
         from vlmflow.reports.cliff.figure import cliff_figure
 
         drawn = {"cliff": cliff_figure(result)}
+    elif isinstance(result, FaithfulnessStudy):
+        from vlmflow.reports.faithfulness.figure import faithfulness_figures
+
+        drawn = faithfulness_figures(result)
     elif isinstance(result, StudyResult):
         from vlmflow.reports.study.figure import study_figure
 
@@ -121,6 +134,6 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
 
 def _unknown(result: object) -> InputError:
     return InputError(
-        f"a {type(result).__name__} has no report; give an InformationFlow, a CliffStudy or a "
-        "StudyResult"
+        f"a {type(result).__name__} has no report; give an InformationFlow, a CliffStudy, "
+        "a FaithfulnessStudy or a StudyResult"
     )

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.faithfulness.controls import CONTROLS, control_map
+from vlmflow.trust.controls import CONTROLS, control_map
 
 
 def test_controls():

@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.faithfulness.controls import CONTROLS, control_map
-from vlmflow.faithfulness.curves import STEPS, Curves, FloatArray, measure_curves
-from vlmflow.faithfulness.scoring import BATCH, token_probabilities
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.model import LVLM
 from vlmflow.result.checks import valid_target
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
+from vlmflow.trust.controls import CONTROLS, control_map
+from vlmflow.trust.curves import STEPS, Curves, FloatArray, measure_curves
+from vlmflow.trust.scoring import BATCH, token_probabilities
 
 ORDERS = 8
 """Random orders beside a map."""
@@ -101,7 +101,11 @@ def trust(
     if signal in CONTROLS and signal not in flow.signals:
         if layer is not None:
             raise InputError(f"layer={layer!r}, but the control {signal!r} has no layers")
-        about, values = MapInfo(signal), control_map(signal, pictures[image])
+        about = MapInfo(signal)
+        # What no token looks at is no control's either.
+        ones = np.ones(flow.layout.image_positions.size)
+        seen = paint(flow.layout.grids, ones, flow.layout, image)
+        values = np.where(np.isnan(seen), np.nan, control_map(signal, pictures[image]))
     else:
         about = flow.map_info(signal)
         values = flow.pixel_map(signal, layer, target, image).astype(np.float64)

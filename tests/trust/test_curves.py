@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.faithfulness.curves import Curves, measure_curves
-from vlmflow.faithfulness.order import pixel_ranks
-from vlmflow.faithfulness.replacement import REPLACEMENTS, background
+from vlmflow.trust.curves import Curves, both_ways, measure_curves, picture_steps, token_steps
+from vlmflow.trust.order import pixel_ranks, replayed
+from vlmflow.trust.replacement import REPLACEMENTS, background
 
 SIZE = 32
 REGION = np.s_[4:12, 8:24]
@@ -72,20 +72,85 @@ def test_curves_are_those_of_a_slow_loop(picture):
         return np.arange(len(pictures), dtype=float)
 
     curves = measure_curves(picture, values, score, steps=7)
-    order = np.argsort(-np.nan_to_num(values, nan=-1).ravel(), kind="stable")
-    pixels = np.asarray(picture).reshape(-1, 3)
+    looked_at = ~np.isnan(values)
+    order = [place for place in np.argsort(-values.ravel(), kind="stable")
+             if looked_at.ravel()[place]]  # fmt: skip
+    pixels = np.asarray(picture)
     for step in range(8):
-        first = order[: round(SIZE * SIZE * step / 7)]
+        first = np.zeros(SIZE * SIZE, dtype=bool)
+        first[order[: round(len(order) * step / 7)]] = True
+        first = first.reshape(SIZE, SIZE)
         appears, vanishes = np.zeros_like(pixels), pixels.copy()
-        appears[first] = pixels[first]
-        vanishes[first] = 0
-        place = int(curves.insertion[step])
-        unseen = np.isnan(values).ravel()  # what no token looks at comes last, in a drawn order
-        if not unseen[first].any():
-            np.testing.assert_array_equal(np.asarray(seen[place]).reshape(-1, 3), appears)
-            place = int(curves.deletion[step])
-            np.testing.assert_array_equal(np.asarray(seen[place]).reshape(-1, 3), vanishes)
+        appears[first], vanishes[first] = pixels[first], 0
+        for curve, expected in ((curves.insertion, appears), (curves.deletion, vanishes)):
+            shown = np.asarray(seen[int(curve[step])])
+            np.testing.assert_array_equal(shown[looked_at], expected[looked_at])
+            # What no token looks at comes and goes at the same pace.
+            share = (shown[~looked_at] > 0).any(-1).mean()
+            expected_share = step / 7 if expected is appears else 1 - step / 7
+            assert share == pytest.approx(expected_share, abs=0.02)
     assert len(seen) == 14
+
+
+def test_what_no_token_looks_at_makes_no_order_better(picture):
+    """A model that reads the middle half alone: coming last, the rest would help every order."""
+    whole = np.asarray(picture)[:, 8:24].astype(float)
+
+    def score(pictures):
+        return np.array([
+            (np.asarray(shown)[:, 8:24] == whole).all(-1).mean() ** 2 for shown in pictures
+        ])  # fmt: skip
+
+    rng, differences = np.random.default_rng(5), []
+    for _ in range(60):
+        values = np.full((SIZE, SIZE), np.nan)
+        values[:, 8:24] = rng.random((SIZE, 16))
+        differences.append(measure_curves(picture, values, score, steps=8).difference)
+    assert abs(np.mean(differences)) < 3 * np.std(differences) / np.sqrt(60) + 1e-3
+
+
+def test_pictures_come_and_go_together(picture):
+    """Two pictures: the one that the map prefers first, then the other; or both by halves."""
+    other = Image.fromarray(255 - np.asarray(picture))
+    maps = [np.zeros((SIZE, SIZE)), np.ones((SIZE, SIZE))]
+    sets = picture_steps([picture, other], maps, replacement="black", steps=2)
+    shown = [[(np.asarray(one) > 0).any(-1).mean() for one in pair] for pair in sets]
+    assert shown == [[0, 0], [0, 1], [1, 1], [1, 0]]
+    even = picture_steps([picture, other], [maps[0]] * 2, replacement="black", steps=2)
+    halves = [(np.asarray(one) > 0).any(-1).mean() for one in even[1]]
+    assert sum(halves) == pytest.approx(1)
+    assert 0.25 < halves[0] < 0.75
+
+
+def test_regions_come_whole(picture):
+    """One strong pixel lifts its region of 4 x 4 above the others; ties stay together."""
+    values = np.zeros((SIZE, SIZE))
+    values[5, 9] = 1
+    sets = picture_steps([picture], [values], replacement="black", steps=64, regions=8)
+    first = (np.asarray(sets[1][0]) > 0).any(-1)
+    assert first.sum() == 16
+    assert first[4:8, 8:12].all()
+    means = replayed(np.where(np.arange(SIZE) < 4, np.nan, values), 8)
+    assert np.isnan(means[:, :4]).all()
+    assert means[5, 9] == pytest.approx(1 / 16)
+    assert means[20, 20] == 0
+
+
+def test_tokens_come_and_go():
+    shown = token_steps(np.array([0.1, np.nan, 3.0, 2.0]), 4)
+    assert shown.tolist() == [
+        [False] * 4,
+        [False, False, True, False],
+        [False, False, True, True],
+        [True, False, True, True],
+        [True] * 4,
+        [True, True, False, True],
+        [True, True, False, False],
+        [False, True, False, False],
+    ]
+    insertion, deletion = both_ways(np.arange(8.0), 4)
+    assert insertion.tolist() == [0, 1, 2, 3, 4]
+    assert deletion.tolist() == [4, 5, 6, 7, 0]
 
 
 def test_a_constant_map_ranks_at_random():

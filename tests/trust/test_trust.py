@@ -12,9 +12,12 @@ from PIL import Image
 
 import vlmflow
 from tests.support.families import FAMILIES, picture
+from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
-from vlmflow.faithfulness.scoring import token_probabilities
-from vlmflow.faithfulness.trust import ORDERS, t_quantile
+from vlmflow.lvlm.model_parts import logits_at
+from vlmflow.trust.curves import Curves
+from vlmflow.trust.scoring import logprobs_with_tokens, token_probabilities
+from vlmflow.trust.trust import ORDERS, t_quantile
 
 TESTED = [family for family in FAMILIES if not family.queries]
 
@@ -31,6 +34,42 @@ def test_scores_are_those_of_plain_forward_passes(family):
             probabilities = vlm.model(**prompt.inputs).logits[0].softmax(-1)
         own = probabilities[prompt.layout.answer_rows, list(answer)]
         np.testing.assert_allclose(row, own, rtol=1e-4, atol=1e-7)
+    # With all image tokens, as the untouched prompt; with none, as a truncation from layer 0 on.
+    shown = np.stack([np.full(prompt.layout.image_positions.size, one) for one in (True, False)])
+    whole, none = logprobs_with_tokens(vlm, prompt, shown)
+    with torch.no_grad(), vlmflow.Truncation(0, 0)(vlm.model):
+        rows = torch.from_numpy(prompt.layout.answer_rows)
+        logits = logits_at(vlm.model, prompt.inputs, rows)[0].log_softmax(-1)
+    np.testing.assert_allclose(np.exp(whole), own, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(none, logits[range(len(answer)), list(answer)], rtol=1e-3)
+
+
+def test_removed_tokens_are_those_that_a_mask_hides():
+    """A slow reference: the whole sequence, eager attention, tokens hidden by the mask."""
+    model, processor = tiny_llava(3, layers=3, attn_implementation="eager")
+    vlm = vlmflow.LVLM(model, processor, name="tiny")
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "You look at pictures."}]},
+        {"role": "user", "content": [
+            {"type": "image", "image": picture(0, (40, 40))},
+            {"type": "text", "text": "or"},
+            {"type": "image", "image": picture(1, (30, 50))},
+            {"type": "text", "text": "What?"},
+        ]},
+    ]  # fmt: skip
+    prompt = vlm.prepare(None, messages, "1 2")
+    rng = np.random.default_rng(0)
+    shown = rng.random((5, prompt.layout.image_positions.size)) < [[0.1], [0.3], [0.5], [0.8], [1]]
+    fast = logprobs_with_tokens(vlm, prompt, shown, batch=2)
+    length = len(prompt.layout)
+    for own, row in zip(shown, fast, strict=True):
+        mask = torch.ones(1, length, dtype=torch.long)
+        mask[0, prompt.layout.image_positions[~own]] = 0
+        inputs = {**prompt.inputs, "attention_mask": mask}
+        with torch.no_grad():
+            logits = model(**inputs, position_ids=torch.arange(length)[None]).logits[0]
+        slow = logits.log_softmax(-1)[prompt.layout.answer_rows, list(prompt.answer_ids)]
+        np.testing.assert_allclose(row, slow, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +104,20 @@ def test_a_token_is_scored_alone(explained):
     assert repr(tokens[1].token) in str(tokens[1])
 
 
-def test_controls_stand_in_for_maps(explained):
+def test_controls_stand_in_for_maps(explained, monkeypatch):
     vlm, flow = explained
     random = vlm.trust(flow, "random", steps=8)
     assert str(random).startswith("The random control ranks regions")
     assert vlm.trust(flow, "centre", steps=8).difference != random.difference
+    unseen = np.isnan(flow.pixel_map("flow_map"))
+    assert unseen.any()
+    tested = []
+    monkeypatch.setattr(
+        "vlmflow.trust.trust.measure_curves",
+        lambda shown, values, *_, **__: tested.append(values) or Curves(np.ones(3), np.ones(3)),
+    )
+    vlm.trust(flow, "edges", steps=2)
+    np.testing.assert_array_equal(np.isnan(tested[0]), unseen)  # no control's either
     with pytest.raises(InputError, match="control 'edges' has no layers"):
         vlm.trust(flow, "edges", 3)
 

@@ -1,0 +1,136 @@
+"""The score of a fixed answer about other pictures, or fewer image tokens: its tokens' chances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmflow.errors import InputError
+from vlmflow.lvlm.as_found import as_found
+from vlmflow.lvlm.batch import collate, pad_id
+from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.model_parts import logits_at
+from vlmflow.lvlm.prompt import Prompt
+from vlmflow.removal.chosen import logits_without
+
+BATCH = 16
+
+Question = str | Sequence[Mapping[str, Any]]
+
+
+def token_probabilities(
+    vlm: LVLM,
+    pictures: Sequence[Image.Image],
+    others: Sequence[Image.Image],
+    image: int,
+    question: Question,
+    answer: Sequence[int],
+    *,
+    batch: int = BATCH,
+    on_batch: Callable[[int], None] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Return the probability of every token of an answer, under each of some pictures.
+
+    Parameters
+    ----------
+    vlm : LVLM
+        The model; left as found.
+    pictures : sequence of n PIL.Image
+        What takes the place of picture ``image`` among ``others``, the pictures of the question.
+    question, answer
+        As for :meth:`vlmflow.LVLM.prepare`; the answer as T token ids.
+    batch : int
+        Pictures to a forward pass.
+    on_batch : callable, optional
+        Called with the number of pictures done.
+
+    Returns
+    -------
+    (n, T) float64
+    """
+    if type(batch) is not int or batch < 1:
+        raise InputError(f"batch={batch!r}, but a forward pass takes at least one picture")
+    sets = [[*others[:image], picture, *others[image + 1 :]] for picture in pictures]
+    scores = answer_logprobs(vlm, sets, question, answer, batch=batch, on_batch=on_batch)
+    return np.exp(scores)
+
+
+def answer_logprobs(
+    vlm: LVLM,
+    sets: Sequence[Sequence[Image.Image]],
+    question: Question,
+    answer: Sequence[int],
+    *,
+    batch: int = BATCH,
+    on_batch: Callable[[int], None] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Return the log-probability of every token of an answer about each of some sets of pictures.
+
+    Parameters are those of :func:`token_probabilities`, but for ``sets``: of n times all pictures
+    of the question.
+
+    Returns
+    -------
+    (n, T) float64
+    """
+    _check_batch(batch)
+    ids = torch.tensor(answer)
+    rows = []
+    for start in range(0, len(sets), batch):
+        prompts = [vlm.prepare(own, question, answer) for own in sets[start : start + batch]]
+        inputs, layouts = collate(prompts, pad_id(vlm.processor.tokenizer))
+        at = torch.from_numpy(layouts[0].answer_rows).to(vlm.device)  # at the end of every row
+        with as_found(vlm.model), torch.no_grad():
+            logits = logits_at(vlm.model, inputs, at)
+        rows.append(_own(logits, ids))
+        if on_batch is not None:
+            on_batch(start + len(prompts))
+    return np.concatenate(rows)
+
+
+def logprobs_with_tokens(
+    vlm: LVLM, prompt: Prompt, shown: npt.NDArray[np.bool_], *, batch: int = BATCH
+) -> npt.NDArray[np.float64]:
+    """Return the log-probability of an answer's tokens where some of its image tokens are left.
+
+    The others are removed before the first layer; those that stay keep their positions.
+
+    Parameters
+    ----------
+    vlm, prompt : LVLM, Prompt
+        The model; left as found. The prompt carries its answer of T tokens.
+    shown : (n, P) bool
+        Image tokens that are left.
+    batch : int
+        Subsets to a forward pass, which runs the untouched prompt as well.
+
+    Returns
+    -------
+    (n, T) float64
+    """
+    _check_batch(batch)
+    ids = torch.tensor(prompt.answer_ids)
+    rows = []
+    for start in range(0, len(shown), batch):
+        removed = torch.from_numpy(~shown[start : start + batch])
+        rows.append(_own(logits_without(vlm, prompt, removed)[1:], ids))
+    return np.concatenate(rows)
+
+
+def _own(logits: Tensor, ids: Tensor) -> npt.NDArray[np.float64]:
+    """Log-probabilities (n, T) of the answer's own tokens; logits (n, T, vocabulary)."""
+    scores = logits.float().log_softmax(-1)
+    own = scores.gather(2, ids.to(scores.device).expand(len(scores), -1)[..., None])[..., 0]
+    values: npt.NDArray[np.float64] = own.double().cpu().numpy()
+    return values
+
+
+def _check_batch(batch: object) -> None:
+    if type(batch) is not int or batch < 1:
+        raise InputError(f"batch={batch!r}, but a forward pass takes at least one picture")
