@@ -14,9 +14,11 @@ import vlmflow
 from tests.support.smollm2 import needs_smollm2
 from tests.support.tiny import tiny_llava
 from training.adapters import adapt, adapter_weights
+from training.evaluate import answers, prompt_batches
 from vlmflow.bundled import assembly, shelf, smollm2
 from vlmflow.bundled.assembly import TUNED, add_tuned, cache_directory
 from vlmflow.errors import ModelError, Note
+from vlmflow.scenes import samples
 
 NAME = "scenes-smollm2"
 PICTURE = Image.new("RGB", (80, 60), "orange")
@@ -79,7 +81,13 @@ def test_it_is_put_together_once_as_a_plain_directory(monkeypatch):
     model = AutoModelForImageTextToText.from_pretrained(directory)
     assert type(model) is LlavaForConditionalGeneration
     assert model.config.text_config.num_hidden_layers == 30
-    assert vlmflow.load(NAME).name == NAME
+    vlm = vlmflow.load(NAME)
+    assert vlm.name == NAME
+    # transformers alone answers a padded batch as it answers one by one.
+    drawn = list(samples("scenes-reasoning", "test", 3))
+    together = answers(vlm.model, vlm.processor, prompt_batches(vlm.processor, drawn, vlm.model))
+    assert together == [vlm.generate(item.picture, item.question) for item in drawn]
+    assert together[0] == "to the right: A"
     tuned = shelf.BUNDLED / NAME / TUNED
     assert tuned.stat().st_size < 25e6
     assert {path.suffix for path in directory.iterdir()} <= {".json", ".safetensors", ".jinja"}

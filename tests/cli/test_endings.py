@@ -128,7 +128,9 @@ def test_ctrl_c_while_modules_are_imported_shows_no_trace(picture, module):
         [sys.executable, "-c", INTERRUPTED, module, *arguments], capture_output=True, text=True
     )
     assert done.returncode == 130, done.stderr
-    assert done.stderr in ("", "vlmflow: interrupted; no file is half-written\n")
+    # A slow machine may have said how far it is.
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Measuring: ")]
+    assert lines in ([], ["vlmflow: interrupted; no file is half-written"])
     assert done.stdout == ""
     assert [path.name for path in picture.parent.iterdir()] == ["picture.png"]
 
@@ -231,7 +233,7 @@ def test_ctrl_c_inside_a_destructor_is_not_lost():
 @pytest.mark.parametrize(
     ("arguments", "phrases"),
     [
-        (["explain"], ["missing argument 'IMAGE'; see 'vlmflow explain --help'"]),
+        (["explain"], ["missing argument 'IMAGE|TASK'; see 'vlmflow explain --help'"]),
         (["explian"], ["no such command 'explian'", "'explain'", "'vlmflow --help'"]),
         (["--nope\u202e"], ["no such option: --nope\\u202e; see 'vlmflow --help'"]),
         (["models", "\u3164\x1b[2J"], ["(\\u3164\\x1b[2J)"]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from html import unescape
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from tests.support.families import FAMILIES, picture
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, cli
 from vlmflow.errors import InputError
+from vlmflow.flow.signals.region_removal import RegionRemoval
 from vlmflow.reports.faithfulness.page import faithfulness_page
 from vlmflow.statistics.rank_correlation import spearman
 from vlmflow.studies.faithfulness import samples as measuring
@@ -445,7 +445,7 @@ def test_eagle_replays_regions(vlm):
 
 
 def test_maps_searched_by_removal_are_marked(study):
-    assert searched_by_removal(SimpleNamespace(all_reads=("removal",)))
+    assert searched_by_removal(RegionRemoval())
     assert not searched_by_removal(Places())
     marked = replace(study, in_sample=("saliency",))
     frame = marked.map_frame()

@@ -26,6 +26,9 @@ from vlmflow.files import staged
 TUNED = "tuned.safetensors"
 """File of a bundled model that is put together: its projector and adapters, in bfloat16."""
 
+FORMAT = "1"
+"""Of what is put together: another one where the same parts are put together differently."""
+
 TOWERS = {"scenes-smollm2": "scenes-llava"}
 """The bundled model whose vision tower another one looks through, unchanged."""
 
@@ -57,7 +60,7 @@ def assembled(name: str, tuned: Path, bundled: Path) -> Path:
         If what it stands on is missing or another file, or the cache cannot be written.
     """
     tower = bundled / TOWERS[name]
-    parts = [SHA256, *(_digest(path) for path in (tuned, tower / "model.safetensors"))]
+    parts = [FORMAT, SHA256, *(_digest(path) for path in (tuned, tower / "model.safetensors"))]
     mark = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
     directory = cache_directory() / "models" / f"{name}-{mark}"
     if (directory / "config.json").is_file():

@@ -81,7 +81,8 @@ def load_decoder(dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, 
         raise ModelError(f"reading {FILE} needs {' and '.join(missing)}: {GET_IT}")
     path = find_weights()
     options = {"gguf_file": path.name}
-    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
+    # Said here it is saved with the tokenizer; as an attribute it would not be.
+    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, padding_side="left", **options)
     from_gguf: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **options)
     # A model read from GGUF refuses save_pretrained: its weights go into one that was not.
     plain = {
@@ -115,7 +116,7 @@ def build_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """
     decoder, tokenizer = load_decoder()
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    tokenizer.pad_token, tokenizer.padding_side = "<|endoftext|>", "left"
+    tokenizer.pad_token = "<|endoftext|>"
     tokenizer.model_max_length = decoder.config.max_position_embeddings
     model = LlavaForConditionalGeneration(llava_config(tokenizer, decoder.config.to_dict()))
     language = model.model.language_model
