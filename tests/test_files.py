@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,15 @@ def interrupting(function):
     return interrupted
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run in the background of a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("call", ["mkdir", "replace", "rmtree"])
 def test_ctrl_c_between_two_system_calls_waits_for_all_of_them(tmp_path, monkeypatch, call):
     """In setting up, in moving and in cleaning up: no file or all of them, and it is not lost."""
@@ -211,6 +221,7 @@ def test_ctrl_c_between_two_system_calls_waits_for_all_of_them(tmp_path, monkeyp
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_second_ctrl_c_does_not_stop_the_cleaning_up(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", interrupting(shutil.rmtree))
     with pytest.raises(KeyboardInterrupt), staged(tmp_path / "a" / "b"):
