@@ -43,11 +43,11 @@ def main() -> None:
     if arguments.command == "measure":
         measure(arguments)
         return
-    found = {
+    stored = {
         name: [read for task in TASKS if (read := read_evidence(arguments.out, name, task))]
         for name in arguments.models
     }
-    measured = {name: tasks for name, tasks in found.items() if tasks}
+    measured = {name: tasks for name, tasks in stored.items() if tasks}
     if not measured:
         parser.error(f"{arguments.out} holds no finished results; run measure first")
     write(measured, DOCS)

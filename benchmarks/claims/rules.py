@@ -122,8 +122,8 @@ def has_cliff(tasks: Sequence[Evidence]) -> list[Verdict]:
 
 def harder_is_earlier(tasks: Sequence[Evidence]) -> list[Verdict]:
     """Claim 4: cliffs in the order reasoning, reading, yes/no, captions."""
-    known = {task.task: task for task in tasks}
-    ordered = [known[name] for name in TASKS if name in known]
+    by_name = {task.task: task for task in tasks}
+    ordered = [by_name[name] for name in TASKS if name in by_name]
     verdicts = []
     for earlier, later in itertools.pairwise(ordered):
         gap = later.cliff_draws() - earlier.cliff_draws()
@@ -207,11 +207,11 @@ def decoder_not_connector(models: Mapping[str, Sequence[Evidence]]) -> Verdict:
     missing = [name for name in needed if not models.get(name)]
     if missing:
         return Verdict(UNMEASURED, "all models", f"{', '.join(missing)} not there")
-    known = {name: {task.task: task for task in models[name]} for name in needed}
-    shared = [task for task in TASKS if all(task in tasks for tasks in known.values())]
+    by_model = {name: {task.task: task for task in models[name]} for name in needed}
+    shared = [task for task in TASKS if all(task in tasks for tasks in by_model.values())]
 
     def distance(first: str, second: str) -> FloatArray:
-        pairs = [(known[first][task], known[second][task]) for task in shared]
+        pairs = [(by_model[first][task], by_model[second][task]) for task in shared]
         gaps = [np.abs(a.cliff_draws() / a.layers - b.cliff_draws() / b.layers) for a, b in pairs]
         mean: FloatArray = np.mean(gaps, axis=0)
         return mean

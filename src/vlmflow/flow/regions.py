@@ -46,9 +46,9 @@ def regions_of(layout: TokenLayout, count: int) -> IntArray:
     if (regions < 0).all():
         regions = np.arange(positions.size) * min(count, positions.size) // max(1, positions.size)
     # The token before it, or the first that has a region.
-    known = np.flatnonzero(regions >= 0)
+    placed = np.flatnonzero(regions >= 0)
     before = np.maximum.accumulate(np.where(regions >= 0, np.arange(regions.size), -1))
-    regions = regions[np.where(before >= 0, before, known[0] if known.size else 0)]
+    regions = regions[np.where(before >= 0, before, placed[0] if placed.size else 0)]
     return np.unique(regions, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
@@ -74,12 +74,12 @@ def neighbourhoods(layout: TokenLayout, window: int) -> list[tuple[IntArray, Int
         Indices of image tokens. Beyond an edge, the edge repeats.
     """
     reach = window // 2
-    found = []
+    around_tokens = []
     for grid in layout.grids:
         if not isinstance(grid, ImageGrid):
             continue
         tokens = np.searchsorted(layout.image_positions, grid.positions)
         padded = np.pad(tokens, reach, mode="edge")
         around = np.lib.stride_tricks.sliding_window_view(padded, (window, window))
-        found.append((tokens.ravel(), around.reshape(tokens.size, window * window).copy()))
-    return found
+        around_tokens.append((tokens.ravel(), around.reshape(tokens.size, window * window).copy()))
+    return around_tokens
