@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from vlmflow.errors import InputError
+from vlmflow.files import write_files
 from vlmflow.removal.cliff import cliff_layer, losses
 from vlmflow.statistics.bootstrap import sample_draws
-from vlmflow.studies.cliff_layer.run import read_cliff_study
 from vlmflow.studies.cliff_layer.study import CliffStudy
-from vlmflow.studies.truncations.arms import Arm
-from vlmflow.studies.truncations.results import StudyResult, read_study
-from vlmflow.truncation.presets import preset, scaled
+from vlmflow.studies.truncations.results import StudyResult
+from vlmflow.truncation.presets import scaled
+from vlmflow.truncation.rankings.random import Random
 from vlmflow.truncation.truncation import Truncation
 
 FloatArray = npt.NDArray[np.float64]
@@ -42,19 +43,16 @@ class Evidence:
     concentration: FloatArray  # (n, L): share of a layer's saliency in its strongest tenth
     attention: FloatArray  # (n, L): share of the answer's attention that image tokens get
     changed: FloatArray  # (n, L): 1 where the answer changes with image tokens removed from there
-    # Scores by name of the arm, of the same samples: (split, arm) to (n,); calibration's too
+    # Scores by name of the arm: (split, arm) to (samples of the split,). Calibration has all
+    # candidates, test what was chosen there.
     scores: dict[tuple[str, str], FloatArray]
-    arms: dict[str, Arm] = field(default_factory=dict)
-    random: dict[str, str] = field(default_factory=dict)  # Of a ranked arm: tokens drawn instead
+    policies: dict[str, Truncation] = field(default_factory=dict)  # What arms do, by name
     agreement: dict[str, float] = field(default_factory=dict)  # Of arms, on the calibration split
     clusters: Sequence[str] | None = None  # What the samples of the removal curves share
 
     def arm(self, policy: Truncation) -> str | None:
         """Name the arm that does this to the image tokens; None where there is none."""
-        for name, arm in self.arms.items():
-            if arm.truncation == policy and not arm.is_down_sampled:
-                return name
-        return None
+        return next((name for name, own in self.policies.items() if own == policy), None)
 
     @property
     def layers(self) -> int:
@@ -70,12 +68,16 @@ class Evidence:
         return np.array(drawn)
 
 
-def truncations(layers: int) -> list[Truncation]:
-    """List what a study answers under, for a model of so many layers."""
+def candidates(layers: int) -> list[Truncation]:
+    """List what the calibration split chooses among, for a model of so many layers."""
+    dropped = shallow(layers, "drop")
     listed = [Truncation(layer, 0) for layer in exit_layers(layers)]
-    listed += [preset(name, layers) for name in PRESETS]
-    listed += [*shallow(layers, "drop"), *shallow(layers, "merge")]
-    return [policy for place, policy in enumerate(listed) if policy not in listed[:place]]
+    return [*listed, *dropped, *map(drawn, dropped), *shallow(layers, "merge")]
+
+
+def drawn(policy: Truncation) -> Truncation:
+    """Keep as many tokens on the same schedule, but random ones."""
+    return replace(policy, rank_by=Random(SEED))
 
 
 def shallow(layers: int, remainder: str) -> list[Truncation]:
@@ -93,8 +95,8 @@ def exit_layers(layers: int) -> list[int]:
 
 
 def shallow_layers(layers: int) -> list[int]:
-    """Layers up to a third of the depth at which tokens are aggregated: three of them."""
-    return sorted({1, max(1, round(layers / 6)), max(1, layers // 3)})
+    """Layers at which tokens are ranked and aggregated: a sixth and a third of the depth."""
+    return sorted({max(1, round(layers / 6)), max(1, layers // 3)})
 
 
 def after_layer_three(layers: int) -> int:
@@ -102,23 +104,34 @@ def after_layer_three(layers: int) -> int:
     return scaled(3, layers) + 1
 
 
-def read_evidence(store: Path, model: str, task: str) -> Evidence | None:
-    """Read what is stored of a model on a task; None where one of its studies is not finished."""
-    try:
-        curves = read_cliff_study(store / "cliff" / model / task)
-        study = read_study(store / "study" / model / task)
-    except InputError:
-        return None
-    return evidence_of(model, task, curves, study)
+def evidence_of(
+    model: str,
+    task: str,
+    curves: CliffStudy,
+    chosen: StudyResult,
+    tested: StudyResult | None = None,
+) -> Evidence:
+    """Put the studies of one model on one task into arrays.
 
-
-def evidence_of(model: str, task: str, curves: CliffStudy, study: StudyResult) -> Evidence:
-    """Put two studies of one model on one task into arrays."""
+    Parameters
+    ----------
+    model, task
+        Their names.
+    curves
+        Removal curves and signals of the test split.
+    chosen
+        All candidates, on the calibration split.
+    tested
+        What was chosen, on the test split; None before that.
+    """
     answered = [sample for sample in curves.measurements if sample.curve is not None]
+    studies = [chosen] if tested is None else [chosen, tested]
     scores: dict[tuple[str, str], FloatArray] = {}
-    for split, rows in study.result_frame().groupby("split"):
-        table = rows.pivot(index="key", columns="arm", values="score").dropna()
-        scores |= {(str(split), str(arm)): table[arm].to_numpy(np.float64) for arm in table}
+    for study, split in zip(studies, ("calibration", "test"), strict=False):
+        rows = study.result_frame()
+        table = rows[rows["split"] == split].pivot(index="key", columns="arm", values="score")
+        kept = table.dropna()
+        scores |= {(split, str(arm)): kept[arm].to_numpy(np.float64) for arm in kept}
     return Evidence(
         model=model,
         task=task,
@@ -127,17 +140,56 @@ def evidence_of(model: str, task: str, curves: CliffStudy, study: StudyResult) -
         attention=np.stack([sample.signals["attention share"] for sample in answered]),
         changed=np.stack([losses(curve, "answer") for curve in curves.curves]),
         scores=scores,
-        arms={arm.name: arm for arm in study.arms},
-        random={
-            arm.name: control.name
+        policies={
+            arm.name: arm.truncation
+            for study in studies
             for arm in study.arms
-            for control in study.controls(arm)
-            if control.kind == "random"
+            if arm.truncation is not None
         },
         agreement={
             summary.arm.name: summary.agreement.value
-            for summary in study.summaries
+            for summary in chosen.summaries
             if summary.split == "calibration"
         },
         clusters=curves.clusters,
     )
+
+
+def save_evidence(evidence: Evidence, directory: Path) -> None:
+    """Write one file, ``MODEL--TASK.npz``: arrays, and the rest as JSON text."""
+    arrays = {
+        "concentration": evidence.concentration.astype(np.float16),
+        "attention": evidence.attention.astype(np.float16),
+        "changed": evidence.changed.astype(np.float16),
+        **{f"{split}/{arm}": values for (split, arm), values in evidence.scores.items()},
+    }
+    about = {
+        "model": evidence.model,
+        "task": evidence.task,
+        "score": evidence.score,
+        "policies": {name: policy.to_json() for name, policy in evidence.policies.items()},
+        "agreement": evidence.agreement,
+        "clusters": None if evidence.clusters is None else list(evidence.clusters),
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, about=np.array(json.dumps(about)), **arrays)
+    write_files(directory, {f"{evidence.model}--{evidence.task}.npz": buffer.getvalue()})
+
+
+def load_evidence(directory: Path, model: str, task: str) -> Evidence | None:
+    """Read what :func:`save_evidence` wrote; None where it has not."""
+    path = directory / f"{model}--{task}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    about = json.loads(str(arrays.pop("about")))
+    measured = {
+        name: arrays.pop(name).astype(np.float64)
+        for name in ("concentration", "attention", "changed")
+    }
+    about["policies"] = {
+        name: Truncation.from_json(plain) for name, plain in about["policies"].items()
+    }
+    scores = {(name.split("/", 1)[0], name.split("/", 1)[1]): arrays[name] for name in arrays}
+    return Evidence(**about, **measured, scores=scores)

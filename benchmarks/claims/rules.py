@@ -25,6 +25,7 @@ from benchmarks.claims.evidence import (
     Evidence,
     FloatArray,
     after_layer_three,
+    drawn,
     exit_layers,
     shallow,
 )
@@ -155,9 +156,8 @@ def ranking_beats_random(tasks: Sequence[Evidence]) -> list[Verdict]:
     """Claim 6: the setting that gains most on the calibration split gains on the test split."""
     verdicts = []
     for task in tasks:
-        ranked = [arm for arm in _arms(task, shallow(task.layers, "drop")) if arm in task.random]
-        best = max(ranked, key=lambda arm: _gain(task, arm, task.random[arm]), default=None)
-        control = "" if best is None else task.random[best]
+        best = _best_ranking(task)
+        control = None if best is None else task.arm(drawn(task.policies[best]))
         verdicts.append(_compare(task, best, control, len(tasks), 0.0, 0.0))
     return verdicts
 
@@ -190,11 +190,8 @@ def aggregating_beats_dropping(tasks: Sequence[Evidence]) -> list[Verdict]:
     verdicts = []
     for task in tasks:
         merged = _best_merge(task)
-        policy = None if merged is None else task.arms[merged].truncation
-        dropped = None if policy is None else task.arm(replace(policy, remainder="drop"))
-        verdicts.append(
-            _compare(task, None if dropped is None else merged, dropped or "", len(tasks), 0.0, 0.0)
-        )
+        dropped = None if merged is None else task.arm(as_dropped(task.policies[merged]))
+        verdicts.append(_compare(task, merged, dropped, len(tasks), 0.0, 0.0))
     return verdicts
 
 
@@ -226,7 +223,7 @@ def decoder_not_connector(models: Mapping[str, Sequence[Evidence]]) -> Verdict:
 def _compare(
     task: Evidence,
     arm: str | None,
-    control: str,
+    control: str | None,
     tests: int,
     least: float,
     excluded: float,
@@ -240,7 +237,7 @@ def _compare(
     what = f"{task.task}, {where}" if where else task.task
     if arm == "":
         return Verdict(FAILS, what, "no cliff layer on the calibration split")
-    if arm is None or ("test", arm) not in task.scores:
+    if arm is None or control is None or ("test", arm) not in task.scores:
         return Verdict(UNMEASURED, what, "no such setting")
     scores, reference = task.scores["test", arm], task.scores["test", control]
     centre, error = adjusted_difference(scores.tolist(), reference.tolist())
@@ -266,6 +263,33 @@ def _arm_at_cliff(task: Evidence) -> str | None:
 
 def _arms(task: Evidence, policies: Sequence[Truncation]) -> list[str]:
     return [name for name in map(task.arm, policies) if name is not None]
+
+
+def as_dropped(policy: Truncation) -> Truncation:
+    """Remove the same tokens without merging them."""
+    return replace(policy, remainder="drop")
+
+
+def chosen(task: Evidence) -> list[Truncation]:
+    """List what the test split has to answer under, by what the calibration split says."""
+    listed = [preset(name, task.layers) for name in PRESETS]
+    cliff, ranked, merged = _arm_at_cliff(task), _best_ranking(task), _best_merge(task)
+    if cliff:
+        listed.append(task.policies[cliff])
+    if ranked:
+        listed += [task.policies[ranked], drawn(task.policies[ranked])]
+    if merged:
+        listed += [task.policies[merged], as_dropped(task.policies[merged])]
+    return list(dict.fromkeys(listed))
+
+
+def _best_ranking(task: Evidence) -> str | None:
+    gains = {}
+    for policy in shallow(task.layers, "drop"):
+        ranked, control = task.arm(policy), task.arm(drawn(policy))
+        if ranked is not None and control is not None:
+            gains[ranked] = _gain(task, ranked, control)
+    return max(gains, key=lambda arm: gains[arm], default=None)
 
 
 def _best_merge(task: Evidence) -> str | None:

@@ -27,6 +27,7 @@ from vlmflow.studies.explanations.run import ExplainedTask
 from vlmflow.studies.faithfulness.run import ALL, run_faithfulness
 from vlmflow.studies.faithfulness.settings import FaithfulnessSettings, given_list
 from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+from vlmflow.studies.truncations.arms import CONTROLS
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import StudyResult, read_study
 from vlmflow.studies.truncations.run import Progress, run_study
@@ -304,6 +305,7 @@ def study(
     max_loss: float = 0.03,
     timed: int = 4,
     seed: int = 0,
+    controls: Iterable[str] = CONTROLS,
     max_new_tokens: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> StudyResult:
@@ -331,6 +333,10 @@ def study(
         Calibration samples whose prefill is timed under every arm; 0: none.
     seed : int
         Of random choices and bootstraps.
+    controls : iterable of str
+        What every truncation is held against beside the untouched model and no image: ``"random"``
+        tokens on its schedule, ``"down-sampled"`` pictures of as many tokens. Each is one more
+        answer per sample and truncation.
     max_new_tokens : int, optional
         Longest answer; the task's own where left out.
     progress : callable, optional
@@ -355,6 +361,7 @@ def study(
         max_loss=max_loss,
         timed=timed,
         seed=seed,
+        controls=tuple(controls),
         max_new_tokens=max_new_tokens,
     )
     run_study(plan, folder, vlm=vlm, task=data, progress=progress)

@@ -74,6 +74,13 @@ def study(
     seed: Annotated[
         int | None, typer.Option(help="Of random tokens and bootstraps.", show_default="0")
     ] = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            help="What truncations are held against, or 'none'.",
+            show_default="random,down-sampled",
+        ),
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option(help="'ray' or 'ray:N' spreads the work.", show_default="this process"),
@@ -97,6 +104,7 @@ def study(
             "max_loss": max_loss,
             "timed": timed,
             "seed": seed,
+            "controls": controls and [name for name in controls.split(",") if name != "none"],
             "device": device,
             "dtype": dtype and dtype.value,
             "revision": revision,

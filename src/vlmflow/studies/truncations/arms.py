@@ -12,7 +12,9 @@ from vlmflow.truncation.rankings.random import Random
 from vlmflow.truncation.truncation import Truncation
 
 UNTOUCHED, NO_IMAGE = "untouched", "no image"
-KINDS = (UNTOUCHED, NO_IMAGE, "truncation", "random", "down-sampled")
+CONTROLS = ("random", "down-sampled")
+"""What a truncation is held against, beside the untouched model and the one without image."""
+KINDS = (UNTOUCHED, NO_IMAGE, "truncation", *CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,18 @@ def label(policy: Truncation) -> str:
 
 
 def arms_of(
-    truncations: Sequence[tuple[str, Truncation]], layers: int, *, seed: int
+    truncations: Sequence[tuple[str, Truncation]],
+    layers: int,
+    *,
+    seed: int,
+    controls: Sequence[str] = CONTROLS,
 ) -> tuple[Arm, ...]:
     """Put the controls beside the truncations, which come with their names (empty: :func:`label`).
 
     Every study has the untouched model and the one without any image token. A truncation that
     chooses tokens gets a random choice on the same schedule; every truncation gets pictures
-    down-sampled to as many image tokens as it leaves to an average layer. Controls that several
-    truncations share appear once.
+    down-sampled to as many image tokens as it leaves to an average layer. Of these two, those in
+    ``controls`` are there. Controls that several truncations share appear once.
     """
     arms: dict[str, Arm] = {}
     names: dict[str, str] = {}  # by what the arm does
@@ -85,11 +91,11 @@ def arms_of(
         add(Arm(name or label(policy), "truncation", policy)): policy
         for name, policy in truncations
     }
-    for name, policy in named.items():
+    for name, policy in named.items() if "random" in controls else ():
         if policy.ranks and not isinstance(policy.ranking, Random):
             drawn = replace(policy, rank_by=Random(seed))
             add(Arm(f"random: {label(drawn)}", "random", drawn, of=name))
-    for name, policy in named.items():
+    for name, policy in named.items() if "down-sampled" in controls else ():
         counted = any(isinstance(stage.keep, Count) and stage.keep for stage in policy.stages)
         share = round(mean_share(policy, layers, 1000), 3)
         if counted or 0 < share < 1:

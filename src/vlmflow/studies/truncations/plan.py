@@ -14,7 +14,7 @@ import yaml
 from vlmflow.errors import InputError, reason
 from vlmflow.files import as_path
 from vlmflow.parameters import check_integer
-from vlmflow.studies.truncations.arms import Arm, arms_of
+from vlmflow.studies.truncations.arms import CONTROLS, Arm, arms_of
 from vlmflow.truncation.presets import check_preset, preset
 from vlmflow.truncation.truncation import Truncation
 
@@ -44,6 +44,7 @@ class Plan:
     max_loss: float = 0.03  # Largest loss of the task's score that a recommendation may cost
     timed: int = 4  # Calibration samples whose prefill is timed under every arm; 0: none
     seed: int = 0  # Seed of random choices and bootstraps
+    controls: tuple[str, ...] = CONTROLS  # What truncations are held against; each costs runs
     max_new_tokens: int | None = None  # Longest answer; the task's own where left out
     # Arguments of :func:`vlmflow.load`
     revision: str | None = None
@@ -81,12 +82,13 @@ class Plan:
         named = self._named(layers)
         for _, policy in named:
             policy.check_layers(layers, self.model)
-        return arms_of(named, layers, seed=self.seed)
+        return arms_of(named, layers, seed=self.seed, controls=self.controls)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON can hold it."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         plain["truncations"] = [_plain(truncation) for truncation in self.truncations]
+        plain["controls"] = list(self.controls)
         plain["sweep"] = None if self.sweep is None else dict(self.sweep)
         return plain
 
@@ -106,8 +108,9 @@ class Plan:
         if not plain.get("task"):
             raise InputError("a study needs a task; 'vlmflow tasks' lists them")
         values = dict(plain)
-        if isinstance(values.get("truncations"), list):
-            values["truncations"] = tuple(values["truncations"])
+        for name in ("truncations", "controls"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
         return cls(**values)
 
     def _named(self, layers: int | None) -> list[tuple[str, Truncation]]:
@@ -216,6 +219,8 @@ def _check_types(plan: Plan) -> None:
         value = getattr(plan, name)
         if not isinstance(value, str) and (value is not None or name in ("task", "model")):
             raise InputError(f"{name}={value!r} is not text")
+    if not isinstance(plan.controls, tuple) or any(c not in CONTROLS for c in plan.controls):
+        raise InputError(f"controls={plan.controls!r}; there are {' and '.join(CONTROLS)}")
     if not isinstance(plan.truncations, tuple):
         raise InputError(f"truncations={plan.truncations!r} is not a list")
     if plan.sweep is not None and not isinstance(plan.sweep, Mapping):
