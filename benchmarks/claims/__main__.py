@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import vlmflow
@@ -49,6 +50,15 @@ def measure(vlm: LVLM, task: str, out: Path, samples: int, calibration: int) -> 
     return evidence_of(vlm.name, task, curves, picked, tested)
 
 
+def read_all(models: Iterable[str]) -> dict[str, list[Evidence]]:
+    """Read what was measured: of every model that there is something of, its tasks."""
+    stored = {
+        name: [read for task in TASKS if (read := load_evidence(EVIDENCE, name, task))]
+        for name in models
+    }
+    return {name: tasks for name, tasks in stored.items() if tasks}
+
+
 def main() -> None:
     """Measure, or write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
@@ -71,13 +81,9 @@ def main() -> None:
                     measure(vlm, task, arguments.out / vlm.name / task, *counts), EVIDENCE
                 )
         return
-    stored = {
-        name: [read for task in TASKS if (read := load_evidence(EVIDENCE, name, task))]
-        for name in arguments.models
-    }
-    measured = {name: tasks for name, tasks in stored.items() if tasks}
+    measured = read_all(arguments.models)
     if not measured:
-        parser.error(f"{EVIDENCE} holds nothing of {', '.join(stored)}; run measure first")
+        parser.error(f"{EVIDENCE} holds nothing of {', '.join(arguments.models)}; measure first")
     write(measured, DOCS)
 
 

@@ -158,9 +158,9 @@ def evidence_of(
 def save_evidence(evidence: Evidence, directory: Path) -> None:
     """Write one file, ``MODEL--TASK.npz``: arrays, and the rest as JSON text."""
     arrays = {
-        "concentration": evidence.concentration.astype(np.float16),
-        "attention": evidence.attention.astype(np.float16),
-        "changed": evidence.changed.astype(np.float16),
+        "concentration": evidence.concentration.astype(np.float32),
+        "attention": evidence.attention.astype(np.float32),
+        "changed": evidence.changed.astype(np.float32),
         **{f"{split}/{arm}": values for (split, arm), values in evidence.scores.items()},
     }
     about = {

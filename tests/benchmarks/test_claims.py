@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
+from benchmarks.claims.__main__ import DOCS, read_all
 from benchmarks.claims.claims import CLAIMS
-from benchmarks.claims.evidence import TASKS, Evidence, exit_layers, truncations
+from benchmarks.claims.evidence import (
+    PRESETS,
+    TASKS,
+    Evidence,
+    candidates,
+    drawn,
+    exit_layers,
+    load_evidence,
+    save_evidence,
+)
 from benchmarks.claims.page import page
 from benchmarks.claims.rules import (
     FAILS,
     HOLDS,
     UNCLEAR,
     UNMEASURED,
+    as_dropped,
+    chosen,
     decoder_not_connector,
     overall,
 )
-from vlmflow.studies.truncations.arms import arms_of
+from vlmflow.bundled.shelf import bundled_models
+from vlmflow.studies.truncations.arms import UNTOUCHED, label
+from vlmflow.truncation.presets import preset
+from vlmflow.truncation.truncation import Truncation
 
 LAYERS, COUNT = 12, 200
 PYRAMIDDROP = "layer 3 : 6 : 9, keep 50 % : 25 % : 12.5 % by last_attention, repack"
@@ -44,31 +57,20 @@ def made(
     changed = np.ones((COUNT, LAYERS))
     if cliff is not None:
         changed[:, cliff:] = 0
-    listed = arms_of([("", policy) for policy in truncations(LAYERS)], LAYERS, seed=0)
-    arms = {arm.name: arm for arm in listed}
-    random = {
-        name: drawn.name
-        for name, arm in arms.items()
-        if arm.kind == "truncation" and arm.truncation is not None and arm.truncation.ranks
-        for drawn in listed
-        if drawn.kind == "random"
-        and drawn.truncation == replace(arm.truncation, rank_by=drawn.truncation.rank_by)
-    }
-    right = {name: 0.8 + (gains or {}).get(name, 0.0) for name in arms}
+    listed = [*candidates(LAYERS), *(preset(name, LAYERS) for name in PRESETS)]
+    policies = {label(policy): policy for policy in listed}
+    right = {name: 0.8 + (gains or {}).get(name, 0.0) for name in [UNTOUCHED, *policies]}
     scores = {
         (split, name): (np.arange(COUNT) < round(COUNT * value)).astype(float)
         for split in ("calibration", "test")
         for name, value in right.items()
     }
     agreement = {
-        name: 1.0
-        for name, arm in arms.items()
-        if arm.truncation is not None
-        and (cliff is not None and arm.truncation.stages[0].layer >= cliff)
+        name: 1.0 if cliff is not None and policy.stages[0].layer >= cliff else 0.2
+        for name, policy in policies.items()
     }
-    agreement = {name: agreement.get(name, 0.2) for name in arms}
     return Evidence(
-        model, task, 0.8, concentration, attention, changed, scores, arms, random, agreement
+        model, task, 0.8, concentration, attention, changed, scores, policies, agreement
     )
 
 
@@ -102,7 +104,7 @@ def test_the_cliff_is_taken_from_the_calibration_split():
     task.agreement[f"layer {exit_layers(LAYERS)[-1]}, keep 0"] = 0.5
     assert words("5a", task) == [FAILS]
     task.agreement.clear()
-    task.arms.clear()
+    task.policies.clear()
     assert words("5a", task) == [UNMEASURED]
 
 
@@ -119,7 +121,7 @@ def test_the_best_setting_is_chosen_on_the_calibration_split():
     task = made(gains={name: 0.1})
     assert words("6", task) == [HOLDS]
     # The same gain on the test split alone is not seen by who chooses.
-    for arm in (name, *(arm for arm in task.arms if arm.startswith("layer 1, keep 10 %"))):
+    for arm in (name, *(arm for arm in task.policies if arm.startswith("layer 2, keep 10 %"))):
         task.scores["calibration", arm] = np.zeros(COUNT)
     (verdict,) = RULES["6"]([task])
     assert verdict.word == UNCLEAR
@@ -132,11 +134,7 @@ def test_merging_is_held_against_untouched_and_against_dropping():
     assert words("9a", better) == [HOLDS]
     assert words("9b", better) == [UNCLEAR]
     assert words("9b", made(gains={merged: 0.1})) == [HOLDS]
-    worse = {
-        name: -0.2
-        for name, arm in made().arms.items()
-        if arm.truncation is not None and arm.truncation.remainder == "merge"
-    }
+    worse = {name: -0.2 for name, policy in made().policies.items() if policy.remainder == "merge"}
     assert words("9a", made(gains=worse)) == [FAILS]
 
 
@@ -172,3 +170,37 @@ def test_the_page_says_every_rule_and_verdict():
         assert claim.text in text
     assert "| 3 | There is a cliff layer before the end. | **holds** | **fails** |" in text
     assert "none (none to none)" in text
+
+
+def test_only_what_calibration_singles_out_is_tested():
+    ranked, merged = (
+        "layer 2, keep 25 % by last_attention",
+        "layer 4, keep 1 by last_attention, merge",
+    )
+    task = made(cliff=6, gains={ranked: 0.1, merged: 0.15})
+    published = [preset(name, LAYERS) for name in PRESETS]
+    assert chosen(task) == [
+        *published,
+        Truncation(min(k for k in exit_layers(LAYERS) if k >= 6), 0),
+        task.policies[ranked],
+        drawn(task.policies[ranked]),
+        task.policies[merged],
+        as_dropped(task.policies[merged]),
+    ]
+    assert chosen(made(cliff=None))[: len(PRESETS) + 1] != chosen(task)[: len(PRESETS) + 1]
+
+
+def test_evidence_is_the_same_after_saving_and_reading(tmp_path):
+    task = made(gains={"layer 2, keep 25 % by last_attention": 0.1})
+    save_evidence(task, tmp_path)
+    read = load_evidence(tmp_path, "a", task.task)
+    assert read is not None
+    assert page({"a": [read]}) == page({"a": [task]})
+    assert load_evidence(tmp_path, "b", task.task) is None
+
+
+def test_the_page_in_the_docs_is_made_from_what_was_measured():
+    """Every verdict and figure of it, so that no number there is typed by hand."""
+    measured = read_all(bundled_models())
+    assert measured
+    assert (DOCS / "claims.md").read_text("utf-8") == page(measured)
