@@ -10,6 +10,7 @@ import numpy as np
 
 from vlmflow.statistics.bootstrap import groups_of
 from vlmflow.statistics.intervals import adjusted_difference
+from vlmflow.statistics.risk_control import binomial_p_value
 
 ALPHA = 0.025
 """Level of a one-sided test: what lies below a two-sided 95 % interval."""
@@ -46,7 +47,7 @@ def loss_p_value(
     groups = int(groups_of(len(scores), clusters).max()) + 1
     wald = 0.5 * math.erfc((centre + most) / error / math.sqrt(2))
     net = max(0.0, float(np.sum(reference) - np.sum(scores)) * groups / len(scores))
-    return max(wald, _binomial(math.ceil(net - 1e-9), groups, most))
+    return max(wald, binomial_p_value(math.ceil(net - 1e-9), groups, most))
 
 
 def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[bool]:
@@ -73,14 +74,3 @@ def least_samples(most: float, tests: int, alpha: float = ALPHA) -> int | None:
     while loss_p_value([0.0] * samples, [0.0] * samples, most) > alpha / max(tests, 1):
         samples += 1
     return samples
-
-
-def _binomial(hits: int, trials: int, share: float) -> float:
-    """Probability of at most so many hits."""
-    if share >= 1:
-        return float(hits >= trials)
-    term = total = (1 - share) ** trials
-    for hit in range(min(hits, trials)):
-        term *= (trials - hit) / (hit + 1) * share / (1 - share)
-        total += term
-    return min(1.0, total)
