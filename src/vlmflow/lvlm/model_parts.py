@@ -38,17 +38,45 @@ def image_token_ids(model: Any) -> tuple[int, ...]:
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """Find the list of decoder layers of the language model; raise ModelError without one."""
-    decoder = model.get_decoder()
-    inner = getattr(decoder, "model", None)
-    holders = (decoder, inner, *(getattr(outer, "decoder", None) for outer in (decoder, inner)))
-    for holder in holders:
+    for holder in _holders(model):
         layers = getattr(holder, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers):
             return layers
     raise ModelError(
         f"the decoder layers of {type(model).__name__} cannot be found: "
-        f"its decoder {type(decoder).__name__} has no list of layers"
+        f"its decoder {type(model.get_decoder()).__name__} has no list of layers"
     )
+
+
+def _holders(model: Any) -> tuple[Any, ...]:
+    """Return what may hold the decoder's layers and its final norm."""
+    decoder = model.get_decoder()
+    inner = getattr(decoder, "model", None)
+    return decoder, inner, *(getattr(outer, "decoder", None) for outer in (decoder, inner))
+
+
+def logit_lens(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """Map hidden states of any layer, (..., width), through final norm and output matrix.
+
+    Raises
+    ------
+    ModelError
+        If either cannot be found.
+    """
+    head = model.get_output_embeddings()
+    norms = (
+        getattr(holder, name, None)
+        for holder in _holders(model)
+        for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+    )
+    norm = next((part for part in norms if isinstance(part, nn.Module)), None)
+    if norm is None or head is None:
+        raise ModelError(
+            f"{type(model).__name__} shows no final norm or no output matrix, which the logit lens "
+            "goes through"
+        )
+    logits: torch.Tensor = head(norm(states))
+    return logits
 
 
 def input_device(model: Any) -> torch.device:

@@ -203,7 +203,8 @@ class Branches:
         else:
             policy = Truncation(layer=layer, keep=self.keep, rank_by=self.ranking)
             call = replace(self.prompt, cuts=[], _made={})
-            cut = choose(policy, call, layer, main)
+            attention = call.attention.pop(layer - 1, None)
+            cut = choose(policy, call, layer, main, attention, [True] * len(main))
             # Only the slots that a branch computes.
             slots = torch.where(take(self.computed, cut.slots, -1), cut.slots, -1)
             cut.slots, cut.ragged = pad_rows([row[row >= 0] for row in slots])

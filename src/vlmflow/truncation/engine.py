@@ -194,7 +194,7 @@ class Engine:
     def _on_result(self, _model: nn.Module, _args: Any, _output: Any) -> None:
         """Check that a call with pictures was cut."""
         call = self.call
-        if not self.measuring and call is not None and call.has_images and not call.cuts:
+        if not self.measuring and call is not None and call.has_images and not call.reached:
             raise self._past_forward()
 
     def _past_forward(self) -> ModelError:

@@ -29,6 +29,7 @@ from torch import Tensor
 from vlmflow.errors import InputError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.lvlm.families import Family
+from vlmflow.truncation.masks import take
 
 T = TypeVar("T")
 
@@ -46,6 +47,15 @@ class Cut:
     sizes: Tensor | None = None  # (B, n): how many tokens each represents, once some were merged
 
 
+@dataclass(frozen=True, eq=False)
+class PromptRows:
+    """The rows of one prompt that came to a stage."""
+
+    slots: Tensor  # (n,) int64: their slots, -1 where empty
+    image: Tensor  # (P,) int64: which of them are image tokens
+    text: Tensor  # (U,) int64: which are text after the first image token
+
+
 @dataclass(eq=False)
 class ForwardCall:
     """Tokens of one call and its cuts so far."""
@@ -60,6 +70,10 @@ class ForwardCall:
     family: Family  # The model's, which knows where image tokens stand in their picture
     config: Any  # The model's
     cuts: list[Cut] = field(default_factory=list)  # What stages have left so far
+    reached: set[int] = field(default_factory=set)  # Layers of the stages that had their say
+    left: dict[int, int] = field(default_factory=dict)  # Of prompts: the first stage that cut them
+    # Of layers that an exit signal compares with the next: their input, (B, n, width)
+    noted: dict[int, Tensor] = field(default_factory=dict)
     # Of the layers that a ranking reads, until it has read them
     attention: dict[int, AttentionCall] = field(default_factory=dict)
     # For oracles: of each prompt the signal's map of every layer, (layers, N), 0 at other tokens
@@ -139,6 +153,19 @@ class ForwardCall:
     def slots(self, cut: Cut | None) -> Tensor:
         """Return the slots that are left after a cut, ``(B, n)``."""
         return self._all_slots if cut is None else cut.slots
+
+    def rows_at(self, layer: int, device: torch.device) -> list[PromptRows]:
+        """Say of each prompt what its rows at the input of a layer are, before the layer's cut."""
+        slots = self.slots(self.cut_at(layer)).to(device)
+        is_image = take(self.is_image, slots, -1).to(device) & (slots >= 0)
+        is_text = take(self.is_text, slots, -1).to(device)
+        # Empty rows, -1, lie before the first image token, too.
+        first = self.is_image.int().argmax(1).to(device)
+        is_text &= slots > first[:, None]
+        return [
+            PromptRows(slots[row], is_image[row].nonzero()[:, 0], is_text[row].nonzero()[:, 0])
+            for row in range(len(slots))
+        ]
 
     def positions(self, cut: Cut | None) -> Tensor:
         """Return their positions in the conversation, ``(B, n)``, -1 where a row is empty."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlmflow.errors import InputError
 from vlmflow.parameters import literal, split_outside_brackets
 from vlmflow.truncation.amounts import Amount, amount
+from vlmflow.truncation.exit_signals.signal import ExitSignal
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.rankings.registry import DEFAULT, as_ranking
 
@@ -94,6 +95,20 @@ class Policy:
     def first_layer(self) -> int:
         """Layer of the first stage."""
         return self.stages[0].layer
+
+    @property
+    def exit_signal(self) -> ExitSignal | None:
+        """What decides about each prompt; None: every stage concerns every prompt."""
+        return None
+
+    @property
+    def noted_layers(self) -> frozenset[int]:
+        """Layers whose input the exit signal compares with the next one's."""
+        return frozenset()
+
+    def threshold(self, layer: int) -> float:
+        """Return the least value of the exit signal with which a prompt leaves at a stage."""
+        raise InputError(f"{self!r} has no threshold at layer {layer}: it has no exit signal")
 
     @property
     def ranks(self) -> bool:

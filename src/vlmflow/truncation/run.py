@@ -23,6 +23,7 @@ class TruncatedRun:
         self._positions: list[Tensor] = []
         self._valid: Tensor | None = None
         self._end = 0  # Position after the prompt
+        self._left: list[int] = []  # Of its rows: the first stage that cut them, else the layers
 
     @property
     def tokens_per_layer(self) -> npt.NDArray[np.int64]:
@@ -37,11 +38,7 @@ class TruncatedRun:
         InputError
             If no prompt with pictures has run in the block.
         """
-        if not self._positions:
-            raise InputError(
-                "no prompt with pictures has run in this truncation block yet; generate an answer "
-                "inside it first"
-            )
+        self._require()
         counts = []
         for positions in self._positions:
             real = (positions >= 0) & (positions < self._end)
@@ -51,9 +48,31 @@ class TruncatedRun:
             counts.append(real.sum(1).cpu().numpy())
         return np.stack(np.broadcast_arrays(*counts), axis=1).astype(np.int64)
 
+    @property
+    def exit_layers(self) -> npt.NDArray[np.int64]:
+        """Layer from which each row of the last prompt lacks image tokens: (B,) int64.
+
+        The number of layers for a row that kept all of them.
+
+        Raises
+        ------
+        InputError
+            If no prompt with pictures has run in the block.
+        """
+        self._require()
+        return np.array(self._left, dtype=np.int64)
+
+    def _require(self) -> None:
+        if not self._positions:
+            raise InputError(
+                "no prompt with pictures has run in this truncation block yet; generate an answer "
+                "inside it first"
+            )
+
     def record(self, call: ForwardCall, cache: Any) -> None:
         """Note what a call has left in every layer, once the last one has run."""
         self._valid, self._end = call.valid, call.past + call.prompt
+        self._left = [call.left.get(row, self._layers) for row in range(len(call.ids))]
         layers = getattr(cache, "layers", [])
         self._positions = [
             _held(layers[index] if index < len(layers) else None, call, index)

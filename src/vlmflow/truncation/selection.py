@@ -1,11 +1,16 @@
-"""Choosing, at one stage and for every prompt of a batch, which tokens stay."""
+"""Choosing, at one stage and for every prompt of a batch, whether it is cut and what stays."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from vlmflow.errors import InputError
+from vlmflow.flow.attention_rows import AttentionCall
+from vlmflow.truncation.exit_signals.signal import ExitSignal
+from vlmflow.truncation.exit_signals.view import ExitView
 from vlmflow.truncation.forward_call import Cut, ForwardCall
 from vlmflow.truncation.masks import pad_rows, take
 from vlmflow.truncation.policy import Policy
@@ -16,8 +21,85 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @torch.no_grad()
-def choose(policy: Policy, call: ForwardCall, layer: int, hidden: Tensor) -> Cut:
+def leaving(
+    policy: Policy,
+    call: ForwardCall,
+    layer: int,
+    hidden: Tensor,
+    attention: AttentionCall | None,
+    lens: Callable[[Tensor], Tensor],
+) -> list[bool]:
+    """Say of each prompt whether the stage at a layer concerns it.
+
+    Parameters
+    ----------
+    policy, call, layer
+        Whose stage, of which call.
+    hidden : (B, n, width)
+        The layer's input so far.
+    attention
+        Of the layer before, where the policy's signal or ranking reads it.
+    lens
+        Maps hidden states to logits.
+    """
+    signal = policy.exit_signal
+    whole = [images > 0 for images in call.images]
+    if signal is None:
+        return whole
+    staying = [row for row, has in enumerate(whole) if has and row not in call.left]
+    rows = call.rows_at(layer, hidden.device)
+    before = call.noted.pop(layer - 1, None)
+    values = [
+        signal.value(
+            ExitView(
+                name=signal.known_as(),
+                reads=signal.all_reads,
+                layer=layer,
+                hidden=hidden[row],
+                image=rows[row].image,
+                text=rows[row].text,
+                _row=row,
+                _before=None if before is None else before[row],
+                _attention=attention,
+                _lens=lens,
+            )
+        )
+        for row in staying
+    ]
+    leaves = [False] * len(whole)
+    least = policy.threshold(layer)
+    for row, value in zip(staying, _numbers(values, signal), strict=True):
+        leaves[row] = value >= least
+    return leaves
+
+
+def _numbers(values: list[Tensor], signal: ExitSignal) -> list[float]:
+    """Read all values at once; refuse what is not one number each."""
+    for value in values:
+        if not isinstance(value, Tensor) or value.ndim:
+            shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise InputError(
+                f"exit signal {signal.title} was to give one number, but value gave {shown}: "
+                "return a tensor without axes"
+            )
+    numbers: list[float] = torch.stack(values).tolist() if values else []
+    if any(number != number for number in numbers):
+        raise InputError(f"exit signal {signal.title} gave a value that is not a number (NaN)")
+    return numbers
+
+
+@torch.no_grad()
+def choose(
+    policy: Policy,
+    call: ForwardCall,
+    layer: int,
+    hidden: Tensor,
+    attention: AttentionCall | None,
+    leaves: list[bool],
+) -> Cut:
     """Make the cut of the stage at a layer, whose input so far is ``hidden``, (B, n, width).
+
+    ``leaves`` says which prompts it concerns; the others keep what they have.
 
     Raises
     ------
@@ -25,41 +107,38 @@ def choose(policy: Policy, call: ForwardCall, layer: int, hidden: Tensor) -> Cut
         If a ranking does not choose as it should.
     """
     keep = next(stage.keep for stage in policy.stages if stage.layer == layer)
-    ranking, attention = policy.ranking, call.attention.pop(layer - 1, None)
-    slots = call.slots(call.cut_at(layer)).to(hidden.device)
-    is_image = take(call.is_image, slots, -1).to(hidden.device) & (slots >= 0)
-    is_text = take(call.is_text, slots, -1).to(hidden.device)
+    ranking, rows = policy.ranking, call.rows_at(layer, hidden.device)
     stay, kept, removed = [], [], []
-    for row, row_slots in enumerate(slots):
-        image = is_image[row].nonzero()[:, 0]
-        count = min(keep.of(call.images[row]), len(image)) if len(image) else 0
-        chosen = image[:0]
-        if count:
-            # Empty rows, -1, lie before the first image token, too.
-            after = row_slots > call.is_image[row].int().argmax().to(hidden.device)
+    for row, own in enumerate(rows):
+        count = min(keep.of(call.images[row]), len(own.image)) if len(own.image) else 0
+        chosen = own.image[:0] if leaves[row] else own.image
+        if count and leaves[row]:
             seen = Candidates(
                 name=ranking.known_as(),
                 reads=ranking.all_reads,
                 rows=ranking.rows,
                 layer=layer,
                 hidden=hidden[row],
-                image=image,
-                text=(is_text[row] & after).nonzero()[:, 0],
+                image=own.image,
+                text=own.text,
                 _call=call,
                 _row=row,
-                _image_slots=row_slots[image],
+                _image_slots=own.slots[own.image],
                 _attention=attention,
             )
-            chosen = image[_checked(ranking.select(seen, count), count, ranking, len(image))]
-        staying = (row_slots >= 0) & ~is_image[row]
+            picked = _checked(ranking.select(seen, count), count, ranking, len(own.image))
+            chosen = own.image[picked]
+        staying = own.slots >= 0
+        staying[own.image] = False
         staying[chosen] = True
-        gone = image[~staying[image]]
+        gone = own.image[~staying[own.image]]
         if policy.remainder == "average":
             staying[gone[-1:]] = True
         kept.append(chosen)
         removed.append(gone)
         stay.append(staying.nonzero()[:, 0])
     local, ragged = pad_rows(stay)
+    slots = torch.stack([own.slots for own in rows])
     return Cut(
         layer, local, torch.where(local < 0, -1, take(slots, local, -1)), ragged, kept, removed
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.families import Family
+from vlmflow.lvlm.model_parts import logit_lens
 from vlmflow.truncation.cache import hold_fewer_keys
 from vlmflow.truncation.forward_call import Cut, ForwardCall
 from vlmflow.truncation.layer_inputs import LayerInputs
@@ -24,7 +25,7 @@ from vlmflow.truncation.masks import take
 from vlmflow.truncation.oracle import first_token_maps
 from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.remainder import fold
-from vlmflow.truncation.selection import choose
+from vlmflow.truncation.selection import choose, leaving
 
 
 class Stages:
@@ -48,6 +49,7 @@ class Stages:
         self.late = family.execution(model.config).late_features
         # Layers after which every token is wanted at its slot again: those, and the last one,
         # because norm and head expect the logits' usual shape.
+        self._lens = partial(logit_lens, model)
         last = len(layers) - 1
         self.whole_after = {*range(policy.first_layer, min(self.late, last)), last}
 
@@ -85,13 +87,26 @@ class Stages:
         # After a layer of `late` all slots were put back for the model to add to: cut them again.
         if 0 < layer <= self.late and before is not None:
             hidden = take(hidden, before.slots, -2)
-        if layer not in self.starts or not call.has_images:
-            return hidden
+        if layer in self.starts and call.has_images:
+            hidden = self._cut(call, layer, before, hidden)
+        if layer in self.policy.noted_layers and call.has_images:
+            call.noted[layer] = hidden.detach()
+        return hidden
+
+    def _cut(self, call: ForwardCall, layer: int, before: Cut | None, hidden: Tensor) -> Tensor:
+        """Leave what the stage at a layer leaves: (B, n before, width) -> (B, n, width)."""
         # A layer that is recomputed for its gradient gets what it got the first time.
+        if layer not in call.reached:
+            call.reached.add(layer)
+            attention, states = call.attention.pop(layer - 1, None), hidden.detach()
+            leaves = leaving(self.policy, call, layer, states, attention, self._lens)
+            if any(leaves):
+                call.cuts.append(choose(self.policy, call, layer, states, attention, leaves))
+                call.left.update({row: layer for row, leaves_now in enumerate(leaves)
+                                  if leaves_now and row not in call.left})  # fmt: skip
         cut = call.cut_at(layer)
-        if cut is None or cut.layer < layer:
-            cut = choose(self.policy, call, layer, hidden.detach())
-            call.cuts.append(cut)
+        if cut is None or cut.layer < layer:  # no prompt leaves here
+            return hidden
         if self.policy.remainder != "drop":
             hidden, sizes = _folded(hidden, before, cut, self.policy.remainder)
             cut.sizes = take(sizes, cut.local, -1)

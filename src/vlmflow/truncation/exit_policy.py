@@ -1,0 +1,139 @@
+"""Exits per input: every prompt drops its image tokens where a signal says that it may."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from vlmflow.errors import InputError
+from vlmflow.truncation.exit_signals.registry import as_exit_signal
+from vlmflow.truncation.exit_signals.signal import ExitSignal
+from vlmflow.truncation.policy import Policy
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from vlmflow.truncation.run import TruncatedRun
+
+
+@dataclass(frozen=True, repr=False)
+class ExitPolicy(Policy):
+    """Layers at which a prompt may leave, and what decides.
+
+    ``with ExitPolicy(layer=(4, 8), keep=(0, 0), signal="image_attention", thresholds=(-0.1,
+    -0.2))(model): model.generate(**inputs)``. At the input of each exit layer the signal of every
+    prompt that is still whole is read; where it reaches the layer's threshold, the prompt goes on
+    with what ``keep`` leaves of its image tokens, and no later exit concerns it. A prompt that
+    reaches no threshold keeps all.
+
+    Parameters
+    ----------
+    layer, keep, rank_by
+        As those of :class:`vlmflow.Truncation`: exit layers, and what stays there.
+    signal : str or ExitSignal
+        What is read: the name of an exit signal, or an instance of a subclass of
+        :class:`vlmflow.ExitSignal`.
+    thresholds : sequence of float
+        Per exit layer the least value with which a prompt leaves.
+
+    Raises
+    ------
+    InputError
+        For a setting that is unknown or impossible.
+    """
+
+    signal: str | ExitSignal = ""
+    thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.remainder, self.positions) != ("drop", "keep"):
+            raise InputError(
+                f"remainder={self.remainder!r} and positions={self.positions!r}, but an exit drops "
+                "what it does not keep, at the positions there were"
+            )
+        object.__setattr__(self, "signal", as_exit_signal(self.signal))
+        given = self.thresholds
+        listed = tuple(given) if isinstance(given, tuple | list) else (given,)
+        if len(listed) != len(self.stages):
+            raise InputError(
+                f"{len(self.stages)} exit layer(s) and {len(listed)} threshold(s); give one per "
+                "layer"
+            )
+        for value in listed:
+            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+                raise InputError(f"threshold={value!r} is not a number")
+        object.__setattr__(self, "thresholds", tuple(map(float, listed)))
+        if self.stages[0].layer == 0 and set(self.exit_signal.all_reads) & {"step", "attention"}:
+            raise InputError(
+                f"signal={self.exit_signal.known_as()!r} reads the layer before, and layer=0 has "
+                "none; start at layer 1 or choose another signal"
+            )
+
+    @property
+    def exit_signal(self) -> ExitSignal:
+        """The signal that ``signal`` names: what decides about each prompt."""
+        assert isinstance(self.signal, ExitSignal)
+        return self.signal
+
+    def threshold(self, layer: int) -> float:
+        """Return the least value of the signal with which a prompt leaves at a layer."""
+        layers = [stage.layer for stage in self.stages]
+        return self.thresholds[layers.index(layer)]
+
+    @property
+    def noted_layers(self) -> frozenset[int]:
+        """Layers whose input the signal compares with the next one's."""
+        if "step" not in self.exit_signal.all_reads:
+            return frozenset()
+        return frozenset(stage.layer - 1 for stage in self.stages)
+
+    @property
+    def first_layer(self) -> int:
+        """First layer at which anything is read or removed."""
+        return min({self.stages[0].layer, *self.noted_layers})
+
+    @cached_property
+    def watched_layers(self) -> frozenset[int]:
+        """Layers whose queries, keys and values signal or ranking read."""
+        ranked = super().watched_layers
+        if "attention" not in self.exit_signal.all_reads:
+            return ranked
+        return ranked | {stage.layer - 1 for stage in self.stages}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the policy as a dictionary that JSON can hold."""
+        plain = super().to_json()
+        return plain | {"signal": self.exit_signal.to_json(), "thresholds": list(self.thresholds)}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Rebuild a policy from :meth:`to_json`."""
+        try:
+            return cls(**plain)
+        except TypeError as error:
+            raise InputError(
+                f"an exit policy cannot be made of {sorted(plain)}: {error}"
+            ) from error
+
+    def __repr__(self) -> str:
+        text = super().__repr__()[:-1]
+        return f"{text}, signal={self.exit_signal.title!r}, thresholds={self.thresholds!r})"
+
+    def __call__(self, model: Any) -> AbstractContextManager[TruncatedRun]:
+        """Let prompts leave early for the length of a ``with`` block; see Truncation.
+
+        The block's :class:`~vlmflow.truncation.run.TruncatedRun` says where each prompt left
+        (``exit_layers``) and how many tokens each layer took.
+
+        Raises
+        ------
+        InputError, ModelError
+            As :meth:`vlmflow.Truncation.__call__`.
+        """
+        from vlmflow.truncation.engine import truncated
+
+        return truncated(model, self)

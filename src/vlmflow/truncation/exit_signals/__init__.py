@@ -1,0 +1,1 @@
+"""Exit signals: what tells that a prompt needs its image tokens no longer."""
