@@ -38,7 +38,7 @@ class ExitView:
     image: Tensor
     text: Tensor
     _row: int  # Which prompt of the batch
-    _before: Tensor | None  # (width,): the last token at the input of the layer before
+    _before: Tensor | None  # (n, width): hidden states at the input of the layer before
     _attention: AttentionCall | None  # Of the layer before
     _lens: Any  # Maps hidden states (..., width) to logits (..., vocabulary)
 
@@ -59,7 +59,7 @@ class ExitView:
         self._require("step")
         if self._before is None:
             raise InputError(f"exit signal {self.name!r} reads a step, and layer 0 follows none")
-        return self.last - _wide(self._before)
+        return self.last - _wide(self._before[self._last_index])
 
     @property
     def attention(self) -> Tensor:
