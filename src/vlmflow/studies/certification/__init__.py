@@ -1,0 +1,1 @@
+"""Certifying a truncation: exits per input at a risk that is promised."""
