@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from vlmflow.lvlm.identity import probed
 from vlmflow.lvlm.images import open_image
 from vlmflow.tasks.base import TaskSample
 from vlmflow.version import __version__
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-
-_PROBED = 64
-"""Values read of every weight."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,7 @@ def model_identity(vlm: LVLM) -> str:
     summary.pop("name")  # the same model from another directory
     digest.update(as_text(summary).replace(str(vlm.model.config.name_or_path), "").encode())
     for name, weight in vlm.model.named_parameters():
-        flat = weight.detach().flatten()
-        step = max(1, flat.numel() // _PROBED)
-        values = flat[::step][:_PROBED].float().cpu().numpy().tobytes()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + values)
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + probed(weight))
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from vlmflow.errors import InputError
 from vlmflow.scenes.tasks import ALL_TASKS
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.hub.catalogue import CATALOGUE
+from vlmflow.tasks.mixture import PLUS, Mixture
 from vlmflow.tasks.scenes import DESCRIPTIONS, metric_name
 
 GROUP = "vlmflow.tasks"
@@ -91,13 +92,16 @@ def find_task(name: str) -> Task:
     """Find a task by its name, or read one from a ``.jsonl`` or ``.csv`` file.
 
     A name is one of :func:`known_tasks`; or ``NAME@DIRECTORY`` or ``NAME@OWNER/NAME`` for a data
-    set of the hub that is in a local directory, or elsewhere on the hub, in the same form.
+    set of the hub that is in a local directory, or elsewhere on the hub, in the same form; or
+    several names joined by ``+``, for a mixture.
 
     Raises
     ------
     InputError
         If there is no such task or file, or a package it needs is missing.
     """
+    if PLUS in name and not Path(name).is_file():
+        return Mixture([find_task(part.strip()) for part in name.split(PLUS)])
     if name in ALL_TASKS:
         from vlmflow.tasks.scenes import ScenesTask
 

@@ -52,7 +52,7 @@ class Promise:
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class PolicyPath:
     """Policies by one signal, from safe to aggressive.
 
     ``T`` policies, ``E`` exits.
@@ -75,23 +75,23 @@ class Tested:
     accepted: int | None  # The last that passed before the first failure
 
 
-def fit_path(fitted: Outcomes, signal: str, keep: int, values: FloatArray) -> Path:
+def fit_path(fitted: Outcomes, signal: str, keep: int, values: FloatArray) -> PolicyPath:
     """Make the path of a signal whose values on the fitting part are ``values``, (n, E)."""
     columns = [
         thresholds_at(values[:, place], fitted.changed[:, place, keep], CHANCES)
         for place in range(len(fitted.layers))
     ]
-    return Path(signal, keep, np.stack(columns, axis=1))
+    return PolicyPath(signal, keep, np.stack(columns, axis=1))
 
 
-def choose_path(paths: Sequence[Path], fitted: Outcomes, values: Mapping[str, FloatArray],
-                promise: Promise) -> Path:  # fmt: skip
+def choose_path(paths: Sequence[PolicyPath], fitted: Outcomes, values: Mapping[str, FloatArray],
+                promise: Promise) -> PolicyPath:  # fmt: skip
     """Take the path that would spare most if the fitting part were the one it is tested on.
 
     Where none would pass, the one whose safest policy is safest.
     """
 
-    def worth(path: Path) -> tuple[float, float]:
+    def worth(path: PolicyPath) -> tuple[float, float]:
         replayed = path.exits(values[path.signal])
         tested = pass_along(fitted, replayed, path.keep, promise)
         if tested.accepted is None:
@@ -155,7 +155,7 @@ def _probed(
 
 
 def constant_exits(outcomes: Outcomes) -> list[IntArray]:
-    """Replay the policies that let everybody leave at one layer, the last first; then nobody."""
+    """Replay the policies that let everybody leave at one layer: nowhere, then the last first."""
     count = len(outcomes.layers)
     return [np.full(len(outcomes), place, np.int64) for place in range(count, -1, -1)]
 

@@ -1,0 +1,102 @@
+"""One sample: its answer under every exit, and what exit signals say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmflow.lvlm.tokens import answer_text
+from vlmflow.studies.certification.outcomes import FloatArray, Outcomes
+from vlmflow.tasks.base import Task, TaskSample
+from vlmflow.truncation.exit_readings import read_exits
+from vlmflow.truncation.exit_signals.signal import ExitSignal
+from vlmflow.truncation.shared_answers import shared_answers
+from vlmflow.truncation.truncation import Truncation
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """``E`` exit layers, ``G`` amounts that stay."""
+
+    # Untouched, then layer by layer every amount: 1 + E * G of {"text", "ids"}
+    answers: list[dict[str, Any]]
+    signals: Mapping[str, FloatArray]  # (E,) each
+    states: npt.NDArray[np.float32]  # (E, 2 * width)
+    text: npt.NDArray[np.float32]  # (width,)
+
+
+def measure(
+    vlm: LVLM,
+    sample: TaskSample,
+    layers: Sequence[int],
+    amounts: Sequence[Any],
+    rank_by: str,
+    signals: Mapping[str, ExitSignal],
+    max_new_tokens: int,
+) -> Measured:
+    """Answer a sample untouched and under every exit, and read the signals of the untouched run.
+
+    Raises
+    ------
+    InputError, ModelError
+        Whatever is wrong with the sample.
+    """
+    prompt = vlm.prepare(sample.pictures, sample.question)
+    policies = [
+        Truncation(layer, keep, rank_by) if keep else Truncation(layer, 0)
+        for layer in layers
+        for keep in amounts
+    ]
+    answers = shared_answers(vlm, prompt, policies, max_new_tokens=max_new_tokens)
+    readings = read_exits(vlm, prompt, signals, layers)
+    tokenizer = vlm.processor.tokenizer
+    return Measured(
+        answers=[{"text": answer_text(tokenizer, ids), "ids": list(ids)} for ids in answers],
+        signals=readings.values,
+        states=readings.states,
+        text=readings.text,
+    )
+
+
+def outcomes_of(
+    task: Task,
+    pairs: Sequence[tuple[TaskSample, Measured]],
+    layers: Sequence[int],
+    depth: int,
+    keeps: Sequence[float],
+) -> Outcomes:
+    """Put the measurements of some samples into arrays."""
+    shape = len(layers), len(keeps)
+    changed, losses = [], []
+    for sample, measured in pairs:
+        own, *others = measured.answers
+        score = task.score(sample, own["text"])
+        # Most exits leave most answers as they are: each text is scored once.
+        scores = {own["text"]: score}
+        for other in others:
+            if other["text"] not in scores:
+                scores[other["text"]] = task.score(sample, other["text"])
+        changed.append(np.reshape([other["ids"] != own["ids"] for other in others], shape))
+        losses.append(np.reshape([score - scores[other["text"]] for other in others], shape))
+    return Outcomes(
+        layers=tuple(layers),
+        depth=depth,
+        keeps=tuple(keeps),
+        changed=np.array(changed, dtype=bool).reshape(len(pairs), *shape),
+        losses=np.array(losses, dtype=np.float64).reshape(len(pairs), *shape),
+        signals={
+            name: np.stack([measured.signals[name] for _, measured in pairs])
+            for name in pairs[0][1].signals
+        },
+        states=np.stack([measured.states for _, measured in pairs]),
+        texts=np.stack([measured.text for _, measured in pairs]),
+        groups=tuple(sample.group for sample, _ in pairs),
+        clusters=tuple(sample.cluster or sample.key for sample, _ in pairs),
+    )

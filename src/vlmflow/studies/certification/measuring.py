@@ -1,0 +1,121 @@
+"""Measuring samples for a certificate, each once: from the store, or anew and into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlmflow.lvlm.tokens import answer_text
+from vlmflow.studies.certification.certificate import Run
+from vlmflow.studies.certification.measurements import Measured, measure
+from vlmflow.studies.certification.settings import CertifySettings
+from vlmflow.studies.certification.store import StoredExits, exits_id, pack, unpack
+from vlmflow.studies.samples import StoredSample, failure_reason, model_identity, stored_sample
+from vlmflow.studies.store import Store
+from vlmflow.tasks.base import Task, TaskSample
+from vlmflow.truncation.exit_policy import ExitPolicy
+from vlmflow.truncation.exit_signals.signal import ExitSignal
+from vlmflow.truncation.truncation import Truncation
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.model import LVLM
+
+Pairs = list[tuple[TaskSample, Measured]]
+"""Samples that could be measured, in order."""
+
+
+class Measuring:
+    """Measures samples with one model, each once."""
+
+    def __init__(
+        self,
+        vlm: LVLM,
+        task: Task,
+        signals: Mapping[str, ExitSignal],
+        settings: CertifySettings,
+        layers: Sequence[int],
+        store: Store,
+    ) -> None:
+        self.vlm, self.task, self.signals, self.settings = vlm, task, signals, settings
+        self.layers, self.store = layers, store
+        self.identity = model_identity(vlm)
+        self.failures: list[str] = []
+
+    def exits(self, split: str, samples: Sequence[TaskSample], show: Callable[[], None]) -> Pairs:
+        """Measure every exit of some samples; those that fail are noted and left out."""
+        options = {
+            "layers": list(self.layers),
+            "keeps": list(self.settings.keeps),
+            "rank_by": Truncation(1, 1, self.settings.rank_by).ranking.fingerprint(),
+            "signals": {name: signal.fingerprint() for name, signal in self.signals.items()},
+            "length": self.task.max_new_tokens,
+        }
+        pairs = []
+        for sample in samples:
+
+            def work(sample: TaskSample = sample) -> tuple[str, str, bytes | None]:
+                measured = measure(
+                    self.vlm,
+                    sample,
+                    self.layers,
+                    self.settings.amounts(),
+                    self.settings.rank_by,
+                    self.signals,
+                    self.task.max_new_tokens,
+                )
+                return measured.answers[0]["text"], *pack(measured)
+
+            row = self._once(split, sample, "exits", options, work)
+            show()
+            if row.plain is not None and row.arrays is not None:
+                pairs.append((sample, unpack(row.plain, row.arrays)))
+        return pairs
+
+    def runs(self, policy: ExitPolicy, pairs: Pairs, show: Callable[[], None]) -> list[Run]:
+        """Answer samples under a policy by ``generate``, and compare with their own answers."""
+        options = {"policy": policy.to_json(), "length": self.task.max_new_tokens}
+        runs = []
+        for sample, measured in pairs:
+
+            def work(sample: TaskSample = sample) -> tuple[str, str, None]:
+                prompt = self.vlm.prepare(sample.pictures, sample.question)
+                with policy(self.vlm.model) as run:
+                    ids = self.vlm.generate_ids(prompt, max_new_tokens=self.task.max_new_tokens)
+                text = answer_text(self.vlm.processor.tokenizer, ids)
+                exit_layer = int(run.exit_layers[0])
+                plain = json.dumps({"ids": list(ids), "text": text, "exit_layer": exit_layer})
+                return text, plain, None
+
+            row = self._once("test", sample, "policy", options, work)
+            show()
+            if row.plain is None:
+                continue
+            own, then = measured.answers[0], json.loads(row.plain)
+            loss = self.task.score(sample, own["text"]) - self.task.score(sample, then["text"])
+            changed = own["ids"] != then["ids"]
+            runs.append(Run(sample.key, sample.group, then["exit_layer"], changed, float(loss)))
+        return runs
+
+    def _once(
+        self,
+        split: str,
+        sample: TaskSample,
+        purpose: str,
+        options: Mapping[str, Any],
+        work: Callable[[], tuple[str, str, bytes | None]],
+    ) -> StoredExits:
+        """Take a measurement from the store, or make it and put it there."""
+        stored: StoredSample = stored_sample(self.task.name, split, sample)
+        name = exits_id(self.identity, stored.id, purpose, options)
+        row = self.store.get(StoredExits, [name]).get(name)
+        if row is None or row.failure is not None:  # what failed is tried again
+            try:
+                answer, plain, arrays = work()
+                row = StoredExits(name, answer, None, plain, arrays)
+            except Exception as error:  # a study must not end at one broken picture
+                row = StoredExits(name, None, failure_reason(error), None, None)
+            self.store.add(*self.store.changed([stored]), row)
+        if row.failure is not None:
+            self.failures.append(f"{sample.key}: {row.failure}")
+        return row

@@ -1,0 +1,108 @@
+"""What is asked of a certificate: checked once, and kept with its result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from vlmflow.errors import InputError
+from vlmflow.parameters import check_integer
+from vlmflow.statistics.risk_control import least_trials
+from vlmflow.studies.certification.paths import Promise
+from vlmflow.truncation.amounts import amount
+from vlmflow.truncation.rankings.registry import DEFAULT
+
+EXITS = 8
+"""Exit layers where none are named, evenly spaced."""
+
+FITTED = 0.4
+"""Share of the calibration samples on which policies are fitted; the rest tests them."""
+
+
+@dataclass(frozen=True)
+class CertifySettings:
+    """How a policy is fitted and tested.
+
+    Raises
+    ------
+    InputError
+        For a setting that is impossible, or a promise that so few samples cannot bear.
+    """
+
+    risk: float | None = 0.05  # Largest share of answers that change; None: no such promise
+    loss: float | None = None  # Largest mean loss of the task's score; None: no such promise
+    confidence: float = 0.9
+    calibration: int = 500  # Samples of the calibration split, one per picture
+    samples: int = 200  # Of the test split, on which the policy is reported
+    layers: tuple[int, ...] | None = None  # Exit layers; None: EXITS of them
+    keeps: tuple[float, ...] = (0.0, 0.1)  # Shares of the image tokens kept after an exit, tried
+    rank_by: str = DEFAULT  # Which are kept
+    timed: int = 8  # Test samples whose prefill is timed
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("calibration", 2), ("samples", 1), ("timed", 0), ("seed", 0)):
+            check_integer(name, getattr(self, name), least=least)
+        if self.risk is None and self.loss is None:
+            raise InputError("risk=None and loss=None promise nothing; give one of them or both")
+        for name in ("risk", "loss", "confidence"):
+            value = getattr(self, name)
+            if value is not None and (_no_number(value) or not 0 < value < 1):
+                raise InputError(f"{name}={value!r} is not a share between 0 and 1")
+        if not self.keeps:
+            raise InputError("keeps=() tries nothing; give for example keeps=(0, 0.1)")
+        for keep in self.keeps:
+            if _no_number(keep) or not 0 <= keep < 1:
+                raise InputError(f"keep={keep!r} is not a share of the image tokens below 1")
+        object.__setattr__(self, "keeps", tuple(dict.fromkeys(map(float, self.keeps))))
+        if self.layers is not None:
+            for layer in self.layers:
+                check_integer("layer", layer, least=1)
+            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        if self.risk is not None:
+            least_count = least_trials(self.risk, self.promise.level)
+            assert least_count is not None
+            tested = self.calibration - round(FITTED * self.calibration)
+            if tested < least_count:
+                raise InputError(
+                    f"nothing can be certified at risk {self.risk:g} with confidence "
+                    f"{self.confidence:g} from calibration={self.calibration}: {tested} of them "
+                    f"test, and even without one changed answer it takes {least_count}; give "
+                    f"calibration={math.ceil(least_count / (1 - FITTED)) + 1} or more"
+                )
+
+    @property
+    def promise(self) -> Promise:
+        """What is promised."""
+        return Promise(self.risk, self.loss, self.confidence)
+
+    def exit_layers(self, layers: int) -> tuple[int, ...]:
+        """Return the exit layers for a model of so many.
+
+        Raises
+        ------
+        InputError
+            If the model lacks one that was named.
+        """
+        if self.layers is None:
+            steps = min(EXITS, layers - 1)
+            return tuple(
+                sorted(
+                    {round(1 + (layers - 2) * step / max(1, steps - 1)) for step in range(steps)}
+                )
+            )
+        for layer in self.layers:
+            if layer >= layers:
+                raise InputError(
+                    f"layer={layer}, but the model has {layers} decoder layers (0..{layers - 1})"
+                )
+        return self.layers
+
+    def amounts(self) -> tuple[Any, ...]:
+        """Return what stays after an exit as truncations take it."""
+        return tuple(amount(keep) if keep else 0 for keep in self.keeps)
+
+
+def _no_number(value: object) -> bool:
+    return isinstance(value, bool) or not isinstance(value, int | float) or value != value
