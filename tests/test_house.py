@@ -43,6 +43,7 @@ ROOMS = (
     "studies",
     "reports",
     "model_api",
+    "certification",
     "api",
     "__init__",
     "cli",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlmflow.api import load as load
     from vlmflow.api import sample as sample
     from vlmflow.api import study as study
+    from vlmflow.certification import certify as certify
     from vlmflow.flow.options import ExplainOptions as ExplainOptions
     from vlmflow.flow.signals.signal import Signal as Signal
     from vlmflow.lvlm.families.base import Family as Family
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
     from vlmflow.reports.write import figures as figures
     from vlmflow.reports.write import report as report
     from vlmflow.result.information_flow import InformationFlow as InformationFlow
+    from vlmflow.studies.certification.settings import CertifySettings as CertifySettings
     from vlmflow.tasks.base import Task as Task
     from vlmflow.tasks.base import TaskSample as TaskSample
+    from vlmflow.truncation.exit_policy import ExitPolicy as ExitPolicy
+    from vlmflow.truncation.exit_signals.signal import ExitSignal as ExitSignal
     from vlmflow.truncation.presets import preset as preset
     from vlmflow.truncation.rankings.ranking import Ranking as Ranking
     from vlmflow.truncation.truncation import Truncation as Truncation
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "vlmflow.model_api": ("LVLM",),
     "vlmflow.api": ("cliff_study", "explain_task", "faithfulness", "load", "sample", "study"),
+    "vlmflow.certification": ("certify",),
     "vlmflow.flow.options": ("ExplainOptions",),
     "vlmflow.flow.signals.signal": ("Signal",),
     "vlmflow.lvlm.families.base": ("Family",),
@@ -52,7 +57,10 @@ _PUBLIC = {
     "vlmflow.removal.curve": ("RemovalCurve",),
     "vlmflow.reports.write": ("figures", "report"),
     "vlmflow.result.information_flow": ("InformationFlow",),
+    "vlmflow.studies.certification.settings": ("CertifySettings",),
     "vlmflow.tasks.base": ("Task", "TaskSample"),
+    "vlmflow.truncation.exit_policy": ("ExitPolicy",),
+    "vlmflow.truncation.exit_signals.signal": ("ExitSignal",),
     "vlmflow.truncation.presets": ("preset",),
     "vlmflow.truncation.rankings.ranking": ("Ranking",),
     "vlmflow.truncation.truncation": ("Truncation",),

@@ -7,13 +7,24 @@ only once it is needed.
 from __future__ import annotations
 
 try:
-    from vlmflow.cli import cliff, explain, faithfulness, generate, lists, sample, study, trust
+    from vlmflow.cli import (
+        certify,
+        cliff,
+        explain,
+        faithfulness,
+        generate,
+        lists,
+        sample,
+        study,
+        trust,
+    )
     from vlmflow.cli.app import app, main
 except KeyboardInterrupt:  # Ctrl-C while nothing has begun
     raise SystemExit(130) from None
 
 __all__ = [
     "app",
+    "certify",
     "cliff",
     "explain",
     "faithfulness",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +26,7 @@ from vlmflow.errors import InputError
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
     from vlmflow.lvlm.prompt import Prompt
+    from vlmflow.truncation.exit_policy import ExitPolicy
     from vlmflow.truncation.truncation import Truncation
 
 MIB = 2**20
@@ -47,6 +49,12 @@ def generate(
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="A published method: fastv, vtw, ...")
     ] = None,
+    policy_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy", metavar="FILE", parser=options.path, help="What 'vlmflow certify' wrote."
+        ),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Run the untouched model as well.")
     ] = False,
@@ -58,20 +66,28 @@ def generate(
 ) -> None:
     """Answer with image tokens removed, and print tokens per layer, FLOPs and times.
 
-    Without --truncate or --preset the untouched model answers.
+    Without --truncate, --preset or --policy the untouched model answers.
     """
     with errors_in_one_line():
         from vlmflow.lvlm.images import open_image
+        from vlmflow.truncation.exit_policy import ExitPolicy
         from vlmflow.truncation.presets import check_preset
         from vlmflow.truncation.truncation import Truncation
 
         check_text("the question", question)
         check_range("--max-new-tokens", max_new_tokens, 1)
-        if truncate is not None and preset is not None:
-            raise InputError("--truncate and --preset are two ways to say the same; give one")
-        if compare and truncate is None and preset is None:
-            raise InputError("--compare has nothing to compare; add --truncate or --preset")
-        policy = None if truncate is None else Truncation.parse(truncate)
+        given = [way for way in (truncate, preset, policy_file) if way is not None]
+        if len(given) > 1:
+            raise InputError("--truncate, --preset and --policy all remove tokens; give one")
+        if compare and not given:
+            raise InputError(
+                "--compare has nothing to compare; add --truncate, --preset or --policy"
+            )
+        policy: Truncation | ExitPolicy | None = None
+        if truncate is not None:
+            policy = Truncation.parse(truncate)
+        if policy_file is not None:
+            policy = ExitPolicy.load(policy_file)
         if preset is not None:
             check_preset(preset)
         pictures = [open_image(path) for path in (image, *(more_images or ()))]
@@ -103,10 +119,11 @@ def generate(
 
 
 def _answer_facts(
-    vlm: LVLM, prompt: Prompt, policy: Truncation | None, max_new_tokens: int
+    vlm: LVLM, prompt: Prompt, policy: Truncation | ExitPolicy | None, max_new_tokens: int
 ) -> dict[str, Any]:
     """Answer, and say what a reader and a machine want to know."""
     from vlmflow.lvlm.layout import Segment
+    from vlmflow.truncation.exit_policy import ExitPolicy
     from vlmflow.truncation.flops import measured_flops, prefill_cost
     from vlmflow.truncation.timing import timed_answer
 
@@ -115,15 +132,17 @@ def _answer_facts(
         len(prompt.layout.positions_of(segment))
         for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
     ]
-    cost = prefill_cost(vlm.model, vlm.decoder_layers, policy, *counts)
+    # What an exit policy removes is known once the prompt has left, or has not.
+    removed = policy.applied(answer.exit_layer) if isinstance(policy, ExitPolicy) else policy
+    cost = prefill_cost(vlm.model, vlm.decoder_layers, removed, *counts)
     facts: dict[str, Any] = {
         **asdict(answer),
-        "truncation": None if policy is None else policy.to_json(),
+        "policy" if isinstance(policy, ExitPolicy) else "truncation": policy and policy.to_json(),
         "image_tokens": counts[1],
         "tokens_per_layer": list(cost.tokens_per_layer),
     }
     if policy is not None:
-        measured = measured_flops(vlm.model, prompt.inputs, policy)
+        measured = measured_flops(vlm.model, prompt.inputs, removed)
         whole = measured_flops(vlm.model, prompt.inputs, None)
         facts["flops"] = {
             "formula_share": cost.formula_share,
@@ -157,6 +176,11 @@ def _slower(ratio: float) -> str:
 
 def _print_run(facts: dict[str, Any], indent: str = "") -> None:
     typer.echo(f"{indent}answer      {printable(facts['answer'])!r}")
+    if "policy" in facts:
+        layers = len(facts["cached_tokens"])
+        left = facts["exit_layer"]
+        where = f"left at layer {left} of {layers}" if left < layers else "kept all image tokens"
+        typer.echo(f"{indent}exit        {where}")
     typer.echo(f"{indent}tokens      {_spans(facts['cached_tokens'])}, counted in the cache")
     if "flops" in facts:
         flops = facts["flops"]

@@ -11,6 +11,7 @@ import typer
 
 from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
+from vlmflow.cli.certify import print_certificate
 from vlmflow.cli.cliff import print_cliff
 from vlmflow.cli.faithfulness import print_faithfulness
 from vlmflow.cli.terminal import (
@@ -147,7 +148,7 @@ def report(
         typer.Argument(
             metavar="DIR",
             parser=options.path,
-            help="Directory of 'vlmflow study', 'vlmflow cliff' or 'vlmflow faithfulness'.",
+            help="Directory of 'vlmflow study', 'cliff', 'faithfulness' or 'certify'.",
         ),
     ],
     out: Annotated[
@@ -165,6 +166,9 @@ def report(
         show("Writing")
         quiet_libraries()
         from vlmflow.reports.directory import write_directory
+        from vlmflow.studies.certification.certificate import Certificate
+        from vlmflow.studies.certification.run import read_certificate
+        from vlmflow.studies.certification.store import CERTIFY
         from vlmflow.studies.cliff_layer.run import read_cliff_study
         from vlmflow.studies.cliff_layer.store import CLIFF
         from vlmflow.studies.cliff_layer.study import CliffStudy
@@ -178,6 +182,7 @@ def report(
             (STUDY, read_study),
             (CLIFF, read_cliff_study),
             (FAITHFULNESS, read_faithfulness),
+            (CERTIFY, read_certificate),
         ]
         present = [read for kind, read in kinds if (directory / kind.file).is_file()]
         if not present:
@@ -193,6 +198,8 @@ def report(
             print_cliff(result)
         elif isinstance(result, FaithfulnessStudy):
             print_faithfulness(result)
+        elif isinstance(result, Certificate):
+            print_certificate(result)
         else:
             _print(result)
         typer.echo(f"\nwritten to {printable(str(page))}")

@@ -332,6 +332,7 @@ class LVLM:
         *,
         max_new_tokens: int = 64,
         truncation: Truncating | None = None,
+        policy: Truncating | None = None,
     ) -> str:
         """Let the model answer greedily, as text.
 
@@ -341,9 +342,15 @@ class LVLM:
             As for :meth:`prepare`.
         max_new_tokens, truncation
             As for :meth:`generate_ids`.
+        policy : ExitPolicy or Certificate, optional
+            Let the prompt leave its image tokens where a policy says that it may.
         """
+        if truncation is not None and policy is not None:
+            raise InputError("truncation and policy both remove image tokens; give one of them")
         ids = self.generate_ids(
-            self.prepare(images, question), max_new_tokens=max_new_tokens, truncation=truncation
+            self.prepare(images, question),
+            max_new_tokens=max_new_tokens,
+            truncation=truncation or policy,
         )
         return answer_text(self.processor.tokenizer, ids)
 

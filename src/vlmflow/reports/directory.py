@@ -10,11 +10,12 @@ from typing import TypeAlias
 
 from vlmflow.files import as_path, staged, write_files
 from vlmflow.reports.write import figures, report
+from vlmflow.studies.certification.certificate import Certificate
 from vlmflow.studies.cliff_layer.study import CliffStudy
 from vlmflow.studies.faithfulness.study import FaithfulnessStudy
 from vlmflow.studies.truncations.results import StudyResult
 
-Study: TypeAlias = CliffStudy | FaithfulnessStudy | StudyResult
+Study: TypeAlias = Certificate | CliffStudy | FaithfulnessStudy | StudyResult
 
 
 def write_directory(result: Study, directory: str | os.PathLike[str]) -> Path:
@@ -39,6 +40,15 @@ def write_directory(result: Study, directory: str | os.PathLike[str]) -> Path:
 
 def _tables(result: Study) -> tuple[str, dict[str, bytes]]:
     """Return the name of the page, and the tables beside it."""
+    if isinstance(result, Certificate):
+        body = json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n"
+        return "certificate.html", {
+            "certificate.json": body.encode(),
+            "rivals.csv": result.rival_frame().to_csv(index=False).encode(),
+            "signals.csv": result.skill_frame().to_csv(index=False).encode(),
+            "path.csv": result.path_frame().to_csv(index=False).encode(),
+            "samples.csv": result.run_frame().to_csv(index=False).encode(),
+        }
     if isinstance(result, CliffStudy):
         body = json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n"
         return "cliff.html", {

@@ -12,12 +12,13 @@ from vlmflow.files import as_path, write_files
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
+    from vlmflow.studies.certification.certificate import Certificate
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     Result: TypeAlias = Union[  # noqa: UP007
-        InformationFlow, CliffStudy, FaithfulnessStudy, StudyResult
+        InformationFlow, Certificate, CliffStudy, FaithfulnessStudy, StudyResult
     ]
 
 # Imports stand inside the functions: the page of one answer needs neither matplotlib nor torch.
@@ -33,7 +34,7 @@ def report(
 
     Parameters
     ----------
-    result : InformationFlow, CliffStudy, FaithfulnessStudy or StudyResult
+    result : InformationFlow, Certificate, CliffStudy, FaithfulnessStudy or StudyResult
         What was measured.
     path : path
         File to write; parents are created, a file already there is replaced as a whole.
@@ -60,6 +61,7 @@ def report(
         return write_report(result, path, regions)
     if regions is not None:
         raise InputError("regions belong to the picture of an explained answer; leave them out")
+    from vlmflow.studies.certification.certificate import Certificate
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
     from vlmflow.studies.truncations.results import StudyResult
@@ -68,6 +70,10 @@ def report(
         from vlmflow.reports.cliff.page import cliff_page
 
         page = cliff_page(result)
+    elif isinstance(result, Certificate):
+        from vlmflow.reports.certificate.page import certificate_page
+
+        page = certificate_page(result)
     elif isinstance(result, FaithfulnessStudy):
         from vlmflow.reports.faithfulness.page import faithfulness_page
 
@@ -88,7 +94,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
 
     Parameters
     ----------
-    result : InformationFlow, CliffStudy, FaithfulnessStudy or StudyResult
+    result : InformationFlow, Certificate, CliffStudy, FaithfulnessStudy or StudyResult
         What was measured.
     directory : path
         Created where missing; all figures are written or none.
@@ -109,6 +115,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
 
     if isinstance(result, InformationFlow):
         return save_figures(result, directory)
+    from vlmflow.studies.certification.certificate import Certificate
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
     from vlmflow.studies.truncations.results import StudyResult
@@ -117,6 +124,10 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
         from vlmflow.reports.cliff.figure import cliff_figure
 
         drawn = {"cliff": cliff_figure(result)}
+    elif isinstance(result, Certificate):
+        from vlmflow.reports.certificate.figure import certificate_figure
+
+        drawn = {"certificate": certificate_figure(result)}
     elif isinstance(result, FaithfulnessStudy):
         from vlmflow.reports.faithfulness.figure import faithfulness_figures
 
@@ -134,6 +145,6 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
 
 def _unknown(result: object) -> InputError:
     return InputError(
-        f"a {type(result).__name__} has no report; give an InformationFlow, a CliffStudy, "
-        "a FaithfulnessStudy or a StudyResult"
+        f"a {type(result).__name__} has no report; give an InformationFlow, a Certificate, "
+        "a CliffStudy, a FaithfulnessStudy or a StudyResult"
     )

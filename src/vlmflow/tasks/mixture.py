@@ -21,6 +21,8 @@ class Mixture(Task):
     ----------
     tasks : sequence of Task
         At least two, whose answers can be scored one by one.
+    name : str
+        What it is called; empty: the names of the tasks, joined.
 
     Raises
     ------
@@ -30,7 +32,7 @@ class Mixture(Task):
 
     metric = "score"
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], name: str = "") -> None:
         self.tasks = {task.name: task for task in tasks}
         if len(self.tasks) < max(2, len(tasks)):
             raise InputError("a mixture is of two different tasks or more")
@@ -40,13 +42,13 @@ class Mixture(Task):
                     f"{task.name} scores all answers together ({task.metric}): it cannot be part "
                     "of a mixture"
                 )
-        self.name = PLUS.join(self.tasks)
+        self.named, self.name = name, name or PLUS.join(self.tasks)
         self.max_new_tokens = max(task.max_new_tokens for task in tasks)
 
     @property
     def address(self) -> str:
         """The addresses of all, see :attr:`vlmflow.tasks.base.Task.address`."""
-        return PLUS.join(task.address for task in self.tasks.values())
+        return self.named or PLUS.join(task.address for task in self.tasks.values())
 
     def samples(self, split: str, count: int | None = None) -> Iterator[TaskSample]:
         """Give samples in turns; see :meth:`vlmflow.tasks.base.Task.samples`."""

@@ -16,6 +16,10 @@ from vlmflow.tasks.scenes import DESCRIPTIONS, metric_name
 GROUP = "vlmflow.tasks"
 """Entry points in which other packages offer theirs."""
 
+MIXED = "scenes-mixed"
+MIXED_TASKS = ("scenes-reasoning", "scenes-existence", "scenes-reading", "scenes-caption")
+"""A mixture of easy and hard questions, of short and long answers."""
+
 INTERFACE = (
     *("name", "metric", "by_itself", "max_new_tokens"),
     *("samples", "score", "scores", "summary"),
@@ -38,6 +42,7 @@ def known_tasks() -> tuple[KnownTask, ...]:
     bundled = (KnownTask(name, metric_name(name), DESCRIPTIONS[name]) for name in ALL_TASKS)
     return (
         *bundled,
+        KnownTask(MIXED, "score", "a quarter each of four of them, for choices per question"),
         *(
             KnownTask(name, data.metric.name, data.description, data.hub[0])
             for name, data in CATALOGUE.items()
@@ -100,6 +105,8 @@ def find_task(name: str) -> Task:
     InputError
         If there is no such task or file, or a package it needs is missing.
     """
+    if name == MIXED:
+        return Mixture([find_task(part) for part in MIXED_TASKS], MIXED)
     if PLUS in name and not Path(name).is_file():
         return Mixture([find_task(part.strip()) for part in name.split(PLUS)])
     if name in ALL_TASKS:
@@ -122,6 +129,6 @@ def find_task(name: str) -> Task:
 
         return FolderTask(path)
     raise InputError(
-        f"unknown task {name!r}; there are {', '.join((*ALL_TASKS, *CATALOGUE))}, or give a "
+        f"unknown task {name!r}; there are {', '.join((*ALL_TASKS, MIXED, *CATALOGUE))}, or give a "
         ".jsonl or .csv file"
     )

@@ -66,7 +66,7 @@ class Engine:
         self.family = family or family_of(model.config.model_type)
         self.stages = Stages(model, self.layers, policy, self.family)
         self.signature = inspect.signature(model.forward)
-        self.generate = GenerateCalls(model, self.image_tokens)
+        self.generate = GenerateCalls(model, self.image_tokens, policy)
         self.call: ForwardCall | None = None
         self.measuring = False
         self.run = TruncatedRun(len(self.layers))

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import InputError
+from vlmflow.files import as_path, write_files
+from vlmflow.lvlm.as_found import bare_model
+from vlmflow.lvlm.identity import weights_digest
 from vlmflow.truncation.exit_signals.registry import as_exit_signal
 from vlmflow.truncation.exit_signals.signal import ExitSignal
 from vlmflow.truncation.policy import Policy
+from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vlmflow.truncation.run import TruncatedRun
+
+FORMAT = "vlmflow exit policy 1"
+"""What files of policies begin with."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +48,10 @@ class ExitPolicy(Policy):
     thresholds : sequence of float
         Per exit layer the least value with which a prompt leaves.
 
+    certificate : mapping, optional
+        What is promised and for which model, as :meth:`load` reads it: the policy then refuses
+        other models, and other decoding than it was tested with.
+
     Raises
     ------
     InputError
@@ -47,6 +60,7 @@ class ExitPolicy(Policy):
 
     signal: str | ExitSignal = ""
     thresholds: tuple[float, ...] = ()
+    certificate: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,4 +150,87 @@ class ExitPolicy(Policy):
         """
         from vlmflow.truncation.engine import truncated
 
+        self._check_model(bare_model(model))
         return truncated(model, self)
+
+    def applied(self, exit_layer: int) -> Truncation | None:
+        """Return what a prompt that left at a layer went through; None where it never left."""
+        for stage in self.stages:
+            if stage.layer == exit_layer:
+                return Truncation(exit_layer, stage.keep, self.rank_by)
+        return None
+
+    def check_decoding(self, setting: Callable[[str], Any]) -> None:
+        """Refuse a ``generate`` that decodes in another way than the promise is about.
+
+        Parameters
+        ----------
+        setting : callable
+            Gives what ``generate`` goes by, by name.
+        """
+        if self.certificate is None:
+            return
+        samples, beams = setting("do_sample"), setting("num_beams")
+        if samples or (beams or 1) > 1:
+            other = f"do_sample={samples!r}" if samples else f"num_beams={beams!r}"
+            raise InputError(
+                f"{other}, but this policy's promise is about greedy decoding; generate with "
+                "do_sample=False and num_beams=1, or without the policy"
+            )
+
+    def _check_model(self, model: Any) -> None:
+        if self.certificate is None:
+            return
+        digest = weights_digest(model)
+        if digest == self.certificate["weights"]:
+            return
+        name, dtype = self.certificate["model"]["name"], self.certificate["model"]["dtype"]
+        own = str(next(model.parameters()).dtype).removeprefix("torch.")
+        differs = f"it runs in {own}" if own != dtype else "its weights are others"
+        raise InputError(
+            f"this policy was certified for {name} in {dtype} (weights "
+            f"{self.certificate['weights'][:12]}), and this {type(model).__name__} is another "
+            f"model: {differs}; certify a policy for it with vlmflow certify"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy and its certificate as JSON.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written.
+        """
+        file = as_path(path)
+        plain = {"format": FORMAT, "policy": self.to_json(), "certificate": self.certificate}
+        body = json.dumps(plain, indent=2, allow_nan=False) + "\n"
+        write_files(file.parent, {file.name: body.encode()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a policy that :meth:`save` or ``vlmflow certify`` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read, or is no such policy.
+        """
+        file = as_path(path)
+        try:
+            plain = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            why = getattr(error, "strerror", None) or "it is not JSON"
+            raise InputError(f"policy file {str(file)!r} cannot be read ({why})") from error
+        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+            raise InputError(
+                f"{str(file)!r} is not an exit policy of this vlmflow ({FORMAT}); vlmflow certify "
+                "writes one"
+            )
+        policy, certificate = plain.get("policy"), plain.get("certificate")
+        model = certificate.get("model") if isinstance(certificate, dict) else None
+        whole = isinstance(model, dict) and {"name", "dtype"} <= model.keys()
+        if not isinstance(policy, dict) or not (
+            certificate is None or (whole and isinstance(certificate.get("weights"), str))
+        ):
+            raise InputError(f"policy file {str(file)!r} is damaged; certify again")
+        return replace(cls.from_json(policy), certificate=certificate)

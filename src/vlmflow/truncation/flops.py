@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from vlmflow.errors import ModelError
+from vlmflow.errors import InputError, ModelError
 from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.rankings.ranking import RankingSize
 from vlmflow.truncation.truncation import Truncation
@@ -62,6 +62,10 @@ def tokens_per_layer(
     policy: Policy | None, shape: DecoderShape, text: int, image: int
 ) -> list[int]:
     """Count the tokens that each layer sees of a prompt of ``text + image`` tokens."""
+    if policy is not None and policy.exit_signal is not None:
+        raise InputError(
+            "what an exit policy removes depends on the prompt; count what it applied to one"
+        )
     counts, left = [text + image] * shape.layers, image
     for stage in () if policy is None else policy.stages:
         kept = stage.keep.of(image) + int(policy is not None and policy.remainder == "average")

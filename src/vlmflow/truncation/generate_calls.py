@@ -12,11 +12,13 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from vlmflow.errors import InputError
+from vlmflow.truncation.policy import Policy
 
 _REFUSED = {
     "prefill_chunk_size": "a truncation chooses among all image tokens of a prompt",
@@ -27,8 +29,8 @@ _REFUSED = {
 class GenerateCalls:
     """Knows the prompt of the ``generate`` call that runs."""
 
-    def __init__(self, model: Any, image_tokens: tuple[int, ...]) -> None:
-        self.model, self.image_tokens = model, image_tokens
+    def __init__(self, model: Any, image_tokens: tuple[int, ...], policy: Policy) -> None:
+        self.model, self.image_tokens, self.policy = model, image_tokens, policy
         self.prompt_end: int | None = None  # Position after the prompt; None: outside of generate
         self.answered = 0  # Calls that gave answers to prompts with image tokens
 
@@ -93,6 +95,7 @@ class GenerateCalls:
                 raise InputError(
                     f"{name} cannot be used under a truncation: {reason}; generate without it"
                 )
+        self.policy.check_decoding(partial(self._setting, kwargs))
         ids = kwargs.get("input_ids")
         if ids is None:
             ids = kwargs.get("inputs", args[0] if args else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -109,6 +109,9 @@ class Policy:
     def threshold(self, layer: int) -> float:
         """Return the least value of the exit signal with which a prompt leaves at a stage."""
         raise InputError(f"{self!r} has no threshold at layer {layer}: it has no exit signal")
+
+    def check_decoding(self, setting: Callable[[str], Any]) -> None:
+        """Refuse a ``generate`` that decodes as this policy must not, given its settings."""
 
     @property
     def ranks(self) -> bool:

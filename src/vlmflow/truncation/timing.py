@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.model import LVLM, Truncating
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.lvlm.tokens import answer_text
-from vlmflow.truncation.truncation import Truncation
 
 
 class _Clock(StoppingCriteria):
@@ -40,10 +39,12 @@ class TimedAnswer:
     end_to_end: float  # Seconds of the whole call
     cached_tokens: tuple[int, ...]  # Prompt tokens that each layer took, counted in the cache
     cache_bytes: int  # Bytes of keys and values at the end
+    # Layer from which image tokens are missing; the number of layers where none are
+    exit_layer: int
 
 
 def timed_answer(
-    vlm: LVLM, prompt: Prompt, truncation: Truncation | None, *, max_new_tokens: int = 64
+    vlm: LVLM, prompt: Prompt, truncation: Truncating | None, *, max_new_tokens: int = 64
 ) -> TimedAnswer:
     """Answer greedily after one token's warm-up, and time it; None: the untouched model."""
     vlm.generate_ids(prompt, max_new_tokens=1, truncation=truncation)
@@ -72,6 +73,7 @@ def timed_answer(
         per_token=(last - first) / further if further else None,
         end_to_end=end - start,
         cached_tokens=held,
+        exit_layer=int(run.exit_layers[0]) if run is not None else vlm.num_layers,
         cache_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in cached),
     )
 

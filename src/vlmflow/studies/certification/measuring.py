@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.lvlm.tokens import answer_text
-from vlmflow.studies.certification.certificate import Run
+from vlmflow.studies.certification.findings import Run
 from vlmflow.studies.certification.measurements import Measured, measure
 from vlmflow.studies.certification.settings import CertifySettings
 from vlmflow.studies.certification.store import StoredExits, exits_id, pack, unpack

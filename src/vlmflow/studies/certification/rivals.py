@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlmflow.statistics.bootstrap import mean_interval
-from vlmflow.studies.certification.certificate import Rival
+from vlmflow.studies.certification.findings import Rival
 from vlmflow.studies.certification.outcomes import IntArray, Outcomes
 from vlmflow.studies.certification.paths import (
     CHANCES,

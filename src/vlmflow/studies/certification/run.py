@@ -13,7 +13,8 @@ import transformers
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.as_found import check_untruncated
-from vlmflow.studies.certification.certificate import Certificate, Tried
+from vlmflow.studies.certification.certificate import Certificate
+from vlmflow.studies.certification.findings import Tried
 from vlmflow.studies.certification.fitting import probe_weights
 from vlmflow.studies.certification.independent import divided, independent_samples
 from vlmflow.studies.certification.measurements import outcomes_of

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.statistics.bootstrap import percentile_interval, sample_draws
-from vlmflow.studies.certification.certificate import SignalSkill
+from vlmflow.studies.certification.findings import SignalSkill
 from vlmflow.studies.certification.fitting import area_under_curve
 from vlmflow.studies.certification.outcomes import FloatArray, Outcomes
 

@@ -56,9 +56,9 @@ def unpack(plain: str, arrays: bytes) -> Measured:
     values = safetensors.load(arrays)
     return Measured(
         answers=json.loads(plain),
-        signals={
-            name.removeprefix(_SIGNAL): own
-            for name, own in values.items()
+        signals={  # in one order always: of equal signals the first is chosen
+            name.removeprefix(_SIGNAL): values[name]
+            for name in sorted(values)
             if name.startswith(_SIGNAL)
         },
         states=values["states"],
