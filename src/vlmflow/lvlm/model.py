@@ -343,15 +343,12 @@ class LVLM:
         max_new_tokens, truncation
             As for :meth:`generate_ids`.
         policy : ExitPolicy or Certificate, optional
-            Let the prompt leave its image tokens where a policy says that it may.
+            Let the prompt drop its image tokens where a policy allows it.
         """
         if truncation is not None and policy is not None:
             raise InputError("truncation and policy both remove image tokens; give one of them")
-        ids = self.generate_ids(
-            self.prepare(images, question),
-            max_new_tokens=max_new_tokens,
-            truncation=truncation or policy,
-        )
+        prompt, removing = self.prepare(images, question), truncation or policy
+        ids = self.generate_ids(prompt, max_new_tokens=max_new_tokens, truncation=removing)
         return answer_text(self.processor.tokenizer, ids)
 
     def _without_placeholder(self, text: str, pictures: int) -> str:
