@@ -78,4 +78,6 @@ def test_layers_that_a_model_lacks_are_refused():
     vlm = FAMILIES[0].lvlm()
     for layers in (0, LAYERS + 1, 1.5):
         with pytest.raises(InputError, match=r"but the model has 4 decoder layers \(1..4\)"):
-            vlm.explain(picture(1, (30, 20)), QUESTION, ANSWER, signals=[Sensitivity(layers=layers)])
+            vlm.explain(
+                picture(1, (30, 20)), QUESTION, ANSWER, signals=[Sensitivity(layers=layers)]
+            )

@@ -173,7 +173,7 @@ def print_certificate(found: Certificate) -> None:
                 str(row["group"]),
                 str(row["n"]),
                 f"{100 * row['risk']:.1f} %",
-                f"{100 * row['loss']:+.1f}",
+                "" if row["loss"] is None else f"{100 * row['loss']:+.1f}",
             )
             for row in groups
         ]

@@ -75,7 +75,7 @@ def _row(row: dict[str, Any], name: str) -> dict[str, Any]:
         "n": row["n"],
         "changed": row["changed"],
         "risk": f"{_percent(row['risk'])} ({100 * row['low']:.1f} to {100 * row['high']:.1f})",
-        "loss": f"{100 * row['loss']:+.1f}",
+        "loss": "" if row["loss"] is None else f"{100 * row['loss']:+.1f}",
     }
 
 

@@ -64,7 +64,8 @@ class Run:
     group: str
     exit_layer: int  # The number of layers: it kept all tokens
     changed: bool
-    loss: float  # Score untouched minus score then
+    # Score untouched minus score then; None where the task scores all answers together
+    loss: float | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +85,8 @@ class Findings:
     rivals: tuple[Rival, ...]
     skills: tuple[SignalSkill, ...]
     runs: tuple[Run, ...]
-    score: float  # Of the untouched model on the test split
+    # Of the untouched model on the test split; None as above
+    score: float | None
     # Median seconds of a prefill: "untouched", "policy", "constant" where measured
     seconds: dict[str, float] = field(default_factory=dict)
     failures: tuple[str, ...] = ()  # Samples that could not be measured, with the reason

@@ -72,19 +72,20 @@ def outcomes_of(
     depth: int,
     keeps: Sequence[float],
 ) -> Outcomes:
-    """Put the measurements of some samples into arrays."""
+    """Put the measurements of some samples into arrays.
+
+    Without losses (all 0) where the task scores all answers together.
+    """
     shape = len(layers), len(keeps)
     changed, losses = [], []
     for sample, measured in pairs:
         own, *others = measured.answers
-        score = task.score(sample, own["text"])
-        # Most exits leave most answers as they are: each text is scored once.
-        scores = {own["text"]: score}
-        for other in others:
-            if other["text"] not in scores:
-                scores[other["text"]] = task.score(sample, other["text"])
         changed.append(np.reshape([other["ids"] != own["ids"] for other in others], shape))
-        losses.append(np.reshape([score - scores[other["text"]] for other in others], shape))
+        # Most exits leave most answers as they are: each text is scored once.
+        texts = dict.fromkeys(answer["text"] for answer in measured.answers)
+        scores = {text: task.score(sample, text) if task.by_itself else 0.0 for text in texts}
+        lost = [scores[own["text"]] - scores[other["text"]] for other in others]
+        losses.append(np.reshape(lost, shape))
     return Outcomes(
         layers=tuple(layers),
         depth=depth,

@@ -92,9 +92,12 @@ class Measuring:
             if row.plain is None:
                 continue
             own, then = measured.answers[0], json.loads(row.plain)
-            loss = self.task.score(sample, own["text"]) - self.task.score(sample, then["text"])
+            loss = None
+            if self.task.by_itself:
+                scores = [self.task.score(sample, answer["text"]) for answer in (own, then)]
+                loss = float(scores[0] - scores[1])
             changed = own["ids"] != then["ids"]
-            runs.append(Run(sample.key, sample.group, then["exit_layer"], changed, float(loss)))
+            runs.append(Run(sample.key, sample.group, then["exit_layer"], changed, loss))
         return runs
 
     def _once(

@@ -75,6 +75,11 @@ def run_certify(
         the store cannot be used.
     """
     check_untruncated(vlm.model, "a certificate")
+    if settings.loss is not None and not task.by_itself:
+        raise InputError(
+            f"loss={settings.loss:g} is about single answers, but {task.name} scores all answers "
+            f"together ({task.metric}); promise a risk instead"
+        )
     layers = settings.exit_layers(vlm.num_layers)
     splits = {
         "calibration": independent_samples(
@@ -241,7 +246,9 @@ def _tried(
     )
 
 
-def _score(task: Task, pairs: Pairs) -> float:
+def _score(task: Task, pairs: Pairs) -> float | None:
+    if not task.by_itself:
+        return None
     scores = [task.score(sample, measured.answers[0]["text"]) for sample, measured in pairs]
     return sum(scores) / len(scores)
 

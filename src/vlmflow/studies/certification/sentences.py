@@ -140,7 +140,9 @@ def _by(runs: Sequence[Run], names: Sequence[str], what: str) -> list[dict[str, 
                 "risk": changed / len(own),
                 "low": low,
                 "high": high,
-                "loss": sum(run.loss for run in own) / len(own),
+                "loss": None
+                if any(run.loss is None for run in own)
+                else sum(run.loss or 0.0 for run in own) / len(own),
             }
         )
     return rows
