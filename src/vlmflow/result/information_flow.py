@@ -15,7 +15,6 @@ import numpy.typing as npt
 from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.geometry import paint
-from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result import notebook, parts, storage, tables
 from vlmflow.result.checks import (
@@ -31,6 +30,8 @@ from vlmflow.result.checks import (
 )
 from vlmflow.result.map_info import MapInfo
 from vlmflow.result.picture_effect import PictureEffect
+from vlmflow.result.picture_grids import grids_of, token_boxes
+from vlmflow.result.text_attention import TextAttention
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +82,8 @@ class InformationFlow:
         Versions of the software that measured.
     picture_effect : PictureEffect, optional
         How likely the answer's tokens are with the picture, and without its tokens.
+    text_attention : TextAttention, optional
+        What the words of question and answer attend to.
 
     Raises
     ------
@@ -105,6 +108,7 @@ class InformationFlow:
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     picture_effect: PictureEffect | None = None
+    text_attention: TextAttention | None = None
 
     def __post_init__(self) -> None:
         for name in parts.TEXTS:
@@ -138,6 +142,8 @@ class InformationFlow:
             shapes |= dict.fromkeys(parts.SALIENCIES, of_pairs)
         for name, shape in shapes.items():
             checked[name] = read_only(getattr(self, name), name, np.float32, shape)
+        if self.text_attention is not None:
+            checked["text_attention"] = self.text_attention.checked(self.layout, shape[0])
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -231,7 +237,7 @@ class InformationFlow:
         has no grid, or several (name one, or use :meth:`pixel_map`).
         """
         values = self.map(signal, layer, target)
-        grids = self._grids(image, kind)
+        grids = grids_of(self.layout, image, kind)
         if len(grids) > 1:
             kinds = ", ".join(repr(grid.kind) for grid in grids)
             raise InputError(
@@ -259,7 +265,7 @@ class InformationFlow:
         also if the picture's pixels under the tokens are not known.
         """
         values = self.map(signal, layer, target)
-        return paint(self._grids(image, kind), values, self.layout, image)
+        return paint(grids_of(self.layout, image, kind), values, self.layout, image)
 
     def token_boxes(self, image: int = 0) -> npt.NDArray[np.float64]:
         """Return the box of every image token in one picture's original pixels: (P, 4) float64.
@@ -271,13 +277,7 @@ class InformationFlow:
         InputError
             If there is no such picture or the pixels under its tokens are not known.
         """
-        positions = self.layout.image_positions
-        boxes = np.full((positions.size, 4), np.nan)
-        for grid in self._grids(image):
-            if isinstance(grid, ImageGrid):  # the tokens of others share the picture
-                places = np.searchsorted(positions, grid.positions.ravel())
-                boxes[places] = grid.boxes.reshape(-1, 4)
-        return boxes
+        return token_boxes(self.layout, image)
 
     def map_info(self, signal: str) -> MapInfo:
         """Return what a signal is called, shows and comes from; InputError if there is none."""
@@ -303,20 +303,6 @@ class InformationFlow:
             )
         has = f"this model has {plural(self.layers, 'decoder layer')}"
         return valid_index("layer", layer, self.layers, has), column
-
-    def _grids(self, image: int, kind: str | None = None) -> tuple[Grid, ...]:
-        if (count := len(self.layout.image_sizes)) == 0:
-            raise InputError(f"image={image!r}, but this result has no pictures")
-        index = valid_index("image", image, count, f"this result has {plural(count, 'picture')}")
-        grids = tuple(grid for grid in self.layout.grids if grid.image == index)
-        if not grids:
-            why = self.layout.grids_missing or "this picture has no grid of tokens"
-            raise InputError(f"image={index} cannot be painted: {why}")
-        chosen = tuple(grid for grid in grids if kind in (None, grid.kind))
-        if not chosen:
-            kinds = ", ".join(repr(grid.kind) for grid in grids)
-            raise InputError(f"kind={kind!r}, but image={index} has {kinds}")
-        return chosen
 
     def segment_frame(self) -> pd.DataFrame:
         """Give attention flow as a tidy table, one row per layer, target and segment.

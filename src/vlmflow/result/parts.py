@@ -13,6 +13,7 @@ from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result.map_info import MapInfo
 from vlmflow.result.picture_effect import PictureEffect
+from vlmflow.result.text_attention import TextAttention
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -20,6 +21,7 @@ TEXTS = ("model", "question", "prompt", "answer")
 SALIENCIES = ("saliency_mean", "saliency_sum")
 SHARES = ("attention_share", *SALIENCIES)
 _EFFECTS = ("with_picture", "without_picture")
+_ROWS = ("text_attention.rows", "text_attention.values")
 _AXES = {"segments": list(SEGMENTS), "destinations": list(DESTINATIONS), "flags": list(FLAGS)}
 
 
@@ -49,6 +51,9 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     if effect is not None:
         body["likeliest_without_picture"] = list(effect.likeliest)
         arrays |= {name: getattr(effect, name) for name in _EFFECTS}
+    attention = fields["text_attention"]
+    if attention is not None:
+        arrays |= dict(zip(_ROWS, (attention.rows, attention.values), strict=True))
     for name in ("maps", "flags"):
         arrays |= {f"{name}.{signal}": array for signal, array in fields[name].items()}
     return body, arrays
@@ -81,6 +86,9 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         if likeliest is not None:
             own, blind = (take(name, np.float32) for name in _EFFECTS)
             effect = PictureEffect(own, blind, tuple(likeliest))
+        attention = None
+        if _ROWS[0] in left:  # not in results of before it was kept
+            attention = TextAttention(take(_ROWS[0], np.int64), take(_ROWS[1], np.float16))
         about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
         fields = {
             **{name: body[name] for name in TEXTS},
@@ -98,6 +106,7 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             "settings": dict(body["settings"]),
             "versions": dict(body["versions"]),
             "picture_effect": effect,
+            "text_attention": attention,
         }
     except InputError:
         raise

@@ -36,7 +36,8 @@ SETTINGS_SHOWN = 100
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = (
     "page.js", "words.js", "numbers.js", "choice.js", "controls.js", "picture.js", "strip.js",
-    "verdict.js", "outline.js", "chart.js", "curves.js", "arcs.js", "table.js", "start.js",
+    "verdict.js", "outline.js", "chart.js", "curves.js", "arcs.js", "table.js",
+    "reading.js", "region.js", "sequence.js", "readers.js", "play.js", "start.js",
 )  # fmt: skip
 
 
@@ -103,6 +104,7 @@ def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
         "layers": flow.layers,
         "saliency": flow.saliency_sum is not None,
         "signals": len(flow.maps),
+        "words": flow.text_attention is not None and flow.text_attention.rows.size > 0,
         "several": len(flow.pictures) > 1,
         "first_picture": _first_picture(flow),
         "grouped": any(
@@ -135,6 +137,16 @@ def _storage(data: Packed, flow: InformationFlow) -> str:
             f"whole answer first, then its tokens in order)"
             + (f" and curves for {data.charted}." if data.charted < targets else ".")
         )
+    words = data.head["words"]
+    if words is not None:
+        kept.append(f"What words read of the picture is stored in {words['bits']} bits.")
+        if words["unshown"]:
+            kept.append(
+                f"{words['unshown']} words farther from the border of question and answer are not "
+                "shown one by one."
+            )
+        if words["unmapped"]:
+            kept.append(f"{words['unmapped']} of the words shown have no map in this page.")
     return " ".join(kept)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import io
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from vlmflow.escape_invisible import shown
@@ -18,6 +17,8 @@ from vlmflow.flow.axes import FLAGS
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS, Segment
 from vlmflow.reports.explain.combined_cells import combined_cells
+from vlmflow.reports.explain.packing import Array, packed, with_codes
+from vlmflow.reports.explain.word_data import word_data
 from vlmflow.reports.palette import MAP_SCALE
 from vlmflow.result.reading import Box
 from vlmflow.result.verdict import verdict
@@ -25,13 +26,14 @@ from vlmflow.result.verdict import verdict
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
 
-Array = npt.NDArray[Any]
-
 OK, EMPTY = FLAGS.index("ok"), FLAGS.index("empty")
 
 PICTURES_BYTES = 400_000
 CURVES_BYTES = 700_000
 TOKEN_CHARACTERS = 200
+
+RESERVED = 3
+"""Targets whose maps come before those of words, where there is not room for all."""
 
 
 @dataclass(frozen=True)
@@ -42,38 +44,6 @@ class Packed:
     bits: int  # Depth in which map values are stored, 16 or 8
     mapped: int  # Number of targets that have their maps in the page (the first ones)
     charted: int  # Number of targets that have their curves in the page (the first ones)
-
-
-def coded(values: Array, bits: int) -> tuple[Array, npt.NDArray[np.float32]]:
-    """Values >= 0 as integers against the largest of each row (last axis), on a square-root scale.
-
-    ``value = top * (code / (2**bits - 1)) ** 2``. The square root keeps small values apart, which a
-    linear code would round to 0 beside one large one. Returns the codes, and the float32 tops
-    without the last axis.
-    """
-    levels = 2**bits - 1
-    clean = np.nan_to_num(np.asarray(values, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    clean = np.maximum(clean, 0.0)
-    top = clean.max(axis=-1, keepdims=True, initial=0.0)
-    share = np.divide(clean, top, out=np.zeros_like(clean), where=top > 0)
-    codes = np.rint(np.sqrt(share) * levels).astype(np.uint8 if bits == 8 else np.uint16)
-    return codes, top[..., 0].astype(np.float32)
-
-
-def packed(arrays: dict[str, Array]) -> dict[str, Any]:
-    """Named arrays as one compressed base64 text and an index into it."""
-    index: dict[str, Any] = {}
-    body = bytearray()
-    for name, array in arrays.items():
-        body.extend(b"\0" * (-len(body) % 8))  # typed arrays start at multiples of their width
-        little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
-        index[name] = [array.dtype.name, list(array.shape), len(body)]
-        body.extend(little.tobytes())
-    return {"index": index, "bytes": base64.b64encode(gzip.compress(body, 6, mtime=0)).decode()}
-
-
-def _with_codes(arrays: dict[str, Array], name: str, values: Array, bits: int) -> None:
-    arrays[name], arrays[f"{name}.top"] = coded(values, bits)
 
 
 def _encoded(picture: Array, longest: int) -> bytes:
@@ -125,7 +95,7 @@ def _convergence(flow: InformationFlow, charted: int) -> dict[str, Array]:
         for column in ("entropy", "top10_mass"):
             values = np.zeros((flow.maps[signal].shape[0], charted))
             values[layers, targets] = rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
-            _with_codes(arrays, f"{column}.{signal}", values, 16)
+            with_codes(arrays, f"{column}.{signal}", values, 16)
     return arrays
 
 
@@ -134,7 +104,7 @@ def _curves(flow: InformationFlow, charted: int) -> dict[str, Array]:
     for name in ("attention_share", "saliency_mean", "saliency_sum"):
         values = getattr(flow, name)
         if values is not None:
-            _with_codes(arrays, name, values[:, :charted], 16)
+            with_codes(arrays, name, values[:, :charted], 16)
     for signal in flow.signals:
         flags = flow.flags[signal][:, :charted]
         massless = ~(flow.maps[signal][:, :charted] > 0).any(axis=-1)
@@ -167,7 +137,7 @@ def _maps(flow: InformationFlow, targets: Iterable[int], bits: int, room: int) -
     for target in targets:
         arrays: dict[str, Array] = {}
         for signal in flow.signals:
-            _with_codes(arrays, signal, flow.maps[signal][:, target], bits)
+            with_codes(arrays, signal, flow.maps[signal][:, target], bits)
         block = packed(arrays)
         room -= len(block["bytes"]) + 100 * len(arrays)
         if room < 0:
@@ -239,6 +209,9 @@ def page_data(flow: InformationFlow, room: int, regions: Mapping[str, Box] | Non
     room -= len(head["curves"]["bytes"]) + sum(len(p["source"]) for p in head["pictures"])
     room -= sum(2 * len(str(text).encode()) for text in head["targets"] + head["tokens"]) + 20_000
     room -= sum(len(str(said).encode()) for said in head["verdicts"])
+    first = sum(len(block["bytes"]) for block in _maps(flow, [0], 8, room))
+    head["words"] = word_data(flow, room - RESERVED * first)
+    room -= len(json.dumps(head["words"], ensure_ascii=False).encode())
     bits, maps = 16, _maps(flow, range(charted), 16, room)
     if len(maps) < charted:
         bits, maps = 8, _maps(flow, range(charted), 8, room)

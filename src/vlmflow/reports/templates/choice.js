@@ -16,6 +16,8 @@ const choice = {
   arcs: "attention",
   shallow: 0,
   deep: 0,
+  word: -1, // the item of the sequence whose reading is shown
+  region: null, // of a picture, { image, box } in its pixels; null: all of them
 };
 
 const followers = [];

@@ -49,12 +49,15 @@ async function start() {
   showVerdict();
   charts();
   showTable();
-  await Promise.all([showMap(), showStrip()]);
+  await Promise.all([showMap(), showStrip(), offerInteraction()]);
   let width = document.body.clientWidth;
   new ResizeObserver(() => {
     if (document.body.clientWidth === width) return;
     width = document.body.clientWidth;
-    requestAnimationFrame(charts);
+    requestAnimationFrame(() => {
+      charts();
+      if (choice.word >= 0) showReaders();
+    });
   }).observe(document.body);
   document.body.dataset.ready = "yes";
 }
