@@ -106,6 +106,14 @@ def explain(
             help="No backward pass: attention alone, or what --signals names and needs none.",
         ),
     ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Also test the map of the report by insertion and deletion, beside eight random "
+            "orders: 144 short forward passes, in batches of 16.",
+        ),
+    ] = False,
     figures: Annotated[
         bool, typer.Option("--figures", help="Also write PNG and PDF figures.")
     ] = False,
@@ -138,6 +146,7 @@ def explain(
         }
         if question is None:
             given = {"--answer": answer, "--image": more_images, "--figures": figures}
+            given["--trust"] = trust
             for option, value in given.items():
                 if value:
                     raise InputError(f"{option} is for one picture and its question, not a task")
@@ -170,6 +179,7 @@ def explain(
             load=load,
             answer=answer,
             explain=measured,
+            trust=trust,
         )
 
 
@@ -208,6 +218,7 @@ def _run(
     explain: dict[str, Any],
     answer: str | None = None,
     regions: Mapping[str, Box] | None = None,
+    trust: bool = False,
 ) -> None:
     """Load, measure, write, print; the files are moved to `out` together at the very end."""
     from vlmflow.files import staged
@@ -232,6 +243,16 @@ def _run(
             settings,
             progress=lambda done, total: show(f"Measuring: {done} of {total} passes", done, total),
         )
+        if trust:
+            from vlmflow.trust.of_explanation import with_trust
+
+            flow = with_trust(
+                vlm,
+                flow,
+                images,
+                batch=4 if settings.low_memory else 16,
+                progress=lambda done, total: show("Inserting and deleting", done, total),
+            )
         command = shlex.join(["vlmflow", *sys.argv[1:]])
         flow = dataclasses.replace(flow, settings={**flow.settings, "command": command})
         show("Writing")
@@ -245,6 +266,8 @@ def _run(
             raise InputError(f"cannot write to {str(out)!r}: {reason}") from error
     if not as_json:
         typer.echo(f"{printable(flow.answer)!r} -> {printable(str(out / REPORT))}")
+        for tested in flow.trust:
+            typer.echo(printable(str(tested)))
         return
     facts = {
         "version": __version__,
@@ -259,5 +282,15 @@ def _run(
         "numbers": str(out / NUMBERS),
         "arrays": str(out / ARRAYS),
         "figures": str(out / FIGURES) if figures else None,
+        "trust": [
+            {
+                "says": str(tested),
+                "signal": tested.signal,
+                "layer": tested.layer,
+                "difference": tested.difference,
+                "random_limit": tested.limit,
+            }
+            for tested in flow.trust
+        ],
     }
     typer.echo(json.dumps(facts))

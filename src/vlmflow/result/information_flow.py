@@ -29,8 +29,10 @@ from vlmflow.result.checks import (
     valid_target,
 )
 from vlmflow.result.map_info import MapInfo
+from vlmflow.result.map_trust import Trust
 from vlmflow.result.picture_effect import PictureEffect
 from vlmflow.result.picture_grids import grids_of, token_boxes
+from vlmflow.result.shown_map import shown_map
 from vlmflow.result.text_attention import TextAttention
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ class InformationFlow:
         How likely the answer's tokens are with the picture, and without its tokens.
     text_attention : TextAttention, optional
         What the words of question and answer attend to.
+    trust : sequence of Trust
+        How far maps can be trusted, where that was tested.
 
     Raises
     ------
@@ -109,6 +113,7 @@ class InformationFlow:
     versions: Mapping[str, str] = field(default_factory=dict)
     picture_effect: PictureEffect | None = None
     text_attention: TextAttention | None = None
+    trust: Sequence[Trust] = ()
 
     def __post_init__(self) -> None:
         for name in parts.TEXTS:
@@ -127,7 +132,10 @@ class InformationFlow:
         of_pairs = (*of_segments[:2], len(DESTINATIONS), len(SEGMENTS))
         of_tokens = (*of_segments[:2], self.layout.image_positions.size)
         about, maps, flags = checked_maps(self.maps, self.flags, self.about, of_tokens)
+        for tested in self.trust:
+            tested.check(about, tuple(self.targets), self.layout)
         checked = {
+            "trust": tuple(self.trust),
             "answer_tokens": tuple(self.answer_tokens),
             "targets": tuple(self.targets),
             "pictures": pictures,
@@ -156,7 +164,13 @@ class InformationFlow:
 
     def _repr_html_(self) -> str:
         """Show the picture with its map, the answer and one sentence in a notebook."""
-        values, caption = self._shown_map()
+        values, caption = None, ""
+        chosen = shown_map(self.about, self.flags, self.attention_share)
+        if chosen is not None:
+            signal, layer = chosen
+            values, where = self.map(signal, layer), self.about[signal].where
+            where = where if layer is None else f"layer {layer}"
+            caption = f"{self.about[signal].label}, {where}"
         return notebook.answer_html(
             {name: getattr(self, name) for name in ("model", "question", "answer")},
             self.layout,
@@ -165,16 +179,6 @@ class InformationFlow:
             values,
             caption,
         )
-
-    def _shown_map(self) -> tuple[Float32Array | None, str]:
-        """Choose a map over all layers, or else one of the layer that attends most to the image."""
-        most = int(self.attention_share[:, 0, SEGMENTS.index("image")].argmax())
-        for signal in sorted(self.maps, key=lambda name: self.about[name].summed is None):
-            layer = most if self.about[signal].summed is None else None
-            if self.flag(signal, layer) == "ok":
-                where = self.about[signal].where if layer is None else f"layer {layer}"
-                return self.map(signal, layer), f"{self.about[signal].label}, {where}"
-        return None, ""
 
     @property
     def layers(self) -> int:

@@ -12,6 +12,7 @@ from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result.map_info import MapInfo
+from vlmflow.result.map_trust import Trust
 from vlmflow.result.picture_effect import PictureEffect
 from vlmflow.result.text_attention import TextAttention
 
@@ -43,6 +44,7 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
         "settings": dict(fields["settings"]),
         "versions": dict(fields["versions"]),
         "layout": layout,
+        "trust": [tested.to_json() for tested in fields["trust"]],
     }
     arrays: Arrays = {name: fields[name] for name in SHARES if fields[name] is not None}
     arrays |= {f"layout.{name}": array for name, array in layout_arrays.items()}
@@ -107,6 +109,11 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             "versions": dict(body["versions"]),
             "picture_effect": effect,
             "text_attention": attention,
+            # not in results of before it was kept
+            "trust": tuple(
+                Trust.from_json(plain, about, tuple(body["targets"]))
+                for plain in body.get("trust", ())
+            ),
         }
     except InputError:
         raise

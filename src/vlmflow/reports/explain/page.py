@@ -37,7 +37,7 @@ LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = (
     "page.js", "words.js", "numbers.js", "choice.js", "controls.js", "picture.js", "strip.js",
     "verdict.js", "outline.js", "chart.js", "curves.js", "arcs.js", "table.js",
-    "reading.js", "region.js", "sequence.js", "readers.js", "play.js", "start.js",
+    "trust.js", "reading.js", "region.js", "sequence.js", "readers.js", "play.js", "start.js",
 )  # fmt: skip
 
 
@@ -95,6 +95,7 @@ def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
         "share": share if share != whole.headline else "",
         "second_line": second_line(flow),
         "untested": UNTESTED,
+        "tested": shown(str(flow.trust[0]), SETTING_CHARACTERS) if flow.trust else "",
         "model": shown(flow.model, SETTING_CHARACTERS),
         "question": shown(flow.question, QUESTION_CHARACTERS),
         "prompt": shown(flow.prompt, PROMPT_CHARACTERS),

@@ -25,6 +25,7 @@ from vlmflow.result.verdict import verdict
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
+    from vlmflow.result.map_trust import Trust
 
 OK, EMPTY = FLAGS.index("ok"), FLAGS.index("empty")
 
@@ -163,6 +164,19 @@ def _verdict(
     return {"headline": said.headline, "picture": said.picture, "box": box}
 
 
+def _tested(tested: Trust) -> dict[str, Any]:
+    return {
+        **tested.to_json(),
+        "signal": shown(tested.signal, TOKEN_CHARACTERS),
+        "replacement": shown(tested.replacement, TOKEN_CHARACTERS),
+        "says": shown(str(tested), 2_000),
+        "steps": tested.steps,
+        "areas": list(tested.curves.areas),
+        "difference": tested.difference,
+        "limit": tested.limit,
+    }
+
+
 def page_data(flow: InformationFlow, room: int, regions: Mapping[str, Box] | None = None) -> Packed:
     """Everything the page's script needs, in at most ``room`` bytes wherever that can be.
 
@@ -192,6 +206,7 @@ def page_data(flow: InformationFlow, room: int, regions: Mapping[str, Box] | Non
         },
         "pictures": _pictures(flow),
         "verdicts": [_verdict(flow, target, regions) for target in range(charted)],
+        "trust": [_tested(tested) for tested in flow.trust],
         "mapScale": MAP_SCALE.capitalize(),
         "grids": [
             {

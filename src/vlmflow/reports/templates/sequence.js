@@ -56,7 +56,7 @@ function showSequence() {
       element.tabIndex = own ? 0 : -1;
     }
     const value = share?.[number] ?? 0;
-    element.querySelector(".share").textContent = value >= 0.01 ? percent(value) : "";
+    element.querySelector(".share").textContent = value >= 0.01 ? `${Math.round(100 * value)}%` : "";
   });
   find("word-says").textContent = `${wordName(choice.word)}, layer ${choice.layer}`;
   showWordArcs();

@@ -26,6 +26,8 @@ async function start() {
   listenToKeys();
   layPictures();
 
+  offerTrust();
+
   follow(["target"], showVerdict);
   follow(["signal", "layer", "target", "reach", "steps", "opacity", "look", "view"], showMap);
   follow(["signal", "target", "reach", "steps", "view"], showStrip);
@@ -56,6 +58,7 @@ async function start() {
     width = document.body.clientWidth;
     requestAnimationFrame(() => {
       charts();
+      if (find("trust") !== null) showTrust();
       if (choice.word >= 0) showReaders();
     });
   }).observe(document.body);
