@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -172,7 +173,8 @@ def test_a_page_has_room_for_the_nearest_words_and_says_how_many_are_left_out(mo
     assert everything["unmapped"] == everything["unshown"] == 0
     assert everything["bits"] == 16
     block = len(everything["maps"][0]["bytes"]) + 100
-    shares = len(everything["shares"]["bytes"])
+    unmapped = {name: everything[name] for name in ("items", "shares", "unshown")}
+    shares = len(json.dumps(unmapped, ensure_ascii=False))
     half = page_words.word_data(flow, shares + 11 * block)
     assert (half["bits"], half["unmapped"]) == (8, 0)
     little = page_words.word_data(flow, shares + 2 * block)

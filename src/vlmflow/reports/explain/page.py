@@ -37,7 +37,8 @@ LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = (
     "page.js", "words.js", "numbers.js", "choice.js", "controls.js", "picture.js", "strip.js",
     "verdict.js", "outline.js", "chart.js", "curves.js", "arcs.js", "table.js",
-    "trust.js", "reading.js", "region.js", "sequence.js", "readers.js", "play.js", "start.js",
+    "trust.js", "reading.js", "region.js", "sequence.js", "readers.js", "play.js", "compare.js",
+    "start.js",
 )  # fmt: skip
 
 
@@ -45,15 +46,17 @@ def write_report(
     flow: InformationFlow,
     path: str | os.PathLike[str],
     regions: Mapping[str, Box] | None = None,
+    other: InformationFlow | None = None,
 ) -> Path:
     """Write one result as one self-contained page; see :func:`vlmflow.reports.write.report`.
 
     The file holds everything it shows (under 3 MB), loads nothing, and its own content policy
     forbids it to. Where the maps of all answer tokens do not fit, those of the whole answer and of
-    the first tokens are kept, and the page says so.
+    the first tokens are kept, and the page says so. The maps of ``other`` can be chosen beside
+    those of ``flow``, which the page is about.
     """
     target = as_path(path)
-    write_files(target.parent, {target.name: _rendered(flow, regions).encode("utf-8")})
+    write_files(target.parent, {target.name: _rendered(flow, regions, other).encode("utf-8")})
     return target
 
 
@@ -75,7 +78,9 @@ def second_line(flow: InformationFlow) -> str:
     return " ".join(sentences)
 
 
-def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
+def _rendered(
+    flow: InformationFlow, regions: Mapping[str, Box] | None, other: InformationFlow | None
+) -> str:
     libraries = [_source("vendor", name) for name in LIBRARIES]
     parts = "\n".join(_source("templates", name) for name in SCRIPTS)
     # one closure: the files share their names with each other and with nothing else
@@ -107,6 +112,7 @@ def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
         "signals": len(flow.maps),
         "words": flow.text_attention is not None and flow.text_attention.rows.size > 0,
         "several": len(flow.pictures) > 1,
+        "other": other is not None,
         "first_picture": _first_picture(flow),
         "grouped": any(
             group is not None and group.last > group.first for group in flow.layout.frames
@@ -114,7 +120,7 @@ def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
     }
     template = _environment().get_template("page.html.j2")
     empty = template.render(**texts, head=Markup("{}"), storage="")
-    data = page_data(flow, MAX_BYTES - len(empty.encode("utf-8")), regions)
+    data = page_data(flow, MAX_BYTES - len(empty.encode("utf-8")), regions, other)
     return template.render(**texts, head=_json(data.head), storage=_storage(data, flow))
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from vlmflow.escape_invisible import shown
-from vlmflow.flow.axes import FLAGS
-from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.layout import SEGMENTS, Segment
-from vlmflow.reports.explain.combined_cells import combined_cells
+from vlmflow.reports.explain.compared import compared_data, subject
+from vlmflow.reports.explain.map_data import (
+    TOKEN_CHARACTERS,
+    names,
+    packed_maps,
+    packed_pictures,
+    places,
+)
 from vlmflow.reports.explain.packing import Array, packed, with_codes
 from vlmflow.reports.explain.word_data import word_data
 from vlmflow.reports.palette import MAP_SCALE
@@ -27,12 +29,7 @@ if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
     from vlmflow.result.map_trust import Trust
 
-OK, EMPTY = FLAGS.index("ok"), FLAGS.index("empty")
-
-PICTURES_BYTES = 400_000
 CURVES_BYTES = 700_000
-TOKEN_CHARACTERS = 200
-
 RESERVED = 3
 """Targets whose maps come before those of words, where there is not room for all."""
 
@@ -45,43 +42,6 @@ class Packed:
     bits: int  # Depth in which map values are stored, 16 or 8
     mapped: int  # Number of targets that have their maps in the page (the first ones)
     charted: int  # Number of targets that have their curves in the page (the first ones)
-
-
-def _encoded(picture: Array, longest: int) -> bytes:
-    """Encode as PNG or JPEG, whichever is smaller: drawn scenes are as PNG, photographs as JPEG."""
-    copy = Image.fromarray(picture)
-    copy.thumbnail((longest, longest))
-    variants = []
-    for kind in ("PNG", "JPEG"):
-        with io.BytesIO() as file:
-            copy.save(file, kind, optimize=True, quality=85)
-            variants.append(file.getvalue())
-    return min(variants, key=len)
-
-
-def _pictures(flow: InformationFlow) -> list[dict[str, Any]]:
-    """Display copies as data addresses, made smaller until all of them fit."""
-    contents: list[bytes] = []
-    for longest in (1024, 768, 512, 384, 256, 160, 96, 48):
-        contents = [_encoded(picture, longest) for picture in flow.pictures]
-        if sum(map(len, contents)) <= PICTURES_BYTES:
-            break
-    return [
-        {
-            "source": _data_address(content),
-            "width": int(width),
-            "height": int(height),
-            "frames": flow.layout.frames_label(image),
-        }
-        for image, (content, (width, height)) in enumerate(
-            zip(contents, flow.layout.image_sizes, strict=True)
-        )
-    ]
-
-
-def _data_address(content: bytes) -> str:
-    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _convergence(flow: InformationFlow, charted: int) -> dict[str, Array]:
@@ -106,45 +66,9 @@ def _curves(flow: InformationFlow, charted: int) -> dict[str, Array]:
         values = getattr(flow, name)
         if values is not None:
             with_codes(arrays, name, values[:, :charted], 16)
-    for signal in flow.signals:
-        flags = flow.flags[signal][:, :charted]
-        massless = ~(flow.maps[signal][:, :charted] > 0).any(axis=-1)
-        # a map without a positive value draws nothing, whatever its flag says
-        shown_flags = np.where((flags == OK) & massless, EMPTY, flags)
-        arrays[f"flags.{signal}"] = shown_flags.astype(np.int8)
     arrays.update(_convergence(flow, charted))
-    positions = flow.layout.image_positions
-    arrays["positions"] = positions.astype(np.int32)
-    for number, grid in enumerate(flow.layout.grids):
-        columns = np.searchsorted(positions, grid.positions)
-        arrays[f"grid{number}.columns"] = columns.astype(np.int32)
-        arrays[f"grid{number}.boxes"] = grid.boxes.astype(np.float32)
-        if isinstance(grid, SharedGrid):
-            arrays[f"grid{number}.looks"] = grid.looks.astype(np.float32)
-    for image, size in enumerate(flow.layout.image_sizes):
-        own_grids = [grid for grid in flow.layout.grids if grid.image == image]
-        if len(own_grids) > 1:
-            cells = combined_cells(own_grids, size)
-            arrays[f"cells{image}.x"] = cells.x.astype(np.float32)
-            arrays[f"cells{image}.y"] = cells.y.astype(np.float32)
-            arrays[f"cells{image}.columns"] = cells.grid_columns
-            arrays[f"cells{image}.rows"] = cells.grid_rows
+    arrays.update(places(flow, charted))
     return arrays
-
-
-def _maps(flow: InformationFlow, targets: Iterable[int], bits: int, room: int) -> list[Any]:
-    """Packed maps of the first targets, as many as there is room for."""
-    kept: list[Any] = []
-    for target in targets:
-        arrays: dict[str, Array] = {}
-        for signal in flow.signals:
-            with_codes(arrays, signal, flow.maps[signal][:, target], bits)
-        block = packed(arrays)
-        room -= len(block["bytes"]) + 100 * len(arrays)
-        if room < 0:
-            break
-        kept.append(block)
-    return kept
 
 
 def _charted(flow: InformationFlow) -> int:
@@ -177,58 +101,43 @@ def _tested(tested: Trust) -> dict[str, Any]:
     }
 
 
-def page_data(flow: InformationFlow, room: int, regions: Mapping[str, Box] | None = None) -> Packed:
+def page_data(
+    flow: InformationFlow,
+    room: int,
+    regions: Mapping[str, Box] | None = None,
+    other: InformationFlow | None = None,
+) -> Packed:
     """Everything the page's script needs, in at most ``room`` bytes wherever that can be.
 
     Pictures shrink first; maps are stored in 16 bits where those of all targets fit, else in 8, for
-    as many targets as fit, in the order whole answer, first token, second token, ...
+    as many targets as fit, in the order whole answer, first token, second token, ... The maps of
+    ``other`` take two fifths of what the pictures and curves of ``flow`` leave, at most.
     """
     charted = _charted(flow)
     layout = flow.layout
     counts = [layout.positions_of(Segment(number)).size for number in range(len(SEGMENTS))]
     head: dict[str, Any] = {
-        "layers": int(flow.attention_share.shape[0]),
+        **names(flow),
+        **subject(flow),
         "segments": list(SEGMENTS),
         "counts": [int(count) for count in counts],
-        "targets": ["whole answer", *(shown(t, TOKEN_CHARACTERS) for t in flow.targets[1:])],
         "tokens": [shown(token, TOKEN_CHARACTERS) for token in flow.answer_tokens],
-        "signals": list(flow.signals),
-        "about": {
-            signal: {
-                "label": shown(about.label, TOKEN_CHARACTERS),
-                "summary": shown(about.summary, 2_000),
-                "source": shown(about.source, 2_000),
-                "colour": about.colour,
-                "summed": about.summed,
-                "whole": about.whole,
-            }
-            for signal, about in flow.about.items()
-        },
-        "pictures": _pictures(flow),
+        "pictures": packed_pictures(flow),
         "verdicts": [_verdict(flow, target, regions) for target in range(charted)],
         "trust": [_tested(tested) for tested in flow.trust],
         "mapScale": MAP_SCALE.capitalize(),
-        "grids": [
-            {
-                "image": int(grid.image),
-                "rows": grid.shape[0],
-                "columns": grid.shape[1],
-                "kind": shown(grid.kind, TOKEN_CHARACTERS),
-                "how": shown(grid.how, 2_000) if isinstance(grid, SharedGrid) else "",
-            }
-            for grid in layout.grids
-        ],
-        "gridsMissing": shown(layout.grids_missing, 2_000),
         "curves": packed(_curves(flow, charted)),
     }
     room -= len(head["curves"]["bytes"]) + sum(len(p["source"]) for p in head["pictures"])
     room -= sum(2 * len(str(text).encode()) for text in head["targets"] + head["tokens"]) + 20_000
     room -= sum(len(str(said).encode()) for said in head["verdicts"])
-    first = sum(len(block["bytes"]) for block in _maps(flow, [0], 8, room))
+    head["other"] = None if other is None else compared_data(flow, other, 2 * room // 5)
+    room -= len(json.dumps(head["other"], ensure_ascii=False).encode())
+    first = sum(len(block["bytes"]) for block in packed_maps(flow, [0], 8, room))
     head["words"] = word_data(flow, room - RESERVED * first)
     room -= len(json.dumps(head["words"], ensure_ascii=False).encode())
-    bits, maps = 16, _maps(flow, range(charted), 16, room)
+    bits, maps = 16, packed_maps(flow, range(charted), 16, room)
     if len(maps) < charted:
-        bits, maps = 8, _maps(flow, range(charted), 8, room)
+        bits, maps = 8, packed_maps(flow, range(charted), 8, room)
     head |= {"bits": bits, "charted": charted, "maps": maps}
     return Packed(head, bits, len(maps), charted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,22 +43,24 @@ def word_data(flow: InformationFlow, room: int) -> dict[str, Any] | None:
     chosen = np.searchsorted(attention.rows, readers)
     shares: dict[str, Any] = {}
     with_codes(shares, "shares", shares_of_items(items, attention.values[:, chosen]), 16)
-    packed_shares = packed(shares)
-    room = min(MOST_BYTES, room - len(packed_shares["bytes"]))
+    places = {int(position): number for number, position in enumerate(readers)}
+    data: dict[str, Any] = {
+        "items": [_plain(flow, item, places) for item in items],
+        "shares": packed(shares),
+        "unshown": int(flow.layout.text_rows.size - len(readers)),
+    }
+    room = min(MOST_BYTES, room - len(json.dumps(data, ensure_ascii=False).encode()))
     maps: dict[int, Any] = {}
     for bits in (16, 8, 4):
         maps = _maps(flow, attention, shown_rows, bits, room)
         if len(maps) == len(shown_rows):
             break
-    places = {int(position): number for number, position in enumerate(readers)}
     return {
-        "items": [_plain(flow, item, places) for item in items],
-        "shares": packed_shares,
+        **data,
         # in the order of the readers; null: not in the page
         "maps": [maps.get(int(position)) for position in readers],
         "bits": bits,
         "unmapped": len(readers) - len(maps),
-        "unshown": int(flow.layout.text_rows.size - len(readers)),
     }
 
 

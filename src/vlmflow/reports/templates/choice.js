@@ -16,6 +16,7 @@ const choice = {
   arcs: "attention",
   shallow: 0,
   deep: 0,
+  scale: "values", // of two maps side by side: "values" as measured, or "shares" of each map
   tested: "0", // which of the tested maps, by number
   word: -1, // the item of the sequence whose reading is shown
   region: null, // of a picture, { image, box } in its pixels; null: all of them

@@ -51,7 +51,7 @@ async function start() {
   showVerdict();
   charts();
   showTable();
-  await Promise.all([showMap(), showStrip(), offerInteraction()]);
+  await Promise.all([showMap(), showStrip(), offerInteraction(), offerCompare()]);
   let width = document.body.clientWidth;
   new ResizeObserver(() => {
     if (document.body.clientWidth === width) return;
