@@ -34,6 +34,7 @@ from vlmflow.result.picture_effect import PictureEffect
 from vlmflow.result.picture_grids import grids_of, token_boxes
 from vlmflow.result.shown_map import shown_map
 from vlmflow.result.text_attention import TextAttention
+from vlmflow.result.truncated_answer import TruncatedAnswer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +89,8 @@ class InformationFlow:
         What the words of question and answer attend to.
     trust : sequence of Trust
         How far maps can be trusted, where that was tested.
+    truncated : TruncatedAnswer, optional
+        What the model answered under a truncation, and which image tokens each layer saw then.
 
     Raises
     ------
@@ -114,6 +117,7 @@ class InformationFlow:
     picture_effect: PictureEffect | None = None
     text_attention: TextAttention | None = None
     trust: Sequence[Trust] = ()
+    truncated: TruncatedAnswer | None = None
 
     def __post_init__(self) -> None:
         for name in parts.TEXTS:
@@ -151,7 +155,9 @@ class InformationFlow:
         for name, shape in shapes.items():
             checked[name] = read_only(getattr(self, name), name, np.float32, shape)
         if self.text_attention is not None:
-            checked["text_attention"] = self.text_attention.checked(self.layout, shape[0])
+            checked["text_attention"] = self.text_attention.checked(self.layout, of_tokens[0])
+        if self.truncated is not None:
+            checked["truncated"] = self.truncated.checked(of_tokens[0], of_tokens[2])
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -15,6 +15,7 @@ from vlmflow.result.map_info import MapInfo
 from vlmflow.result.map_trust import Trust
 from vlmflow.result.picture_effect import PictureEffect
 from vlmflow.result.text_attention import TextAttention
+from vlmflow.result.truncated_answer import TruncatedAnswer
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -22,6 +23,7 @@ TEXTS = ("model", "question", "prompt", "answer")
 SALIENCIES = ("saliency_mean", "saliency_sum")
 SHARES = ("attention_share", *SALIENCIES)
 _EFFECTS = ("with_picture", "without_picture")
+_SEEN = "truncated.seen"
 _ROWS = ("text_attention.rows", "text_attention.values")
 _AXES = {"segments": list(SEGMENTS), "destinations": list(DESTINATIONS), "flags": list(FLAGS)}
 
@@ -56,6 +58,10 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     attention = fields["text_attention"]
     if attention is not None:
         arrays |= dict(zip(_ROWS, (attention.rows, attention.values), strict=True))
+    truncated = fields["truncated"]
+    if truncated is not None:
+        body["truncated"] = {"settings": dict(truncated.settings), "answer": truncated.answer}
+        arrays[_SEEN] = truncated.seen
     for name in ("maps", "flags"):
         arrays |= {f"{name}.{signal}": array for signal, array in fields[name].items()}
     return body, arrays
@@ -92,6 +98,10 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         if _ROWS[0] in left:  # not in results of before it was kept
             attention = TextAttention(take(_ROWS[0], np.int64), take(_ROWS[1], np.float16))
         about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
+        truncated = None
+        if "truncated" in body:
+            plain = body["truncated"]
+            truncated = TruncatedAnswer(plain["settings"], plain["answer"], take(_SEEN, np.bool_))
         fields = {
             **{name: body[name] for name in TEXTS},
             "answer_tokens": tuple(body["answer_tokens"]),
@@ -109,6 +119,7 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             "versions": dict(body["versions"]),
             "picture_effect": effect,
             "text_attention": attention,
+            "truncated": truncated,
             # not in results of before it was kept
             "trust": tuple(
                 Trust.from_json(plain, about, tuple(body["targets"]))

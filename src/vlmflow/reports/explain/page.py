@@ -38,7 +38,7 @@ SCRIPTS = (
     "page.js", "words.js", "numbers.js", "choice.js", "controls.js", "picture.js", "strip.js",
     "verdict.js", "outline.js", "chart.js", "curves.js", "arcs.js", "table.js",
     "trust.js", "reading.js", "region.js", "sequence.js", "readers.js", "play.js", "compare.js",
-    "start.js",
+    "truncated.js", "start.js",
 )  # fmt: skip
 
 
@@ -112,6 +112,7 @@ def _rendered(
         "signals": len(flow.maps),
         "words": flow.text_attention is not None and flow.text_attention.rows.size > 0,
         "several": len(flow.pictures) > 1,
+        "truncated": _truncated(flow),
         "other": other is not None,
         "first_picture": _first_picture(flow),
         "grouped": any(
@@ -128,6 +129,28 @@ def _first_picture(flow: InformationFlow) -> str:
     """Name the first picture where there are several."""
     several = len(flow.pictures) > 1
     return (flow.layout.frames_label(0) or "picture 1") if several else ""
+
+
+def _truncated(flow: InformationFlow) -> str:
+    """Say what the truncated run was and answered; empty where there was none."""
+    truncated = flow.truncated
+    if truncated is None:
+        return ""
+    settings = ", ".join(f"{name}={_plain(value)}" for name, value in truncated.settings.items())
+    same = "the same answer" if truncated.answer == flow.answer else "another answer"
+    return (
+        f"With image tokens removed ({shown(settings, SETTING_CHARACTERS)}) the model answers "
+        f"\u201c{shown(truncated.answer, SETTING_CHARACTERS)}\u201d, {same}. The bars show how "
+        "many image tokens each layer saw then."
+    )
+
+
+def _plain(value: Any) -> str:
+    """Write one setting of a truncation as the command line takes it."""
+    if isinstance(value, dict):
+        parameters = ", ".join(f"{k}={_plain(v)}" for k, v in value.items() if k != "name")
+        return str(value.get("name", "")) + (f"({parameters})" if parameters else "")
+    return ":".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _storage(data: Packed, flow: InformationFlow) -> str:

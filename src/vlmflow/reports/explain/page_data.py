@@ -88,6 +88,16 @@ def _verdict(
     return {"headline": said.headline, "picture": said.picture, "box": box}
 
 
+def _truncated(flow: InformationFlow) -> dict[str, Any] | None:
+    if flow.truncated is None:
+        return None
+    seen = flow.truncated.seen
+    return {
+        "seen": packed({"seen": seen.astype(np.uint8)}),
+        "counts": [int(count) for count in seen.sum(axis=1)],
+    }
+
+
 def _tested(tested: Trust) -> dict[str, Any]:
     return {
         **tested.to_json(),
@@ -124,6 +134,7 @@ def page_data(
         "tokens": [shown(token, TOKEN_CHARACTERS) for token in flow.answer_tokens],
         "pictures": packed_pictures(flow),
         "verdicts": [_verdict(flow, target, regions) for target in range(charted)],
+        "truncated": _truncated(flow),
         "trust": [_tested(tested) for tested in flow.trust],
         "mapScale": MAP_SCALE.capitalize(),
         "curves": packed(_curves(flow, charted)),

@@ -28,7 +28,7 @@ async function offerCompare() {
   choice.scale = choice.signal0 === choice.signal1 && !two ? "values" : "shares";
   radios(find("compare-scale"), "scale", [["values", "values as measured"], ["shares", "share of each map"]]);
   const names = [0, 1].flatMap((number) => ["source", "signal", "layer", "target"].map((name) => `${name}${number}`));
-  follow([...names, "scale", "steps", "opacity", "view"], showCompare);
+  follow([...names, "scale", "steps", "opacity", "view", "removed"], showCompare);
   await showCompare();
 }
 
@@ -145,7 +145,11 @@ function paintCompared(side, { canvas, picture, image }) {
   const scale = window.devicePixelRatio || 1;
   canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
   canvas.height = Math.max(1, Math.round(canvas.clientHeight * scale));
-  if (side.map?.values) paintCells(canvas.getContext("2d"), canvas, picture, tokensOf(image, side.source), side.map);
+  if (!side.map?.values) return;
+  const context = canvas.getContext("2d"), cells = tokensOf(image, side.source);
+  paintCells(context, canvas, picture, cells, side.map);
+  const { signal, layer } = sideChoice(side.number);
+  if (side.source === numbers && !isSummed(signal)) crossOut(context, canvas, picture, cells, layer);
 }
 
 function comparedLegend(top) {

@@ -181,6 +181,7 @@ function paint(stage) {
     }
     context.globalAlpha = 1;
   }
+  if (shown.values !== null && !isSummed(choice.signal)) crossOut(context, canvas, picture, tokens, choice.layer);
   drawBox(context, canvas, picture, stage.image);
   if (pointed !== null && pointed.image === stage.image) {
     const [x, y, width, height] = place(pointed);

@@ -83,7 +83,8 @@ async function offerInteraction() {
   laySequence();
   offerWordLayer();
   offerPlay();
-  follow(["word", "layer", "reach", "steps", "opacity", "view"], showWordMap);
+  offerRemoved();
+  follow(["word", "layer", "reach", "steps", "opacity", "view", "removed"], showWordMap);
   follow(["word", "layer"], () => {
     showSequence();
     markReaders();

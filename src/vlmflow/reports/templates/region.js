@@ -102,7 +102,7 @@ async function showWordMap() {
   if (block !== null) {
     const values = row(block, "map", choice.layer, head.words.bits);
     const top = choice.reach === "all" ? d3.max(block["map.top"].values) : block["map.top"].values[choice.layer];
-    wordMap = { values, top };
+    wordMap = { values, top, word: wanted.word, layer: wanted.layer };
   }
   for (const panel of panels) {
     panel.message.textContent = why ?? "";
@@ -116,6 +116,7 @@ async function showWordMap() {
   const sum = d3.sum(ranked);
   const held = sum > 0 ? `; the strongest 10\u00a0% of image tokens hold ${percent(d3.sum(ranked.slice(0, Math.ceil(0.1 * tokens - 1e-9))) / sum)} of that` : "";
   find("word-map-says").textContent = why ?? asSentence(`${wordName(choice.word)} at layer ${choice.layer}: ${picture}${held}.`);
+  tellRemoved();
   document.body.dataset.word = `${choice.word}/${choice.layer}`;
 }
 
@@ -126,6 +127,7 @@ function paintPanel({ canvas, picture, image }) {
   const context = canvas.getContext("2d");
   const cells = tokensOf(image);
   if (wordMap.values !== null) paintCells(context, canvas, picture, cells, wordMap);
+  crossOut(context, canvas, picture, cells, choice.layer);
   const { region } = choice;
   if (region === null || region.image !== image) return;
   const inside = cells.filter(({ box }) => {

@@ -4,6 +4,7 @@ const head = JSON.parse(find("head").textContent);
 
 async function start() {
   await numbers.open();
+  await removal.open();
   const layered = head.signals.filter((signal) => !isSummed(signal));
   choice.signal = head.signals.find(isSummed) ?? head.signals[0] ?? "";
   choice.deep = head.layers - 1;
@@ -29,7 +30,7 @@ async function start() {
   offerTrust();
 
   follow(["target"], showVerdict);
-  follow(["signal", "layer", "target", "reach", "steps", "opacity", "look", "view"], showMap);
+  follow(["signal", "layer", "target", "reach", "steps", "opacity", "look", "view", "removed"], showMap);
   follow(["signal", "target", "reach", "steps", "view"], showStrip);
   follow(["target"], showAttention);
   follow(["target", "figure", "destination"], showSaliency);
