@@ -1,4 +1,4 @@
-"""The panel of a tested map: one sentence, its curves, and its difference beside random orders."""
+"""The panel of a tested map: a sentence, its curves, and its difference beside random orders."""
 
 from __future__ import annotations
 
@@ -50,26 +50,26 @@ def test_the_panel_says_and_draws_what_was_measured(browser, tmp_path):
     opened = OpenPage(browser, path)
     page = opened.page
     assert str(first) in page.locator(".finding").inner_text().replace("\u00a0", " ")
-    for number, one in enumerate((first, second)):
+    for number, trust in enumerate((first, second)):
         page.locator("#trust-choice input").nth(number).check(force=True)
         page.wait_for_selector("body:not([aria-busy=true])")
-        assert page.locator("#trust-says").text_content() == visible(str(one))
-        for place, curve in enumerate((one.curves.insertion, one.curves.deletion)):
+        assert page.locator("#trust-says").text_content() == visible(str(trust))
+        for place, curve in enumerate((trust.curves.insertion, trust.curves.deletion)):
             steps = page.locator("#trust-chart [aria-label=line]").nth(place).locator("path")
             points = [p.split(",") for p in steps.get_attribute("d")[1:].split("L")]
             heights = np.array([float(y) for _, y in points])
             # one linear scale for both: 100 % at 44 px, 0 % at 258 px
             np.testing.assert_allclose((258 - heights) / 214, curve, atol=2e-3)
         label = page.locator("#trust-interval svg").get_attribute("aria-label")
-        assert f"{abs(one.difference):.3f}" in label
-        assert f"within {one.limit:.3f} of 0" in label
+        assert f"{abs(trust.difference):.3f}" in label
+        assert f"within {trust.limit:.3f} of 0" in label
         ticks = page.locator("#trust-interval [aria-label=link] path")
         assert ticks.count() == 8
         across = [float(ticks.nth(i).get_attribute("d")[1:].split(",")[0]) for i in range(8)]
         dot = page.locator("#trust-interval [aria-label=dot] circle")
         spot = float(dot.get_attribute("cx"))
-        slope, origin = np.polyfit(one.random, across, 1)
-        assert spot == pytest.approx(origin + slope * one.difference, abs=0.1)
+        slope, origin = np.polyfit(trust.random, across, 1)
+        assert spot == pytest.approx(origin + slope * trust.difference, abs=0.1)
     assert "better than chance" in page.locator("#trust-says").text_content()
     page.click("#trust-show")
     assert opened.shown() == "saliency/1/4"

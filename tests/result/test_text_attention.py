@@ -29,7 +29,7 @@ QUESTION, ANSWER = "What colour is the circle?", "a red circle"
 
 def pictures(count):
     values = np.random.default_rng(0).integers(0, 256, (count, 60, 80, 3), dtype=np.uint8)
-    return [Image.fromarray(one) for one in values]
+    return [Image.fromarray(pixels) for pixels in values]
 
 
 @pytest.mark.parametrize("options", [{}, {"gradients": False}, {"low_memory": True}])

@@ -61,15 +61,15 @@ def test_of_several_pictures_the_one_that_the_map_points_at_comes_and_goes(vlm, 
     values = np.zeros_like(flow.maps["flow_map"])
     values[..., -3] = 1  # a token of the last picture
     flow = dataclasses.replace(flow, maps={**flow.maps, "flow_map": values})
-    asked = []
+    shown = []
     scored = scoring.token_probabilities
     monkeypatch.setattr(
         "vlmflow.trust.trust.token_probabilities",
-        lambda *call, **rest: asked.append(call[3]) or scored(*call, **rest),
+        lambda *call, **rest: shown.append(call[3]) or scored(*call, **rest),
     )
     (tested,) = with_trust(vlm, flow, pictures).trust
     assert tested.image == 2
-    assert set(asked) == {2}
+    assert set(shown) == {2}
 
 
 def test_a_result_without_a_map_that_ranks_is_refused(vlm):

@@ -44,7 +44,7 @@ function laySide(number) {
     const { source } = sideChoice(number);
     const own = source.head;
     const offers = {
-      source: sources.map(({ head: one }, i) => [String(i), `${i + 1}: ${one.answer || "answer"}`]),
+      source: sources.map(({ head: own }, i) => [String(i), `${i + 1}: ${own.answer || "answer"}`]),
       signal: own.signals.map((signal) => [signal, own.about[signal]?.label ?? signal]),
       layer: d3.range(own.layers).map((layer) => [String(layer), `layer ${layer}`]),
       target: own.targets.slice(0, own.charted).map((target, i) => [String(i), i === 0 ? "whole answer" : `${i}: ${tokenText(target)}`]),
@@ -121,8 +121,8 @@ async function showCompare() {
     const about = source.head.about[signal] ?? { label: signal };
     const where = !isSummedIn(source, signal) ? `layer ${layer}` : about.whole ? "the whole model" : `summed over layers ${about.summed.join("–")}`;
     const of = target === 0 ? "the whole answer" : `answer token ${target}, “${tokenText(source.head.targets[target])}”`;
-    const asked = sources.length > 1 ? ` (“${source.head.answer}” to “${source.head.question}”, ${source.head.model})` : "";
-    const name = `${about.label}, ${where}, for ${of}${asked}`;
+    const subject = sources.length > 1 ? ` (“${source.head.answer}” to “${source.head.question}”, ${source.head.model})` : "";
+    const name = `${about.label}, ${where}, for ${of}${subject}`;
     side.says.textContent = `${asSentence(name)}${maps[number].values === null ? "" : ` Largest value ${figure(tops[number])}.`}`;
     for (const stage of side.stages) {
       stage.message.textContent = maps[number].why ?? "";
@@ -168,11 +168,11 @@ function comparedWords(chosen, maps) {
   if (maps.some(({ values }) => values === null)) return "";
   const [left, right] = maps.map(({ values }) => values);
   const alike = left.length === right.length && JSON.stringify(chosen[0].source.head.grids) === JSON.stringify(chosen[1].source.head.grids);
-  const mixed = choice.scale === "values" && chosen[0].signal !== chosen[1].signal ? " The two signals have units of their own: compare shares." : "";
-  if (!alike) return mixed.trim();
+  const units = choice.scale === "values" && chosen[0].signal !== chosen[1].signal ? " The two signals have units of their own: compare shares." : "";
+  if (!alike) return units.trim();
   const count = Math.ceil(0.1 * left.length - 1e-9);
   const strongestOf = (values) => new Set(d3.sort(d3.range(values.length), (i) => -values[i]).slice(0, count));
   const [a, b] = [strongestOf(left), strongestOf(right)];
   const both = [...a].filter((token) => b.has(token)).length;
-  return `Of the strongest 10\u00a0% of image tokens (${count}), ${both} are the same in both; by chance it would be ${figure(count * count / left.length)}.${mixed}`;
+  return `Of the strongest 10\u00a0% of image tokens (${count}), ${both} are the same in both; by chance it would be ${figure(count * count / left.length)}.${units}`;
 }

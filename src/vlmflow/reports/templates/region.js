@@ -69,7 +69,7 @@ function listenToRegion(panel) {
   canvas.addEventListener("keydown", (event) => walkRegion(panel, event));
 }
 
-// Arrow keys mark the next token; with Shift they move the box's far corner.
+// Arrow keys mark the next token; with Shift they move the box's right or lower side by one.
 function walkRegion({ image }, event) {
   const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
   if (event.key === "Escape") return choose({ region: null });
@@ -77,16 +77,20 @@ function walkRegion({ image }, event) {
   if (!step || cells.length === 0) return undefined;
   event.preventDefault();
   const own = choice.region?.image === image ? choice.region.box : null;
-  const middle = cells[Math.floor(cells.length / 2)].box;
-  if (own === null) return choose({ region: { image, box: [...middle] } });
-  // one token on from the far corner, or from the marked token
-  const [across, down] = [middle[2] - middle[0], middle[3] - middle[1]];
-  const corner = [own[2] - across / 2, own[3] - down / 2];
-  const goal = cellAt(image, [corner[0] + step[0] * across, corner[1] + step[1] * down]);
+  if (own === null) return choose({ region: { image, box: [...cells[Math.floor(cells.length / 2)].box] } });
+  const hair = 0.25 * d3.min(cells, ({ box }) => Math.min(box[2] - box[0], box[3] - box[1]));
+  const middle = [(own[0] + own[2]) / 2, (own[1] + own[3]) / 2];
+  const axis = step[0] === 0 ? 1 : 0;
+  const forward = step[axis] > 0;
+  // just outside of the side that the key points to; to shrink, just inside of the far one
+  const spot = [...middle];
+  spot[axis] = forward ? own[axis + 2] + hair : event.shiftKey ? own[axis + 2] - hair : own[axis] - hair;
+  const goal = cellAt(image, spot);
   if (goal === undefined) return undefined;
   if (!event.shiftKey) return choose({ region: { image, box: [...goal.box] } });
-  const box = [Math.min(own[0], goal.box[0]), Math.min(own[1], goal.box[1]), goal.box[2], goal.box[3]];
-  return choose({ region: { image, box } });
+  const box = [...own];
+  box[axis + 2] = forward ? goal.box[axis + 2] : goal.box[axis];
+  return weightsOf({ image, box }).size > 0 ? choose({ region: { image, box } }) : undefined;
 }
 
 async function showWordMap() {

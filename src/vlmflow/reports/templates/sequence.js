@@ -86,6 +86,7 @@ function showWordArcs() {
 
 // Bars under the words: how much each reads the region at this layer, on one scale for all layers.
 function showBars() {
+  if (readers.values.length === 0) return; // not decoded yet
   head.words.items.forEach((item, number) => {
     const value = item.row < 0 ? null : readers.values[item.row][choice.layer];
     const bar = wordElement(number).querySelector(".bar");
