@@ -70,7 +70,8 @@ def test_what_cannot_be_tested_is_refused(asked, options, message):
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_an_explanation_is_tested_as_it_is_made(asked, tmp_path):
+def test_an_explanation_is_tested_as_it_is_made(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
     arguments = ["explain", *asked, "--signals", "attention", "--whole", "--trust"]
     said = CliRunner().invoke(cli.app, [*arguments, "--out", str(tmp_path / "one")])
     assert said.exit_code == 0, said.output

@@ -83,7 +83,7 @@ def test_layers_signals_and_tokens_share_one_scale(browser, tmp_path):
     )
     select(opened, signal1="flow_map", target1="3")
     assert "units of their own" in opened.page.locator("#compare-says").inner_text()
-    opened.page.check("input[name=scale][value=shares]", force=True)
+    opened.page.check("input[name=scale][value=shares]")
     select(opened)
     values = [flow.map("attention", 1), flow.map("flow_map", target=3)]
     assert_drawn(opened, [one / one.sum() for one in values], [grid, grid])
@@ -109,7 +109,7 @@ def test_two_results_stand_side_by_side(browser, tmp_path):
     opened = OpenPage(browser, path)
     says = opened.page.locator("#side1 .readout").text_content()
     assert f"“{visible(other.answer)}” to “{visible(other.question)}”" in says
-    opened.page.check("input[name=scale][value=values]", force=True)
+    opened.page.check("input[name=scale][value=values]")
     select(opened, signal0="saliency", layer0="2", layer1="1", target1="1")
     values = [flow.map("saliency", 2), other.map("saliency", 1, 1)]
     assert_drawn(opened, values, [(12, 12), (4, 5)])

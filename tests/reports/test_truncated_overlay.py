@@ -48,7 +48,7 @@ def test_each_layer_crosses_out_what_it_did_not_see(browser, tmp_path):
     assert "(layer=1:2, keep=0.7:3, rank_by=random(seed=3))" in says
     assert "another answer" in says
     page.locator("#opacity").fill("0")  # only what is crossed out is left
-    page.check("input[name=signal][value=attention]", force=True)
+    page.check("input[name=signal][value=attention]")
     page.locator("#sequence").get_by_role("radio", name="word: round", exact=True).click()
     position = flow.layout.tokens.index(" round")
     for layer in range(4):
@@ -70,7 +70,7 @@ def test_each_layer_crosses_out_what_it_did_not_see(browser, tmp_path):
     heights = page.eval_on_selector_all("#seen-bars i", "bars => bars.map(b => b.style.height)")
     shares = [float(height.rstrip("%")) for height in heights]
     np.testing.assert_allclose(shares, 100 * seen.mean(1), atol=0.01)
-    page.check("input[name=removed][value=hide]", force=True)
+    page.check("input[name=removed][value=hide]")
     opened.shown()
     assert not any(page.evaluate(DARK, ["#word-pictures canvas", 6, 6]))
     assert opened.outside_requests() == []

@@ -51,7 +51,7 @@ def test_the_panel_says_and_draws_what_was_measured(browser, tmp_path):
     page = opened.page
     assert str(first) in page.locator(".finding").inner_text().replace("\u00a0", " ")
     for number, trust in enumerate((first, second)):
-        page.locator("#trust-choice input").nth(number).check(force=True)
+        page.locator("#trust-choice input").nth(number).check()
         page.wait_for_selector("body:not([aria-busy=true])")
         assert page.locator("#trust-says").text_content() == visible(str(trust))
         for place, curve in enumerate((trust.curves.insertion, trust.curves.deletion)):
