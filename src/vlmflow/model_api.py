@@ -8,6 +8,7 @@ from typing import Any
 from PIL.Image import Image as Picture
 
 from vlmflow.explanation.explain import explain
+from vlmflow.explanation.truncated import check_truncation, with_truncation
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm import model as lvlm_model
@@ -18,10 +19,13 @@ from vlmflow.removal.answer_curve import answered
 from vlmflow.removal.curve import RemovalCurve, removal_curve, removal_curves
 from vlmflow.removal.knockout import Knockout, knockouts
 from vlmflow.result.information_flow import InformationFlow
+from vlmflow.result.map_trust import Trust
 from vlmflow.truncation.rankings.ranking import Ranking
+from vlmflow.truncation.truncation import Truncation
 from vlmflow.trust.curves import STEPS
+from vlmflow.trust.of_explanation import with_trust
 from vlmflow.trust.scoring import BATCH
-from vlmflow.trust.trust import Trust, trust
+from vlmflow.trust.trust import trust
 
 
 class LVLM(lvlm_model.LVLM):
@@ -45,6 +49,8 @@ class LVLM(lvlm_model.LVLM):
         max_new_tokens: int = 64,
         low_memory: bool = False,
         gradients: bool = True,
+        trust: bool = False,
+        truncation: Truncation | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> InformationFlow:
         """Measure which tokens an answer draws on, in every decoder layer.
@@ -75,8 +81,16 @@ class LVLM(lvlm_model.LVLM):
         gradients : bool
             False: no backward pass: attention, or the signals named that need none; for models
             through which no gradient passes (quantised activations), and where time is short.
+        trust : bool
+            Also test the map that the result is shown with, as :meth:`trust` does, in 8 steps: 144
+            short forward passes, in batches of 16 (4 with ``low_memory``). It is kept in the
+            result's ``trust``, and the report has a panel of it.
+        truncation : Truncation, optional
+            Also let the model answer under it, and keep which image tokens each layer saw then
+            (``truncated``). What is explained is the untouched model's answer.
         progress : callable, optional
-            Called with ``(passes done, passes in all)`` after each pass.
+            Called with ``(passes done, passes in all)`` after each pass, and anew with pictures for
+            ``trust``.
 
         Raises
         ------
@@ -93,7 +107,17 @@ class LVLM(lvlm_model.LVLM):
             low_memory=low_memory,
             gradients=gradients,
         )
-        return explain(self, images, question, answer, options, progress=progress)
+        if truncation is not None:
+            check_truncation(self, truncation)
+        flow = explain(self, images, question, answer, options, progress=progress)
+        if trust:
+            pictures = self.prepare(images, question).images
+            batch = 4 if low_memory else BATCH
+            flow = with_trust(self, flow, pictures, batch=batch, progress=progress)
+        if truncation is not None:
+            prompt = self.prepare(images, question)
+            flow = with_truncation(self, flow, prompt, truncation, max_new_tokens=max_new_tokens)
+        return flow
 
     def trust(
         self,

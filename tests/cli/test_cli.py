@@ -291,7 +291,7 @@ def test_a_failed_report_leaves_the_earlier_one(monkeypatch, model, picture, out
     assert run(*arguments, "--answer", "red").exit_code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
-    def write_report(flow, path, regions):
+    def write_report(flow, path, regions, other):
         path.write_text("half")
         raise InputError("the disk is full; make room")
 

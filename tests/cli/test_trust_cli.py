@@ -68,3 +68,19 @@ def test_what_cannot_be_tested_is_refused(asked, options, message):
     assert refused.exit_code == 2
     assert message in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_an_explanation_is_tested_as_it_is_made(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
+    arguments = ["explain", *asked, "--signals", "attention", "--whole", "--trust"]
+    said = CliRunner().invoke(cli.app, [*arguments, "--out", str(tmp_path / "one")])
+    assert said.exit_code == 0, said.output
+    first, sentence = said.stdout.splitlines()
+    assert first.startswith("'70' -> ")
+    assert sentence.startswith("The attention at layer ")
+    flow = vlmflow.InformationFlow.load(tmp_path / "one")
+    assert [str(tested) for tested in flow.trust] == [sentence]
+    assert sentence.split(":")[0] in (tmp_path / "one" / "report.html").read_text("utf-8")
+    refused = CliRunner().invoke(cli.app, ["explain", "scenes-reading", "--trust"])
+    assert refused.exit_code == 2
+    assert "--trust is for one picture and its question" in refused.output

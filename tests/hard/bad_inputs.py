@@ -145,6 +145,7 @@ def settings() -> Iterator[BadInput]:
         *(f"layer=1,keep=2,rank_by=random(seed={HUGE})", "layer=1,keep=2\udcff", "preset=vtw"),
     ):
         yield BadInput(put(GENERATE, "--truncate", setting))
+        yield BadInput(put(EXPLAIN, "--truncate", setting))
         yield BadInput(put(STUDY, "--truncate", setting))
     for name in ("fastw", "", "vtw\u202e"):
         yield BadInput(put(GENERATE, "--preset", name), "preset")
@@ -183,6 +184,7 @@ def outputs() -> Iterator[BadInput]:
     yield BadInput(put(EXPLAIN, "--out", "@in-the-way"), "report.html")
     for name in ("missing", "@", PICTURE, "@no-study", "", "half\ud800"):
         yield BadInput(("report", name))
+        yield BadInput(("report", "@", name, "--out", "out"))
 
 
 def usage() -> Iterator[BadInput]:

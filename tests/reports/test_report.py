@@ -17,8 +17,8 @@ from vlmflow.errors import InputError
 from vlmflow.escape_invisible import clipped, visible
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.videos import Frames
+from vlmflow.reports.explain.packing import coded
 from vlmflow.reports.explain.page import LIBRARIES, percent, second_line, write_report
-from vlmflow.reports.explain.page_data import coded
 from vlmflow.result.picture_effect import PictureEffect
 from vlmflow.result.sentences import image_share_sentence
 from vlmflow.result.verdict import verdict
@@ -198,7 +198,7 @@ def test_the_page_opens_on_the_flow_map_of_the_whole_answer(reader):
     opened = reader(flow)
     assert opened.shown() == "flow_map/0/0"
     assert opened.page.locator("h1").inner_text() == verdict(flow).headline
-    assert opened.page.locator(".chart-box > svg").count() == 6
+    assert opened.page.locator(".chart-box > svg").count() == 7
     assert opened.page.locator("#layer").is_disabled()
     assert "sum over layers 0–11" in opened.page.locator("#layer-note").inner_text()
 
@@ -218,7 +218,7 @@ def test_pointing_at_the_picture_reads_the_token_under_the_pointer(reader):
     opened = reader(flow)
     opened.page.check("input[name=signal][value=attention]")
     opened.shown()
-    canvas = opened.page.locator(".frame canvas")
+    canvas = opened.page.locator("#pictures canvas")
     canvas.scroll_into_view_if_needed()
     area = canvas.bounding_box()
     # pixel (130, 150): column 4, row 7 of the centre crop that starts at x = 40, 20 px a token
@@ -251,7 +251,7 @@ def test_a_picture_that_tokens_share_is_read_by_patch(reader):
     values = flow.grid("flow_map")
     legend = opened.page.locator("#legend").inner_text()
     assert "value per patch" in legend
-    canvas = opened.page.locator(".frame canvas")
+    canvas = opened.page.locator("#pictures canvas")
     canvas.scroll_into_view_if_needed()
     area = canvas.bounding_box()
     for row, column in np.ndindex(2, 3):
@@ -304,7 +304,7 @@ def test_the_canvas_is_brightest_where_the_map_is(reader):
     peak = int(flow.map("flow_map").argmax())
     brightest = opened.page.evaluate(
         """() => {
-          const canvas = document.querySelector('.frame canvas');
+          const canvas = document.querySelector('#pictures canvas');
           const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
           const light = [];
           for (let row = 0; row < 12; row++) for (let column = 0; column < 12; column++) {
@@ -336,7 +336,7 @@ def test_everything_is_reached_with_the_keyboard(reader):
     keys.press("Shift+ArrowRight")
     assert opened.shown() == "attention/10/2"
     assert "layer 10" in opened.page.locator("#live").inner_text()
-    opened.page.focus(".frame canvas")
+    opened.page.focus("#pictures canvas")
     keys.press("ArrowUp")
     assert "Image token" in opened.page.locator("#live").inner_text()
     opened.page.focus("#tokens [tabindex='0']")
@@ -359,8 +359,8 @@ def test_everything_is_reached_with_the_keyboard(reader):
         outlines.append(outline)
         if name == "BODY":
             break
-    controls = "theme signal layer reach steps opacity figure destination arcs shallow deep copy"
-    assert met >= {*controls.split(), "download", "download-all"}
+    controls = "theme signal layer word-layer reach steps opacity figure destination arcs shallow"
+    assert met >= {*controls.split(), "deep", "copy", "download", "download-all"}
     assert "none" not in outlines[:10]
 
 
@@ -368,7 +368,7 @@ def test_choosing_a_word_changes_picture_charts_and_table(reader):
     flow = synthetic_flow()
     opened = reader(flow)
     before = opened.page.locator("#attention-chart svg").inner_html()
-    opened.page.get_by_role("radio", name="token 4: red").click()
+    opened.page.get_by_role("radio", name="token 4: red", exact=True).click()
     assert opened.shown() == "flow_map/0/4"
     assert opened.page.locator("#attention-chart svg").inner_html() != before
     row = opened.page.locator("#numbers tbody tr[data-layer='5'] td").all_inner_texts()
@@ -437,7 +437,7 @@ def test_labels_of_curves_are_led_to_where_the_curves_end(reader):
 
 def test_maps_without_meaning_say_so_instead_of_drawing(reader):
     opened = reader(synthetic_flow(without_attention=(3,)))
-    message = opened.page.locator(".frame .message")
+    message = opened.page.locator("#pictures .message")
     for signal, layer, word in (
         ("llava_cam", 11, "Undefined"),
         ("llava_cam", 10, "Empty"),
@@ -589,5 +589,5 @@ def test_a_token_whose_map_is_left_out_says_so(reader, monkeypatch):
     opened = reader(flow)
     opened.page.locator("#tokens [data-target='4']").click()
     opened.shown()
-    assert "not in this page" in opened.page.locator(".frame .message").inner_text()
+    assert "not in this page" in opened.page.locator("#pictures .message").inner_text()
     assert opened.page.locator("#attention-chart svg").count() == 1

@@ -30,6 +30,8 @@ def assert_same(first: InformationFlow, other: InformationFlow) -> None:
             assert left == right
         elif isinstance(left, np.ndarray):
             assert_arrays({"": left}, {"": right})
+        elif field.name == "text_attention":
+            assert_arrays(vars(left), vars(right))
         elif field.name == "pictures":
             assert_arrays(dict(enumerate(left)), dict(enumerate(right)))
         elif field.name in ("maps", "flags"):

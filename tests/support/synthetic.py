@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from vlmflow.lvlm.grids import ImageGrid
 from vlmflow.lvlm.layout import Segment, TokenLayout
 from vlmflow.result.information_flow import InformationFlow
+from vlmflow.result.text_attention import TextAttention, kept_rows
 
 HOSTILE = "<script>alert('$x_1$')</script>\u202e\x00\x1b[31m</title>\"&'{{7*7}}%\U0001f9ff\ud800\n"
 """Mark-up, mathtext, control characters, a lone surrogate, a template, a bidi override."""
@@ -116,7 +117,20 @@ def synthetic_flow(
             "command": "vlmflow explain picture.png 'What colour?'" + extra,
         },
         versions={"vlmflow": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+        text_attention=_text_attention(layout, layers, without_attention, seed),
     )
+
+
+def _text_attention(
+    layout: TokenLayout, layers: int, without_attention: tuple[int, ...], seed: int
+) -> TextAttention:
+    """Rows of question and answer: random, causal, and summing to 1."""
+    rows = kept_rows(layout, layers)
+    values = np.random.default_rng(seed + 1).gamma(0.3, size=(layers, len(rows), len(layout)))
+    values *= np.arange(len(layout)) <= rows[:, None]
+    values /= values.sum(-1, keepdims=True)
+    values[list(without_attention)] = 0
+    return TextAttention(rows, values.astype(np.float16))
 
 
 def _layout(

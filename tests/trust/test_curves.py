@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from vlmflow.errors import InputError
-from vlmflow.trust.curves import Curves, both_ways, measure_curves, picture_steps, token_steps
+from vlmflow.result.map_trust import Curves
+from vlmflow.trust.curves import both_ways, measure_curves, picture_steps, token_steps
 from vlmflow.trust.order import pixel_ranks, replayed
 from vlmflow.trust.replacement import REPLACEMENTS, background
 

@@ -15,9 +15,10 @@ from tests.support.families import FAMILIES, picture
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
 from vlmflow.lvlm.model_parts import logits_at
-from vlmflow.trust.curves import Curves
+from vlmflow.result.map_trust import Curves
+from vlmflow.statistics.student import t_quantile
 from vlmflow.trust.scoring import logprobs_with_tokens, token_probabilities
-from vlmflow.trust.trust import ORDERS, t_quantile
+from vlmflow.trust.trust import ORDERS
 
 TESTED = [family for family in FAMILIES if not family.queries]
 

@@ -106,6 +106,22 @@ def explain(
             help="No backward pass: attention alone, or what --signals names and needs none.",
         ),
     ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Also test the map of the report by insertion and deletion, beside eight random "
+            "orders: 144 short forward passes, in batches of 16.",
+        ),
+    ] = False,
+    truncate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTINGS",
+            help="Also answer with image tokens removed, as in vlmflow generate (layer=2,keep=16), "
+            "and show what each layer saw.",
+        ),
+    ] = None,
     figures: Annotated[
         bool, typer.Option("--figures", help="Also write PNG and PDF figures.")
     ] = False,
@@ -138,6 +154,7 @@ def explain(
         }
         if question is None:
             given = {"--answer": answer, "--image": more_images, "--figures": figures}
+            given |= {"--trust": trust, "--truncate": truncate}
             for option, value in given.items():
                 if value:
                     raise InputError(f"{option} is for one picture and its question, not a task")
@@ -170,6 +187,8 @@ def explain(
             load=load,
             answer=answer,
             explain=measured,
+            trust=trust,
+            truncate=truncate,
         )
 
 
@@ -208,6 +227,8 @@ def _run(
     explain: dict[str, Any],
     answer: str | None = None,
     regions: Mapping[str, Box] | None = None,
+    trust: bool = False,
+    truncate: str | None = None,
 ) -> None:
     """Load, measure, write, print; the files are moved to `out` together at the very end."""
     from vlmflow.files import staged
@@ -217,12 +238,16 @@ def _run(
         quiet_libraries()
         import vlmflow
         from vlmflow.explanation.explain import explain as explain_answer
+        from vlmflow.explanation.truncated import check_truncation, with_truncation
         from vlmflow.flow.options import ExplainOptions
         from vlmflow.reports.write import figures as write_figures
         from vlmflow.reports.write import report
 
         settings = ExplainOptions(**explain)  # before the model is loaded: it may refuse
+        truncation = None if truncate is None else vlmflow.Truncation.parse(truncate)
         vlm = vlmflow.load(model, **load)
+        if truncation is not None:
+            check_truncation(vlm, truncation)
         show("Measuring")
         flow = explain_answer(
             vlm,
@@ -232,6 +257,25 @@ def _run(
             settings,
             progress=lambda done, total: show(f"Measuring: {done} of {total} passes", done, total),
         )
+        if trust:
+            from vlmflow.trust.of_explanation import with_trust
+
+            flow = with_trust(
+                vlm,
+                flow,
+                images,
+                batch=4 if settings.low_memory else 16,
+                progress=lambda done, total: show("Inserting and deleting", done, total),
+            )
+        if truncation is not None:
+            show("Answering with tokens removed")
+            flow = with_truncation(
+                vlm,
+                flow,
+                vlm.prepare(images, question),
+                truncation,
+                max_new_tokens=settings.max_new_tokens,
+            )
         command = shlex.join(["vlmflow", *sys.argv[1:]])
         flow = dataclasses.replace(flow, settings={**flow.settings, "command": command})
         show("Writing")
@@ -245,6 +289,10 @@ def _run(
             raise InputError(f"cannot write to {str(out)!r}: {reason}") from error
     if not as_json:
         typer.echo(f"{printable(flow.answer)!r} -> {printable(str(out / REPORT))}")
+        for tested in flow.trust:
+            typer.echo(printable(str(tested)))
+        if flow.truncated is not None:
+            typer.echo(f"{printable(flow.truncated.answer)!r} with tokens removed")
         return
     facts = {
         "version": __version__,
@@ -259,5 +307,21 @@ def _run(
         "numbers": str(out / NUMBERS),
         "arrays": str(out / ARRAYS),
         "figures": str(out / FIGURES) if figures else None,
+        "trust": [
+            {
+                "says": str(tested),
+                "signal": tested.signal,
+                "layer": tested.layer,
+                "difference": tested.difference,
+                "random_limit": tested.limit,
+            }
+            for tested in flow.trust
+        ],
+        "truncated": None
+        if flow.truncated is None
+        else {
+            "answer": flow.truncated.answer,
+            "image_tokens_per_layer": flow.truncated.seen.sum(1).tolist(),
+        },
     }
     typer.echo(json.dumps(facts))

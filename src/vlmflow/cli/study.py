@@ -13,6 +13,7 @@ from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
 from vlmflow.cli.certify import print_certificate
 from vlmflow.cli.cliff import print_cliff
+from vlmflow.cli.explained_report import is_explained, write_explained
 from vlmflow.cli.faithfulness import print_faithfulness
 from vlmflow.cli.terminal import (
     CONTINUES,
@@ -143,12 +144,13 @@ def study(
 
 @app.command()
 def report(
-    directory: Annotated[
-        Path,
+    directories: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="DIR",
+            metavar="DIR...",
             parser=options.path,
-            help="Directory of 'vlmflow study', 'cliff', 'faithfulness' or 'certify'.",
+            help="Directory of 'vlmflow study', 'cliff', 'faithfulness', 'certify' or 'explain'; two "
+            "of the last are set side by side.",
         ),
     ],
     out: Annotated[
@@ -157,14 +159,21 @@ def report(
             metavar="DIR",
             parser=options.path,
             help="Where to write.",
-            show_default="the study's directory",
+            show_default="the directory itself",
         ),
     ] = None,
 ) -> None:
-    """Write a finished study's page, figures and tables again, of whatever kind it is."""
+    """Write a finished study's page, figures and tables again, of whatever kind it is.
+
+    Of an explained answer it writes the page, and of two a page on the first with the maps of the
+    second beside its own.
+    """
+    directory = directories[0]
     with errors_in_one_line(), progress() as show:
         show("Writing")
         quiet_libraries()
+        explained = len(directories) > 1 or is_explained(directory)
+        answers = [write_explained(directories, out)] if explained else []
         from vlmflow.reports.directory import write_directory
         from vlmflow.studies.certification.certificate import Certificate
         from vlmflow.studies.certification.run import read_certificate
@@ -185,7 +194,9 @@ def report(
             (CERTIFY, read_certificate),
         ]
         present = [read for kind, read in kinds if (directory / kind.file).is_file()]
-        if not present:
+        if len(directories) > 1:
+            present = []
+        elif not present and not answers:
             *most, last = (repr(kind.command) for kind, _ in kinds)
             raise InputError(
                 f"directory {str(directory)!r} holds no study; {', '.join(most)} or {last} makes "
@@ -193,6 +204,8 @@ def report(
             )
         results = [read(directory) for read in present]
         pages = [write_directory(result, out or directory) for result in results]
+    for page in answers:
+        typer.echo(f"written to {printable(str(page))}")
     for result, page in zip(results, pages, strict=True):
         if isinstance(result, CliffStudy):
             print_cliff(result)

@@ -30,6 +30,7 @@ from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
+from vlmflow.result.text_attention import TextAttention, kept_rows
 from vlmflow.version import __version__
 
 DISPLAY_SIDE = 1024
@@ -74,6 +75,7 @@ def explain(
         if progress is not None:
             progress(min(done, passes), passes)
 
+    rows = kept_rows(prompt.layout, vlm.num_layers)
     with recorded_layout(vlm.model, vlm.processor, vlm.family, prompt) as layout_after_run:
         measured = measure(
             vlm.model,
@@ -82,6 +84,7 @@ def explain(
             [prompt.layout],
             options,
             signals=direct,
+            kept_rows=[rows],
             on_pass=on_pass,
         )[0]
     effect = picture_effect(vlm, prompt, measured.log_probabilities)
@@ -115,6 +118,7 @@ def explain(
         saliency_mean=measured.saliency_mean if options.gradients else None,
         saliency_sum=measured.saliency_sum if options.gradients else None,
         picture_effect=effect,
+        text_attention=TextAttention(rows, measured.kept_attention),
         maps={name: maps[name] for name in options.named},
         flags={name: flags[name] for name in options.named},
         about={name: _info(name, signal, vlm.num_layers) for name, signal in options.named.items()},

@@ -26,6 +26,7 @@ from vlmflow.flow.sample_record import (
 from vlmflow.flow.signals.readings import FEATURES
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.flow.targets import target_values
+from vlmflow.lvlm.grids import IntArray
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 
 Float32Array = npt.NDArray[np.float32]
@@ -48,6 +49,7 @@ class Measurement:
     flags: dict[str, npt.NDArray[np.int8]]  # (L, G) per map: index into FLAGS
     target_values: Float32Array  # (T,)
     log_probabilities: Float32Array  # (T,): of the answer's tokens
+    kept_attention: npt.NDArray[np.float16]  # (L, K, N): of the rows that were to be kept
 
 
 def count_passes(
@@ -72,6 +74,7 @@ def measure(
     signals: Mapping[str, Signal] | None = None,
     segments: bool = True,
     path: Sequence[PathPoint] | None = None,
+    kept_rows: Sequence[IntArray] | None = None,
     on_pass: Callable[[], None] | None = None,
 ) -> list[Measurement]:
     """Measure a batch in one forward pass and, with gradients, one backward pass per target.
@@ -97,6 +100,8 @@ def measure(
         False leaves out the flow between segments (arrays of 0) where only maps are wanted.
     path : sequence of B PathPoint, optional
         Where the image embeddings of every row stand on a path.
+    kept_rows : sequence of B arrays of int, optional
+        Positions of text, sorted, whose attention to every position is kept (not of maps alone).
     on_pass : callable, optional
         Called after each pass.
 
@@ -124,6 +129,7 @@ def measure(
             chosen,
             layers_of,
             None if path is None else path[index],
+            None if kept_rows is None else kept_rows[index],
         )
         for index, layout in enumerate(layouts)
     ]
@@ -211,7 +217,12 @@ def _finish(
         maps[name], flags[name] = _map(record, name, signal, layers)
     for name, array in {**flow, **maps}.items():
         _check_finite(array, f"the {name} signal", record.index, own=name in maps)
-    return Measurement(flow[SHARE], flow[SALIENCY_MEAN], flow[SALIENCY_SUM], maps, flags, *answer)
+    kept = record.kept_attention(layers)
+    _check_finite(kept, "attention", record.index)
+    values, logprobs = answer
+    return Measurement(
+        flow[SHARE], flow[SALIENCY_MEAN], flow[SALIENCY_SUM], maps, flags, values, logprobs, kept
+    )
 
 
 def _layers_of(name: str, signal: Signal, layers: int) -> range:
@@ -247,7 +258,9 @@ def _map(
     return values, flags
 
 
-def _check_finite(values: Float32Array, what: str, sample: int, *, own: bool = False) -> None:
+def _check_finite(
+    values: npt.NDArray[np.floating[Any]], what: str, sample: int, *, own: bool = False
+) -> None:
     if not np.isfinite(values).all():
         first = np.argwhere(~np.isfinite(values))[0, 0]
         place = f"layer {first}" if values.ndim > 1 else f"answer token {first}"

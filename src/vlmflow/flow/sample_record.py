@@ -17,6 +17,7 @@ from vlmflow.flow.segment_flow import attention_share, segment_saliency
 from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.readings import ATTENTION, FEATURES, SALIENCY
 from vlmflow.flow.signals.signal import LAYER_INPUT, Signal
+from vlmflow.lvlm.grids import IntArray
 from vlmflow.lvlm.layout import SEGMENTS, Segment, TokenLayout
 
 SHARE, SALIENCY_MEAN, SALIENCY_SUM = "share", "saliency mean", "saliency sum"
@@ -42,6 +43,7 @@ class _Places:
     text_rows: Tensor  # (R,) positions of the text after the first image token
     is_answer: Tensor  # (R,) bool: the row predicts an answer token
     attended: Tensor  # (R,) bool: attention is recorded of the row
+    kept: Tensor  # (R,) bool: and is kept as it is, to every position
     destinations: Tensor  # (R, 2) bool: user rows, answer rows
     membership: Tensor  # (N, S) bool: the position belongs to the segment
     real: Tensor  # (N,) bool: the position is not padding
@@ -54,7 +56,8 @@ class SampleRecord:
     tokens, which are kept per layer until the last token's pass: signed saliency (rows x N), and
     for each signal on features what its ``pool`` leaves. ``signals`` has them by the names of their
     maps, ``layers_of`` the layers that each has maps of. ``point`` is where the image embeddings
-    stand on a path.
+    stand on a path. ``kept_rows`` are positions, sorted and all of them text rows, whose attention
+    to every position is kept beside what is reduced.
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class SampleRecord:
         signals: Mapping[str, Signal],
         layers_of: Mapping[str, range],
         point: PathPoint | None = None,
+        kept_rows: IntArray | None = None,
     ) -> None:
         self.index = index
+        self.kept_rows = np.empty(0, np.int64) if kept_rows is None else kept_rows
         self.layers_of = layers_of
         self.point = point
         self._difference: Tensor | None = None  # (P, C): x - x' of a path
@@ -89,6 +94,7 @@ class SampleRecord:
         self._values: dict[tuple[str, int, int], Tensor] = {}
         self._sums: dict[tuple[str, int], Tensor] = {}
         self._places: dict[torch.device, _Places] = {}
+        self._kept: dict[int, Tensor] = {}  # Of every layer: (K, N) half
 
     def on_attention(self, layer: int, call: AttentionCall) -> None:
         """Record attention where no gradient will show it."""
@@ -241,9 +247,18 @@ class SampleRecord:
             )
         return result
 
+    def kept_attention(self, layers: int) -> npt.NDArray[np.float16]:
+        """Stack the attention of the kept rows, averaged over heads: (L, K, N), 0 without any."""
+        result = np.zeros((layers, len(self.kept_rows), len(self.layout)), dtype=np.float16)
+        for layer, rows in self._kept.items():
+            result[layer] = rows.cpu().numpy()
+        return result
+
     def _record_attention(self, layer: int, places: _Places, rows: Tensor) -> None:
         """Record (attended rows, N) of attention: shares of the segments, and maps."""
         self.layers_with_attention.add(layer)
+        if len(self.kept_rows):
+            self._kept[layer] = rows[places.kept[places.attended]].half()
         is_answer = places.is_answer[places.attended]
         share = attention_share(rows[is_answer], places.membership)
         self._values[SHARE, layer, 0] = share.mean(0)
@@ -295,12 +310,14 @@ class SampleRecord:
             layout = self.layout
             rows = layout.text_rows
             answer = np.isin(rows, layout.answer_rows)
+            kept = np.isin(rows, self.kept_rows)
             segments = np.arange(len(SEGMENTS))
             self._places[device] = _Places(
                 image=torch.from_numpy(layout.image_positions).to(device),
                 text_rows=torch.from_numpy(rows).to(device),
                 is_answer=torch.from_numpy(answer).to(device),
-                attended=torch.from_numpy(answer | self._all_text).to(device),
+                attended=torch.from_numpy(answer | kept | self._all_text).to(device),
+                kept=torch.from_numpy(kept).to(device),
                 destinations=torch.from_numpy(np.stack([~answer, answer], axis=1)).to(device),
                 membership=torch.from_numpy(layout.segments[:, None] == segments).to(device),
                 real=torch.from_numpy(layout.segments != Segment.PAD).to(device),

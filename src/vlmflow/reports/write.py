@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    result: Result,
+    result: Result | Sequence[InformationFlow],
     path: str | os.PathLike[str],
     *,
     regions: Mapping[str, tuple[float, float, float, float]] | None = None,
@@ -35,7 +35,8 @@ def report(
     Parameters
     ----------
     result : InformationFlow, Certificate, CliffStudy, FaithfulnessStudy or StudyResult
-        What was measured.
+        What was measured. Of two explained answers in a list the page is about the first, and sets
+        the maps of the second beside its own.
     path : path
         File to write; parents are created, a file already there is replaced as a whole.
     regions : dict of str to (x0, y0, x1, y1), optional
@@ -55,10 +56,11 @@ def report(
     """
     from vlmflow.result.information_flow import InformationFlow
 
-    if isinstance(result, InformationFlow):
+    if isinstance(result, InformationFlow | list | tuple):
         from vlmflow.reports.explain.page import write_report
 
-        return write_report(result, path, regions)
+        flow, other = _one_or_two(result)
+        return write_report(flow, path, regions, other)
     if regions is not None:
         raise InputError("regions belong to the picture of an explained answer; leave them out")
     from vlmflow.studies.certification.certificate import Certificate
@@ -141,6 +143,27 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
     contents = figure_files(drawn)
     folder = write_files(directory, contents)
     return [folder / name for name in contents]
+
+
+def _one_or_two(
+    result: InformationFlow | Sequence[InformationFlow],
+) -> tuple[InformationFlow, InformationFlow | None]:
+    """Return an explained answer and the one beside it, if two are given."""
+    from vlmflow.result.information_flow import InformationFlow
+
+    flows = [result] if isinstance(result, InformationFlow) else list(result)
+    for flow in flows:
+        if not isinstance(flow, InformationFlow):
+            raise InputError(
+                "a report of several results takes explained answers, not a "
+                f"{type(flow).__name__}; give InformationFlows"
+            )
+    if len(flows) not in (1, 2):
+        raise InputError(
+            f"{len(flows)} results were given, but a report sets two explained answers side by "
+            "side; give one or two"
+        )
+    return flows[0], flows[1] if len(flows) == 2 else None
 
 
 def _unknown(result: object) -> InputError:

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.geometry import paint
-from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result import notebook, parts, storage, tables
 from vlmflow.result.checks import (
@@ -30,7 +29,12 @@ from vlmflow.result.checks import (
     valid_target,
 )
 from vlmflow.result.map_info import MapInfo
+from vlmflow.result.map_trust import Trust
 from vlmflow.result.picture_effect import PictureEffect
+from vlmflow.result.picture_grids import grids_of, token_boxes
+from vlmflow.result.shown_map import shown_map
+from vlmflow.result.text_attention import TextAttention
+from vlmflow.result.truncated_answer import TruncatedAnswer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +85,12 @@ class InformationFlow:
         Versions of the software that measured.
     picture_effect : PictureEffect, optional
         How likely the answer's tokens are with the picture, and without its tokens.
+    text_attention : TextAttention, optional
+        What the words of question and answer attend to.
+    trust : sequence of Trust
+        How far maps can be trusted, where that was tested.
+    truncated : TruncatedAnswer, optional
+        What the model answered under a truncation, and which image tokens each layer saw then.
 
     Raises
     ------
@@ -105,6 +115,9 @@ class InformationFlow:
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     picture_effect: PictureEffect | None = None
+    text_attention: TextAttention | None = None
+    trust: Sequence[Trust] = ()
+    truncated: TruncatedAnswer | None = None
 
     def __post_init__(self) -> None:
         for name in parts.TEXTS:
@@ -123,7 +136,10 @@ class InformationFlow:
         of_pairs = (*of_segments[:2], len(DESTINATIONS), len(SEGMENTS))
         of_tokens = (*of_segments[:2], self.layout.image_positions.size)
         about, maps, flags = checked_maps(self.maps, self.flags, self.about, of_tokens)
+        for tested in self.trust:
+            tested.check(about, tuple(self.targets), self.layout)
         checked = {
+            "trust": tuple(self.trust),
             "answer_tokens": tuple(self.answer_tokens),
             "targets": tuple(self.targets),
             "pictures": pictures,
@@ -138,6 +154,10 @@ class InformationFlow:
             shapes |= dict.fromkeys(parts.SALIENCIES, of_pairs)
         for name, shape in shapes.items():
             checked[name] = read_only(getattr(self, name), name, np.float32, shape)
+        if self.text_attention is not None:
+            checked["text_attention"] = self.text_attention.checked(self.layout, of_tokens[0])
+        if self.truncated is not None:
+            checked["truncated"] = self.truncated.checked(of_tokens[0], of_tokens[2])
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -150,7 +170,13 @@ class InformationFlow:
 
     def _repr_html_(self) -> str:
         """Show the picture with its map, the answer and one sentence in a notebook."""
-        values, caption = self._shown_map()
+        values, caption = None, ""
+        chosen = shown_map(self.about, self.flags, self.attention_share)
+        if chosen is not None:
+            signal, layer = chosen
+            values, where = self.map(signal, layer), self.about[signal].where
+            where = where if layer is None else f"layer {layer}"
+            caption = f"{self.about[signal].label}, {where}"
         return notebook.answer_html(
             {name: getattr(self, name) for name in ("model", "question", "answer")},
             self.layout,
@@ -159,16 +185,6 @@ class InformationFlow:
             values,
             caption,
         )
-
-    def _shown_map(self) -> tuple[Float32Array | None, str]:
-        """Choose a map over all layers, or else one of the layer that attends most to the image."""
-        most = int(self.attention_share[:, 0, SEGMENTS.index("image")].argmax())
-        for signal in sorted(self.maps, key=lambda name: self.about[name].summed is None):
-            layer = most if self.about[signal].summed is None else None
-            if self.flag(signal, layer) == "ok":
-                where = self.about[signal].where if layer is None else f"layer {layer}"
-                return self.map(signal, layer), f"{self.about[signal].label}, {where}"
-        return None, ""
 
     @property
     def layers(self) -> int:
@@ -231,7 +247,7 @@ class InformationFlow:
         has no grid, or several (name one, or use :meth:`pixel_map`).
         """
         values = self.map(signal, layer, target)
-        grids = self._grids(image, kind)
+        grids = grids_of(self.layout, image, kind)
         if len(grids) > 1:
             kinds = ", ".join(repr(grid.kind) for grid in grids)
             raise InputError(
@@ -259,7 +275,7 @@ class InformationFlow:
         also if the picture's pixels under the tokens are not known.
         """
         values = self.map(signal, layer, target)
-        return paint(self._grids(image, kind), values, self.layout, image)
+        return paint(grids_of(self.layout, image, kind), values, self.layout, image)
 
     def token_boxes(self, image: int = 0) -> npt.NDArray[np.float64]:
         """Return the box of every image token in one picture's original pixels: (P, 4) float64.
@@ -271,13 +287,7 @@ class InformationFlow:
         InputError
             If there is no such picture or the pixels under its tokens are not known.
         """
-        positions = self.layout.image_positions
-        boxes = np.full((positions.size, 4), np.nan)
-        for grid in self._grids(image):
-            if isinstance(grid, ImageGrid):  # the tokens of others share the picture
-                places = np.searchsorted(positions, grid.positions.ravel())
-                boxes[places] = grid.boxes.reshape(-1, 4)
-        return boxes
+        return token_boxes(self.layout, image)
 
     def map_info(self, signal: str) -> MapInfo:
         """Return what a signal is called, shows and comes from; InputError if there is none."""
@@ -303,20 +313,6 @@ class InformationFlow:
             )
         has = f"this model has {plural(self.layers, 'decoder layer')}"
         return valid_index("layer", layer, self.layers, has), column
-
-    def _grids(self, image: int, kind: str | None = None) -> tuple[Grid, ...]:
-        if (count := len(self.layout.image_sizes)) == 0:
-            raise InputError(f"image={image!r}, but this result has no pictures")
-        index = valid_index("image", image, count, f"this result has {plural(count, 'picture')}")
-        grids = tuple(grid for grid in self.layout.grids if grid.image == index)
-        if not grids:
-            why = self.layout.grids_missing or "this picture has no grid of tokens"
-            raise InputError(f"image={index} cannot be painted: {why}")
-        chosen = tuple(grid for grid in grids if kind in (None, grid.kind))
-        if not chosen:
-            kinds = ", ".join(repr(grid.kind) for grid in grids)
-            raise InputError(f"kind={kind!r}, but image={index} has {kinds}")
-        return chosen
 
     def segment_frame(self) -> pd.DataFrame:
         """Give attention flow as a tidy table, one row per layer, target and segment.

@@ -12,7 +12,10 @@ from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result.map_info import MapInfo
+from vlmflow.result.map_trust import Trust
 from vlmflow.result.picture_effect import PictureEffect
+from vlmflow.result.text_attention import TextAttention
+from vlmflow.result.truncated_answer import TruncatedAnswer
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -20,6 +23,8 @@ TEXTS = ("model", "question", "prompt", "answer")
 SALIENCIES = ("saliency_mean", "saliency_sum")
 SHARES = ("attention_share", *SALIENCIES)
 _EFFECTS = ("with_picture", "without_picture")
+_SEEN = "truncated.seen"
+_ROWS = ("text_attention.rows", "text_attention.values")
 _AXES = {"segments": list(SEGMENTS), "destinations": list(DESTINATIONS), "flags": list(FLAGS)}
 
 
@@ -41,6 +46,7 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
         "settings": dict(fields["settings"]),
         "versions": dict(fields["versions"]),
         "layout": layout,
+        "trust": [tested.to_json() for tested in fields["trust"]],
     }
     arrays: Arrays = {name: fields[name] for name in SHARES if fields[name] is not None}
     arrays |= {f"layout.{name}": array for name, array in layout_arrays.items()}
@@ -49,6 +55,13 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     if effect is not None:
         body["likeliest_without_picture"] = list(effect.likeliest)
         arrays |= {name: getattr(effect, name) for name in _EFFECTS}
+    attention = fields["text_attention"]
+    if attention is not None:
+        arrays |= dict(zip(_ROWS, (attention.rows, attention.values), strict=True))
+    truncated = fields["truncated"]
+    if truncated is not None:
+        body["truncated"] = {"settings": dict(truncated.settings), "answer": truncated.answer}
+        arrays[_SEEN] = truncated.seen
     for name in ("maps", "flags"):
         arrays |= {f"{name}.{signal}": array for signal, array in fields[name].items()}
     return body, arrays
@@ -81,7 +94,14 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         if likeliest is not None:
             own, blind = (take(name, np.float32) for name in _EFFECTS)
             effect = PictureEffect(own, blind, tuple(likeliest))
+        attention = None
+        if _ROWS[0] in left:  # not in results of before it was kept
+            attention = TextAttention(take(_ROWS[0], np.int64), take(_ROWS[1], np.float16))
         about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
+        truncated = None
+        if "truncated" in body:
+            plain = body["truncated"]
+            truncated = TruncatedAnswer(plain["settings"], plain["answer"], take(_SEEN, np.bool_))
         fields = {
             **{name: body[name] for name in TEXTS},
             "answer_tokens": tuple(body["answer_tokens"]),
@@ -98,6 +118,13 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             "settings": dict(body["settings"]),
             "versions": dict(body["versions"]),
             "picture_effect": effect,
+            "text_attention": attention,
+            "truncated": truncated,
+            # not in results of before it was kept
+            "trust": tuple(
+                Trust.from_json(plain, about, tuple(body["targets"]))
+                for plain in body.get("trust", ())
+            ),
         }
     except InputError:
         raise

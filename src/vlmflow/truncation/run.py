@@ -38,15 +38,54 @@ class TruncatedRun:
         InputError
             If no prompt with pictures has run in the block.
         """
+        counts = [real.sum(1).cpu().numpy() for _, real in self._real_positions()]
+        return np.stack(np.broadcast_arrays(*counts), axis=1).astype(np.int64)
+
+    def positions_per_layer(self, row: int = 0) -> tuple[npt.NDArray[np.int64], ...]:
+        """Say which positions each layer took of the last prompt with pictures.
+
+        Measured as :attr:`tokens_per_layer` is. Of tokens that were merged it is the position of
+        the one that stays.
+
+        Parameters
+        ----------
+        row : int
+            Which prompt of the batch. Its padding counts as positions, which no layer takes.
+
+        Returns
+        -------
+        tuple of L (n,) int64
+            Sorted.
+
+        Raises
+        ------
+        InputError
+            If no prompt with pictures has run in the block, or the batch has no such row.
+        """
+        layers = self._real_positions()
+        rows = max(len(positions) for positions, _ in layers)
+        if type(row) is not int or not 0 <= row < rows:
+            raise InputError(f"row={row!r}, but the batch has {rows} prompt(s), counted from 0")
+        taken = []
+        for positions, real in layers:
+            own = positions.expand(rows, -1)[row][real.expand(rows, -1)[row]]
+            taken.append(own.sort().values.cpu().numpy().astype(np.int64))
+        return tuple(taken)
+
+    def _real_positions(self) -> list[tuple[Tensor, Tensor]]:
+        """Give each layer's positions of the last prompt, and which of these are none of padding.
+
+        Both are (B or 1, n).
+        """
         self._require()
-        counts = []
+        layers = []
         for positions in self._positions:
             real = (positions >= 0) & (positions < self._end)
             if self._valid is not None:
                 valid = self._valid.to(positions.device)
-                real &= valid.gather(1, positions.clamp_min(0).expand(len(valid), -1))
-            counts.append(real.sum(1).cpu().numpy())
-        return np.stack(np.broadcast_arrays(*counts), axis=1).astype(np.int64)
+                real = real & valid.gather(1, positions.clamp_min(0).expand(len(valid), -1))
+            layers.append((positions, real))
+        return layers
 
     @property
     def exit_layers(self) -> npt.NDArray[np.int64]:

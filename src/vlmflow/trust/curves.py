@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from vlmflow.errors import InputError
+from vlmflow.result.map_trust import Curves, FloatArray
 from vlmflow.trust.order import ranks_over, replayed, shown_after, token_ranks
 from vlmflow.trust.replacement import background, partly_shown
-
-FloatArray = npt.NDArray[np.float64]
 
 Score = Callable[[Sequence[Image.Image]], FloatArray]
 """Gives each of some pictures its score: (n,)."""
 
 STEPS = 64
 """Equally large steps, as EAGLE's protocol has them."""
-
-
-@dataclass(frozen=True, eq=False)
-class Curves:
-    """Scores over the share of the picture's area that has come, or gone.
-
-    Parameters
-    ----------
-    insertion : (steps + 1,) float64
-        From the replaced picture to the whole one, the map's strongest pixels first.
-    deletion : (steps + 1,) float64
-        From the whole picture to the replaced one, the same pixels first.
-    """
-
-    insertion: FloatArray
-    deletion: FloatArray
-
-    @property
-    def areas(self) -> tuple[float, float]:
-        """Areas under insertion (more is better) and deletion (less is better), by trapezoids."""
-        insertion, deletion = (
-            float((curve[1:] + curve[:-1]).mean() / 2) for curve in (self.insertion, self.deletion)
-        )
-        return insertion, deletion
-
-    @property
-    def difference(self) -> float:
-        """Insertion minus deletion: 0 on average for a random order, whatever the model."""
-        insertion, deletion = self.areas
-        return insertion - deletion
 
 
 def measure_curves(

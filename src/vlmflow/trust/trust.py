@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -15,68 +13,13 @@ from vlmflow.lvlm.model import LVLM
 from vlmflow.result.checks import valid_target
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
+from vlmflow.result.map_trust import Curves, FloatArray, Trust
 from vlmflow.trust.controls import CONTROLS, control_map
-from vlmflow.trust.curves import STEPS, Curves, FloatArray, measure_curves
+from vlmflow.trust.curves import STEPS, measure_curves
 from vlmflow.trust.scoring import BATCH, token_probabilities
 
 ORDERS = 8
 """Random orders beside a map."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trust:
-    """Insertion and deletion of one map, and of maps drawn at random.
-
-    Parameters
-    ----------
-    about : MapInfo
-        What the map is called.
-    layer : int, optional
-        Its layer; None for a sum over layers.
-    token : str
-        The answer token it is for; empty for the whole answer.
-    replacement : str
-        What stood where the picture was not shown.
-    curves : Curves
-        Of the map: mean probability of the answer's tokens over the share of the area.
-    random : tuple of float
-        Insertion minus deletion of random maps over the same tokens.
-    """
-
-    about: MapInfo
-    layer: int | None
-    token: str
-    replacement: str
-    curves: Curves
-    random: tuple[float, ...]
-
-    @property
-    def limit(self) -> float:
-        """Half the width of the interval that holds 95 % of random maps, around 0.
-
-        An order and its reverse have opposite differences, so that the mean of random orders is 0
-        exactly and only their spread is estimated.
-        """
-        spread = math.sqrt(float(np.mean(np.square(self.random))))
-        return t_quantile(0.975, len(self.random)) * spread
-
-    @property
-    def difference(self) -> float:
-        """Insertion minus deletion of the map."""
-        return self.curves.difference
-
-    def __str__(self) -> str:
-        """Say in one sentence whether the map ranks regions better than chance."""
-        where = self.about.label + ("" if self.layer is None else f" at layer {self.layer}")
-        where += " control" if self.about.label in CONTROLS else ""
-        what = f"the token {self.token!r}" if self.token else "this answer"
-        chance = "no better than chance"
-        if abs(self.difference) > self.limit:
-            chance = "better than chance" if self.difference > 0 else "worse than chance"
-        return (
-            f"The {where} ranks regions {chance} for {what}: insertion minus deletion "
-            f"{self.difference:+.3f}, random maps within {self.limit:.3f} of 0."
-        )
 
 
 def trust(
@@ -98,7 +41,8 @@ def trust(
     signal, layer, target = chosen
     pictures = _pictures(flow, images)
     _require_the_same_prompt(vlm, flow, pictures)
-    if signal in CONTROLS and signal not in flow.signals:
+    is_control = signal in CONTROLS and signal not in flow.signals
+    if is_control:
         if layer is not None:
             raise InputError(f"layer={layer!r}, but the control {signal!r} has no layers")
         about = MapInfo(signal)
@@ -147,7 +91,18 @@ def trust(
         painted = paint(flow.layout.grids, drawn, flow.layout, image).astype(np.float64)
         random.append(curves(painted, number).difference)
     token = flow.targets[place].strip() if place else ""
-    return Trust(about, layer, token, replacement, own, tuple(random))
+    return Trust(
+        about=about,
+        layer=layer,
+        token=token,
+        replacement=replacement,
+        curves=own,
+        random=tuple(random),
+        signal=signal,
+        target=place,
+        image=image,
+        is_control=is_control,
+    )
 
 
 def _pictures(flow: InformationFlow, images: Sequence[Image.Image] | None) -> list[Image.Image]:
@@ -177,15 +132,3 @@ def _require_the_same_prompt(
             "this answer was given to a conversation, of which the result holds the last question "
             "only; explain an answer to one question"
         )
-
-
-def t_quantile(share: float, degrees: int) -> float:
-    """Return the quantile of Student's t distribution, for shares above one half."""
-    lowest, highest = 0.0, 1000.0
-    scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
-    while highest - lowest > 1e-6:
-        middle = (lowest + highest) / 2
-        x = (np.arange(4000) + 0.5) * middle / 4000
-        below = 0.5 + scale * middle * float(((1 + x**2 / degrees) ** (-(degrees + 1) / 2)).mean())
-        lowest, highest = (middle, highest) if below < share else (lowest, middle)
-    return lowest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlmflow.trust.curves import Curves, FloatArray
+from vlmflow.result.map_trust import Curves, FloatArray
 
 PROBABILITY, LOGPROB, NEEDED, NORMALISED = SCORES = (
     *("probability", "logprob"),

@@ -36,7 +36,9 @@ SETTINGS_SHOWN = 100
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = (
     "page.js", "words.js", "numbers.js", "choice.js", "controls.js", "picture.js", "strip.js",
-    "verdict.js", "outline.js", "chart.js", "curves.js", "arcs.js", "table.js", "start.js",
+    "verdict.js", "outline.js", "chart.js", "curves.js", "arcs.js", "table.js",
+    "trust.js", "reading.js", "region.js", "sequence.js", "readers.js", "play.js", "compare.js",
+    "truncated.js", "start.js",
 )  # fmt: skip
 
 
@@ -44,15 +46,17 @@ def write_report(
     flow: InformationFlow,
     path: str | os.PathLike[str],
     regions: Mapping[str, Box] | None = None,
+    other: InformationFlow | None = None,
 ) -> Path:
     """Write one result as one self-contained page; see :func:`vlmflow.reports.write.report`.
 
     The file holds everything it shows (under 3 MB), loads nothing, and its own content policy
     forbids it to. Where the maps of all answer tokens do not fit, those of the whole answer and of
-    the first tokens are kept, and the page says so.
+    the first tokens are kept, and the page says so. The maps of ``other`` can be chosen beside
+    those of ``flow``, which the page is about.
     """
     target = as_path(path)
-    write_files(target.parent, {target.name: _rendered(flow, regions).encode("utf-8")})
+    write_files(target.parent, {target.name: _rendered(flow, regions, other).encode("utf-8")})
     return target
 
 
@@ -74,7 +78,9 @@ def second_line(flow: InformationFlow) -> str:
     return " ".join(sentences)
 
 
-def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
+def _rendered(
+    flow: InformationFlow, regions: Mapping[str, Box] | None, other: InformationFlow | None
+) -> str:
     libraries = [_source("vendor", name) for name in LIBRARIES]
     parts = "\n".join(_source("templates", name) for name in SCRIPTS)
     # one closure: the files share their names with each other and with nothing else
@@ -94,6 +100,7 @@ def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
         "share": share if share != whole.headline else "",
         "second_line": second_line(flow),
         "untested": UNTESTED,
+        "tested": shown(str(flow.trust[0]), SETTING_CHARACTERS) if flow.trust else "",
         "model": shown(flow.model, SETTING_CHARACTERS),
         "question": shown(flow.question, QUESTION_CHARACTERS),
         "prompt": shown(flow.prompt, PROMPT_CHARACTERS),
@@ -103,7 +110,10 @@ def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
         "layers": flow.layers,
         "saliency": flow.saliency_sum is not None,
         "signals": len(flow.maps),
+        "words": flow.text_attention is not None and flow.text_attention.rows.size > 0,
         "several": len(flow.pictures) > 1,
+        "truncated": _truncated(flow),
+        "other": other is not None,
         "first_picture": _first_picture(flow),
         "grouped": any(
             group is not None and group.last > group.first for group in flow.layout.frames
@@ -111,7 +121,7 @@ def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
     }
     template = _environment().get_template("page.html.j2")
     empty = template.render(**texts, head=Markup("{}"), storage="")
-    data = page_data(flow, MAX_BYTES - len(empty.encode("utf-8")), regions)
+    data = page_data(flow, MAX_BYTES - len(empty.encode("utf-8")), regions, other)
     return template.render(**texts, head=_json(data.head), storage=_storage(data, flow))
 
 
@@ -119,6 +129,28 @@ def _first_picture(flow: InformationFlow) -> str:
     """Name the first picture where there are several."""
     several = len(flow.pictures) > 1
     return (flow.layout.frames_label(0) or "picture 1") if several else ""
+
+
+def _truncated(flow: InformationFlow) -> str:
+    """Say what the truncated run was and answered; empty where there was none."""
+    truncated = flow.truncated
+    if truncated is None:
+        return ""
+    settings = ", ".join(f"{name}={_plain(value)}" for name, value in truncated.settings.items())
+    same = "the same answer" if truncated.answer == flow.answer else "another answer"
+    return (
+        f"With image tokens removed ({shown(settings, SETTING_CHARACTERS)}) the model answers "
+        f"\u201c{shown(truncated.answer, SETTING_CHARACTERS)}\u201d, {same}. The bars show how "
+        "many image tokens each layer saw then."
+    )
+
+
+def _plain(value: Any) -> str:
+    """Write one setting of a truncation as the command line takes it."""
+    if isinstance(value, dict):
+        parameters = ", ".join(f"{k}={_plain(v)}" for k, v in value.items() if k != "name")
+        return str(value.get("name", "")) + (f"({parameters})" if parameters else "")
+    return ":".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _storage(data: Packed, flow: InformationFlow) -> str:
@@ -135,6 +167,16 @@ def _storage(data: Packed, flow: InformationFlow) -> str:
             f"whole answer first, then its tokens in order)"
             + (f" and curves for {data.charted}." if data.charted < targets else ".")
         )
+    words = data.head["words"]
+    if words is not None:
+        kept.append(f"What words read of the picture is stored in {words['bits']} bits.")
+        if words["unshown"]:
+            kept.append(
+                f"{words['unshown']} words farther from the border of question and answer are not "
+                "shown one by one."
+            )
+        if words["unmapped"]:
+            kept.append(f"{words['unmapped']} of the words shown have no map in this page.")
     return " ".join(kept)
 
 

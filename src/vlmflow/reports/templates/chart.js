@@ -32,7 +32,8 @@ function apart(heights, gap, low, high) {
 }
 
 // Lines over layers. series: [{ name, label, colour, dash, symbol, values: [number | null] }]
-function layerChart(place, { series, format, yLabel, domain, summary, even }) {
+// always: the layer is marked and chosen even where the map is a sum over layers.
+function layerChart(place, { series, format, yLabel, domain, summary, even, always = false }) {
   const width = Math.max(280, place.clientWidth);
   const height = width < 420 ? 256 : 296;
   const labelWidth = 30 + 7.8 * d3.max(series, ({ label }) => label.length);
@@ -80,13 +81,15 @@ function layerChart(place, { series, format, yLabel, domain, summary, even }) {
   current.append("line").attr("y1", margin.marginTop - 6).attr("y2", height - margin.marginBottom);
   current.append("text").attr("y", margin.marginTop - 12).attr("text-anchor", "middle");
   chart.markLayer = () => {
-    const hide = isSummed(choice.signal);
+    const hide = !always && isSummed(choice.signal);
     current.attr("display", hide ? "none" : null).attr("transform", `translate(${x.apply(choice.layer)},0)`);
     current.select("text").text(`layer ${choice.layer}`);
   };
   chart.markLayer();
   chart.addEventListener("click", () => {
-    if (chart.value !== null && chart.value !== undefined) stepLayer(chart.value);
+    if (chart.value === null || chart.value === undefined) return;
+    if (always) choose({ layer: chart.value });
+    else stepLayer(chart.value);
   });
   place.replaceChildren(chart);
 }

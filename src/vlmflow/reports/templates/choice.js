@@ -16,6 +16,11 @@ const choice = {
   arcs: "attention",
   shallow: 0,
   deep: 0,
+  scale: "values", // of two maps side by side: "values" as measured, or "shares" of each map
+  removed: "show", // "show" or "hide" what a truncated run no longer had
+  tested: "0", // which of the tested maps, by number
+  word: -1, // the item of the sequence whose reading is shown
+  region: null, // of a picture, { image, box } in its pixels; null: all of them
 };
 
 const followers = [];

@@ -32,10 +32,10 @@ async function unpack(block) {
 }
 
 // One row of square-root coded values: top * (code / levels) ** 2.
-function row(arrays, name, number) {
+function row(arrays, name, number, bits = 0) {
   const { values, shape } = arrays[name];
   const length = shape[shape.length - 1];
-  const levels = values instanceof Uint8Array ? 255 : 65535;
+  const levels = 2 ** (bits || 8 * values.BYTES_PER_ELEMENT) - 1;
   const top = arrays[`${name}.top`].values[number];
   const out = new Float32Array(length);
   for (let i = 0; i < length; i++) {

@@ -6,8 +6,8 @@ let shown = { values: null, top: 0 }; // the map on screen and the value of its 
 let pointed = null; // image token, or cell, under the pointer or the keyboard's cursor
 
 // How one picture is seen: in tiles, say, and as a whole.
-function kindsOf(image) {
-  return [...new Set(head.grids.filter((grid) => grid.image === image).map((grid) => grid.kind))];
+function kindsOf(image, source = numbers) {
+  return [...new Set(source.head.grids.filter((grid) => grid.image === image).map((grid) => grid.kind))];
 }
 
 // The kinds among which a reader can choose; none where every picture is seen in one way.
@@ -16,21 +16,21 @@ function severalKinds() {
 }
 
 // Whether a grid is what the chosen view shows of its picture.
-function isInView(grid) {
-  return grid.kind === choice.view || kindsOf(grid.image).length === 1;
+function isInView(grid, source) {
+  return grid.kind === choice.view || kindsOf(grid.image, source).length === 1;
 }
 
 // What is drawn of one picture in the chosen view, each with its box and its place in the grid: a
 // token, by its index into the map; or a patch that tokens share, with the part of each that is its.
-function tokensOf(image) {
-  if (choice.view === COMBINED && kindsOf(image).length > 1) return cellsOf(image);
+function tokensOf(image, source = numbers) {
+  if (choice.view === COMBINED && kindsOf(image, source).length > 1) return cellsOf(image, source);
   const tokens = [];
-  head.grids.forEach((grid, number) => {
-    if (grid.image !== image || !isInView(grid)) return;
-    const columns = numbers.curves[`grid${number}.columns`].values;
-    const boxes = numbers.curves[`grid${number}.boxes`].values;
+  source.head.grids.forEach((grid, number) => {
+    if (grid.image !== image || !isInView(grid, source)) return;
+    const columns = source.curves[`grid${number}.columns`].values;
+    const boxes = source.curves[`grid${number}.boxes`].values;
     const cells = grid.rows * grid.columns;
-    const looks = grid.how === "" ? null : numbers.curves[`grid${number}.looks`].values;
+    const looks = grid.how === "" ? null : source.curves[`grid${number}.looks`].values;
     for (let place = 0; place < cells; place++) {
       tokens.push({
         indices: looks === null ? [columns[place]] : columns,
@@ -45,16 +45,16 @@ function tokensOf(image) {
 
 // All grids of one picture together: the cells that their boxes cut it into, each with the tokens
 // over it. Every token covers all of its cell, so their mean by area is their plain mean.
-function cellsOf(image) {
-  const [x, y, columns, rows] = ["x", "y", "columns", "rows"].map((name) => numbers.curves[`cells${image}.${name}`].values);
+function cellsOf(image, { head: own, curves }) {
+  const [x, y, columns, rows] = ["x", "y", "columns", "rows"].map((name) => curves[`cells${image}.${name}`].values);
   const across = x.length - 1, down = y.length - 1;
-  const grids = d3.range(head.grids.length).filter((number) => head.grids[number].image === image);
+  const grids = d3.range(own.grids.length).filter((number) => own.grids[number].image === image);
   const cells = [];
   for (let row = 0; row < down; row++) for (let column = 0; column < across; column++) {
     const indices = [];
     grids.forEach((number, place) => {
       const from = rows[place * down + row], at = columns[place * across + column];
-      if (from >= 0 && at >= 0) indices.push(numbers.curves[`grid${number}.columns`].values[from * head.grids[number].columns + at]);
+      if (from >= 0 && at >= 0) indices.push(curves[`grid${number}.columns`].values[from * own.grids[number].columns + at]);
     });
     if (indices.length > 0) cells.push({ indices, parts: null, image, number: -1, row, column, box: [x[column], y[row], x[column + 1], y[row + 1]] });
   }
@@ -181,6 +181,7 @@ function paint(stage) {
     }
     context.globalAlpha = 1;
   }
+  if (shown.values !== null && !isSummed(choice.signal)) crossOut(context, canvas, picture, tokens, choice.layer);
   drawBox(context, canvas, picture, stage.image);
   if (pointed !== null && pointed.image === stage.image) {
     const [x, y, width, height] = place(pointed);

@@ -4,6 +4,7 @@ const head = JSON.parse(find("head").textContent);
 
 async function start() {
   await numbers.open();
+  await removal.open();
   const layered = head.signals.filter((signal) => !isSummed(signal));
   choice.signal = head.signals.find(isSummed) ?? head.signals[0] ?? "";
   choice.deep = head.layers - 1;
@@ -26,8 +27,10 @@ async function start() {
   listenToKeys();
   layPictures();
 
+  offerTrust();
+
   follow(["target"], showVerdict);
-  follow(["signal", "layer", "target", "reach", "steps", "opacity", "look", "view"], showMap);
+  follow(["signal", "layer", "target", "reach", "steps", "opacity", "look", "view", "removed"], showMap);
   follow(["signal", "target", "reach", "steps", "view"], showStrip);
   follow(["target"], showAttention);
   follow(["target", "figure", "destination"], showSaliency);
@@ -49,12 +52,16 @@ async function start() {
   showVerdict();
   charts();
   showTable();
-  await Promise.all([showMap(), showStrip()]);
+  await Promise.all([showMap(), showStrip(), offerInteraction(), offerCompare()]);
   let width = document.body.clientWidth;
   new ResizeObserver(() => {
     if (document.body.clientWidth === width) return;
     width = document.body.clientWidth;
-    requestAnimationFrame(charts);
+    requestAnimationFrame(() => {
+      charts();
+      if (find("trust") !== null) showTrust();
+      if (choice.word >= 0) showReaders();
+    });
   }).observe(document.body);
   document.body.dataset.ready = "yes";
 }

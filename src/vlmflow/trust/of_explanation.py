@@ -1,0 +1,67 @@
+"""The map that a result is shown with, tested right after it was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from vlmflow.errors import InputError
+from vlmflow.lvlm.model import LVLM
+from vlmflow.result.information_flow import InformationFlow
+from vlmflow.result.reading import smallest_box
+from vlmflow.result.shown_map import shown_map
+from vlmflow.trust.scoring import BATCH
+from vlmflow.trust.trust import trust
+
+EXPLAINED_STEPS = 8
+"""Steps of a curve. With the map and eight random orders 144 pictures, 9 batches of 16."""
+
+
+def with_trust(
+    vlm: LVLM,
+    flow: InformationFlow,
+    images: Sequence[Image.Image],
+    *,
+    batch: int = BATCH,
+    progress: Callable[[int, int], None] | None = None,
+) -> InformationFlow:
+    """Return a result with its map, for the whole answer, inserted and deleted.
+
+    The map is the one that the result is shown with; of several pictures, the one that holds half
+    of the map in the smallest box comes and goes.
+
+    Parameters
+    ----------
+    vlm, flow : LVLM, InformationFlow
+        The model, and what it measured.
+    images : sequence of PIL.Image
+        The pictures asked about.
+    batch : int
+        Pictures to a forward pass.
+    progress : callable, optional
+        Called with ``(pictures done, pictures in all)``.
+
+    Raises
+    ------
+    InputError
+        If no map ranks anything, or the prompt is one that cannot be tested.
+    """
+    chosen = shown_map(flow.about, flow.flags, flow.attention_share)
+    if chosen is None:
+        raise InputError(
+            "no map of this answer ranks anything, so none can be tested; leave trust out"
+        )
+    reading = smallest_box(flow.map(*chosen), flow.layout)
+    tested = trust(
+        vlm,
+        flow,
+        (*chosen, 0),
+        images=images,
+        image=0 if reading is None else reading.image,
+        steps=EXPLAINED_STEPS,
+        batch=batch,
+        progress=progress,
+    )
+    return dataclasses.replace(flow, trust=(*flow.trust, tested))
