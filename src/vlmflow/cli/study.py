@@ -149,8 +149,8 @@ def report(
         typer.Argument(
             metavar="DIR...",
             parser=options.path,
-            help="Directory of 'vlmflow study', 'cliff', 'faithfulness', 'certify' or 'explain'; two "
-            "of the last are set side by side.",
+            help="Directory of 'vlmflow study', 'cliff', 'faithfulness', 'certify' or 'explain'; "
+            "two of the last are set side by side.",
         ),
     ],
     out: Annotated[
