@@ -224,7 +224,7 @@ def test_no_function_takes_more_than_ten_parameters():
     for path, node in functions():
         names = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         count = len([name for name in names if name.arg not in ("self", "cls")])
-        if count > 10 and path.parent.name != "cli" and path.name != "api.py":
+        if count > 10 and path.parent.name != "cli" and path.name not in ("api.py", "model_api.py"):
             long.append(f"{path.relative_to(ROOT)}: {node.name} takes {count}")
     assert long == []
 

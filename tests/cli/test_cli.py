@@ -156,7 +156,7 @@ def test_every_option_reaches_the_measurement(model, picture, out):
     options = {
         "--answer": "red",
         "--signals": "flow_map(layers=3), saliency,llava_cam_smooth(copies=2,deviation=0.5,seed=7)",
-        "--target": "margin",
+        "--scalar": "margin",
         "--dtype": "bfloat16",
         "--device": "cpu",
         "--image": picture,

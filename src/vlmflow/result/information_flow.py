@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.flow.axes import DESTINATIONS, FLAGS
+from vlmflow.flow.axes import DESTINATIONS, FLAGS, WHOLE_ANSWER
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.grids import Grid, ImageGrid
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
@@ -26,9 +26,11 @@ from vlmflow.result.checks import (
     display_copies,
     plural,
     read_only,
+    valid_grids,
     valid_index,
     valid_target,
 )
+from vlmflow.result.explained_words import ExplainedWords
 from vlmflow.result.map_info import MapInfo
 from vlmflow.result.picture_effect import PictureEffect
 
@@ -50,11 +52,11 @@ class InformationFlow:
     Parameters
     ----------
     model, question, prompt, answer : str
-        Name of the model, the question asked, the text given to the processor, the answer.
+        Name of the model, question asked, text given to the processor, answer (or :attr:`words`).
     answer_tokens : tuple of T str
         The answer's tokens as text.
     targets : tuple of G str
-        ``"answer"``, then the answer tokens' texts where each one was explained.
+        ``"answer"``, or the words explained, then the tokens' texts where each was explained.
     layout : TokenLayout
         Segment of every position, and the pixels of every image token.
     pictures : tuple of (h, w, 3) uint8
@@ -81,6 +83,8 @@ class InformationFlow:
         Versions of the software that measured.
     picture_effect : PictureEffect, optional
         How likely the answer's tokens are with the picture, and without its tokens.
+    words : ExplainedWords, optional
+        Words explained in place of the whole answer: what ends ``layout``, as its answer.
 
     Raises
     ------
@@ -105,12 +109,14 @@ class InformationFlow:
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     picture_effect: PictureEffect | None = None
+    words: ExplainedWords | None = None
 
     def __post_init__(self) -> None:
         for name in parts.TEXTS:
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a text, not {getattr(self, name)!r}")
-        check_targets(self.answer_tokens, self.targets, self.layout)
+        whole = WHOLE_ANSWER if self.words is None else self.words.text
+        check_targets(self.answer_tokens, self.targets, self.layout, whole)
         check_effect(self.picture_effect, self.answer_tokens)
         check_grids(self.layout)
         pictures = display_copies(self.pictures, self.layout)
@@ -152,7 +158,7 @@ class InformationFlow:
         """Show the picture with its map, the answer and one sentence in a notebook."""
         values, caption = self._shown_map()
         return notebook.answer_html(
-            {name: getattr(self, name) for name in ("model", "question", "answer")},
+            {name: getattr(self, name) for name in ("model", "question", "answer", "subject")},
             self.layout,
             self.pictures,
             self.attention_share,
@@ -169,6 +175,11 @@ class InformationFlow:
                 where = self.about[signal].where if layer is None else f"layer {layer}"
                 return self.map(signal, layer), f"{self.about[signal].label}, {where}"
         return None, ""
+
+    @property
+    def subject(self) -> str:
+        """What is explained: ``the answer``, or as in ``the word “left” of the question``."""
+        return "the answer" if self.words is None else self.words.phrase
 
     @property
     def layers(self) -> int:
@@ -190,8 +201,8 @@ class InformationFlow:
         layer : int, optional
             Decoder layer, counted from 0; leave it out for a signal summed over layers.
         target : int or str
-            0 or ``"answer"`` is the whole answer; t is the t-th answer token counted from 1, or its
-            text where it occurs in the answer once.
+            0 or ``"answer"`` is the whole answer, or the words that are explained; t is the t-th of
+            its tokens counted from 1, or that token's text where it occurs once.
 
         Returns
         -------
@@ -305,18 +316,7 @@ class InformationFlow:
         return valid_index("layer", layer, self.layers, has), column
 
     def _grids(self, image: int, kind: str | None = None) -> tuple[Grid, ...]:
-        if (count := len(self.layout.image_sizes)) == 0:
-            raise InputError(f"image={image!r}, but this result has no pictures")
-        index = valid_index("image", image, count, f"this result has {plural(count, 'picture')}")
-        grids = tuple(grid for grid in self.layout.grids if grid.image == index)
-        if not grids:
-            why = self.layout.grids_missing or "this picture has no grid of tokens"
-            raise InputError(f"image={index} cannot be painted: {why}")
-        chosen = tuple(grid for grid in grids if kind in (None, grid.kind))
-        if not chosen:
-            kinds = ", ".join(repr(grid.kind) for grid in grids)
-            raise InputError(f"kind={kind!r}, but image={index} has {kinds}")
-        return chosen
+        return valid_grids(self.layout, image, kind)
 
     def segment_frame(self) -> pd.DataFrame:
         """Give attention flow as a tidy table, one row per layer, target and segment.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
+from vlmflow.result.explained_words import ExplainedWords
 from vlmflow.result.map_info import MapInfo
 from vlmflow.result.picture_effect import PictureEffect
 
@@ -49,6 +50,8 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     if effect is not None:
         body["likeliest_without_picture"] = list(effect.likeliest)
         arrays |= {name: getattr(effect, name) for name in _EFFECTS}
+    if fields["words"] is not None:
+        body["words"] = fields["words"].to_json()
     for name in ("maps", "flags"):
         arrays |= {f"{name}.{signal}": array for signal, array in fields[name].items()}
     return body, arrays
@@ -81,6 +84,7 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         if likeliest is not None:
             own, blind = (take(name, np.float32) for name in _EFFECTS)
             effect = PictureEffect(own, blind, tuple(likeliest))
+        words = body.get("words")
         about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
         fields = {
             **{name: body[name] for name in TEXTS},
@@ -98,6 +102,7 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             "settings": dict(body["settings"]),
             "versions": dict(body["versions"]),
             "picture_effect": effect,
+            "words": None if words is None else ExplainedWords.from_json(words),
         }
     except InputError:
         raise

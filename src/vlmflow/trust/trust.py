@@ -41,6 +41,8 @@ class Trust:
         Of the map: mean probability of the answer's tokens over the share of the area.
     random : tuple of float
         Insertion minus deletion of random maps over the same tokens.
+    subject : str
+        What is explained: ``this answer``, or as in ``the word “left” of the question``.
     """
 
     about: MapInfo
@@ -49,6 +51,7 @@ class Trust:
     replacement: str
     curves: Curves
     random: tuple[float, ...]
+    subject: str = "this answer"
 
     @property
     def limit(self) -> float:
@@ -69,7 +72,7 @@ class Trust:
         """Say in one sentence whether the map ranks regions better than chance."""
         where = self.about.label + ("" if self.layer is None else f" at layer {self.layer}")
         where += " control" if self.about.label in CONTROLS else ""
-        what = f"the token {self.token!r}" if self.token else "this answer"
+        what = f"the token {self.token!r}" if self.token else self.subject
         chance = "no better than chance"
         if abs(self.difference) > self.limit:
             chance = "better than chance" if self.difference > 0 else "worse than chance"
@@ -128,8 +131,9 @@ def trust(
                 progress(done + count, total)
 
         probabilities = token_probabilities(
-            vlm, shown, pictures, image, flow.question, answer, batch=batch, on_batch=on_batch
-        )
+            vlm, shown, pictures, image, flow.question, answer,
+            words=flow.words, batch=batch, on_batch=on_batch,
+        )  # fmt: skip
         done += len(shown)
         own: FloatArray = probabilities[:, place - 1] if place else probabilities.mean(1)
         return own
@@ -147,7 +151,8 @@ def trust(
         painted = paint(flow.layout.grids, drawn, flow.layout, image).astype(np.float64)
         random.append(curves(painted, number).difference)
     token = flow.targets[place].strip() if place else ""
-    return Trust(about, layer, token, replacement, own, tuple(random))
+    subject = "this answer" if flow.words is None else flow.subject
+    return Trust(about, layer, token, replacement, own, tuple(random), subject)
 
 
 def _pictures(flow: InformationFlow, images: Sequence[Image.Image] | None) -> list[Image.Image]:

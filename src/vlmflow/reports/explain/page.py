@@ -82,7 +82,7 @@ def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
     style = theme_css() + _source("templates", "page.css")
     notices = [_source("vendor", f"{name}.LICENSE").strip() for name in ("d3", "plot")]
     whole = verdict(flow, 0, regions)
-    share = image_share_sentence(flow.attention_share, flow.layout)
+    share = image_share_sentence(flow.attention_share, flow.layout, flow.subject)
     texts = {
         "policy": _policy([*libraries, script], style),
         "style": Markup(style),
@@ -94,6 +94,8 @@ def _rendered(flow: InformationFlow, regions: Mapping[str, Box] | None) -> str:
         "share": share if share != whole.headline else "",
         "second_line": second_line(flow),
         "untested": UNTESTED,
+        "subject": flow.subject,
+        "of_answer": flow.words is None,
         "model": shown(flow.model, SETTING_CHARACTERS),
         "question": shown(flow.question, QUESTION_CHARACTERS),
         "prompt": shown(flow.prompt, PROMPT_CHARACTERS),

@@ -201,12 +201,17 @@ def page_data(flow: InformationFlow, room: int, regions: Mapping[str, Box] | Non
     """
     charted = _charted(flow)
     layout = flow.layout
+    subject = "" if flow.words is None else flow.subject
     counts = [layout.positions_of(Segment(number)).size for number in range(len(SEGMENTS))]
     head: dict[str, Any] = {
         "layers": int(flow.attention_share.shape[0]),
         "segments": list(SEGMENTS),
         "counts": [int(count) for count in counts],
-        "targets": ["whole answer", *(shown(t, TOKEN_CHARACTERS) for t in flow.targets[1:])],
+        "subject": subject,
+        "targets": [
+            subject or "whole answer",
+            *(shown(t, TOKEN_CHARACTERS) for t in flow.targets[1:]),
+        ],
         "tokens": [shown(token, TOKEN_CHARACTERS) for token in flow.answer_tokens],
         "signals": list(flow.signals),
         "about": {
