@@ -325,6 +325,17 @@ def test_a_question_that_the_picture_is_read_with_gives_its_words_away():
     assert flow.subject == "the words “red circle” of the answer"
 
 
+def test_a_word_that_the_pictures_last_token_predicts_has_no_chance_without_it():
+    (family,) = [family for family in FAMILIES if family.model_type == "deepseek_vl"]
+    vlm, shown = family.lvlm(), picture(1, (30, 20))
+    flow = vlm.explain(shown, QUESTION, of="question", gradients=False)
+    assert flow.words.first - 1 == flow.layout.image_positions[-1]
+    assert flow.picture_effect is None
+    assert "was not measured" in verdict(flow).picture
+    later = vlm.explain(shown, QUESTION, of="question", target="circle", gradients=False)
+    assert later.picture_effect is not None
+
+
 def test_pages_say_what_was_explained(tiny, shown, tmp_path):
     vlm, _ = tiny
     flow = vlm.explain(shown, QUESTION, of="question", target="circle")

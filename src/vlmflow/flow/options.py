@@ -9,14 +9,12 @@ from typing import Any
 from torch import nn
 
 from vlmflow.errors import InputError
+from vlmflow.flow.axes import OF
 from vlmflow.flow.signals.registry import DEFAULT_SIGNALS, WITHOUT_GRADIENTS, as_signals
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.flow.targets import check_scalar
 from vlmflow.lvlm.words import Target, check_words
 from vlmflow.parameters import check_integer
-
-OF = ("answer", "question", "prompt")
-"""Texts whose words can be explained."""
 
 
 @dataclass(frozen=True)

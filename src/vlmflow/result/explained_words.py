@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmflow.errors import InputError
 from vlmflow.escape_invisible import shown
-from vlmflow.flow.options import OF
+from vlmflow.flow.axes import OF
 
 ANSWER, QUESTION, PROMPT = OF
 
@@ -22,7 +22,7 @@ class ExplainedWords:
     Parameters
     ----------
     of : str
-        The text they belong to: :data:`~vlmflow.flow.options.OF`.
+        The text they belong to: :data:`~vlmflow.flow.axes.OF`.
     text : str
         What they read.
     whole : str

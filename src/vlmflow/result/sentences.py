@@ -31,14 +31,12 @@ def image_share_sentence(
     source = "image" if len(layout.image_sizes) == 1 else "images"
     if layout.frames:
         source = "frames" if all(layout.frames) else "images and frames"
+    start, end = percent(image[first]), percent(image[last])
     if subject == "the answer":
-        opening = f"At layer {first} the answer draws {percent(image[first])} of its attention from"
-        closing = f", at layer {last} it draws {percent(image[last])}" * (last > first)
-    else:
-        share_then = f"{percent(image[first])} of the attention that predicts {subject}"
-        opening = f"At layer {first} {share_then} goes to"
-        closing = f", at layer {last} {percent(image[last])}" * (last > first)
-    return f"{opening} the {source}{closing}."
+        opening = f"At layer {first} the answer draws {start} of its attention from the {source}"
+        return opening + f", at layer {last} it draws {end}" * (last > first) + "."
+    opening = f"{start} of the attention that predicts {subject} goes to the {source} at layer"
+    return f"{opening} {first}" + f", {end} at layer {last}" * (last > first) + "."
 
 
 def percent(share: float) -> str:

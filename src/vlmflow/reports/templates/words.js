@@ -20,7 +20,10 @@ function flagReason(flag, layer) {
   }[flag];
 }
 
-const SEGMENT_WORDS = { system: "system", image: "image", user: "user", answer: head.subject ? "earlier words" : "earlier answer" };
+const SEGMENT_WORDS = {
+  system: "system", image: "image", user: "user",
+  get answer() { return head.subject ? "earlier words" : "earlier answer"; },
+};
 
 // Figures in three significant digits, magnitudes kept.
 function figure(value) {

@@ -14,7 +14,8 @@ import pandas as pd
 
 from vlmflow.errors import InputError
 from vlmflow.explanation.explain import explain
-from vlmflow.flow.options import OF, ExplainOptions
+from vlmflow.flow.axes import OF
+from vlmflow.flow.options import ExplainOptions
 from vlmflow.lvlm.images import open_image
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.verdict import verdict
