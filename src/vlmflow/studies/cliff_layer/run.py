@@ -65,7 +65,10 @@ def run_cliff_study(
         measured: dict[str, Measured] = {split: [] for split in SPLITS}
         for split, count in counts.items():
             for batch in _batches(task.samples(split, count), settings.batch):
-                measured[split] += _measured(vlm, task, split, batch, identity, store)
+                knockout = settings.knockout and split == "test"
+                measured[split] += _measured(
+                    vlm, task, split, batch, identity, store, knockout=knockout
+                )
                 show(len(batch))
             if not measured[split]:
                 raise InputError(f"the {split} split of {task.name} has no samples")
@@ -127,25 +130,35 @@ def _measured(
     batch: Sequence[TaskSample],
     identity: str,
     store: Store | None,
+    *,
+    knockout: bool,
 ) -> Measured:
     """Measure a batch, or take it from the store where all of it is there.
 
     A batch is stored as a whole: what is measured depends, in its last digits, on what it is
-    measured with. One with a failed sample is tried again.
+    measured with. One with a failed sample is tried again, and one without the knockout that is
+    wanted is measured anew: an answer is not stored as the tokens that it was measured by.
     """
     samples = [stored_sample(task.name, split, sample) for sample in batch]
     ids = [sample.id for sample in samples]
     names = [measurement_id(identity, sample, ids, task.max_new_tokens) for sample in ids]
     rows = {} if store is None else store.get(StoredMeasurement, names)
-    if all(name in rows and rows[name].failure is None for name in names):
-        measured = [
-            sample_measurement(sample, rows[name])
-            for sample, name in zip(batch, names, strict=True)
-        ]
-        new: list[StoredMeasurement] = []
-    else:
-        measured = measure_samples(vlm, batch, task.max_new_tokens)
+    measured = [
+        sample_measurement(sample, rows[name])
+        for sample, name in zip(batch, names, strict=True)
+        if name in rows
+    ]
+    new: list[StoredMeasurement] = []
+    if len(measured) < len(batch) or not all(_is_whole(item, knockout) for item in measured):
+        measured = measure_samples(vlm, batch, task.max_new_tokens, knockout=knockout)
         new = [stored_measurement(*pair) for pair in zip(names, measured, strict=True)]
     if store is not None:
         store.add(*store.changed(samples), *new)
     return list(zip(samples, names, measured, strict=True))
+
+
+def _is_whole(measurement: SampleMeasurement, knockout: bool) -> bool:
+    """Tell whether nothing is left to measure of a sample."""
+    if measurement.failure is not None:
+        return False
+    return not knockout or measurement.curve is None or measurement.knockout is not None
