@@ -192,9 +192,9 @@ def cliff_study(
 
     Raises
     ------
-    InputError
-        For impossible settings, if the model gives no answer to any sample, or if another process
-        writes to ``out``.
+    InputError, ModelError
+        For impossible settings, a model without knockout where one is wanted, if the model gives no
+        answer to any sample, or if another process writes to ``out``.
     """
     folder = None if out is None else as_path(out)
     settings = CliffSettings(samples, calibration, tolerance, changed, batch, draws, seed, knockout)

@@ -12,8 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.support.browser import OpenPage, running_browser
+from tests.support.families import FAMILIES
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, cli, cliff_study
+from vlmflow.errors import ModelError
 from vlmflow.removal.answer_curve import AnswerCurve
 from vlmflow.removal.curve import RemovalCurve
 from vlmflow.removal.knockout import Knockout
@@ -182,3 +184,11 @@ def test_the_command_prints_both(vlm, task, tmp_path):
     assert result.exit_code == 0, result.output
     assert "cut off        from it on: changed      at it alone: changed" in result.stdout
     assert "where only the rows that predict the answer never look at it" in result.stdout
+
+
+def test_a_model_without_knockout_is_refused_before_anything_is_measured(task, tmp_path):
+    (family,) = [family for family in FAMILIES if family.model_type == "qwen3_5"]
+    wanted = CliffSettings(**SIZES, knockout=True)
+    with pytest.raises(ModelError, match=r"recurrent layers, .* measure a removal curve"):
+        run_cliff_study(family.lvlm(), task, wanted, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

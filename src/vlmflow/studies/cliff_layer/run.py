@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, ModelError
+from vlmflow.removal.knockout import knockouts
 from vlmflow.studies.cliff_layer.measurements import SampleMeasurement, measure_samples
 from vlmflow.studies.cliff_layer.settings import CliffSettings
 from vlmflow.studies.cliff_layer.store import (
@@ -48,6 +49,8 @@ def run_cliff_study(
     ------
     InputError
         If no sample could be measured, another process writes there, or the store cannot be used.
+    ModelError
+        If a knockout is wanted of a model that has none.
     """
     total, done = settings.calibration + settings.samples, 0
 
@@ -57,6 +60,8 @@ def run_cliff_study(
         if progress is not None:
             progress(done, total)
 
+    if settings.knockout:
+        _check_knockout(vlm, task)
     counts = {"calibration": settings.calibration, "test": settings.samples}
     identity = model_identity(vlm)
     with nullcontext() if directory is None else writing(directory, CLIFF) as store:
@@ -87,6 +92,17 @@ def run_cliff_study(
             )
     splits = {split: [item for _, _, item in measured[split]] for split in SPLITS}
     return cliff_study_of(task, vlm.config_summary(), settings, **splits)
+
+
+def _check_knockout(vlm: LVLM, task: Task) -> None:
+    """Raise ModelError for a model that has no knockout, before it is found sample by sample."""
+    for sample in task.samples("test", 1):
+        try:
+            knockouts(vlm, [vlm.prepare(sample.pictures, sample.question, "a")])
+        except ModelError:
+            raise
+        except Exception:  # a broken picture, say: this sample's own failure
+            return
 
 
 def read_cliff_study(directory: Path, task: Task | None = None) -> CliffStudy:
