@@ -359,6 +359,21 @@ def test_pages_say_what_was_explained(tiny, shown, tmp_path):
         answer.map("flow_map", target="red circle")
 
 
+def test_hostile_words_are_shown_as_text(tiny, shown, tmp_path):
+    vlm, _ = tiny
+    hostile = "<script>alert(1)</script>\u202e"
+    flow = vlm.explain(
+        shown, f"Is it {hostile} here?", of="question", target=hostile, gradients=False
+    )
+    assert flow.answer == hostile
+    assert "⟦U+202E⟧" in flow.subject
+    page = vlmflow.report(flow, tmp_path / "report.html").read_text("utf-8")
+    for html in (page, flow._repr_html_()):
+        assert "<script>alert" not in html
+        assert "\u202e" not in html
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;⟦U+202E⟧" in html
+
+
 @pytest.mark.parametrize("options", [{"of": "question"}, {}], ids=["question", "answer"])
 def test_trust_scores_the_words_themselves(tiny, shown, options):
     """The end of the insertion curve is the mean probability of the words, from a plain pass."""

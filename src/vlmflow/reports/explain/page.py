@@ -126,6 +126,7 @@ def _first_picture(flow: InformationFlow) -> str:
 def _storage(data: Packed, flow: InformationFlow) -> str:
     """Say what the page holds of the result, and what it does not."""
     targets = len(flow.targets)
+    whole = "the whole answer" if flow.words is None else flow.subject
     exact = "The exact values are in flow.safetensors."
     kept = [
         f"Map values are stored in {data.bits} bits, curves and tables in 16, on a square-root "
@@ -133,8 +134,8 @@ def _storage(data: Packed, flow: InformationFlow) -> str:
     ]
     if data.mapped < targets:
         kept.append(
-            f"To stay under 3 MB this page holds maps for {data.mapped} of {targets} targets (the "
-            f"whole answer first, then its tokens in order)"
+            f"To stay under 3 MB this page holds maps for {data.mapped} of {targets} targets "
+            f"({whole} first, then its tokens in order)"
             + (f" and curves for {data.charted}." if data.charted < targets else ".")
         )
     return " ".join(kept)
