@@ -267,6 +267,23 @@ def test_words_are_found_by_what_they_read(tiny, shown):
     assert explained(conversation, of="question", target="red circle")[0] == "red circle"
 
 
+def test_special_tokens_are_no_words(tiny, shown):
+    """One in the middle of given ids, and those that a template writes."""
+    vlm, _ = tiny
+    end = vlm.processor.tokenizer.eos_token_id
+    for target in (2, range(1, 3)):
+        with pytest.raises(InputError, match="a special token that no one says"):
+            vlm.explain(shown, QUESTION, [7, end, 8], target=target)
+    flow = vlm.explain(shown, QUESTION, [7, end, 8], target=3, gradients=False)
+    assert flow.words.before == (7, end)
+    assert flow.settings["answer_ids"] == [8]
+    empty = {"type": "text", "text": " "}
+    content = [empty, {"type": "image"}, {"type": "text", "text": QUESTION}, empty]
+    messages = [{"role": "user", "content": content}]
+    flow = vlm.explain(shown, messages, of="question", gradients=False)
+    assert flow.answer == QUESTION
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

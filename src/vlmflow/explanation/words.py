@@ -10,7 +10,7 @@ from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.targets import SCALARS
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
-from vlmflow.lvlm.tokens import decoded
+from vlmflow.lvlm.tokens import decoded, end_ids
 from vlmflow.lvlm.words import Target, run_around, run_of, words_as_answer
 from vlmflow.result.explained_words import ANSWER, PROMPT, QUESTION, ExplainedWords
 
@@ -113,12 +113,6 @@ def _of_prompt(
                 raise InputError(f"target={target.strip()!r} {PICTURES_FIRST}") from error
             raise
     own = ids[first + run.start : first + run.stop]
-    special = set(own) & {*tokenizer.all_special_ids, *vlm.image_token_ids}
-    if special:
-        raise InputError(
-            f"target={target!r} holds {decoded(tokenizer, [min(special)])!r}, a special token that "
-            "no one says: name words"
-        )
     return _explained(vlm, prompt, options.of, whole, first + run.start, own)
 
 
@@ -131,7 +125,16 @@ def _explained(
     ids: Sequence[int],
     before: Sequence[int] = (),
 ) -> tuple[Prompt, ExplainedWords]:
-    text = decoded(vlm.processor.tokenizer, ids).strip()
+    tokenizer = vlm.processor.tokenizer
+    special = set(ids) & {*tokenizer.all_special_ids, *vlm.image_token_ids}
+    if ids[-1] in end_ids(vlm.model, tokenizer):  # an answer would lose it
+        special.add(ids[-1])
+    if special:
+        raise InputError(
+            f"the words to be explained hold {decoded(tokenizer, [min(special)])!r}, a special "
+            "token that no one says; name others as target"
+        )
+    text = decoded(tokenizer, ids).strip()
     words = ExplainedWords(of, text, whole, first, tuple(before))
     return words_as_answer(vlm, prompt, first, ids, before), words
 
@@ -141,7 +144,7 @@ def _question(
 ) -> tuple[str, tuple[int, int]]:
     """Find the question after position ``start``: its text, and from where to where it stands."""
     tokenizer = vlm.processor.tokenizer
-    parts = texts_of(question)
+    parts = [text for text in texts_of(question) if text.strip()]
     for skipped in range(len(parts)):  # what stands before the picture is not looked at
         run = run_around(parts[skipped:], ids[start:], tokenizer)
         if run is not None:
