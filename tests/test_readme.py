@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.test_docs import BLOCK, forget, in_notebook
+from tests.test_docs import BLOCK, check_command, forget, in_notebook, run
 from vlmflow import cli
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-HUB_NAME = re.compile(r"\b[\w.-]+/[\w.-]+-hf\b")
-FEW = {
-    "cliff": ["--samples", "6", "--calibration", "4"],
-    "study": ["--samples", "6", "--calibration", "4", "--timed", "0"],
-}
-"""What keeps a run short; everything else is the README's."""
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -33,23 +25,11 @@ def test_every_block_runs(tmp_path, monkeypatch):
             exec(in_notebook(block, f"<README.md, block {number}>"), names)
         elif kind in ("console", "bash"):
             for line in block.splitlines():
+                check_command(line)
                 run(line)
     forget(names)
     assert kinds.count("python") >= 3
     assert kinds.count("console") + kinds.count("bash") >= 3
-
-
-def run(line: str) -> None:
-    program, *words = shlex.split(HUB_NAME.sub("scenes-llava", line), comments=True)
-    if program == "make":  # what .ci/run starts itself
-        return
-    assert program == "vlmflow", line
-    out = words[words.index("--out") + 1] if "--out" in words else None
-    result = CliRunner().invoke(cli.app, [*words, *FEW.get(words[0], [])])
-    assert result.exit_code == 0, f"{line}\n{result.output}"
-    assert result.stdout
-    if out is not None:
-        assert any(Path(out).iterdir())
 
 
 def test_the_sample_files_are_whole_or_not_there(tmp_path):

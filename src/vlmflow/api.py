@@ -158,6 +158,7 @@ def cliff_study(
     batch: int = 8,
     draws: int = 2000,
     seed: int = 0,
+    knockout: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> CliffStudy:
     """Measure from which layer on a task's image tokens can all be removed.
@@ -184,17 +185,19 @@ def cliff_study(
         everything is measured again.
     draws, seed : int
         Of the bootstraps.
+    knockout : bool
+        Measure an attention knockout of every test sample, too (:meth:`LVLM.attention_knockout`).
     progress : callable, optional
         Called with ``(samples done, samples in all)``.
 
     Raises
     ------
-    InputError
-        For impossible settings, if the model gives no answer to any sample, or if another process
-        writes to ``out``.
+    InputError, ModelError
+        For impossible settings, a model without knockout where one is wanted, if the model gives no
+        answer to any sample, or if another process writes to ``out``.
     """
     folder = None if out is None else as_path(out)
-    settings = CliffSettings(samples, calibration, tolerance, changed, batch, draws, seed)
+    settings = CliffSettings(samples, calibration, tolerance, changed, batch, draws, seed, knockout)
     study = run_cliff_study(vlm, as_task(task), settings, folder, progress=progress)
     if folder is not None:
         write_directory(study, folder)

@@ -43,8 +43,10 @@ class LVLM(lvlm_model.LVLM):
         question: str | Sequence[Mapping[str, Any]],
         answer: str | Sequence[int] | None = None,
         *,
+        target: str | int | range | None = None,
+        of: str = "answer",
         signals: Iterable[str | Signal] | None = None,
-        target: str = "logprob",
+        scalar: str = "logprob",
         per_token: bool = True,
         max_new_tokens: int = 64,
         low_memory: bool = False,
@@ -63,15 +65,24 @@ class LVLM(lvlm_model.LVLM):
         images, question, answer
             As for :meth:`prepare`. Without an answer the model gives its own (greedy), and the very
             tokens it gave are explained.
+        target : str, int or range, optional
+            Words that are explained in place of the whole answer, by their text (``"red circle"``:
+            the tokens that spell it), the number of a token counted from 1, or a range of such
+            numbers. The result's answer is then these words, as the model predicts them, token by
+            token, from the picture and all text before them; attention rows are those of the
+            positions that predict them, one before each, as for every answer.
+        of : str
+            The text that these words belong to: ``"answer"``; ``"question"``, the last one asked
+            (all of it without a target); or ``"prompt"``, all text after the last picture.
         signals : iterable of str or Signal, optional
             Maps that are wanted: what ``vlmflow signals`` lists, with parameters in brackets where
             they are not the defaults (``"flow_map(layers=8)"``, ``"llava_cam_smooth(copies=8)"``),
             or instances of subclasses of :class:`vlmflow.Signal`. Left out: attention, saliency,
             flow map and LLaVA-CAM, without gradients attention alone. Some run passes beside those
             that all share (``signal.passes()``).
-        target : str
-            The scalar that is explained: ``"logprob"``, ``"logit"`` (the paper's) or ``"margin"``,
-            see :func:`vlmflow.flow.targets.target_values`.
+        scalar : str
+            What is explained of each token: ``"logprob"``, ``"logit"`` (the paper's) or
+            ``"margin"``, see :func:`vlmflow.flow.targets.target_values`.
         per_token : bool
             Explain each answer token beside the whole answer.
         max_new_tokens : int
@@ -95,13 +106,16 @@ class LVLM(lvlm_model.LVLM):
         Raises
         ------
         InputError
-            For a signal, picture, question or answer that cannot be used, or an empty answer.
+            For a signal, picture, question or answer that cannot be used, an empty answer, or words
+            that are not there, there several times, or before a picture.
         ModelError
             If the model cannot be followed, or its logits or gradients are not finite.
         """
         options = ExplainOptions(
             signals=signals,
             target=target,
+            of=of,
+            scalar=scalar,
             per_token=per_token,
             max_new_tokens=max_new_tokens,
             low_memory=low_memory,

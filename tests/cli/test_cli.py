@@ -13,6 +13,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -156,7 +157,7 @@ def test_every_option_reaches_the_measurement(model, picture, out):
     options = {
         "--answer": "red",
         "--signals": "flow_map(layers=3), saliency,llava_cam_smooth(copies=2,deviation=0.5,seed=7)",
-        "--target": "margin",
+        "--scalar": "margin",
         "--dtype": "bfloat16",
         "--device": "cpu",
         "--image": picture,
@@ -176,10 +177,40 @@ def test_every_option_reaches_the_measurement(model, picture, out):
     assert {path.suffix for path in (out / "figures").iterdir()} == {".png", ".pdf"}
 
 
-def test_target_names_are_those_that_can_be_measured():
-    from vlmflow.flow.targets import TARGETS
+def test_words_are_explained_and_named(model, picture, out):
+    line = ("explain", picture, QUESTION, "--model", model, "--out", out, "--whole")
+    result = run(*line, "--target", "green", "--of", "question")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Explained: the word “green” of the question -> ")
+    flow = InformationFlow.load(out)
+    assert flow.targets == ("green",)
+    numbers = range(flow.words.first, flow.words.first + len(flow.answer_tokens))
+    first = flow.words.first - flow.layout.image_positions[-1]
+    result = run(
+        *line, "--of", "prompt", "--json", "--target-tokens", f"{first}-{first + len(numbers) - 1}"
+    )
+    assert json.loads(result.stdout)["explained"] == "the word “green” of the prompt"
+    np.testing.assert_array_equal(InformationFlow.load(out).maps["flow_map"], flow.maps["flow_map"])
+    line = ("trust", picture, QUESTION, "--model", model, "--steps", 2, "--target", "green")
+    result = run(*line, "--of", "question")
+    assert "for the word “green” of the question: insertion" in result.stdout
+    for flags, message in (
+        (("--target-tokens", "3-2"), "neither a token's number nor a run"),
+        (("--target", "a", "--target-tokens", "3"), "give one"),
+        (("--target", "which is not there"), "is not in the answer"),
+    ):
+        result = run("explain", picture, QUESTION, "--model", model, "--answer", "red", *flags)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    result = run("explain", "scenes-reading", "--model", model, "--of", "question", "--out", out)
+    assert result.exit_code == 2
+    assert "explain its whole answers" in result.stderr
 
-    assert [target.value for target in cli.explain.Target] == list(TARGETS)
+
+def test_scalar_names_are_those_that_can_be_measured():
+    from vlmflow.flow.targets import SCALARS
+
+    assert [scalar.value for scalar in cli.explain.Scalar] == list(SCALARS)
 
 
 def test_a_second_run_replaces_the_first(model, picture, out):

@@ -51,7 +51,7 @@ def test_result_holds_every_signal_for_every_layer_and_target(flow):
     assert flow.flag("llava_cam", layer=3) == "undefined"
     assert flow.pixel_map("flow_map").shape == (60, 80)
     assert flow.question == QUESTION
-    assert flow.settings["target"] == "logprob"
+    assert flow.settings["scalar"] == "logprob"
     assert len(flow.settings["target_values"]) == tokens
 
 
@@ -70,7 +70,7 @@ def test_the_very_tokens_that_were_generated_are_explained(vlm, picture):
 
 def test_greedy_tokens_are_the_most_likely_ones(vlm, picture):
     """The margin over the best other token is positive exactly if the right logits are read."""
-    flow = vlm.explain(picture, QUESTION, max_new_tokens=6, target="margin")
+    flow = vlm.explain(picture, QUESTION, max_new_tokens=6, scalar="margin")
     assert min(flow.settings["target_values"]) > 0
 
 
@@ -237,7 +237,7 @@ def test_progress_counts_every_pass(vlm, picture, monkeypatch, options):
         ({"signals": ("attention", "gradcam")}, "signal 'gradcam' is unknown; there are attention"),
         ({"signals": ()}, "signals is empty"),
         ({"signals": "flow_map"}, "signals='flow_map' is a text"),
-        ({"target": "loss"}, "target='loss' is none of 'logprob'"),
+        ({"scalar": "loss"}, "scalar='loss' is none of 'logprob'"),
         ({"signals": ["llava_cam_smooth(copies=0)"]}, "copies=0"),
         ({"signals": ["llava_cam_smooth(deviation=-0.1)"]}, "deviation=-0.1"),
         ({"signals": ["llava_cam_smooth(deviation=nan)"]}, "deviation=nan"),

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import torch
 
 import vlmflow
 from tests.support.families import FAMILIES, picture
+from tests.support.slow_signals import integrated, targets_and_gradients
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
 from vlmflow.flow.measure import measure
@@ -25,45 +25,6 @@ FLOAT32 = 1e-4
 CHOSEN = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl_moe", "gemma3", "lfm2_vl", "blip-2")
 """Families: tiles, positions on three axes, late image features, sliding windows, layers without
 attention, queries."""
-
-
-def targets_and_gradients(vlm, prompt, share, baseline):
-    """Targets (1 + T,), their gradients (1 + T, P, C) and x - x', at one point of the path."""
-    image = torch.from_numpy(prompt.layout.image_positions)
-    seen = {}
-
-    def move(_layer, args, kwargs):
-        hidden = (args[0] if args else kwargs["hidden_states"]).detach().clone()
-        own = hidden[0, image]
-        start = own.mean(0, keepdim=True) if baseline == "mean" else torch.zeros_like(own)
-        seen["difference"] = own - start
-        seen["point"] = (start + share * (own - start)).requires_grad_()
-        hidden[0, image] = seen["point"]
-        return (
-            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-        )
-
-    handle = vlm.decoder_layers[0].register_forward_pre_hook(move, with_kwargs=True)
-    logits = vlm.model(**prompt.inputs, use_cache=False).logits[0].double()
-    handle.remove()
-    tokens = []
-    for position in prompt.layout.answer_positions:
-        row = logits[position - 1]
-        tokens.append(row[prompt.inputs["input_ids"][0, position]] - row.logsumexp(0))
-    targets = [sum(tokens), *tokens]
-    gradients = [torch.autograd.grad(t, seen["point"], retain_graph=True)[0] for t in targets]
-    values = np.array([float(target.detach()) for target in targets])
-    return values, torch.stack(gradients).double(), seen["difference"].double().detach()
-
-
-def integrated(vlm, prompt, steps, baseline):
-    """(1 + T, P): the sum over points, one after the other."""
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    total = 0
-    for node, weight in zip(nodes, weights, strict=True):
-        _, gradients, difference = targets_and_gradients(vlm, prompt, (node + 1) / 2, baseline)
-        total = total + weight / 2 * (difference * gradients).sum(-1)
-    return total.numpy()
 
 
 def assert_close(values, expected, what=""):

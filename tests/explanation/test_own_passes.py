@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 
 import vlmflow
 from tests.support.families import FAMILIES, picture
-from tests.support.masked_truncation import masked_logits
+from tests.support.slow_signals import answer_logits, search, tam
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.measure import measure
@@ -21,7 +20,6 @@ from vlmflow.flow.regions import regions_of
 from vlmflow.flow.signals.region_removal import RegionRemoval
 from vlmflow.flow.signals.signal import Noise, Passes
 from vlmflow.flow.signals.tam import Tam
-from vlmflow.lvlm.grids import ImageGrid
 from vlmflow.removal import chosen
 from vlmflow.removal.chosen import logits_without
 
@@ -39,60 +37,6 @@ def family_of(name):
 
 def pictures_for(family):
     return [picture(1, (30, 20)), picture(2, (17, 41))][: 2 - family.queries]
-
-
-def filtered(values, layout, window):
-    """The rank Gaussian filter, token by token."""
-    result = values.copy()
-    places = {int(position): place for place, position in enumerate(layout.image_positions)}
-    for grid in layout.grids:
-        assert isinstance(grid, ImageGrid)
-        rows, columns = grid.shape
-        for row in range(rows):
-            for column in range(columns):
-                near = []
-                for down in range(-(window // 2), window // 2 + 1):
-                    for across in range(-(window // 2), window // 2 + 1):
-                        r = min(max(row + down, 0), rows - 1)
-                        c = min(max(column + across, 0), columns - 1)
-                        near.append(values[places[int(grid.positions[r, c])]])
-                near.sort()
-                mean = sum(near) / len(near)
-                spread = math.sqrt(sum((value - mean) ** 2 for value in near) / len(near))
-                middle = near[len(near) // 2]
-                if mean > 0 and spread / mean > 1e-3:
-                    width = spread / mean
-                    weights = [
-                        math.exp(-((rank - len(near) // 2) ** 2) / (2 * width**2))
-                        for rank in range(len(near))
-                    ]
-                    middle = sum(w * v for w, v in zip(weights, near, strict=True)) / sum(weights)
-                result[places[int(grid.positions[row, column])]] = middle
-    return result
-
-
-def tam(eager, prompt, window):
-    """(1 + T, P): from the logits of the whole vocabulary at every position."""
-    with torch.no_grad():
-        logits = eager.model(**prompt.inputs, use_cache=False).logits[0].double().numpy()
-    ids = prompt.inputs["input_ids"][0].tolist()
-    image = prompt.layout.image_positions
-    special = set(eager.processor.tokenizer.all_special_ids)
-    maps = []
-    for position in prompt.layout.answer_positions:
-        word = ids[position]
-        own = np.maximum(logits[image, word], 0)
-        pairs = [
-            (max(logits[place, word], 0), np.maximum(logits[image, ids[place]], 0))
-            for place in range(position)
-            if place not in image and ids[place] not in special and ids[place] != word
-        ]
-        total = sum(weight for weight, _ in pairs)
-        interference = sum(weight * other for weight, other in pairs) / (total or 1)
-        (scale, *_), *_ = np.linalg.lstsq(interference[:, None], own, rcond=None)
-        left = np.maximum(own - scale * interference, 0)
-        maps.append(filtered(left, prompt.layout, window) if window > 1 else left)
-    return np.stack([np.mean(maps, 0), *maps])
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -157,15 +101,6 @@ def test_a_picture_of_one_token_is_one_region_without_neighbours():
     assert np.abs(removal).max() > 1e-4
 
 
-def answer_logits(eager, prompt, removed):
-    """(T, vocabulary) where image tokens, (P,) bool, are hidden from the first layer on."""
-    gone = prompt.layout.image_positions[removed].tolist()
-    logits, _ = masked_logits(
-        eager.model, eager.decoder_layers, prompt, None, eager.image_token_id, gone=gone
-    )
-    return logits[torch.from_numpy(prompt.layout.answer_rows)]
-
-
 @pytest.mark.parametrize("name", [*CHOSEN, "blip-2"])
 def test_removed_tokens_are_as_good_as_hidden(name):
     """Sets of different sizes in one batch: none, some, all."""
@@ -192,46 +127,6 @@ def test_removal_is_of_the_untouched_model(tiny):
         pytest.raises(InputError, match="removal of chosen image tokens measures the untouched"),
     ):
         logits_without(vlm, prompt, removed)
-
-
-def search(eager, prompt, signal):
-    """(1 + T, P): the search with one masked pass for every set of regions, in plain Python."""
-    regions = regions_of(prompt.layout, signal.regions)
-    ids = prompt.inputs["input_ids"][0, torch.from_numpy(prompt.layout.answer_positions)]
-    scored, passes = {}, 0
-
-    def f(shown):
-        nonlocal passes
-        if shown not in scored:
-            logits = answer_logits(eager, prompt, ~np.isin(regions, sorted(shown))).double()
-            tokens = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0].numpy()
-            scored[shown] = np.array([tokens.sum(), *tokens])
-        passes += 1
-        return scored[shown]
-
-    everything = frozenset(regions.tolist())
-
-    def score(shown):
-        return f(shown) - f(everything - shown)
-
-    reached = score(frozenset())
-    passes = 1  # The untouched prompt is not counted
-    gained = {region: score(frozenset({region})) - reached for region in everything}
-    order: list[int] = []
-    while len(order) < len(everything):
-        left = sorted(everything - set(order), key=lambda region: (-gained[region][0], region))
-        tried = left[: signal.width] if order and len(left) > 1 else left[:1]
-        if order and len(left) > 1:
-            tried = tried[: (signal.forwards - passes) // 2]
-            for region in tried:
-                gained[region] = score(frozenset({*order, region})) - reached
-        best = max(tried or left[:1], key=lambda region: gained[region][0])
-        order.append(best)
-        reached = reached + gained[best]
-    values = {region: own.copy() for region, own in gained.items()}
-    for before, region in pairwise(order):
-        values[region][0] = min(values[region][0], values[before][0])
-    return np.stack([values[int(region)] for region in regions], axis=1), order, passes
 
 
 SEARCHES = {

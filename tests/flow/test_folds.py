@@ -12,6 +12,7 @@ import vlmflow
 from tests.support.families import FAMILIES
 from tests.support.families import picture as smooth
 from tests.support.reference import Reference, measure_slowly
+from tests.support.slow_signals import answer_rows, relevancy, rollout
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
 from vlmflow.flow import fold
@@ -27,32 +28,6 @@ BOTH = ("rollout", "relevancy")
 CHOSEN = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl_moe", "gemma3", "idefics3")
 """Families: grouped heads in all, tiles, positions on three axes, late image features, sliding
 windows beside blocks of a picture that see both ways."""
-
-
-def answer_rows(truth: Reference, target: int) -> list[int]:
-    rows = [int(position) - 1 for position in truth.layout.answer_positions]
-    return rows if target == 0 else rows[target - 1 : target]
-
-
-def rollout(truth: Reference, target: int) -> np.ndarray:
-    """(L, P): whole N x N matrices, multiplied from the first layer on."""
-    length = len(truth.layout)
-    product, maps = np.eye(length), []
-    for matrix in truth.attention:
-        product = (0.5 * matrix.mean(0) + 0.5 * np.eye(length)) @ product
-        rows = product[answer_rows(truth, target)]
-        maps.append(rows[:, truth.layout.image_positions].mean(0))
-    return np.stack(maps)
-
-
-def relevancy(truth: Reference, target: int) -> np.ndarray:
-    """(L, P): the paper's update of the whole relevancy matrix."""
-    relevance, maps = np.eye(len(truth.layout)), []
-    for matrix, gradient in zip(truth.attention, truth.gradients[target], strict=True):
-        relevance = relevance + np.maximum(matrix * gradient, 0).mean(0) @ relevance
-        rows = relevance[answer_rows(truth, target)]
-        maps.append(rows[:, truth.layout.image_positions].mean(0))
-    return np.stack(maps)
 
 
 SLOWLY = {"rollout": rollout, "relevancy": relevancy}

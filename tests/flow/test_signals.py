@@ -111,7 +111,7 @@ def test_agrees_with_eager_attention_over_all_layers(options, seed):
 def test_agrees_for_every_target(target):
     vlm = lvlm(kv_heads=2)
     prompt = vlm.prepare(picture(), "Which number?", "7 3")
-    measured = fast(vlm, prompt, target=target)
+    measured = fast(vlm, prompt, scalar=target)
     assert_agrees(measured, slow(prompt, target, kv_heads=2), FLOAT32)
 
 

@@ -354,11 +354,11 @@ def test_an_interrupted_command_goes_on_and_reports(with_failures, tmp_path, mon
     arguments += ["--calibration", 3, "--batch", 2, "--device", "cpu", "--out"]
     measure, measured = running.measure_samples, []
 
-    def interrupted(model, samples, length):
+    def interrupted(model, samples, length, **options):
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append([sample.key for sample in samples])
-        return measure(model, samples, length)
+        return measure(model, samples, length, **options)
 
     monkeypatch.setattr(running, "measure_samples", interrupted)
 
@@ -373,7 +373,9 @@ def test_an_interrupted_command_goes_on_and_reports(with_failures, tmp_path, mon
     assert "is not finished; run the same 'vlmflow cliff' again" in refused.stderr
     measured.clear()
     monkeypatch.setattr(
-        running, "measure_samples", lambda *given: measured.append(given) or measure(*given)
+        running,
+        "measure_samples",
+        lambda *given, **options: measured.append(given) or measure(*given, **options),
     )
     monkeypatch.setattr(terminal, "FIRST_LINE", 0)
     result = command(*arguments, tmp_path / "out")

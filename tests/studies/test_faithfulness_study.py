@@ -525,7 +525,15 @@ def test_the_page_and_the_notebook_show_the_study_and_run_nothing(study, folder)
         assert page.locator("figure svg:visible").count() == 3
         assert page.evaluate("window.ranPayload") == 0
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        # However wide the figures, the maps' names are not squeezed into a column of letters.
+        page.evaluate(
+            'for (const cell of document.querySelectorAll(\'[aria-label="Where maps lie"] '
+            "td[data-name$=IoU]')) cell.textContent = '0.165 (0.084\\u00a0to\\u00a00.234)'"
+        )
+        names = page.locator("[aria-label='Where maps lie'] tbody td:first-child")
+        assert min(box["width"] for box in (n.bounding_box() for n in names.all())) > 150
         page.set_viewport_size({"width": 390, "height": 800})
+        assert min(box["width"] for box in (n.bounding_box() for n in names.all())) > 300
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         assert opened.complaints == []
         assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []

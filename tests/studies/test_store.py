@@ -346,9 +346,9 @@ def test_a_cliff_study_measures_nothing_twice_and_never_mixes(
 
     measured, measure = [], run.measure_samples
 
-    def noting(model, samples, length):
+    def noting(model, samples, length, **options):
         measured.extend(sample.key for sample in samples)
-        return measure(model, samples, length)
+        return measure(model, samples, length, **options)
 
     monkeypatch.setattr(run, "measure_samples", noting)
 

@@ -109,7 +109,7 @@ def synthetic_flow(
         maps=maps,
         flags=flags,
         settings={
-            "target": "logprob",
+            "scalar": "logprob",
             "smooth": 0,
             "noise": 0.1,
             "seed": seed,

@@ -48,6 +48,14 @@ def cliff(
     tolerance: Annotated[float, typer.Option(help="Mean KL in nats that it may cost.")] = 0.1,
     batch: Annotated[int, typer.Option(help="Samples at once.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the bootstraps.")] = 0,
+    knockout: Annotated[
+        bool,
+        typer.Option(
+            "--knockout",
+            help="Also cut the answer off from image tokens that stay, at each layer and from it "
+            "on.",
+        ),
+    ] = False,
     device: options.Device = None,
     dtype: options.NumberFormat = None,
     revision: options.Revision = None,
@@ -82,6 +90,7 @@ def cliff(
                 changed=changed,
                 batch=batch,
                 seed=seed,
+                knockout=knockout,
                 progress=lambda done, total: show(
                     f"Measuring {task}: {done} of {total} samples", done, total
                 ),
@@ -93,6 +102,7 @@ def cliff(
 def print_cliff(study: CliffStudy) -> None:
     """Print a study's finding and its tables."""
     from vlmflow.reports.cliff.page import headline, second_line
+    from vlmflow.studies.cliff_layer.knockout import ONWARDS, SINGLE
     from vlmflow.studies.cliff_layer.sentences import error_words, rank_words
 
     typer.echo(printable(headline(study)))
@@ -103,6 +113,18 @@ def print_cliff(study: CliffStudy) -> None:
         changed = f"{share:5.1f} % ({low:.1f} to {high:.1f})"
         lost = f"{row['kl']:.3f} ({row['kl low']:.3f} to {row['kl high']:.3f})"
         typer.echo(f"layer {row['layer']:<4}    {changed:25}{lost}")
+    figures = study.knockout_figures()
+    if figures is not None:
+        typer.echo(f"\n{printable(str(figures))}\n")
+        typer.echo("cut off        from it on: changed      at it alone: changed")
+        for row in study.layer_frame().to_dict("records"):
+            cells = []
+            for prefix in (ONWARDS, SINGLE):
+                share, low, high = (
+                    100 * row[f"{prefix}changed{end}"] for end in ("", " low", " high")
+                )
+                cells.append(f"{share:5.1f} % ({low:.1f} to {high:.1f})")
+            typer.echo(f"layer {row['layer']:<4}    {cells[0]:25}{cells[1]}")
     typer.echo("\npredicted by       mean error in layers     rank correlation")
     for prediction in study.predictions:
         error, rank = error_words(prediction), rank_words(prediction)

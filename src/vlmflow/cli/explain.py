@@ -41,8 +41,8 @@ REPORT, NUMBERS, ARRAYS, FIGURES = "report.html", "flow.json", "flow.safetensors
 OUT = Path("vlmflow-report")
 
 
-class Target(str, Enum):
-    """The scalar that is explained."""
+class Scalar(str, Enum):
+    """What is explained of a token."""
 
     LOGPROB = "logprob"
     LOGIT = "logit"
@@ -85,7 +85,10 @@ def explain(
             show_default=False,
         ),
     ] = None,
-    target: Annotated[Target, typer.Option(help="The scalar to explain.")] = Target.LOGPROB,
+    target: options.TargetWords = None,
+    target_tokens: options.TargetTokens = None,
+    of: options.TargetOf = options.Of.ANSWER,
+    scalar: Annotated[Scalar, typer.Option(help="What to explain of each token.")] = Scalar.LOGPROB,
     per_token: Annotated[
         bool,
         typer.Option(
@@ -146,7 +149,9 @@ def explain(
         load = {"device": device, "dtype": dtype and dtype.value, "revision": revision}
         measured: dict[str, Any] = {
             "signals": None if signals is None else options.split_signals(signals),
-            "target": target.value,
+            "target": options.as_target(target, target_tokens),
+            "of": of.value,
+            "scalar": scalar.value,
             "per_token": per_token,
             "max_new_tokens": max_new_tokens,
             "low_memory": low_memory,
@@ -175,8 +180,9 @@ def explain(
                     f"{option} is for a task; {printable(repr(question))} is one question"
                 )
         check_text("the question", question)
-        if answer is not None:
-            check_text("--answer", answer)
+        for option, text in {"--answer": answer, "--target": target}.items():
+            if text is not None:
+                check_text(option, text)
         _run(
             [open_image(path) for path in (image, *(more_images or ()))],
             question,
@@ -288,7 +294,10 @@ def _run(
             reason = error.strerror or str(error)
             raise InputError(f"cannot write to {str(out)!r}: {reason}") from error
     if not as_json:
-        typer.echo(f"{printable(flow.answer)!r} -> {printable(str(out / REPORT))}")
+        explained = repr(printable(flow.answer))
+        if flow.words is not None:
+            explained = f"Explained: {printable(flow.subject)}"
+        typer.echo(f"{explained} -> {printable(str(out / REPORT))}")
         for tested in flow.trust:
             typer.echo(printable(str(tested)))
         if flow.truncated is not None:
@@ -299,6 +308,7 @@ def _run(
         "model": flow.model,
         "question": flow.question,
         "answer": flow.answer,
+        "explained": flow.subject,
         "answer_tokens": list(flow.answer_tokens),
         "signals": list(flow.signals),
         "layers": flow.layers,

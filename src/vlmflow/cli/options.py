@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,14 @@ from vlmflow.cli.app import Dtype
 from vlmflow.errors import InputError
 from vlmflow.files import as_path
 from vlmflow.parameters import split_outside_brackets
+
+
+class Of(str, Enum):
+    """The text that the words of a target belong to."""
+
+    ANSWER = "answer"
+    QUESTION = "question"
+    PROMPT = "prompt"
 
 
 def path(text: str | Path) -> Path:
@@ -27,6 +37,21 @@ def split_signals(signals: str) -> tuple[str, ...]:
     if not names:
         raise InputError(f"--signals {signals!r} names no signal; for example --signals saliency")
     return names
+
+
+def as_target(words: str | None, tokens: str | None) -> str | range | None:
+    """Read what --target and --target-tokens name: a text, a run of numbers, or nothing."""
+    if tokens is None:
+        return words
+    if words is not None:
+        raise InputError("--target and --target-tokens both name what is explained; give one")
+    numbers = re.fullmatch(r"([1-9]\d{0,8})(?:-([1-9]\d{0,8}))?", tokens)
+    if numbers is None or (numbers[2] and int(numbers[2]) < int(numbers[1])):
+        raise InputError(
+            f"--target-tokens {tokens!r} is neither a token's number nor a run of them; for "
+            "example 3, or 3-5"
+        )
+    return range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1)
 
 
 MODEL_HELP = "A bundled model, a directory, or a name on the Hugging Face hub."
@@ -50,6 +75,31 @@ NumberFormat = Annotated[
     Dtype | None, typer.Option(help="Number format.", show_default="the model's own")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+TargetWords = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Explain these words instead of the whole answer: their text, as it stands there.",
+        show_default=False,
+    ),
+]
+TargetOf = Annotated[
+    Of,
+    typer.Option(
+        "--of",
+        help="What these words belong to: the answer, the question (all of it without --target), "
+        "or any text of the prompt after the picture.",
+    ),
+]
+TargetTokens = Annotated[
+    str | None,
+    typer.Option(
+        "--target-tokens",
+        metavar="FIRST[-LAST]",
+        help="Explain these tokens instead, by their numbers from 1: 3 or 3-5.",
+        show_default=False,
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer to generate.")]
 Report = Annotated[
     Path,

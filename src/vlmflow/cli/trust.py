@@ -50,6 +50,9 @@ def trust(
     replacement: Annotated[
         Replacement, typer.Option(help="What stands where the picture is not shown.")
     ] = Replacement.BLACK,
+    target: options.TargetWords = None,
+    target_tokens: options.TargetTokens = None,
+    of: options.TargetOf = options.Of.ANSWER,
     steps: Annotated[int, typer.Option(help="Steps of equal area.")] = 64,
     batch: Annotated[int, typer.Option(help="Pictures to a forward pass.")] = 16,
     max_new_tokens: options.MaxNewTokens = 64,
@@ -67,6 +70,8 @@ def trust(
         from vlmflow.trust.controls import CONTROLS
 
         check_text("the question", question)
+        if target is not None:
+            check_text("--target", target)
         check_range("--max-new-tokens", max_new_tokens, 1)
         check_range("--steps", steps, 1)
         check_range("--batch", batch, 1)
@@ -82,12 +87,20 @@ def trust(
 
             is_control = signal in CONTROLS
             # Before the model is loaded: it may refuse.
-            wanted = ExplainOptions(["attention" if is_control else signal], per_token=False)
+            words = options.as_target(target, target_tokens)
+            wanted = ExplainOptions(
+                ["attention" if is_control else signal],
+                target=words,
+                of=of.value,
+                per_token=False,
+            )
             vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
             show("Measuring")
             flow = vlm.explain(
                 picture,
                 question,
+                target=words,
+                of=of.value,
                 signals=wanted.signals,
                 per_token=False,
                 max_new_tokens=max_new_tokens,
@@ -105,7 +118,8 @@ def trust(
                 progress=lambda done, total: show("Inserting and deleting", done, total),
             )
     if not as_json:
-        typer.echo(f"{printable(flow.answer)!r}. {printable(str(tested))}")
+        answer = f"{printable(flow.answer)!r}. " if flow.words is None else ""
+        typer.echo(f"{answer}{printable(str(tested))}")
         return
     insertion, deletion = tested.curves.areas
     facts = {
@@ -113,6 +127,7 @@ def trust(
         "model": flow.model,
         "question": flow.question,
         "answer": flow.answer,
+        "explained": flow.subject,
         "signal": chosen,
         "layer": layer,
         "replacement": tested.replacement,

@@ -14,11 +14,11 @@ import torch
 import transformers
 from PIL import Image
 
-from vlmflow.errors import InputError
 from vlmflow.explanation.own_passes import own_map
 from vlmflow.explanation.path import path_map
 from vlmflow.explanation.smoothing import COPIES_AT_ONCE, smoothed_map
 from vlmflow.explanation.without_picture import picture_effect
+from vlmflow.explanation.words import explained_prompt, texts_of
 from vlmflow.flow.axes import WHOLE_ANSWER
 from vlmflow.flow.measure import count_passes, measure
 from vlmflow.flow.options import ExplainOptions
@@ -28,6 +28,7 @@ from vlmflow.lvlm.build_layout import recorded_layout
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
+from vlmflow.result.explained_words import ANSWER
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
 from vlmflow.result.text_attention import TextAttention, kept_rows
@@ -51,15 +52,8 @@ def explain(
     options = options or ExplainOptions()
     options.check_model(vlm.decoder_layers)
     prompt = vlm.prepare(images, question)
-    generated = answer is None
-    if answer is None:
-        answer = vlm.generate_ids(prompt, max_new_tokens=options.max_new_tokens)
-        if not answer:
-            raise InputError(
-                f"{vlm.name} ends its answer before the first token, so there is nothing to "
-                f"explain: pass answer=..."
-            )
-    prompt = vlm.with_answer(prompt, answer)
+    generated = answer is None and options.of == ANSWER
+    prompt, words = explained_prompt(vlm, prompt, question, answer, options)
 
     direct = {name: signal for name, signal in options.named.items() if signal.in_one_pass}
     at_once = 1 if options.low_memory else COPIES_AT_ONCE
@@ -105,13 +99,15 @@ def explain(
     on_pass()
     layout = prompt.layout
     tokens = tuple(layout.tokens[position] for position in layout.answer_positions)
+    whole = WHOLE_ANSWER if words is None else words.text
     return InformationFlow(
         model=vlm.name,
-        question=_text_of(question),
+        question=" ".join(texts_of(question)),
         prompt=prompt.text,
         answer=prompt.answer or "",
+        words=words,
         answer_tokens=tokens,
-        targets=(WHOLE_ANSWER, *tokens) if options.per_token else (WHOLE_ANSWER,),
+        targets=(whole, *tokens) if options.per_token else (whole,),
         layout=layout,
         pictures=tuple(_display_copy(image) for image in prompt.images),
         attention_share=measured.attention_share,
@@ -166,16 +162,6 @@ def _info(name: str, signal: Signal, layers: int) -> MapInfo:
         whole=whole,
         searched_with=signal.searched_with,
     )
-
-
-def _text_of(question: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return a question, or the text of a conversation's last turn."""
-    if isinstance(question, str):
-        return question
-    content = question[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part.get("type") == "text")
 
 
 def _display_copy(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -145,4 +145,4 @@ class _Answer(AnswerView):
 
     def _targets(self, logits: Tensor) -> Tensor:
         answer = self.token_ids[torch.from_numpy(self.layout.answer_positions)]
-        return target_values(logits, answer.to(logits.device), self.options.target)
+        return target_values(logits, answer.to(logits.device), self.options.scalar)

@@ -22,9 +22,11 @@ def picture_effect(
 
     ``log_probabilities``, (T,), are those of the answer's tokens with the picture. One forward
     pass over the text alone. None for models of which image tokens cannot be removed in a forward
-    pass.
+    pass, and for tokens that are predicted by the picture's last one.
     """
     layout = prompt.layout
+    if np.isin(layout.answer_rows, layout.image_positions).any():
+        return None  # what predicts a token would itself be gone
     rows = torch.from_numpy(layout.answer_rows).to(vlm.device)
     ids = prompt.inputs["input_ids"][0, torch.from_numpy(layout.answer_positions)]
     try:

@@ -12,3 +12,6 @@ DESTINATIONS: tuple[str, ...] = ("user", "answer")
 
 WHOLE_ANSWER = "answer"
 """Name of the first target."""
+
+OF: tuple[str, ...] = ("answer", "question", "prompt")
+"""Texts whose words can be explained; the first is the default."""

@@ -151,7 +151,7 @@ def measure(
             at = torch.from_numpy(np.searchsorted(rows, layout.answer_rows)).to(logits.device)
             ids = input_ids[index, torch.from_numpy(layout.answer_positions).to(input_ids.device)]
             at_answer, ids = logits[index, at], ids.to(logits.device)
-            targets.append(target_values(at_answer, ids, options.target))
+            targets.append(target_values(at_answer, ids, options.scalar))
             values.append(targets[-1].detach().float().cpu().numpy())
             _check_finite(values[-1], "the target", index)
             with torch.no_grad():

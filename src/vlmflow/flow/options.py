@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from vlmflow.errors import InputError
+from vlmflow.flow.axes import OF
 from vlmflow.flow.signals.registry import DEFAULT_SIGNALS, WITHOUT_GRADIENTS, as_signals
 from vlmflow.flow.signals.signal import Signal
-from vlmflow.flow.targets import check_target
+from vlmflow.flow.targets import check_scalar
+from vlmflow.lvlm.words import Target, check_words
 from vlmflow.parameters import check_integer
 
 
@@ -26,7 +28,13 @@ class ExplainOptions:
         (``"flow_map(layers=8)"``), or instances of subclasses of :class:`vlmflow.Signal`. Held as
         instances. Left out: attention, saliency, flow map and LLaVA-CAM, without gradients
         attention alone.
-    target : str
+    target : str, int or range, optional
+        Words that are explained in place of the whole answer: by their text, a token's number
+        (counted from 1) or a range of numbers.
+    of : str
+        The text that these words belong to: ``"answer"``, ``"question"`` (all of it without a
+        target), or ``"prompt"``: any text after the pictures.
+    scalar : str
         ``"logprob"``, ``"logit"`` (the paper's) or ``"margin"``.
     per_token : bool
         Explain each answer token beside the whole answer.
@@ -45,7 +53,9 @@ class ExplainOptions:
     """
 
     signals: Iterable[str | Signal] | None = None
-    target: str = "logprob"
+    target: Target | None = None
+    of: str = OF[0]
+    scalar: str = "logprob"
     per_token: bool = True
     max_new_tokens: int = 64
     low_memory: bool = False
@@ -63,7 +73,11 @@ class ExplainOptions:
                 f"signals {', '.join(differentiated)} are made of gradients, but gradients=False; "
                 "leave one of the two out"
             )
-        check_target(self.target)
+        if self.target is not None:
+            check_words(self.target)
+        if self.of not in OF:
+            raise InputError(f"of={self.of!r} is none of {', '.join(map(repr, OF))}")
+        check_scalar(self.scalar)
         check_integer("max_new_tokens", self.max_new_tokens, least=1)
 
     @property
@@ -83,4 +97,6 @@ class ExplainOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as a dictionary that JSON can hold."""
-        return {**vars(self), "signals": [signal.to_json() for signal in self.named.values()]}
+        target = list(self.target) if isinstance(self.target, range) else self.target
+        signals = [signal.to_json() for signal in self.named.values()]
+        return {**vars(self), "signals": signals, "target": target}

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from vlmflow.errors import InputError
 
-TARGETS: tuple[str, ...] = ("logprob", "logit", "margin")
-"""Kinds of target; the first is the default."""
+SCALARS: tuple[str, ...] = ("logprob", "logit", "margin")
+"""Kinds of scalar; the first is the default."""
 
 
 def target_values(logits: Tensor, answer_ids: Tensor, kind: str) -> Tensor:
@@ -23,7 +23,7 @@ def target_values(logits: Tensor, answer_ids: Tensor, kind: str) -> Tensor:
     answer_ids : (T,) int64
         The answer tokens.
     kind : str
-        One of :data:`TARGETS`.
+        One of :data:`SCALARS`.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def target_values(logits: Tensor, answer_ids: Tensor, kind: str) -> Tensor:
     return chosen - others.max(-1).values
 
 
-def check_target(kind: str) -> None:
-    """Raise InputError for a target that does not exist."""
-    if kind not in TARGETS:
-        raise InputError(f"target={kind!r} is none of {', '.join(map(repr, TARGETS))}")
+def check_scalar(kind: str) -> None:
+    """Raise InputError for a scalar that does not exist."""
+    if kind not in SCALARS:
+        raise InputError(f"scalar={kind!r} is none of {', '.join(map(repr, SCALARS))}")

@@ -107,15 +107,15 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     """
     special = special_tokens(tokenizer)
     anchor = _ids(tokenizer, "a")[-1:]
-    before = _decode(tokenizer, anchor)
+    before = decoded(tokenizer, anchor)
 
     def text_of(token_id: int) -> str:
         name = str(tokenizer.convert_ids_to_tokens(token_id))
         if name in special:
             return name
         # Decoders strip the space in front of a text, hence a token in front.
-        text = _decode(tokenizer, [*anchor, token_id])
-        return text[len(before) :] if text.startswith(before) else _decode(tokenizer, [token_id])
+        text = decoded(tokenizer, [*anchor, token_id])
+        return text[len(before) :] if text.startswith(before) else decoded(tokenizer, [token_id])
 
     texts = {token_id: text_of(token_id) for token_id in set(ids)}
     return tuple(texts[token_id] for token_id in ids)
@@ -131,5 +131,6 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Decode tokens as they stand, special ones and white space included."""
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

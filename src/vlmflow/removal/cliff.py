@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from vlmflow.errors import InputError
 from vlmflow.parameters import check_integer
+from vlmflow.removal.answer_curve import AnswerCurve
 from vlmflow.removal.curve import RemovalCurve
 from vlmflow.statistics.bootstrap import percentile_interval, sample_draws
 
@@ -47,8 +48,8 @@ class Cliff:
     without: float
 
 
-def losses(curve: RemovalCurve, loss: str) -> FloatArray:
-    """Return what removing at each layer of a curve loses, ``(K,)``, 0 for nothing.
+def losses(curve: AnswerCurve, loss: str) -> FloatArray:
+    """Return what the change at each layer of a curve loses, ``(K,)``, 0 for nothing.
 
     Raises
     ------

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.flow.axes import FLAGS, WHOLE_ANSWER
+from vlmflow.flow.axes import FLAGS
 from vlmflow.lvlm.layout import TokenLayout
 from vlmflow.result.map_info import MapInfo
 from vlmflow.result.picture_effect import PictureEffect
@@ -90,9 +90,12 @@ def display_copies(
 
 
 def check_targets(
-    answer_tokens: Sequence[str], targets: Sequence[str], layout: TokenLayout
+    answer_tokens: Sequence[str], targets: Sequence[str], layout: TokenLayout, whole: str
 ) -> None:
-    """Raise InputError for texts of tokens or targets that do not fit the layout or each other."""
+    """Raise InputError for texts of tokens or targets that do not fit the layout or each other.
+
+    ``whole`` is the first target's.
+    """
     for name, texts in (("answer_tokens", answer_tokens), ("targets", targets)):
         if not all(isinstance(text, str) for text in texts):
             raise InputError(f"{name} must hold texts only")
@@ -102,10 +105,8 @@ def check_targets(
             f"answer_tokens must name each answer token of the layout: it has {count}, but {given} "
             "were given"
         )
-    if tuple(targets) not in ((WHOLE_ANSWER,), (WHOLE_ANSWER, *answer_tokens)):
-        raise InputError(
-            f"targets must be {WHOLE_ANSWER!r}, alone or followed by the answer tokens"
-        )
+    if tuple(targets) not in ((whole,), (whole, *answer_tokens)):
+        raise InputError(f"targets must be {whole!r}, alone or followed by the answer tokens")
 
 
 def check_effect(effect: PictureEffect | None, answer_tokens: Sequence[str]) -> None:
@@ -122,7 +123,7 @@ def valid_target(target: int | str, targets: Sequence[str]) -> int:
     count = len(targets)
     if not isinstance(target, str):
         return valid_index("target", target, count, f"this result has {plural(count, 'target')}")
-    if target == WHOLE_ANSWER:
+    if target == targets[0]:
         return 0
     places = [place for place, text in enumerate(targets) if place and text.strip() == target]
     if len(places) == 1:
@@ -131,7 +132,11 @@ def valid_target(target: int | str, targets: Sequence[str]) -> int:
         numbers = ", ".join(map(str, places))
         raise InputError(f"target={target!r} occurs in the answer several times; give {numbers}")
     texts = ", ".join(repr(text.strip()) for text in targets)
-    raise InputError(f"target={target!r}, but the targets of this result are {texts}")
+    run = " ".join(target.split()) in " ".join("".join(targets[1:]).split())
+    raise InputError(
+        f"target={target!r}, but the targets of this result are {texts}"
+        + f"; several tokens are explained together by vlm.explain(..., target={target!r})" * run
+    )
 
 
 def checked_maps(

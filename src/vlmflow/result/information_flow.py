@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmflow.errors import InputError
-from vlmflow.flow.axes import DESTINATIONS, FLAGS
+from vlmflow.flow.axes import DESTINATIONS, FLAGS, WHOLE_ANSWER
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 from vlmflow.result import notebook, parts, storage, tables
@@ -28,6 +28,7 @@ from vlmflow.result.checks import (
     valid_index,
     valid_target,
 )
+from vlmflow.result.explained_words import ExplainedWords
 from vlmflow.result.map_info import MapInfo
 from vlmflow.result.map_trust import Trust
 from vlmflow.result.picture_effect import PictureEffect
@@ -54,19 +55,17 @@ class InformationFlow:
     Parameters
     ----------
     model, question, prompt, answer : str
-        Name of the model, the question asked, the text given to the processor, the answer.
+        Name of the model, question asked, text given to the processor, answer (or :attr:`words`).
     answer_tokens : tuple of T str
         The answer's tokens as text.
     targets : tuple of G str
-        ``"answer"``, then the answer tokens' texts where each one was explained.
+        ``"answer"``, or the words explained, then the tokens' texts where each was explained.
     layout : TokenLayout
         Segment of every position, and the pixels of every image token.
     pictures : tuple of (h, w, 3) uint8
-        Copies for display, at most 1024 pixels on the longer side; ``layout.image_sizes`` has the
-        true sizes.
+        Copies for display, at most 1024 pixels long; ``layout.image_sizes`` has the true sizes.
     attention_share : (L, G, S) float32
-        Attention flow; target 0 is the mean over the answer's rows. All segments of a layer at 0
-        mean that the layer has no attention.
+        Attention flow; target 0 is the mean over the answer's rows. A layer of zeros has none.
     saliency_mean, saliency_sum : (L, G, 2, S) float32, or both None
         Saliency flow from a source segment (last axis) into the rows of a destination
         (:data:`~vlmflow.flow.axes.DESTINATIONS`), over pairs with the source before the
@@ -78,7 +77,7 @@ class InformationFlow:
         Whether each map is defined: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for a sum
         over layers.
     about : dict of str to MapInfo
-        What each signal is called, shows and comes from; its name alone where left out.
+        What each signal is called and comes from; its name alone where left out.
     settings : dict
         Everything that shaped the result, in JSON's own types.
     versions : dict of str to str
@@ -91,6 +90,8 @@ class InformationFlow:
         How far maps can be trusted, where that was tested.
     truncated : TruncatedAnswer, optional
         What the model answered under a truncation, and which image tokens each layer saw then.
+    words : ExplainedWords, optional
+        Words explained in place of the whole answer: what ends ``layout``, as its answer.
 
     Raises
     ------
@@ -118,12 +119,14 @@ class InformationFlow:
     text_attention: TextAttention | None = None
     trust: Sequence[Trust] = ()
     truncated: TruncatedAnswer | None = None
+    words: ExplainedWords | None = None
 
     def __post_init__(self) -> None:
         for name in parts.TEXTS:
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a text, not {getattr(self, name)!r}")
-        check_targets(self.answer_tokens, self.targets, self.layout)
+        whole = WHOLE_ANSWER if self.words is None else self.words.text
+        check_targets(self.answer_tokens, self.targets, self.layout, whole)
         check_effect(self.picture_effect, self.answer_tokens)
         check_grids(self.layout)
         pictures = display_copies(self.pictures, self.layout)
@@ -178,13 +181,18 @@ class InformationFlow:
             where = where if layer is None else f"layer {layer}"
             caption = f"{self.about[signal].label}, {where}"
         return notebook.answer_html(
-            {name: getattr(self, name) for name in ("model", "question", "answer")},
+            {name: getattr(self, name) for name in ("model", "question", "answer", "subject")},
             self.layout,
             self.pictures,
             self.attention_share,
             values,
             caption,
         )
+
+    @property
+    def subject(self) -> str:
+        """What is explained: ``the answer``, or as in ``the word “left” of the question``."""
+        return "the answer" if self.words is None else self.words.phrase
 
     @property
     def layers(self) -> int:
@@ -206,8 +214,8 @@ class InformationFlow:
         layer : int, optional
             Decoder layer, counted from 0; leave it out for a signal summed over layers.
         target : int or str
-            0 or ``"answer"`` is the whole answer; t is the t-th answer token counted from 1, or its
-            text where it occurs in the answer once.
+            0 or ``"answer"`` is the whole answer, or the words that are explained; t is the t-th of
+            its tokens counted from 1, or that token's text where it occurs once.
 
         Returns
         -------

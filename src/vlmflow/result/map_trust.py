@@ -74,6 +74,8 @@ class Trust:
         Number of the target, and of the picture that came and went.
     is_control : bool
         Whether it is no map of the model's, but a control in its place.
+    subject : str
+        What is explained: ``this answer``, or as in ``the word “left” of the question``.
     """
 
     about: MapInfo
@@ -86,6 +88,7 @@ class Trust:
     target: int = 0
     image: int = 0
     is_control: bool = False
+    subject: str = "this answer"
 
     @property
     def limit(self) -> float:
@@ -111,7 +114,7 @@ class Trust:
         """Say in one sentence whether the map ranks regions better than chance."""
         where = self.about.label + ("" if self.layer is None else f" at layer {self.layer}")
         where += " control" if self.is_control else ""
-        what = f"the token {self.token!r}" if self.token else "this answer"
+        what = f"the token {self.token!r}" if self.token else self.subject
         chance = "no better than chance"
         if abs(self.difference) > self.limit:
             chance = "better than chance" if self.difference > 0 else "worse than chance"
@@ -136,9 +139,13 @@ class Trust:
 
     @classmethod
     def from_json(
-        cls, plain: Mapping[str, Any], about: Mapping[str, MapInfo], targets: tuple[str, ...]
+        cls,
+        plain: Mapping[str, Any],
+        about: Mapping[str, MapInfo],
+        targets: tuple[str, ...],
+        subject: str,
     ) -> Trust:
-        """Rebuild what :meth:`to_json` gave beside a result's signals and targets."""
+        """Rebuild what :meth:`to_json` gave beside a result's signals, targets and subject."""
         curves = (np.array(plain[name], dtype=np.float64) for name in ("insertion", "deletion"))
         signal, target = str(plain["signal"]), int(plain["target"])
         return cls(
@@ -152,6 +159,7 @@ class Trust:
             target=target,
             image=int(plain["image"]),
             is_control=bool(plain["is_control"]),
+            subject=subject,
         )
 
     def check(

@@ -38,7 +38,8 @@ def answer_html(
     Parameters
     ----------
     texts : dict
-        ``model``, ``question`` and ``answer``; escaped, and spelled out where invisible.
+        ``model``, ``question``, ``answer`` and ``subject``, which names what is explained; escaped,
+        and spelled out where invisible.
     layout, pictures, attention_share
         As in :class:`vlmflow.result.information_flow.InformationFlow`.
     values : (P,) float32, optional
@@ -72,7 +73,7 @@ def answer_html(
     return fragment(
         "vlmflow.result",
         **{name: shown(text, _CHARACTERS) for name, text in texts.items()},
-        sentence=image_share_sentence(attention_share, layout),
+        sentence=image_share_sentence(attention_share, layout, texts["subject"]),
         pictures=rows,
         hidden=max(0, len(pictures) - _PICTURES),
     )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from vlmflow.errors import InputError
 from vlmflow.flow.axes import DESTINATIONS, FLAGS
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
+from vlmflow.result.explained_words import ExplainedWords
 from vlmflow.result.map_info import MapInfo
 from vlmflow.result.map_trust import Trust
 from vlmflow.result.picture_effect import PictureEffect
@@ -62,6 +63,8 @@ def take_apart(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Arrays]:
     if truncated is not None:
         body["truncated"] = {"settings": dict(truncated.settings), "answer": truncated.answer}
         arrays[_SEEN] = truncated.seen
+    if fields["words"] is not None:
+        body["words"] = fields["words"].to_json()
     for name in ("maps", "flags"):
         arrays |= {f"{name}.{signal}": array for signal, array in fields[name].items()}
     return body, arrays
@@ -97,6 +100,9 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         attention = None
         if _ROWS[0] in left:  # not in results of before it was kept
             attention = TextAttention(take(_ROWS[0], np.int64), take(_ROWS[1], np.float16))
+        words = body.get("words")
+        words = None if words is None else ExplainedWords.from_json(words)
+        subject = "this answer" if words is None else words.phrase
         about = {str(plain["name"]): MapInfo.from_json(plain) for plain in body["signals"]}
         truncated = None
         if "truncated" in body:
@@ -122,9 +128,10 @@ def put_together(body: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
             "truncated": truncated,
             # not in results of before it was kept
             "trust": tuple(
-                Trust.from_json(plain, about, tuple(body["targets"]))
+                Trust.from_json(plain, about, tuple(body["targets"]), subject)
                 for plain in body.get("trust", ())
             ),
+            "words": words,
         }
     except InputError:
         raise

@@ -8,8 +8,10 @@ import numpy.typing as npt
 from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 
 
-def image_share_sentence(attention_share: npt.NDArray[np.float32], layout: TokenLayout) -> str:
-    """Say how much of its attention an answer gives to the image, first and last.
+def image_share_sentence(
+    attention_share: npt.NDArray[np.float32], layout: TokenLayout, subject: str = "the answer"
+) -> str:
+    """Say how much of its attention what is explained gives to the image, first and last.
 
     Parameters
     ----------
@@ -17,6 +19,8 @@ def image_share_sentence(attention_share: npt.NDArray[np.float32], layout: Token
         As in :class:`vlmflow.result.information_flow.InformationFlow`.
     layout : TokenLayout
         Says whether there are pictures, frames or both.
+    subject : str
+        What is explained, as :attr:`InformationFlow.subject` names it.
     """
     share = attention_share[:, 0]
     attending = np.flatnonzero(share.any(axis=1))
@@ -27,10 +31,12 @@ def image_share_sentence(attention_share: npt.NDArray[np.float32], layout: Token
     source = "image" if len(layout.image_sizes) == 1 else "images"
     if layout.frames:
         source = "frames" if all(layout.frames) else "images and frames"
-    opening = f"At layer {first} the answer draws {percent(image[first])} of its attention from"
-    if first == last:
-        return f"{opening} the {source}."
-    return f"{opening} the {source}, at layer {last} it draws {percent(image[last])}."
+    start, end = percent(image[first]), percent(image[last])
+    if subject == "the answer":
+        opening = f"At layer {first} the answer draws {start} of its attention from the {source}"
+        return opening + f", at layer {last} it draws {end}" * (last > first) + "."
+    opening = f"{start} of the attention that predicts {subject} goes to the {source} at layer"
+    return f"{opening} {first}" + f", {end} at layer {last}" * (last > first) + "."
 
 
 def percent(share: float) -> str:

@@ -73,10 +73,12 @@ def _headline(
     found = _map(flow, target)
     reading = None if found is None else smallest_box(found[1], flow.layout)
     if found is None or reading is None:
-        return image_share_sentence(flow.attention_share[:, target : target + 1], flow.layout), None
+        share = flow.attention_share[:, target : target + 1]
+        return image_share_sentence(share, flow.layout, flow.subject), None
     label, values = found
-    it = "it" if target == 0 else f"“{_word(flow.targets[target])}”"
-    who = "It" if target == 0 else f"For {it} the model"
+    who = "It" if flow.words is None else f"To predict {flow.subject} the model"
+    if target:
+        who = f"For “{_word(flow.targets[target])}” the model"
     several = len(flow.layout.image_sizes) > 1
     for name, part in _by_density(values, flow, regions):
         if part.mass >= NAMED_MASS and part.mass >= NAMED_LEAD * part.area:
@@ -121,7 +123,8 @@ def _picture(flow: InformationFlow, target: int) -> str:
     effect = flow.picture_effect
     without = "without the picture" if len(flow.pictures) == 1 else "without the pictures"
     if effect is None:
-        return f"How likely this answer is {without} was not measured." * bool(flow.pictures)
+        what = "this answer" if flow.words is None else flow.subject
+        return f"How likely {what} is {without} was not measured." * bool(flow.pictures)
     if target:
         before, after = effect.with_picture[target - 1], effect.without_picture[target - 1]
         word, other = _word(flow.targets[target]), _word(effect.likeliest[target - 1])
@@ -135,11 +138,24 @@ def _picture(flow: InformationFlow, target: int) -> str:
     before, after = effect.whole()
     odds = f"probability {percent(after)} instead of {percent(before)}"
     pairs = list(zip(flow.answer_tokens, effect.likeliest, strict=True))
-    if all(own == other for own, other in pairs):
+    same = all(own == other for own, other in pairs)
+    if flow.words is not None:
+        rest = "these tokens stay" if same else "other tokens would be"
+        times = f"{odds} for {flow.subject}"
+        if min(before, after) > 0:
+            times = f"the picture makes {flow.subject} {_times(before / after)} as likely"
+        return f"{without.capitalize()} {rest} the likeliest; {times}."
+    if same:
         return f"The model gives this answer {without}, too ({odds})."
     words = [(own, other) for own, other in pairs if own.strip()]
     says = f"would say “{_word(words[0][1])}”" if len(words) == 1 else "would answer something else"
     return f"{without.capitalize()} it {says} ({odds} for this answer)."
+
+
+def _times(ratio: float) -> str:
+    if ratio > 1e6:
+        return "more than a million times"
+    return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.2g} times"
 
 
 def _word(token: str) -> str:

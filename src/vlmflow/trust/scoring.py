@@ -17,7 +17,9 @@ from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.model_parts import logits_at
 from vlmflow.lvlm.prompt import Prompt
+from vlmflow.lvlm.words import words_as_answer
 from vlmflow.removal.chosen import logits_without
+from vlmflow.result.explained_words import ExplainedWords
 
 BATCH = 16
 
@@ -32,6 +34,7 @@ def token_probabilities(
     question: Question,
     answer: Sequence[int],
     *,
+    words: ExplainedWords | None = None,
     batch: int = BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float64]:
@@ -45,6 +48,8 @@ def token_probabilities(
         What takes the place of picture ``image`` among ``others``, the pictures of the question.
     question, answer
         As for :meth:`vlmflow.LVLM.prepare`; the answer as T token ids.
+    words : ExplainedWords, optional
+        Whose tokens the answer's are, where they are not the whole answer's.
     batch : int
         Pictures to a forward pass.
     on_batch : callable, optional
@@ -57,7 +62,9 @@ def token_probabilities(
     if type(batch) is not int or batch < 1:
         raise InputError(f"batch={batch!r}, but a forward pass takes at least one picture")
     sets = [[*others[:image], picture, *others[image + 1 :]] for picture in pictures]
-    scores = answer_logprobs(vlm, sets, question, answer, batch=batch, on_batch=on_batch)
+    scores = answer_logprobs(
+        vlm, sets, question, answer, words=words, batch=batch, on_batch=on_batch
+    )
     return np.exp(scores)
 
 
@@ -67,6 +74,7 @@ def answer_logprobs(
     question: Question,
     answer: Sequence[int],
     *,
+    words: ExplainedWords | None = None,
     batch: int = BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float64]:
@@ -83,7 +91,14 @@ def answer_logprobs(
     ids = torch.tensor(answer)
     rows = []
     for start in range(0, len(sets), batch):
-        prompts = [vlm.prepare(own, question, answer) for own in sets[start : start + batch]]
+        prompts = [vlm.prepare(own, question) for own in sets[start : start + batch]]
+        if words is None:
+            prompts = [vlm.with_answer(prompt, answer) for prompt in prompts]
+        else:
+            prompts = [
+                words_as_answer(vlm, prompt, words.first, answer, words.before)
+                for prompt in prompts
+            ]
         inputs, layouts = collate(prompts, pad_id(vlm.processor.tokenizer))
         at = torch.from_numpy(layouts[0].answer_rows).to(vlm.device)  # at the end of every row
         with as_found(vlm.model), torch.no_grad():

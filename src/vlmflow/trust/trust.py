@@ -72,8 +72,9 @@ def trust(
                 progress(done + count, total)
 
         probabilities = token_probabilities(
-            vlm, shown, pictures, image, flow.question, answer, batch=batch, on_batch=on_batch
-        )
+            vlm, shown, pictures, image, flow.question, answer,
+            words=flow.words, batch=batch, on_batch=on_batch,
+        )  # fmt: skip
         done += len(shown)
         own: FloatArray = probabilities[:, place - 1] if place else probabilities.mean(1)
         return own
@@ -91,6 +92,7 @@ def trust(
         painted = paint(flow.layout.grids, drawn, flow.layout, image).astype(np.float64)
         random.append(curves(painted, number).difference)
     token = flow.targets[place].strip() if place else ""
+    subject = "this answer" if flow.words is None else flow.subject
     return Trust(
         about=about,
         layer=layer,
@@ -102,6 +104,7 @@ def trust(
         target=place,
         image=image,
         is_control=is_control,
+        subject=subject,
     )
 
 

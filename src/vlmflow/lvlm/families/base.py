@@ -130,6 +130,14 @@ class Family(ABC):
         del processor  # one token never shows more than one frame, unless a family says so
         return 1
 
+    def reads_question(self, inputs: Mapping[str, Any]) -> bool:
+        """Tell whether a prompt's image tokens are made with its question in view.
+
+        Its words cannot be explained then: the picture's features would give them away.
+        """
+        del inputs  # towers see pixels alone, unless a family says so
+        return False
+
     def check_videos(self, frames: Sequence[int], pictures: int) -> None:
         """Refuse what transformers' code of the model does not take in one prompt.
 

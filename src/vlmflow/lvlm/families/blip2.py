@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -39,6 +39,10 @@ class Blip2(Family):
             f"{prompt.config.model_type!r} are queries of a Q-Former, which all look at the "
             "whole picture; explain records where"
         )
+
+    def reads_question(self, inputs: Mapping[str, Any]) -> bool:
+        """InstructBLIP's queries are told the question; see :meth:`Family.reads_question`."""
+        return "qformer_input_ids" in inputs
 
     def execution(self, config: Any) -> Execution:
         """``generate`` runs the language model alone; see :meth:`Family.execution`."""

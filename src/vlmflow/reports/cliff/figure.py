@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from vlmflow.reports.figures.layout import FILE, FigureLayout
 from vlmflow.reports.figures.style import figure_style, title_and_note
 from vlmflow.reports.palette import GREY, SERIES
+from vlmflow.studies.cliff_layer.knockout import ONWARDS, SINGLE
 from vlmflow.studies.cliff_layer.measurements import SIGNALS
 from vlmflow.studies.cliff_layer.prediction import true_cliffs
 
@@ -28,6 +29,13 @@ _LINES: dict[str, dict[str, Any]] = {
     "saliency flow": {"color": SERIES[0], "linestyle": "-", "marker": "o"},
     "convergence": {"color": SERIES[3], "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
 }
+
+
+_CUT: dict[str, dict[str, Any]] = {
+    ONWARDS: {"color": SERIES[2], "linestyle": (0, (5, 1.5)), "marker": "s"},
+    SINGLE: {"color": SERIES[3], "linestyle": (0, (1, 1.2)), "marker": "D"},
+}
+_CUT_NAMES = {ONWARDS: "cut off, from it on", SINGLE: "cut off, at it alone"}
 
 
 def cliff_figure(study: CliffStudy, layout: FigureLayout = FILE) -> Figure:
@@ -56,7 +64,7 @@ def note(study: CliffStudy) -> str:
     """Say what is drawn how."""
     return (
         f"{len(study.curves)} samples; bands and shaded layers are 95 % intervals; dotted: "
-        "tolerance"
+        "tolerance" + "; cut off: the answer's rows see no image token" * bool(study.knockouts)
     )
 
 
@@ -65,7 +73,13 @@ def _curve(axes: Axes, frame: pd.DataFrame, name: str, cliff: Cliff, label: str)
     axes.fill_between(
         layers, frame[f"{name} low"], frame[f"{name} high"], color=_LOSS, alpha=0.18, linewidth=0
     )
-    axes.plot(layers, frame[name], color=_LOSS, marker="o", markersize=3.5, linewidth=1.5)
+    axes.plot(
+        layers, frame[name], color=_LOSS, marker="o", markersize=3.5, linewidth=1.5,
+        label="removed, from it on",
+    )  # fmt: skip
+    with_knockout = f"{ONWARDS}{name}" in frame
+    if with_knockout:
+        _cut_off(axes, frame, name)
     axes.axhline(cliff.tolerance, color=GREY, linestyle=(0, (1, 1.5)), linewidth=0.8)
     end = int(layers[-1]) + 1
     low = end if cliff.low is None else cliff.low
@@ -77,7 +91,23 @@ def _curve(axes: Axes, frame: pd.DataFrame, name: str, cliff: Cliff, label: str)
     axes.set_title(title, loc="right", fontsize=8, color=_CLIFF)
     axes.set_title(label, loc="left", fontsize=8)
     axes.set_ylim(bottom=0)
-    _layers(axes, layers, "tokens removed from layer")
+    _layers(axes, layers, "layer" if with_knockout else "tokens removed from layer")
+
+
+def _cut_off(axes: Axes, frame: pd.DataFrame, name: str) -> None:
+    """Draw both curves of a knockout beside that of removal."""
+    layers = frame["layer"].to_numpy()
+    for prefix, line in _CUT.items():
+        low, high = frame[f"{prefix}{name} low"], frame[f"{prefix}{name} high"]
+        axes.fill_between(layers, low, high, color=line["color"], alpha=0.13, linewidth=0)
+        axes.plot(
+            layers, frame[f"{prefix}{name}"], label=_CUT_NAMES[prefix], markersize=3.0,
+            linewidth=1.2, **line,
+        )  # fmt: skip
+    axes.legend(
+        fontsize=7, handlelength=2.8, borderaxespad=0.2, facecolor="white", edgecolor="none",
+        framealpha=0.85, fancybox=False,
+    )  # fmt: skip
 
 
 def _samples(axes: Axes, study: CliffStudy) -> None:

@@ -11,6 +11,7 @@ from vlmflow.reports.cliff.figure import cliff_figure, note
 from vlmflow.reports.inline_svg import inline_figure
 from vlmflow.reports.plain_page import plain_page
 from vlmflow.studies.cliff_layer import sentences
+from vlmflow.studies.cliff_layer.knockout import ONWARDS, SINGLE
 from vlmflow.studies.cliff_layer.sentences import (
     NAME_SHOWN,
     error_words,
@@ -50,6 +51,8 @@ def cliff_page(study: CliffStudy) -> str:
             "and signals by layer; every number is in the tables below",
         ),
         note=note(study),
+        knockout=str(study.knockout_figures() or ""),
+        cut_off=(ONWARDS, SINGLE),
         layers=study.layer_frame().to_dict("records"),
         predictions=[
             {

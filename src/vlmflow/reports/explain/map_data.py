@@ -29,7 +29,10 @@ def names(flow: InformationFlow) -> dict[str, Any]:
     """Name layers, targets, signals and grids, in JSON's own types."""
     return {
         "layers": int(flow.attention_share.shape[0]),
-        "targets": ["whole answer", *(shown(t, TOKEN_CHARACTERS) for t in flow.targets[1:])],
+        "targets": [
+            "whole answer" if flow.words is None else flow.subject,
+            *(shown(token, TOKEN_CHARACTERS) for token in flow.targets[1:]),
+        ],
         "signals": list(flow.signals),
         "about": {
             signal: {

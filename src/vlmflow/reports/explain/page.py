@@ -88,7 +88,7 @@ def _rendered(
     style = theme_css() + _source("templates", "page.css")
     notices = [_source("vendor", f"{name}.LICENSE").strip() for name in ("d3", "plot")]
     whole = verdict(flow, 0, regions)
-    share = image_share_sentence(flow.attention_share, flow.layout)
+    share = image_share_sentence(flow.attention_share, flow.layout, flow.subject)
     texts = {
         "policy": _policy([*libraries, script], style),
         "style": Markup(style),
@@ -101,6 +101,8 @@ def _rendered(
         "second_line": second_line(flow),
         "untested": UNTESTED,
         "tested": shown(str(flow.trust[0]), SETTING_CHARACTERS) if flow.trust else "",
+        "subject": flow.subject,
+        "of_answer": flow.words is None,
         "model": shown(flow.model, SETTING_CHARACTERS),
         "question": shown(flow.question, QUESTION_CHARACTERS),
         "prompt": shown(flow.prompt, PROMPT_CHARACTERS),
@@ -156,6 +158,7 @@ def _plain(value: Any) -> str:
 def _storage(data: Packed, flow: InformationFlow) -> str:
     """Say what the page holds of the result, and what it does not."""
     targets = len(flow.targets)
+    whole = "the whole answer" if flow.words is None else flow.subject
     exact = "The exact values are in flow.safetensors."
     kept = [
         f"Map values are stored in {data.bits} bits, curves and tables in 16, on a square-root "
@@ -163,8 +166,8 @@ def _storage(data: Packed, flow: InformationFlow) -> str:
     ]
     if data.mapped < targets:
         kept.append(
-            f"To stay under 3 MB this page holds maps for {data.mapped} of {targets} targets (the "
-            f"whole answer first, then its tokens in order)"
+            f"To stay under 3 MB this page holds maps for {data.mapped} of {targets} targets "
+            f"({whole} first, then its tokens in order)"
             + (f" and curves for {data.charted}." if data.charted < targets else ".")
         )
     words = data.head["words"]

@@ -126,7 +126,7 @@ def _place(study: FaithfulnessStudy, row: dict[str, Any]) -> dict[str, Any]:
 
 def _agreement(study: FaithfulnessStudy) -> list[dict[str, Any]]:
     """Return the table of agreement: one row per map, one cell per map."""
-    known = {
+    correlations = {
         frozenset((row["map"], row["other"])): row["rank correlation"]
         for row in _records(study.agreement_frame())
     }
@@ -134,7 +134,7 @@ def _agreement(study: FaithfulnessStudy) -> list[dict[str, Any]]:
         {
             "map": study.label(name),
             "cells": [
-                "1" if name == other else _two(known[frozenset((name, other))])
+                "1" if name == other else _two(correlations[frozenset((name, other))])
                 for other in study.maps
             ],
         }

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vlmflow.lvlm.layout import SEGMENTS
-from vlmflow.reports.figures.style import SEGMENT_LINES, SEGMENT_NAMES, WIDTH, figure_style, header
+from vlmflow.reports.figures.style import SEGMENT_LINES, WIDTH, figure_style, header, segment_name
 from vlmflow.reports.palette import GREY, GRID
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def draw_segments(flow: InformationFlow, target: int) -> Figure:
         )
         count = len(flow.targets) - 1
         if target == 0 and count > 1:
-            note = figure.text(0.98, 0.03, f"bands: from least to most of {count} answer tokens")
+            of = "answer tokens" if flow.words is None else "tokens"
+            note = figure.text(0.98, 0.03, f"bands: from least to most of {count} {of}")
             note.set(ha="right", color=GREY, fontsize=7)
     return figure
 
@@ -56,7 +57,7 @@ def _draw_curves(axes: Axes, flow: InformationFlow, target: int) -> None:
         axes.plot(
             layers,
             share[:, target, index],
-            label=SEGMENT_NAMES.get(segment, segment),
+            label=segment_name(segment, flow),
             linewidth=1.6 if segment == "image" else 1.2,
             markersize=3.5,
             # staggered where they are sparse, so that curves on top of each other stay apart

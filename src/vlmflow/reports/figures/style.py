@@ -37,7 +37,6 @@ SEGMENT_LINES: dict[str, dict[str, Any]] = {
     "answer": {"color": LIGHT["answer"], "linestyle": (0, (5, 1.2, 1, 1.2)), "marker": "D"},
 }
 
-SEGMENT_NAMES: dict[str, str] = {"answer": "earlier answer"}
 
 _FONTS: tuple[Any, ...] = ("font.family", "font.sans-serif", "font.serif", "font.monospace")
 
@@ -122,16 +121,25 @@ def fit(text: str, width: float, fonts: FontProperties) -> str:
     return text[:low].rstrip() + "…"
 
 
+def segment_name(segment: str, flow: InformationFlow) -> str:
+    """Name a segment in a legend: of what is explained, only what stands earlier is looked at."""
+    if segment != "answer":
+        return segment
+    return "earlier answer" if flow.words is None else "earlier words"
+
+
 def header(figure: Figure, title: str, flow: InformationFlow, target: int) -> None:
     """Write what a figure shows, of which question and answer, into its uppermost inches."""
-    about = "whole answer"
+    about = "whole answer" if flow.words is None else flow.subject
     if target:
-        about = f"answer token {target} “{flow.targets[target][:_CHARACTERS].strip()}”"
+        of = "answer token" if flow.words is None else "token"
+        about = f"{of} {target} “{flow.targets[target][:_CHARACTERS].strip()}”"
     bold, plain = FontProperties(size=9, weight="bold"), FontProperties(size=8)
     _line(figure, 0.13, f"{title[:1].upper()}{title[1:]} · {about}", bold, 4.9)
     _line(figure, 0.13, flow.model, plain, 1.9, right=True, colour=GREY)
     _line(figure, 0.32, f"Q: {flow.question}", plain, WIDTH - 0.2)
-    _line(figure, 0.46, f"A: {flow.answer}", plain, WIDTH - 0.2)
+    explained = f"A: {flow.answer}" if flow.words is None else f"Explained: {flow.subject}"
+    _line(figure, 0.46, explained, plain, WIDTH - 0.2)
 
 
 def title_and_note(figure: Figure, title: str, note: str) -> None:

@@ -19,7 +19,7 @@ function showArcs() {
   drawArcs("deep-arcs", choice.deep, both[1], segments, top, format);
   find("arcs-scale").textContent = choice.arcs === "attention"
     ? "Full width would be 100 % of the attention. Numbers under a segment: its share, and the number of tokens that share it."
-    : `Full width is ${figure(top)}, the largest of the two layers. Numbers under a segment: the sum of its saliency flow into the answer, and how many tokens send it.`;
+    : `Full width is ${figure(top)}, the largest of the two layers. Numbers under a segment: the sum of its saliency flow into ${head.subject || "the answer"}, and how many tokens send it.`;
 }
 
 function drawArcs(id, layer, values, segments, top, format) {
@@ -58,7 +58,7 @@ function drawArcs(id, layer, values, segments, top, format) {
     block(slot, `block ${segment}`, boxWidth < 84 ? { answer: "earlier" }[segment] ?? segment : SEGMENT_WORDS[segment],
       [["value", format(value)], ["count", tokens === "" ? "" : `${tokens} token${tokens === 1 ? "" : "s"}`]]);
   }
-  block(answer, "block goal", "answer", [["count", choice.target === 0 ? "whole" : `token ${choice.target}`]]);
+  block(answer, "block goal", head.subject ? "words" : "answer", [["count", choice.target === 0 ? "whole" : `token ${choice.target}`]]);
   place.replaceChildren(svg.node());
   return undefined;
 }

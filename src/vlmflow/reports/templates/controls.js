@@ -27,7 +27,8 @@ function offerTokens() {
     element.addEventListener("click", () => choose({ target }));
     return element;
   };
-  place.append(button(0, "whole answer", "whole answer", "token whole"));
+  const whole = head.subject ? "all of it" : "whole answer";
+  place.append(button(0, whole, head.subject || whole, "token whole"));
   head.tokens.forEach((token, index) => {
     const apart = index > 0 && (!gaps || startsWord(token)) ? " apart" : "";
     const target = index + 1;

@@ -32,7 +32,7 @@ function showSaliency() {
   const series = segmentSeries((layer) => numbers.saliency(layer, choice.target, choice.figure, choice.destination))
     .filter(({ name, values }) => !(name === "answer" && choice.destination === "user") && values.some((value) => value !== null));
   if (series.length === 0) return nothing("saliency-chart", "No saliency flow here.");
-  const into = choice.destination === "answer" ? "into the answer" : "into the user text";
+  const into = choice.destination === "answer" ? `into ${head.subject || "the answer"}` : "into the user text";
   layerChart(find("saliency-chart"), {
     series, format: figure, yLabel: `${choice.figure} of S ${into}`, summary: summarised(`Saliency flow ${into}`, series, figure),
   });

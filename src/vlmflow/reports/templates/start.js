@@ -20,7 +20,7 @@ async function start() {
   offerArcs();
   if (numbers.hasSaliency()) {
     radios(find("saliency-figure"), "figure", [["mean", "mean per pair"], ["sum", "sum"]]);
-    radios(find("saliency-destination"), "destination", [["answer", "into the answer"], ["user", "into the user text"]]);
+    radios(find("saliency-destination"), "destination", [["answer", head.subject ? "into the words" : "into the answer"], ["user", "into the user text"]]);
   }
   offerTable();
   offerTheme();

@@ -4,7 +4,7 @@ const sorting = { column: 0, down: false };
 
 function tableColumns() {
   const shares = head.segments.map((segment) => ({ group: "attention flow", name: SEGMENT_WORDS[segment], key: `attention_${segment}`, format: percent }));
-  const flows = !numbers.hasSaliency() ? [] : head.segments.map((segment) => ({ group: `saliency flow into ${choice.destination}, ${choice.figure}`, name: SEGMENT_WORDS[segment], key: `saliency_${choice.figure}_${segment}_to_${choice.destination}`, format: figure }));
+  const flows = !numbers.hasSaliency() ? [] : head.segments.map((segment) => ({ group: `saliency flow into ${head.subject && choice.destination === "answer" ? "the words" : choice.destination}, ${choice.figure}`, name: SEGMENT_WORDS[segment], key: `saliency_${choice.figure}_${segment}_to_${choice.destination}`, format: figure }));
   const signal = head.signals.find((name) => name === choice.signal && !isSummed(name)) ?? head.signals.find((name) => !isSummed(name));
   const shape = signal === undefined ? [] : [
     { group: signalWords(signal).label, name: "entropy", key: `${signal}_entropy`, format: figure },

@@ -14,13 +14,16 @@ const FLAG_WORDS = ["", "undefined", "empty", "no attention here"];
 
 function flagReason(flag, layer) {
   return {
-    1: `Undefined: at layer ${layer} the image positions no longer reach the answer through this hook, so their gradient is exactly 0.`,
+    1: `Undefined: at layer ${layer} the image positions no longer reach ${head.subject || "the answer"} through this hook, so their gradient is exactly 0.`,
     2: "Empty: no image token has a positive value here.",
     3: `No attention here: layer ${layer} has none, so there is nothing to read.`,
   }[flag];
 }
 
-const SEGMENT_WORDS = { system: "system", image: "image", user: "user", answer: "earlier answer" };
+const SEGMENT_WORDS = {
+  system: "system", image: "image", user: "user",
+  get answer() { return head.subject ? "earlier words" : "earlier answer"; },
+};
 
 // Figures in three significant digits, magnitudes kept.
 function figure(value) {
@@ -55,7 +58,7 @@ function viewWords() {
 const startsWord = (token) => /^[ ▁Ġ]/.test(token);
 
 function targetName(target) {
-  if (target === 0) return "the whole answer";
+  if (target === 0) return head.subject || "the whole answer";
   const text = tokenText(head.targets[target]);
-  return `answer token ${target}, “${text.length > 48 ? `${text.slice(0, 48)}…` : text}”`;
+  return `${head.subject ? "" : "answer "}token ${target}, “${text.length > 48 ? `${text.slice(0, 48)}…` : text}”`;
 }

@@ -1,4 +1,4 @@
-"""What is measured of every sample of a task: its answer, its removal curve and three signals."""
+"""What is measured of every sample of a task: its answer, its curves and three signals."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vlmflow.flow.signals.saliency import Saliency
 from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.removal.curve import RemovalCurve, removal_curves
+from vlmflow.removal.knockout import Knockout, knockouts
 from vlmflow.result.convergence import top_mass
 from vlmflow.studies.samples import failure_reason
 from vlmflow.tasks.base import TaskSample
@@ -43,6 +44,7 @@ class SampleMeasurement:
     # the layer's that the strongest tenth of the image tokens hold
     signals: Mapping[str, FloatArray] = field(default_factory=dict)
     failure: str | None = None  # Why the sample failed
+    knockout: Knockout | None = None  # Where it was wanted
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ class Failure:
 
 
 def measure_samples(
-    vlm: LVLM, samples: Sequence[TaskSample], max_new_tokens: int
+    vlm: LVLM, samples: Sequence[TaskSample], max_new_tokens: int, *, knockout: bool = False
 ) -> list[SampleMeasurement]:
-    """Answer and measure samples at once.
+    """Answer and measure samples at once, with an attention knockout where it is wanted.
 
     Whatever goes wrong with a sample becomes the reason of its failure: a study of thousands of
     samples must not end at one broken picture.
@@ -71,18 +73,24 @@ def measure_samples(
         except Exception as error:
             measured[number] = _failed(sample, error)
     try:
-        measured |= _together(vlm, samples, prompts, max_new_tokens)
+        measured |= _together(vlm, samples, prompts, max_new_tokens, knockout=knockout)
     except Exception:  # whichever sample it was, the others are measured alone
         for number, prompt in prompts.items():
             try:
-                measured |= _together(vlm, samples, {number: prompt}, max_new_tokens)
+                alone = {number: prompt}
+                measured |= _together(vlm, samples, alone, max_new_tokens, knockout=knockout)
             except Exception as error:
                 measured[number] = _failed(samples[number], error)
     return [measured[number] for number in range(len(samples))]
 
 
 def _together(
-    vlm: LVLM, samples: Sequence[TaskSample], prompts: Mapping[int, Prompt], max_new_tokens: int
+    vlm: LVLM,
+    samples: Sequence[TaskSample],
+    prompts: Mapping[int, Prompt],
+    max_new_tokens: int,
+    *,
+    knockout: bool,
 ) -> dict[int, SampleMeasurement]:
     """Measure the prompts of some samples, by the samples' places, in one batch."""
     if not prompts:
@@ -96,13 +104,19 @@ def _together(
     measured = {number: SampleMeasurement(samples[number], "") for number in prompts}
     if with_answers:
         batch = list(with_answers.values())
+        # First, because some models are refused.
+        cut_off = knockouts(vlm, batch) if knockout else [None] * len(batch)
         curves = removal_curves(vlm, batch)
         inputs, layouts = collate(batch, pad_id(vlm.processor.tokenizer))
         options = ExplainOptions(signals=[Saliency()], per_token=False)
         flows = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)
-        for (number, prompt), curve, flow in zip(with_answers.items(), curves, flows, strict=True):
+        for number, curve, own, flow in zip(with_answers, curves, cut_off, flows, strict=True):
             measured[number] = SampleMeasurement(
-                samples[number], prompt.answer or "", curve=curve, signals=_signals(flow)
+                samples[number],
+                with_answers[number].answer or "",
+                curve=curve,
+                signals=_signals(flow),
+                knockout=own,
             )
     return measured
 

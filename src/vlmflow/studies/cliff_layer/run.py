@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, ModelError
+from vlmflow.removal.knockout import knockouts
 from vlmflow.studies.cliff_layer.measurements import SampleMeasurement, measure_samples
 from vlmflow.studies.cliff_layer.settings import CliffSettings
 from vlmflow.studies.cliff_layer.store import (
@@ -48,6 +49,8 @@ def run_cliff_study(
     ------
     InputError
         If no sample could be measured, another process writes there, or the store cannot be used.
+    ModelError
+        If a knockout is wanted of a model that has none.
     """
     total, done = settings.calibration + settings.samples, 0
 
@@ -57,6 +60,8 @@ def run_cliff_study(
         if progress is not None:
             progress(done, total)
 
+    if settings.knockout:
+        _check_knockout(vlm, task)
     counts = {"calibration": settings.calibration, "test": settings.samples}
     identity = model_identity(vlm)
     with nullcontext() if directory is None else writing(directory, CLIFF) as store:
@@ -65,7 +70,10 @@ def run_cliff_study(
         measured: dict[str, Measured] = {split: [] for split in SPLITS}
         for split, count in counts.items():
             for batch in _batches(task.samples(split, count), settings.batch):
-                measured[split] += _measured(vlm, task, split, batch, identity, store)
+                knockout = settings.knockout and split == "test"
+                measured[split] += _measured(
+                    vlm, task, split, batch, identity, store, knockout=knockout
+                )
                 show(len(batch))
             if not measured[split]:
                 raise InputError(f"the {split} split of {task.name} has no samples")
@@ -84,6 +92,17 @@ def run_cliff_study(
             )
     splits = {split: [item for _, _, item in measured[split]] for split in SPLITS}
     return cliff_study_of(task, vlm.config_summary(), settings, **splits)
+
+
+def _check_knockout(vlm: LVLM, task: Task) -> None:
+    """Raise ModelError for a model that has no knockout, before it is found sample by sample."""
+    for sample in task.samples("test", 1):
+        try:
+            knockouts(vlm, [vlm.prepare(sample.pictures, sample.question, "a")])
+        except ModelError:
+            raise
+        except Exception:  # a broken picture, say: this sample's own failure
+            return
 
 
 def read_cliff_study(directory: Path, task: Task | None = None) -> CliffStudy:
@@ -127,25 +146,35 @@ def _measured(
     batch: Sequence[TaskSample],
     identity: str,
     store: Store | None,
+    *,
+    knockout: bool,
 ) -> Measured:
     """Measure a batch, or take it from the store where all of it is there.
 
     A batch is stored as a whole: what is measured depends, in its last digits, on what it is
-    measured with. One with a failed sample is tried again.
+    measured with. One with a failed sample is tried again, and one without the knockout that is
+    wanted is measured anew: an answer is not stored as the tokens that it was measured by.
     """
     samples = [stored_sample(task.name, split, sample) for sample in batch]
     ids = [sample.id for sample in samples]
     names = [measurement_id(identity, sample, ids, task.max_new_tokens) for sample in ids]
     rows = {} if store is None else store.get(StoredMeasurement, names)
-    if all(name in rows and rows[name].failure is None for name in names):
-        measured = [
-            sample_measurement(sample, rows[name])
-            for sample, name in zip(batch, names, strict=True)
-        ]
-        new: list[StoredMeasurement] = []
-    else:
-        measured = measure_samples(vlm, batch, task.max_new_tokens)
+    measured = [
+        sample_measurement(sample, rows[name])
+        for sample, name in zip(batch, names, strict=True)
+        if name in rows
+    ]
+    new: list[StoredMeasurement] = []
+    if len(measured) < len(batch) or not all(_is_whole(item, knockout) for item in measured):
+        measured = measure_samples(vlm, batch, task.max_new_tokens, knockout=knockout)
         new = [stored_measurement(*pair) for pair in zip(names, measured, strict=True)]
     if store is not None:
         store.add(*store.changed(samples), *new)
     return list(zip(samples, names, measured, strict=True))
+
+
+def _is_whole(measurement: SampleMeasurement, knockout: bool) -> bool:
+    """Tell whether nothing is left to measure of a sample."""
+    if measurement.failure is not None:
+        return False
+    return not knockout or measurement.curve is None or measurement.knockout is not None

@@ -32,6 +32,7 @@ class CliffSettings:
     # Draws and seed of the bootstraps
     draws: int = 2000
     seed: int = 0
+    knockout: bool = False  # Measure an attention knockout of every test sample, too
 
     def __post_init__(self) -> None:
         for name in ("samples", "calibration", "batch", "draws"):

@@ -6,16 +6,22 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from safetensors import numpy as safetensors
 
+from vlmflow.removal.answer_curve import AnswerCurve
 from vlmflow.removal.curve import RemovalCurve
+from vlmflow.removal.knockout import Knockout
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement
 from vlmflow.studies.samples import StoredSample, as_text
 from vlmflow.studies.store_kind import StoreKind
 from vlmflow.tasks.base import TaskSample
 from vlmflow.truncation.amounts import Count
+
+_PARTS = ("onwards", "single")
+"""Of an attention knockout; its arrays' names begin with them, where it was measured."""
 
 _ARRAYS = ("kl", "agrees", "ends_alike", "logprob", "untouched_logprob")
 
@@ -58,6 +64,10 @@ def stored_measurement(name: str, measurement: SampleMeasurement) -> StoredMeasu
     if curve is None:
         return StoredMeasurement(name, answer, measurement.failure, None, None)
     arrays = {array: getattr(curve, array) for array in _ARRAYS}
+    if measurement.knockout is not None:
+        for part in _PARTS:
+            own = getattr(measurement.knockout, part)
+            arrays |= {f"{part} {array}": getattr(own, array) for array in _ARRAYS}
     arrays |= {"layers": np.array(curve.layers, dtype=np.int64), **measurement.signals}
     return StoredMeasurement(
         id=name,
@@ -75,12 +85,19 @@ def sample_measurement(sample: TaskSample, stored: StoredMeasurement) -> SampleM
     if stored.arrays is None or stored.tokens is None:
         return SampleMeasurement(sample, stored.answer or "", failure=stored.failure)
     arrays = safetensors.load(stored.arrays)
-    curve = RemovalCurve(
-        layers=tuple(arrays["layers"].tolist()),
-        keep=Count(0),
-        ranking=None,
-        answer_tokens=tuple(json.loads(stored.tokens)),
-        **{array: arrays[array] for array in _ARRAYS},
-    )
+    of_answer: dict[str, Any] = {
+        "layers": tuple(arrays["layers"].tolist()),
+        "answer_tokens": tuple(json.loads(stored.tokens)),
+    }
+    own: dict[str, Any] = {array: arrays[array] for array in _ARRAYS}
+    curve = RemovalCurve(keep=Count(0), ranking=None, **of_answer, **own)
+    knockout = None
+    if f"{_PARTS[0]} {_ARRAYS[0]}" in arrays:
+        cut_off: list[dict[str, Any]] = [
+            {array: arrays[f"{part} {array}"] for array in _ARRAYS} for part in _PARTS
+        ]
+        knockout = Knockout(*(AnswerCurve(**of_answer, **part) for part in cut_off))
     signals = {signal: arrays[signal] for signal in SIGNALS}
-    return SampleMeasurement(sample, stored.answer or "", curve=curve, signals=signals)
+    return SampleMeasurement(
+        sample, stored.answer or "", curve=curve, signals=signals, knockout=knockout
+    )

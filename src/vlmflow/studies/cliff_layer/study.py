@@ -13,10 +13,18 @@ import pandas as pd
 from vlmflow.errors import InputError
 from vlmflow.escape_invisible import shown
 from vlmflow.notebook import fragment
+from vlmflow.removal.answer_curve import AnswerCurve
 from vlmflow.removal.cliff import Cliff, cliff, losses
 from vlmflow.removal.curve import RemovalCurve
+from vlmflow.removal.knockout import Knockout
 from vlmflow.statistics.bootstrap import mean_interval
 from vlmflow.statistics.intervals import mean_estimate
+from vlmflow.studies.cliff_layer.knockout import (
+    ONWARDS,
+    SINGLE,
+    KnockoutFigures,
+    knockout_figures,
+)
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, Failure, SampleMeasurement
 from vlmflow.studies.cliff_layer.prediction import Prediction, predictions, true_cliffs
 from vlmflow.studies.cliff_layer.sentences import NAME_SHOWN, cliff_words, headline
@@ -67,6 +75,13 @@ class CliffStudy:
         return [sample.curve for sample in self.measurements if sample.curve is not None]
 
     @property
+    def knockouts(self) -> list[Knockout]:
+        """Attention knockouts of the same samples; empty where the study is without."""
+        if not self.settings.get("knockout"):
+            return []
+        return [own.knockout for own in self.measurements if own.knockout is not None]
+
+    @property
     def clusters(self) -> list[str]:
         """What those samples share; empty: nothing."""
         return [sample.sample.cluster for sample in self.measurements if sample.curve is not None]
@@ -87,27 +102,30 @@ class CliffStudy:
 
         ``changed`` is the share of answers that differ, with Wilson's interval, ``kl`` the mean KL
         in nats, with a bootstrap interval as the signals; ``redundancy`` 1 - mean KL / mean KL at
-        layer 0. Where samples share a picture, all intervals are bootstraps over pictures.
+        layer 0. Where samples share a picture, all intervals are bootstraps over pictures. With a
+        knockout, ``knockout kl`` and ``knockout changed`` are the same losses where the answer's
+        rows see no image token from the layer on, ``knockout at kl`` and ``knockout at changed``
+        at this layer alone.
         """
-        kl = np.stack([losses(curve, "kl") for curve in self.curves])
-        differs = np.stack([losses(curve, "answer") for curve in self.curves])
-        columns: dict[str, Any] = {"layer": list(self.layers)}
-        columns |= self._with_interval("kl", kl)
-        columns["changed"] = differs.mean(0)
-        draws, seed = self.settings["draws"], self.settings["seed"]
-        shares = [
-            mean_estimate(share, self.clusters, draws=draws, seed=seed) for share in differs.T
-        ]
-        columns["changed low"] = [share.low for share in shares]
-        columns["changed high"] = [share.high for share in shares]
-        lost = kl.mean(0)
+        columns: dict[str, Any] = {"layer": list(self.layers), **self._losses("", self.curves)}
+        lost = columns["kl"]
         columns["redundancy"] = 1 - lost / lost[0] if lost[0] > 0 else np.full(len(lost), np.nan)
         for signal in SIGNALS:
             values = np.stack(
                 [sample.signals[signal] for sample in self.measurements if sample.signals]
             )
             columns |= self._with_interval(signal, values)
+        if self.knockouts:
+            columns |= self._losses(ONWARDS, [own.onwards for own in self.knockouts])
+            columns |= self._losses(SINGLE, [own.single for own in self.knockouts])
         return pd.DataFrame(columns)
+
+    def knockout_figures(self) -> KnockoutFigures | None:
+        """Say what the knockouts come to beside removal; None for a study without."""
+        if not self.knockouts:
+            return None
+        draws, seed = self.settings["draws"], self.settings["seed"]
+        return knockout_figures(self.curves, self.knockouts, self.clusters, draws=draws, seed=seed)
 
     def sample_frame(self) -> pd.DataFrame:
         """One row per sample: question, answer, score, and its cliff layer (L: none)."""
@@ -151,12 +169,13 @@ class CliffStudy:
             failed=len(self.failures),
             changed=cliff_words(self.changed),
             kl=cliff_words(self.kl),
+            knockout=str(self.knockout_figures() or ""),
             rows=rows,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the single samples, for JSON."""
-        frame = self.layer_frame()
+        frame, cut_off = self.layer_frame(), self.knockout_figures()
         return {
             "task": self.task,
             "metric": self.metric,
@@ -168,12 +187,29 @@ class CliffStudy:
             "failures": [asdict(failure) for failure in self.failures],
             "cliff_by_kl": asdict(self.kl),
             "cliff_by_changed_answers": asdict(self.changed),
+            "knockout": None if cut_off is None else cut_off.to_json(),
             "predictions": [asdict(prediction) for prediction in self.predictions],
             "layers": frame.astype(object).where(frame.notna(), None).to_dict("records"),
             "model": self.model,
             "settings": self.settings,
             "vlmflow": __version__,
         }
+
+    def _losses(self, prefix: str, curves: Sequence[AnswerCurve]) -> dict[str, Any]:
+        """Give the mean KL and the share of changed answers by layer, with their intervals."""
+        columns: dict[str, Any] = self._with_interval(
+            f"{prefix}kl", np.stack([losses(curve, "kl") for curve in curves])
+        )
+        differs = np.stack([losses(curve, "answer") for curve in curves])
+        draws, seed = self.settings["draws"], self.settings["seed"]
+        shares = [
+            mean_estimate(share, self.clusters, draws=draws, seed=seed) for share in differs.T
+        ]
+        name = f"{prefix}changed"
+        columns[name] = differs.mean(0)
+        columns[f"{name} low"] = [share.low for share in shares]
+        columns[f"{name} high"] = [share.high for share in shares]
+        return columns
 
     def _with_interval(self, name: str, values: FloatArray) -> dict[str, FloatArray]:
         draws, seed = self.settings["draws"], self.settings["seed"]

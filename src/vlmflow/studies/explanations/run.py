@@ -14,6 +14,7 @@ import pandas as pd
 
 from vlmflow.errors import InputError
 from vlmflow.explanation.explain import explain
+from vlmflow.flow.axes import OF
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.lvlm.images import open_image
 from vlmflow.result.information_flow import InformationFlow
@@ -142,8 +143,13 @@ def explain_samples(
     Raises
     ------
     InputError
-        If not a single sample could be explained.
+        For options that name words, or if not a single sample could be explained.
     """
+    if options.target is not None or options.of != OF[0]:
+        raise InputError(
+            "target and of name words of one answer or question, but a task has many; explain its "
+            "whole answers, or one picture and its question"
+        )
     answers: list[ExplainedAnswer] = []
     identity = model_identity(vlm)
     for number, sample in enumerate(task.samples(split, count)):

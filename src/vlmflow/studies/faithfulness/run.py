@@ -138,8 +138,8 @@ def read_faithfulness(directory: Path, task: Task | None = None) -> Faithfulness
         rows = store.get_all(StoredRecord, [name for _, name in pairs])
     finally:
         store.close()
-    known = {name: task_sample(stored) for name, stored in samples.items()}
-    return faithfulness_study_of(task or find_task(record["task"]), record, known, rows)
+    by_id = {name: task_sample(stored) for name, stored in samples.items()}
+    return faithfulness_study_of(task or find_task(record["task"]), record, by_id, rows)
 
 
 def _about(measuring: Measuring) -> dict[str, MapInfo]:

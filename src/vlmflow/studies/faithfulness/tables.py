@@ -292,13 +292,13 @@ def _known_mean(
 
 
 def _f1(ious: FloatArray, clusters: Sequence[str], draws: Draws) -> dict[str, float]:
-    """Return the harmonic mean of two means, (n, 2) with NaN where one is not known."""
+    """Return the harmonic mean of two means, (n, 2) with NaN where one is not defined."""
 
     def harmonic(own: FloatArray) -> float:
-        known = [column[~np.isnan(column)] for column in own.T]
-        if not all(column.size for column in known):
+        defined = [column[~np.isnan(column)] for column in own.T]
+        if not all(column.size for column in defined):
             return np.nan
-        first, second = (float(column.mean()) for column in known)
+        first, second = (float(column.mean()) for column in defined)
         return 2 * first * second / (first + second) if first + second > 0 else np.nan
 
     drawn = [harmonic(ious[numbers]) for numbers in sample_draws(len(ious), clusters, *draws)]
