@@ -56,10 +56,8 @@ class InformationFlow:
     ----------
     model, question, prompt, answer : str
         Name of the model, question asked, text given to the processor, answer (or :attr:`words`).
-    answer_tokens : tuple of T str
-        The answer's tokens as text.
-    targets : tuple of G str
-        ``"answer"``, or the words explained, then the tokens' texts where each was explained.
+    answer_tokens, targets : tuples of T and of G str
+        The answer's tokens; ``"answer"``, or the words explained, then each token explained.
     layout : TokenLayout
         Segment of every position, and the pixels of every image token.
     pictures : tuple of (h, w, 3) uint8
@@ -71,11 +69,9 @@ class InformationFlow:
         (:data:`~vlmflow.flow.axes.DESTINATIONS`), over pairs with the source before the
         destination; 0 without pairs. None where no gradient was measured.
     maps : dict of str to (L, G, P) float32
-        One map over the image tokens per signal, layer and target; (1, G, P) where a signal sums
-        over layers.
+        One map per signal, layer and target; (1, G, P) where a signal sums over layers.
     flags : dict of str to (L, G) int8
-        Whether each map is defined: index into :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for a sum
-        over layers.
+        Whether each map is defined, as :data:`~vlmflow.flow.axes.FLAGS`; (1, G) for a sum.
     about : dict of str to MapInfo
         What each signal is called and comes from; its name alone where left out.
     settings : dict
@@ -89,7 +85,7 @@ class InformationFlow:
     trust : sequence of Trust
         How far maps can be trusted, where that was tested.
     truncated : TruncatedAnswer, optional
-        What the model answered under a truncation, and which image tokens each layer saw then.
+        The answer under a truncation, and which image tokens each layer saw then.
     words : ExplainedWords, optional
         Words explained in place of the whole answer: what ends ``layout``, as its answer.
 
