@@ -27,6 +27,7 @@ SUBJECT_CHARACTERS = 300
 def subject(flow: InformationFlow) -> dict[str, str]:
     """Say what a result is about, for a reader who has two before him."""
     texts = {"model": flow.model, "question": flow.question, "answer": flow.answer}
+    texts["subject"] = "" if flow.words is None else flow.subject
     return {name: shown(text, SUBJECT_CHARACTERS) for name, text in texts.items()}
 
 

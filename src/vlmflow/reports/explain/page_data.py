@@ -131,7 +131,6 @@ def page_data(
         **subject(flow),
         "segments": list(SEGMENTS),
         "counts": [int(count) for count in counts],
-        "subject": "" if flow.words is None else flow.subject,
         "tokens": [shown(token, TOKEN_CHARACTERS) for token in flow.answer_tokens],
         "pictures": packed_pictures(flow),
         "verdicts": [_verdict(flow, target, regions) for target in range(charted)],

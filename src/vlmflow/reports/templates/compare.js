@@ -120,7 +120,8 @@ async function showCompare() {
     Object.assign(side, { source, map: { values: maps[number].values, top } });
     const about = source.head.about[signal] ?? { label: signal };
     const where = !isSummedIn(source, signal) ? `layer ${layer}` : about.whole ? "the whole model" : `summed over layers ${about.summed.join("–")}`;
-    const of = target === 0 ? "the whole answer" : `answer token ${target}, “${tokenText(source.head.targets[target])}”`;
+    const words = source.head.subject;
+    const of = target === 0 ? words || "the whole answer" : `${words ? "token" : "answer token"} ${target}, “${tokenText(source.head.targets[target])}”`;
     const subject = sources.length > 1 ? ` (“${source.head.answer}” to “${source.head.question}”, ${source.head.model})` : "";
     const name = `${about.label}, ${where}, for ${of}${subject}`;
     side.says.textContent = `${asSentence(name)}${maps[number].values === null ? "" : ` Largest value ${figure(tops[number])}.`}`;

@@ -39,7 +39,7 @@ function wordName(number) {
   const item = itemOf(number);
   const text = tokenText(item.text);
   const short = `“${text.length > 32 ? `${text.slice(0, 32)}…` : text}”`;
-  return item.kind === "answer" ? `answer token ${item.target}, ${short}` : short;
+  return item.kind === "answer" ? `${tokenWords()} ${item.target}, ${short}` : short;
 }
 
 // Share of all the pictures, their marks left out, in what a row reads.

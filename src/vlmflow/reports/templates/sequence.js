@@ -18,11 +18,11 @@ function laySequence() {
     if (alone) {
       Object.assign(element, { type: "button", tabIndex: -1 });
       element.setAttribute("role", "radio");
-      element.setAttribute("aria-label", item.kind === "answer" ? `answer token ${item.target}: ${text}` : `word: ${text}`);
+      element.setAttribute("aria-label", item.kind === "answer" ? `${tokenWords()} ${item.target}: ${text}` : `word: ${text}`);
       element.addEventListener("click", () => choose({ word: number }));
     } else element.title = `${item.count} token${item.count === 1 ? "" : "s"}`;
     element.dataset.item = number;
-    if (item.kind === "answer" && itemOf(number - 1)?.kind !== "answer") place.append(make("span", { className: "turn", textContent: "answer" }));
+    if (item.kind === "answer" && itemOf(number - 1)?.kind !== "answer") place.append(make("span", { className: "turn", textContent: head.subject ? "explained" : "answer" }));
     place.append(element);
     // a question of several lines stays one
     if (item.kind === "word" && number > 0 && itemOf(number - 1).row >= 0 && /^\s*\n\s*$/.test(item.text)) place.append(make("span", { className: "break" }));

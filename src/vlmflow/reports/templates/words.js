@@ -10,6 +10,8 @@ function asSentence(line) {
   return line === "" ? "" : `${line[0].toUpperCase()}${line.slice(1)}${/[.!?]$/.test(line) ? "" : "."}`;
 }
 
+const tokenWords = () => (head.subject ? "token" : "answer token");
+
 const FLAG_WORDS = ["", "undefined", "empty", "no attention here"];
 
 function flagReason(flag, layer) {
