@@ -13,9 +13,11 @@ from benchmarks.claims.claims import CLAIM_7, CLAIMS
 from benchmarks.claims.evidence import CHANGED, TASKS, Evidence
 from benchmarks.claims.rules import Verdict, decoder_not_connector, overall
 from vlmflow.files import write_files
+from vlmflow.removal.cliff import cliff_layer
 from vlmflow.reports.figures.figure_files import figure_files
 from vlmflow.reports.figures.style import figure_style
 from vlmflow.reports.palette import GREY, SERIES
+from vlmflow.studies.truncations.arms import NO_IMAGE
 
 COMMAND = "python -m benchmarks.claims"
 FIGURE = "claims-removal"
@@ -23,7 +25,8 @@ FIGURE = "claims-removal"
 _HEAD = f"""# The paper's claims, put to the test
 
 `{COMMAND} page` writes this page from stored results, which `{COMMAND} measure` makes;
-nothing here is typed by hand. The rules were committed before anything was measured
+nothing here is typed by hand. What it is made from lies in `benchmarks/claims/measured`. The
+rules were committed before anything was measured
 (`benchmarks/claims/claims.py`). They read the test split; whatever is chosen (a cliff layer, a
 setting) is chosen on the calibration split. Intervals are 95 % for all tasks of a model and claim
 together (Bonferroni) where scores or cliff layers are compared, else 95 % each. Paired differences
@@ -92,9 +95,14 @@ def page(models: Mapping[str, Sequence[Evidence]]) -> str:
 def removal_figure(models: Mapping[str, Sequence[Evidence]]) -> Figure:
     """Draw the removal curves of all models, a panel per task, over relative depth."""
     with figure_style():
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-        panels = figure.subplots(2, 2, sharex=True, sharey=True).ravel()
-        for panel, task in zip(panels, TASKS, strict=True):
+        drawn = _measured_tasks(models)
+        rows = -(-len(drawn) // 2)
+        figure = Figure(figsize=(7.2, 2.2 * rows), layout="constrained")
+        grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
+        panels = grid[: len(drawn)]
+        for empty in grid[len(drawn) :]:
+            empty.remove()
+        for panel, task in zip(panels, drawn, strict=True):
             panel.set_title(task, loc="left")
             panel.axhline(CHANGED, color=GREY, linewidth=0.8, linestyle=":")
             for colour, (name, tasks) in zip(SERIES, models.items(), strict=False):
@@ -107,10 +115,16 @@ def removal_figure(models: Mapping[str, Sequence[Evidence]]) -> Figure:
                         )
             panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
             panel.set_ylim(-0.03, 1.03)
-        for panel in panels[2:]:
+        for panel in panels[-2:]:
             panel.set_xlabel("layer / number of layers")
+            panel.tick_params(labelbottom=True)
         panels[0].legend(frameon=False)
     return figure
+
+
+def _measured_tasks(models: Mapping[str, Sequence[Evidence]]) -> list[str]:
+    measured = {own.task for tasks in models.values() for own in tasks}
+    return [task for task in TASKS if task in measured]
 
 
 def write(models: Mapping[str, Sequence[Evidence]], docs: Path) -> None:
@@ -120,13 +134,31 @@ def write(models: Mapping[str, Sequence[Evidence]], docs: Path) -> None:
 
 
 def _samples(models: Mapping[str, Sequence[Evidence]]) -> list[str]:
-    lines = _row("model", "task", "score untouched", "n", "cliff by changed answers")
-    lines += _row("---", "---", "---", "---", "---")
+    head = ("score untouched", "without image tokens", "n", "cliff by changed answers", "of depth")
+    lines = _row("model", "task", *head)
+    lines += _row(*("---" for _ in range(2 + len(head))))
     for name, tasks in models.items():
         cliffs = {verdict.where: verdict.figure for verdict in _cliffs(tasks)}
         for task in tasks:
-            score, count = f"{100 * task.score:.1f} %", str(len(task.changed))
-            lines += _row(f"`{name}`", task.task, score, count, cliffs[task.task])
+            blind = float(task.scores["test", NO_IMAGE].mean())
+            layer = cliff_layer(task.changed.mean(0), range(task.layers), CHANGED)
+            lines += _row(
+                f"`{name}`",
+                task.task,
+                f"{100 * task.score:.1f} %",
+                f"{100 * blind:.1f} %",
+                str(len(task.changed)),
+                cliffs[task.task],
+                "" if layer is None else f"{100 * layer / task.layers:.0f} %",
+            )
+    missing = [
+        f"{name} on {task}"
+        for name, tasks in models.items()
+        for task in TASKS
+        if task not in {own.task for own in tasks}
+    ]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return lines
 
 

@@ -203,7 +203,7 @@ def decoder_not_connector(models: Mapping[str, Sequence[Evidence]]) -> Verdict:
     needed = (SAME_DECODER[0], SAME_DECODER[1], SAME_CONNECTOR[1], SECOND_SEED)
     missing = [name for name in needed if not models.get(name)]
     if missing:
-        return Verdict(UNMEASURED, "all models", f"{', '.join(missing)} not there")
+        return Verdict(UNMEASURED, "all models", f"no results of {', '.join(missing)}")
     by_model = {name: {task.task: task for task in models[name]} for name in needed}
     shared = [task for task in TASKS if all(task in tasks for tasks in by_model.values())]
 

@@ -29,7 +29,7 @@ from benchmarks.claims.rules import (
     overall,
 )
 from vlmflow.bundled.shelf import bundled_models
-from vlmflow.studies.truncations.arms import UNTOUCHED, label
+from vlmflow.studies.truncations.arms import NO_IMAGE, UNTOUCHED, label
 from vlmflow.truncation.presets import preset
 from vlmflow.truncation.truncation import Truncation
 
@@ -59,7 +59,7 @@ def made(
         changed[:, cliff:] = 0
     listed = [*candidates(LAYERS), *(preset(name, LAYERS) for name in PRESETS)]
     policies = {label(policy): policy for policy in listed}
-    right = {name: 0.8 + (gains or {}).get(name, 0.0) for name in [UNTOUCHED, *policies]}
+    right = {name: 0.8 + (gains or {}).get(name, 0.0) for name in [UNTOUCHED, NO_IMAGE, *policies]}
     scores = {
         (split, name): (np.arange(COUNT) < round(COUNT * value)).astype(float)
         for split in ("calibration", "test")
