@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +134,8 @@ def test_a_probe_by_name_is_the_one_that_is_fitted_anyway():
 
     with pytest.raises(InputError, match="give yours another name"):
         exit_signals([Other()])
+    del Other
+    gc.collect()  # a class that is left would be found by this name
 
 
 def test_where_no_answer_changes_everybody_may_leave_whatever_a_signal_says():
@@ -178,7 +181,7 @@ class Undeclared(ExitSignal):
 
 
 @dataclass(frozen=True)
-class Nothing(ExitSignal):
+class GivesNoNumber(ExitSignal):
     """Gives no number."""
 
     def value(self, seen):
@@ -201,7 +204,7 @@ def test_layers_without_attention_are_no_exits_of_signals_that_read_it():
 def test_signals_are_read_as_a_policy_reads_them():
     vlm = LVLM(*FAMILIES[0].build("sdpa"))
     prompt = vlm.prepare([picture(1, SIZES[0])], "Why?")
-    for signal, message in ((Undeclared(), "declares reads="), (Nothing(), "not a number")):
+    for signal, message in ((Undeclared(), "declares reads="), (GivesNoNumber(), "not a number")):
         with pytest.raises(InputError, match=message):
             read_exits(vlm, prompt, {"own": signal}, (1,))
     # An adapter may want gradients of the embeddings; reading needs none.
