@@ -35,8 +35,8 @@ def test_what_is_deployed_keeps_its_promise_and_the_wrong_variant_is_caught():
 
 
 def test_where_nothing_passes_nothing_is_broken():
-    population = drawn(400, 2, told=0.0)  # signals that tell nothing
-    found = redraw(population, Promise(0.02, None, 0.9), 200, 10, 0, probe=True)
-    assert (found.risks <= 0.02).all()
-    again = redraw(population, Promise(0.02, None, 0.9), 200, 10, 0, probe=True)
+    population = drawn(200, 2, told=0.0)  # signals that tell nothing
+    found = redraw(population, Promise(0.04, None, 0.9), 120, 3, 0, probe=True)
+    assert (found.risks <= 0.04).all()
+    again = redraw(population, Promise(0.04, None, 0.9), 120, 3, 0, probe=True)
     assert np.array_equal(found.risks, again.risks)
