@@ -112,12 +112,15 @@ def test_settings_that_are_no_lists(settings, message):
         CertifySettings(**settings)
 
 
-def test_a_score_beyond_0_to_1_is_refused():
+def test_a_score_beyond_0_to_1_bears_no_promise_about_it():
     answers = [{"text": text, "ids": [place]} for place, text in enumerate(("1", "5"))]
     zeros = np.zeros((1, 4), np.float32)
     measured = Measured(answers, {"s": np.zeros(1)}, zeros, zeros[0])
     with pytest.raises(InputError, match="scores an answer to k1 with 5"):
-        outcomes_of(Listed("t", []), [(about("k1"), measured)], (2,), 4, (0.0,))
+        outcomes_of(Listed("t", []), [(about("k1"), measured)], (2,), 4, (0.0,), bounded=True)
+    # A promise about changed answers alone does not mind.
+    loose = outcomes_of(Listed("t", []), [(about("k1"), measured)], (2,), 4, (0.0,))
+    assert loose.losses.tolist() == [[[-4.0]]]
 
 
 def test_a_probe_by_name_is_the_one_that_is_fitted_anyway():

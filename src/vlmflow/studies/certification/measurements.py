@@ -72,6 +72,8 @@ def outcomes_of(
     layers: Sequence[int],
     depth: int,
     keeps: Sequence[float],
+    *,
+    bounded: bool = False,
 ) -> Outcomes:
     """Put the measurements of some samples into arrays.
 
@@ -80,7 +82,7 @@ def outcomes_of(
     Raises
     ------
     InputError
-        For a score outside 0 to 1.
+        With ``bounded``, which a promise about losses needs, for a score outside 0 to 1.
     """
     shape = len(layers), len(keeps)
     changed, losses = [], []
@@ -89,7 +91,9 @@ def outcomes_of(
         changed.append(np.reshape([other["ids"] != own["ids"] for other in others], shape))
         # Most exits leave most answers as they are: each text is scored once.
         texts = dict.fromkeys(answer["text"] for answer in measured.answers)
-        scores = {text: _score(task, sample, text) if task.by_itself else 0.0 for text in texts}
+        scores = {text: task.score(sample, text) if task.by_itself else 0.0 for text in texts}
+        for score in scores.values() if bounded else ():
+            _check_bounded(task, sample, score)
         lost = [scores[own["text"]] - scores[other["text"]] for other in others]
         losses.append(np.reshape(lost, shape))
     return Outcomes(
@@ -109,11 +113,9 @@ def outcomes_of(
     )
 
 
-def _score(task: Task, sample: TaskSample, text: str) -> float:
-    score = float(task.score(sample, text))
+def _check_bounded(task: Task, sample: TaskSample, score: float) -> None:
     if not 0 <= score <= 1:
         raise InputError(
             f"task {task.name} scores an answer to {sample.key} with {score:g}; a promise about "
             "the score needs one between 0 and 1"
         )
-    return score

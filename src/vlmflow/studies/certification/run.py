@@ -181,7 +181,9 @@ class _Parts:
         settings: CertifySettings,
     ) -> _Parts:
         calibration, test = (
-            outcomes_of(task, pairs[split], layers, depth, settings.keeps)
+            outcomes_of(
+                task, pairs[split], layers, depth, settings.keeps, bounded=settings.loss is not None
+            )
             for split in ("calibration", "test")
         )
         first, second = divided([sample for sample, _ in pairs["calibration"]])
