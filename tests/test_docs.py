@@ -29,6 +29,7 @@ from vlmflow import cli
 from vlmflow.flow.signals.answer_view import AnswerView
 from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.registry import SIGNALS
+from vlmflow.studies.certification.settings import CertifySettings
 from vlmflow.tasks.registry import known_tasks
 from vlmflow.truncation.rankings.candidates import Candidates
 from vlmflow.truncation.rankings.registry import RANKINGS
@@ -49,6 +50,10 @@ STAND_IN = re.compile(r"\b[\w.-]+/[\w.-]+-hf\b|\bscenes-smollm2\b")
 """Models in whose place stands ``scenes-llava``."""
 
 FEW = {
+    "certify": shlex.split(
+        "--risk 0.5 --calibration 20 --samples 2 --timed 0 --layer 11 --keep 0 "
+        "--signals image_attention"
+    ),
     "cliff": ["--samples", "1", "--calibration", "1"],
     "study": ["--samples", "1", "--calibration", "1", "--timed", "0"],
     "faithfulness": [
@@ -56,18 +61,14 @@ FEW = {
         *("--sanity", "0", "--timed", "0", "--steps", "2"),
     ],
     "trust": ["--steps", "2"],
-    "certify": [
-        *("--risk", "0.6", "--calibration", "10", "--samples", "2", "--timed", "0"),
-        *("--layer", "10", "--keep", "0", "--signals", "image_attention"),
-    ],
 }
 """What keeps a command short; everything else is the page's."""
 
-CERTIFY = (
-    "vlmflow.CertifySettings(risk=0.6, calibration=10, samples=2, timed=0, "
-    "layers=(10,), keeps=(0,))"
-)
 SHORTER = {
+    "certify": {
+        "risk=0.05, confidence=0.9": "settings=few",
+        "signals=[Settled()]": "signals=[Settled()], settings=few",
+    },
     "faithfulness": {
         'signals="all", samples=100': (
             'signals=["attention"], samples=1, calibration=1, layers=[3], sanity=0, timed=0, '
@@ -75,10 +76,6 @@ SHORTER = {
         )
     },
     "report": {"steps=64": "steps=2"},
-    "certify": {
-        "risk=0.05, confidence=0.9,": f"settings={CERTIFY},",
-        'out="mine.json",': f'out="mine.json", settings={CERTIFY},',
-    },
     "tasks": {"answers = [...]": 'answers = ["yes"] * len(samples)'},
 }
 """What is put into a page's Python in place of what takes long, or of an ellipsis."""
@@ -146,10 +143,12 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         names |= {"vlmflow": vlmflow, "vlm": vlmflow.load("scenes-llava")}
     if name == "certify":
         vlm = vlmflow.load("scenes-llava")
-        picture, question = vlmflow.sample("scenes-existence")
-        inputs = vlm.prepare(picture, question).inputs
-        names |= {"vlmflow": vlmflow, "vlm": vlm, "model": vlm.model}
-        names |= {"picture": picture, "question": question, "inputs": inputs}
+        inputs = vlm.prepare("picture.png", "What is it?").inputs
+        names |= {"vlmflow": vlmflow, "vlm": vlm, "model": vlm.model, "inputs": inputs}
+        names |= {"picture": "picture.png", "question": "What is it?"}
+        names["few"] = CertifySettings(
+            risk=0.5, calibration=20, samples=2, layers=(11,), keeps=(0.0,), timed=0
+        )
     if name == "truncation":
         model, processor = tiny_llava(layers=18)
         inputs = vlmflow.LVLM(model, processor).prepare("picture.png", "What is it?").inputs

@@ -14,10 +14,12 @@ from vlmflow.lvlm.identity import weights_digest
 from vlmflow.lvlm.model import LVLM
 from vlmflow.reports.directory import write_directory
 from vlmflow.studies.certification.certificate import Certificate
+from vlmflow.studies.certification.paths import PROBE
 from vlmflow.studies.certification.run import all_signals, run_certify
 from vlmflow.studies.certification.settings import CertifySettings
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.registry import as_task
+from vlmflow.truncation.exit_signals.probe import Probe
 from vlmflow.truncation.exit_signals.registry import as_exit_signal
 from vlmflow.truncation.exit_signals.signal import ExitSignal
 
@@ -92,10 +94,12 @@ def certify(
 def exit_signals(given: str | Iterable[str | ExitSignal]) -> dict[str, ExitSignal]:
     """Return exit signals by name; ``"all"``: every bundled one.
 
+    The probe is left out: it is fitted, and always among those to choose from.
+
     Raises
     ------
     InputError
-        For one that cannot be found, or that is there twice.
+        For one that cannot be found, that is there twice, or that is called as the probe is.
     """
     if given == ALL:
         return all_signals()
@@ -103,6 +107,18 @@ def exit_signals(given: str | Iterable[str | ExitSignal]) -> dict[str, ExitSigna
     named: dict[str, ExitSignal] = {}
     for one in listed:
         signal = as_exit_signal(one)
+        if isinstance(signal, Probe):
+            if signal.weights:
+                raise InputError(
+                    "a probe is fitted anew by certifying; leave its weights out, it is always "
+                    "among the signals to choose from"
+                )
+            continue
+        if signal.known_as() == PROBE:
+            raise InputError(
+                f"exit signal {PROBE!r} is what certifying fits; give yours another name in its "
+                "class (name = '...')"
+            )
         if signal.title in named:
             raise InputError(f"exit signal {signal.title!r} is there twice")
         named[signal.title] = signal
@@ -113,10 +129,12 @@ def _certificate(vlm: LVLM, found: Certificate, max_new_tokens: int) -> dict[str
     """Return what the policy's file says of its promise and of the model that it is about."""
     template = str(getattr(vlm.processor, "chat_template", None))
     settings = found.settings
+    assert found.policy is not None
     return {
         "task": found.task,
         "model": {name: found.model[name] for name in ("name", "class", "dtype", "layers")},
         "weights": weights_digest(vlm.model),
+        "code": found.policy.code(),
         "template": hashlib.sha256(template.encode()).hexdigest(),
         "decoding": "greedy",
         "max_new_tokens": max_new_tokens,

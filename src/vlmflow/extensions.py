@@ -163,6 +163,10 @@ class Registry(Generic[E]):
     def __init__(self, base: type[E], *, noun: str, package: str, group: str) -> None:
         self.base, self.noun, self.package, self.group = base, noun, package, group
 
+    @property
+    def _a_noun(self) -> str:
+        return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
+
     def find(self, name: str) -> type[E]:
         """Find a class by its name; InputError if there is none, or two have the name."""
         if name in _bundled(self.package):
@@ -205,7 +209,7 @@ class Registry(Generic[E]):
                 f"{given.__name__} is a class; pass an instance of it: {given.__name__}()"
             )
         raise InputError(
-            f"{given!r} is not a {self.noun}; give a name ({', '.join(self.names())}) or an "
+            f"{given!r} is not {self._a_noun}; give a name ({', '.join(self.names())}) or an "
             f"instance of a subclass of vlmflow.{self.base.__name__}"
         )
 
@@ -246,7 +250,7 @@ class Registry(Generic[E]):
     def _parsed(self, text: str) -> E:
         matched = _CALL.fullmatch(text)
         if matched is None:
-            raise InputError(f"{text!r} is not a {self.noun}; write for example name(parameter=3)")
+            raise InputError(f"{text!r} is not {self._a_noun}; write for example name(parameter=3)")
         name, inside = matched.groups()
         parameters: dict[str, Any] = {}
         for part in split_outside_brackets(inside or ""):

@@ -46,7 +46,7 @@ class Drawn(Task):
             image = Image.fromarray(pixels.astype(np.uint8)).resize((40, 30))
             yield TaskSample(
                 key=f"{split} {place}",
-                pictures=("missing.png" if picture < self.broken else image,),
+                pictures=(f"missing {picture}.png" if picture < self.broken else image,),
                 question=f"What is {place % 2}? {HOSTILE}",
                 references=("x",),
                 group=HOSTILE if place % 2 else "even",
@@ -189,7 +189,7 @@ def test_broken_samples_are_named_and_left_out(vlm, tmp_path):
     found = vlmflow.certify(vlm, task, out=tmp_path / "policy.json", settings=settings)
     assert found.fitted + found.tested == 28
     assert len(found.failures) == 4  # two pictures of either split
-    assert "missing.png" in found.failures[0]
+    assert "missing " in found.failures[0]
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,13 @@ def test_skill_within_kinds_falls_where_a_signal_only_knows_the_kind():
         assert rows["good", layer].low < rows["good", layer].area < rows["good", layer].high
 
 
+def test_what_cannot_be_read_tells_nothing():
+    """And not as much as a coin, which the area of equal values would say."""
+    outcomes = drawn(60, 18)
+    values = {"silent": np.full((60, 3), np.nan)}
+    assert [row.area for row in skills(outcomes, values, 0)] == [None] * 3
+
+
 def test_what_is_promised_holds_over_many_calibrations():
     """The whole way, fit and test, drawn anew 300 times; risk is that of a large population."""
     promise, population = Promise(0.05, None, 0.9), drawn(20_000, 15, told=1.5)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from tests.support.families import FAMILIES, LAYERS, SIZES, picture
@@ -15,6 +16,7 @@ from tests.support.tiny import tiny_llava
 from vlmflow import LVLM
 from vlmflow.errors import InputError, ModelError
 from vlmflow.lvlm.batch import collate, pad_id
+from vlmflow.lvlm.identity import weights_digest
 from vlmflow.truncation.exit_policy import ExitPolicy
 from vlmflow.truncation.exit_signals.probe import Probe
 from vlmflow.truncation.exit_signals.registry import EXIT_SIGNALS
@@ -234,6 +236,40 @@ def test_beams_and_further_turns(vlm):
                 )
             )  # fmt: skip
     assert torch.equal(*turns)
+
+
+def test_a_further_turn_without_a_picture_may_be_truncated_anew(vlm):
+    """Its ids are the whole conversation's; the image tokens among them are in the cache."""
+    prompt = vlm.prepare([picture(1, SIZES[0])], QUESTIONS[0])
+    answers = []
+    for policies in ((exits(2), exits(1)), (Truncation(2, 0), Truncation(1, 0))):
+        with policies[0](vlm.model):
+            first = vlm.model.generate(
+                **prompt.inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True
+            )
+        ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7, 8]])], dim=1)
+        with policies[1](vlm.model) as run:
+            answers.append(
+                vlm.model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False,
+                    past_key_values=first.past_key_values,
+                )
+            )  # fmt: skip
+        with pytest.raises(InputError, match="no prompt with pictures"):
+            run.exit_layers  # noqa: B018 (asking is the test)
+    assert torch.equal(*answers)
+
+
+def test_sampling_is_refused_wherever_it_is_asked_for(vlm):
+    """A generation config is the second argument of ``generate`` and needs no name."""
+    prompt = vlm.prepare([picture(1, SIZES[0])], QUESTIONS[0])
+    promise = {"model": {"name": "tiny", "dtype": "float32"}, "weights": weights_digest(vlm.model)}
+    policy = replace(exits(2), certificate=promise)
+    config = GenerationConfig(do_sample=True, max_new_tokens=1)
+    with policy(vlm.model), pytest.raises(InputError, match="do_sample=True, but this policy"):
+        vlm.model.generate(
+            prompt.inputs["input_ids"], config, pixel_values=prompt.inputs["pixel_values"]
+        )
 
 
 def test_a_policy_survives_json(vlm):

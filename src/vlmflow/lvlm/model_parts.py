@@ -67,7 +67,7 @@ def logit_lens(model: Any, states: torch.Tensor) -> torch.Tensor:
     norms = (
         getattr(holder, name, None)
         for holder in _holders(model)
-        for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+        for name in ("norm", "final_layernorm", "final_layer_norm", "ln_f", "embedding_norm")
     )
     norm = next((part for part in norms if isinstance(part, nn.Module)), None)
     if norm is None or head is None:

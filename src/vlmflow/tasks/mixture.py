@@ -15,7 +15,7 @@ PLUS, BETWEEN = "+", "/"
 class Mixture(Task):
     """A mixture of tasks in equal parts, ``"scenes-reading+scenes-existence"`` by name.
 
-    A sample's group is the task that it comes from.
+    A sample's group is the task that it comes from; what group it has there, its score cannot see.
 
     Parameters
     ----------
@@ -65,5 +65,11 @@ class Mixture(Task):
 
     def score(self, sample: TaskSample, answer: str) -> float:
         """Score by the sample's own task; see :meth:`vlmflow.tasks.base.Task.score`."""
-        name, _, key = sample.key.partition(BETWEEN)
-        return self.tasks[name].score(replace(sample, key=key), answer)
+        # The group is the task's name, which may hold a slash itself.
+        begins = f"{sample.group}{BETWEEN}"
+        own = replace(
+            sample,
+            key=sample.key.removeprefix(begins),
+            cluster=sample.cluster.removeprefix(begins),
+        )
+        return self.tasks[sample.group].score(own, answer)

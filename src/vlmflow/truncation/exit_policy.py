@@ -80,7 +80,10 @@ class ExitPolicy(Policy):
         for value in listed:
             if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
                 raise InputError(f"threshold={value!r} is not a number")
-        object.__setattr__(self, "thresholds", tuple(map(float, listed)))
+        try:
+            object.__setattr__(self, "thresholds", tuple(map(float, listed)))
+        except OverflowError as error:
+            raise InputError("a threshold is an integer too large for a float") from error
         if self.stages[0].layer == 0 and set(self.exit_signal.all_reads) & {"step", "attention"}:
             raise InputError(
                 f"signal={self.exit_signal.known_as()!r} reads the layer before, and layer=0 has "
@@ -160,6 +163,14 @@ class ExitPolicy(Policy):
                 return Truncation(exit_layer, stage.keep, self.rank_by)
         return None
 
+    def code(self) -> dict[str, str]:
+        """Return hashes of what decides and of what chooses: parameters and source code.
+
+        A file holds names alone, and an edited class of the same name is another one.
+        """
+        parts = {"signal": self.exit_signal.fingerprint()}
+        return parts | ({"rank_by": self.ranking.fingerprint()} if self.ranks else {})
+
     def check_decoding(self, setting: Callable[[str], Any]) -> None:
         """Refuse a ``generate`` that decodes in another way than the promise is about.
 
@@ -199,9 +210,15 @@ class ExitPolicy(Policy):
         Raises
         ------
         InputError
-            If the file cannot be written.
+            If the file cannot be written, or a threshold is infinite.
         """
         file = as_path(path)
+        for stage, value in zip(self.stages, self.thresholds, strict=True):
+            if abs(value) == float("inf"):
+                raise InputError(
+                    f"threshold={value} of layer {stage.layer} cannot be saved; leave out a layer "
+                    "at which nobody leaves, and give a finite threshold otherwise"
+                )
         plain = {"format": FORMAT, "policy": self.to_json(), "certificate": self.certificate}
         body = json.dumps(plain, indent=2, allow_nan=False) + "\n"
         write_files(file.parent, {file.name: body.encode()})
@@ -213,7 +230,8 @@ class ExitPolicy(Policy):
         Raises
         ------
         InputError
-            If the file cannot be read, or is no such policy.
+            If the file cannot be read, is no such policy, or was certified with other code of its
+            signal or ranking.
         """
         file = as_path(path)
         try:
@@ -230,7 +248,30 @@ class ExitPolicy(Policy):
         model = certificate.get("model") if isinstance(certificate, dict) else None
         whole = isinstance(model, dict) and {"name", "dtype"} <= model.keys()
         if not isinstance(policy, dict) or not (
-            certificate is None or (whole and isinstance(certificate.get("weights"), str))
+            certificate is None
+            or (
+                whole
+                and isinstance(certificate.get("weights"), str)
+                and isinstance(certificate.get("code", {}), dict)
+            )
         ):
             raise InputError(f"policy file {str(file)!r} is damaged; certify again")
-        return replace(cls.from_json(policy), certificate=certificate)
+        try:
+            made = replace(cls.from_json(policy), certificate=certificate)
+        except RecursionError as error:
+            raise InputError(f"policy file {str(file)!r} is damaged; certify again") from error
+        made._check_code()
+        return made
+
+    def _check_code(self) -> None:
+        """Refuse a signal or ranking that is called as the certified one was, but is another."""
+        certified = (self.certificate or {}).get("code")
+        if certified is None:
+            return
+        names = {"signal": self.exit_signal.known_as(), "rank_by": self.ranking.known_as()}
+        changed = [names[part] for part, own in self.code().items() if certified.get(part) != own]
+        if changed:
+            raise InputError(
+                f"this policy was certified with other code of {' and '.join(map(repr, changed))}; "
+                "define what it was certified with, or certify again"
+            )

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from vlmflow.errors import InputError
+from vlmflow.truncation.language_model_calls import bound
 from vlmflow.truncation.policy import Policy
 
 _REFUSED = {
@@ -43,11 +44,13 @@ class GenerateCalls:
         own = vars(self.model)
         before = own.get("generate")
         original: Callable[..., Any] = self.model.generate
+        signature = inspect.signature(original)
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
             outer = self.prompt_end
-            has_images = self._begin(args, kwargs)
+            # By name: a generation config may come second without one.
+            has_images = self._begin(bound(signature, args, kwargs))
             try:
                 answers = original(*args, **kwargs)
             finally:
@@ -88,8 +91,8 @@ class GenerateCalls:
                     "model.generate inside the block"
                 )
 
-    def _begin(self, args: Any, kwargs: Mapping[str, Any]) -> bool:
-        """Note where the prompt ends; say whether it has image tokens."""
+    def _begin(self, kwargs: Mapping[str, Any]) -> bool:
+        """Note where the prompt ends; say whether it brings image tokens that no cache holds."""
         for name, reason in _REFUSED.items():
             if self._setting(kwargs, name) is not None:
                 raise InputError(
@@ -98,7 +101,7 @@ class GenerateCalls:
         self.policy.check_decoding(partial(self._setting, kwargs))
         ids = kwargs.get("input_ids")
         if ids is None:
-            ids = kwargs.get("inputs", args[0] if args else None)
+            ids = kwargs.get("inputs")
         if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
             self.prompt_end = None
             return False
@@ -106,6 +109,8 @@ class GenerateCalls:
         # With a cache, the ids may be the new ones alone; the mask is the whole conversation's.
         whole = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else 0
         self.prompt_end = max(ids.shape[1], whole)
+        past = getattr(kwargs.get("past_key_values"), "get_seq_length", int)()
+        ids = ids[:, max(0, ids.shape[1] - (self.prompt_end - past)) :]
         tokens = ids.new_tensor(self.image_tokens)
         return bool((ids[..., None] == tokens).any())
 

@@ -68,13 +68,19 @@ def leaving(
     ]
     leaves = [False] * len(whole)
     least = policy.threshold(layer)
-    for row, value in zip(staying, _numbers(values, signal), strict=True):
+    for row, value in zip(staying, numbers_of(values, signal), strict=True):
         leaves[row] = value >= least
     return leaves
 
 
-def _numbers(values: list[Tensor], signal: ExitSignal) -> list[float]:
-    """Read all values at once; refuse what is not one number each."""
+def numbers_of(values: list[Tensor], signal: ExitSignal) -> list[float]:
+    """Read all values of an exit signal at once.
+
+    Raises
+    ------
+    InputError
+        If one is not a tensor without axes, or not a number.
+    """
     for value in values:
         if not isinstance(value, Tensor) or value.ndim:
             shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -98,8 +98,14 @@ def thresholds_at(
     Returns
     -------
     (T,)
-        Infinite where no value says it: the signal tells nothing here, or points the wrong way.
+        Infinite where no value says it: the signal tells nothing here, points the wrong way, or
+        cannot be read. Where no answer changes there is nothing to tell: by the rule of succession
+        the chance is 1 / (n + 2) for everybody, and where that is tolerated any value will do.
     """
+    if not np.isfinite(values).all():
+        return np.full(len(chances), np.inf)
+    if not changed.any():  # a slope would be rounding noise, and its sign a toss
+        return np.where(chances >= 1 / (len(values) + 2), np.finfo(np.float64).min, np.inf)
     centre, spread = values.mean(), values.std()
     if spread <= 0:
         return np.full(len(chances), np.inf)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from vlmflow.errors import InputError
 from vlmflow.lvlm.tokens import answer_text
 from vlmflow.studies.certification.outcomes import FloatArray, Outcomes
 from vlmflow.tasks.base import Task, TaskSample
@@ -71,10 +72,17 @@ def outcomes_of(
     layers: Sequence[int],
     depth: int,
     keeps: Sequence[float],
+    *,
+    bounded: bool = False,
 ) -> Outcomes:
     """Put the measurements of some samples into arrays.
 
     Without losses (all 0) where the task scores all answers together.
+
+    Raises
+    ------
+    InputError
+        With ``bounded``, which a promise about losses needs, for a score outside 0 to 1.
     """
     shape = len(layers), len(keeps)
     changed, losses = [], []
@@ -84,6 +92,8 @@ def outcomes_of(
         # Most exits leave most answers as they are: each text is scored once.
         texts = dict.fromkeys(answer["text"] for answer in measured.answers)
         scores = {text: task.score(sample, text) if task.by_itself else 0.0 for text in texts}
+        for score in scores.values() if bounded else ():
+            _check_bounded(task, sample, score)
         lost = [scores[own["text"]] - scores[other["text"]] for other in others]
         losses.append(np.reshape(lost, shape))
     return Outcomes(
@@ -101,3 +111,11 @@ def outcomes_of(
         groups=tuple(sample.group for sample, _ in pairs),
         clusters=tuple(sample.cluster or sample.key for sample, _ in pairs),
     )
+
+
+def _check_bounded(task: Task, sample: TaskSample, score: float) -> None:
+    if not 0 <= score <= 1:
+        raise InputError(
+            f"task {task.name} scores an answer to {sample.key} with {score:g}; a promise about "
+            "the score needs one between 0 and 1"
+        )

@@ -74,7 +74,11 @@ class Measuring:
 
     def runs(self, policy: ExitPolicy, pairs: Pairs, show: Callable[[], None]) -> list[Run]:
         """Answer samples under a policy by ``generate``, and compare with their own answers."""
-        options = {"policy": policy.to_json(), "length": self.task.max_new_tokens}
+        options = {
+            "policy": policy.to_json(),
+            "code": policy.code(),
+            "length": self.task.max_new_tokens,
+        }
         runs = []
         for sample, measured in pairs:
 

@@ -93,8 +93,10 @@ class Outcomes:
 def first_reached(values: FloatArray, thresholds: Sequence[float]) -> IntArray:
     """Replay an exit policy: index of the first exit whose threshold each sample reaches.
 
-    ``values`` (n, E); E for a sample that reaches none.
+    ``values`` (n, E); E for a sample that reaches none. An infinite threshold is no exit, which a
+    policy leaves out: not even an infinite value reaches it.
     """
-    reached = values >= np.asarray(thresholds)
+    least = np.asarray(thresholds)
+    reached = (values >= least) & (least < np.inf)
     exits: IntArray = np.where(reached.any(1), reached.argmax(1), values.shape[1]).astype(np.int64)
     return exits

@@ -87,6 +87,9 @@ def run_certify(
         ),
         "test": independent_samples(task, "test", settings.samples, settings.seed),
     }
+    count = len(splits["calibration"])
+    if count < settings.calibration:  # a file has no more
+        settings.check_bears(count, f"the {count} calibration samples that {task.name} has")
     done, total = 0, len(splits["calibration"]) + 2 * len(splits["test"])
 
     def show() -> None:
@@ -99,6 +102,12 @@ def run_certify(
         store.write("study", None)  # what is there belongs to another run
         measuring = Measuring(vlm, task, signals, settings, layers, store)
         pairs = {split: measuring.exits(split, own, show) for split, own in splits.items()}
+        for split, own in pairs.items():
+            if not own:
+                raise InputError(
+                    f"no {split} sample of {task.name} could be measured; the first: "
+                    f"{next(iter(measuring.failures), 'there is none')}"
+                )
         parts = _Parts.of(task, pairs, layers, vlm.num_layers, settings)
         path, tested, values = _tested_path(parts, settings)
         policy = _policy(path, tested, parts.fitted, settings, signals)
@@ -171,11 +180,10 @@ class _Parts:
         depth: int,
         settings: CertifySettings,
     ) -> _Parts:
-        for split, own in pairs.items():
-            if not own:
-                raise InputError(f"no {split} sample of {task.name} could be measured")
         calibration, test = (
-            outcomes_of(task, pairs[split], layers, depth, settings.keeps)
+            outcomes_of(
+                task, pairs[split], layers, depth, settings.keeps, bounded=settings.loss is not None
+            )
             for split in ("calibration", "test")
         )
         first, second = divided([sample for sample, _ in pairs["calibration"]])

@@ -56,10 +56,21 @@ def why_nothing(certificate: Findings) -> str:
     """Say what the safest policy came to, and what it would have taken."""
     safest = certificate.path[0] if certificate.path else None
     settings = certificate.settings
+    if safest is not None and safest.accepted:
+        return "The policies that passed their test let no sample leave; another signal may tell."
     if safest is None or settings.risk is None:
         return "Even the safest policy did not pass its test; more samples may show more."
     allowed = most_events(certificate.tested, settings.risk, settings.promise.level)
+    if allowed is None:
+        return (
+            f"{certificate.tested} tested samples are too few for this promise, whatever they do."
+        )
     changed = round(safest.risk * certificate.tested)
+    if changed <= allowed:
+        return (
+            f"The safest policy changed {changed} answers of those {certificate.tested}, where "
+            f"{allowed} are allowed, but its mean loss did not pass the test."
+        )
     return (
         f"Even the safest policy changed {changed} answers of those {certificate.tested}, where "
         f"{allowed} are allowed."

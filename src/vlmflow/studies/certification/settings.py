@@ -50,6 +50,10 @@ class CertifySettings:
             value = getattr(self, name)
             if value is not None and (_no_number(value) or not 0 < value < 1):
                 raise InputError(f"{name}={value!r} is not a share between 0 and 1")
+        for name in ("keeps", "layers"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, tuple | list):
+                raise InputError(f"{name}={value!r} is not a tuple; write {name}=({value!r},)")
         if not self.keeps:
             raise InputError("keeps=() tries nothing; give for example keeps=(0, 0.1)")
         for keep in self.keeps:
@@ -57,20 +61,33 @@ class CertifySettings:
                 raise InputError(f"keep={keep!r} is not a share of the image tokens below 1")
         object.__setattr__(self, "keeps", tuple(dict.fromkeys(map(float, self.keeps))))
         if self.layers is not None:
+            if not self.layers:
+                raise InputError("layers=() are no exits; name some, or None for 8 of them")
             for layer in self.layers:
                 check_integer("layer", layer, least=1)
             object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-        if self.risk is not None:
-            least_count = least_trials(self.risk, self.promise.level)
-            assert least_count is not None
-            tested = self.calibration - round(FITTED * self.calibration)
-            if tested < least_count:
-                raise InputError(
-                    f"nothing can be certified at risk {self.risk:g} with confidence "
-                    f"{self.confidence:g} from calibration={self.calibration}: {tested} of them "
-                    f"test, and even without one changed answer it takes {least_count}; give "
-                    f"calibration={math.ceil(least_count / (1 - FITTED)) + 1} or more"
-                )
+        self.check_bears(self.calibration, f"calibration={self.calibration}")
+
+    def check_bears(self, samples: int, words: str) -> None:
+        """Refuse a risk that so many calibration samples, which ``words`` name, cannot promise.
+
+        Raises
+        ------
+        InputError
+            If not even a policy that changes no answer could pass its test.
+        """
+        if self.risk is None:
+            return
+        least_count = least_trials(self.risk, self.promise.level)
+        assert least_count is not None
+        tested = samples - round(FITTED * samples)
+        if tested < least_count:
+            raise InputError(
+                f"nothing can be certified at risk {self.risk:g} with confidence "
+                f"{self.confidence:g} from {words}: {tested} of them test, and even without one "
+                f"changed answer it takes {least_count}; give "
+                f"calibration={math.ceil(least_count / (1 - FITTED)) + 1} or more"
+            )
 
     @property
     def promise(self) -> Promise:

@@ -30,7 +30,7 @@ def skills(outcomes: Outcomes, values: Mapping[str, FloatArray], seed: int) -> l
             stays = ~outcomes.changed[:, place, least]
             column = table[:, place]
             area = area_under_curve(column, stays)
-            if np.isnan(area):
+            if np.isnan(area) or np.isnan(column).any():  # one kind alone; nothing could be read
                 rows.append(SignalSkill(name, layer, None, None, None, None))
                 continue
             drawn = np.array([area_under_curve(column[picked], stays[picked]) for picked in draws])

@@ -10,6 +10,9 @@ from vlmflow.errors import InputError
 from vlmflow.truncation.exit_signals.signal import ExitSignal
 from vlmflow.truncation.exit_signals.view import ExitView
 
+LARGEST = 3e38
+"""Largest weight: states are float32."""
+
 
 @dataclass(frozen=True)
 class Probe(ExitSignal):
@@ -19,6 +22,11 @@ class Probe(ExitSignal):
     ----------
     weights : tuple of (layer, b, w)
         Fitted; w has one number per channel of the last state, then of the mean.
+
+    Raises
+    ------
+    InputError
+        If they are anything else, as a file may have it.
     """
 
     name = "probe"
@@ -27,6 +35,14 @@ class Probe(ExitSignal):
     reads = "hidden"
 
     weights: tuple[tuple[int, float, tuple[float, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        rows = self.weights if isinstance(self.weights, tuple) else (self.weights,)
+        if not all(map(_is_fitted, rows)):
+            raise InputError(
+                "the weights of a probe are (layer, b, w) for each of its layers: an integer, a "
+                "finite number and a tuple of these"
+            )
 
     @property
     def title(self) -> str:
@@ -46,3 +62,16 @@ class Probe(ExitSignal):
                 both = seen.last.new_tensor(weights)
                 return both[:width] @ seen.last + both[width:] @ seen.mean_text + bias
         raise InputError(f"the probe has no weights for layer {seen.layer}; fit it there first")
+
+
+def _is_fitted(row: object) -> bool:
+    """Whether it is (layer, b, w)."""
+    if not isinstance(row, tuple) or len(row) != 3 or not isinstance(row[2], tuple):
+        return False
+    layer, bias, weights = row
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        return False
+    return all(
+        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= LARGEST
+        for number in (bias, *weights)
+    )

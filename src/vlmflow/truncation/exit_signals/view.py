@@ -59,7 +59,14 @@ class ExitView:
         self._require("step")
         if self._before is None:
             raise InputError(f"exit signal {self.name!r} reads a step, and layer 0 follows none")
-        return self.last - _wide(self._before[self._last_index])
+        # Of a model on several devices the layer before may have got its input on another one.
+        before = self._before[self._last_index.to(self._before.device)].to(self.hidden.device)
+        return self.last - _wide(before)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the layer before has attention: hybrid models have layers without."""
+        return self._attention is not None
 
     @property
     def attention(self) -> Tensor:
