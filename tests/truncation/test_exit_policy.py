@@ -161,7 +161,7 @@ def logits_of(vlm, inputs, policy):
     return torch.stack(output.logits, dim=1), run.exit_layers.tolist(), run.tokens_per_layer
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_batch_decides_row_by_row(family):
     """Some rows leave early, some late, some never: logits are those of each prompt alone."""
     vlm = LVLM(*family.build("sdpa"))
