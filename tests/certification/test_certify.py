@@ -205,6 +205,8 @@ def test_broken_samples_are_named_and_left_out(vlm, tmp_path):
         ({"keeps": ()}, "tries nothing"),
         ({"keeps": (1.0,)}, "keep=1.0 is not a share"),
         ({"layers": (0,)}, "layer"),
+        ({"rank_by": "best"}, "ranking 'best' is unknown"),
+        ({"rank_by": "saliency"}, "looks at the answer"),
     ],
 )
 def test_impossible_promises_are_refused_before_anything_runs(settings, message):

@@ -34,10 +34,16 @@ FAITHFULNESS = (
     *("--samples", "1", "--calibration", "1", "--steps", "1", "--layer", "1"),
     *("--sanity", "0", "--timed", "0"),
 )
-WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY)
+CERTIFY = (
+    *("certify", TASK, "--out", "out.json", "--model", MODEL, "--risk", "0.9"),
+    *("--calibration", "4", "--samples", "1", "--timed", "0", "--signals", "hidden_step"),
+    *("--layer", "1", "--keep", "0"),
+)
+WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY, CERTIFY)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
     *("models", "tasks", "rankings", "signals", "presets", "sample", "trust", "faithfulness"),
+    "certify",
 )
 
 
@@ -95,6 +101,7 @@ def numbers() -> Iterator[BadInput]:
         CLIFF: ("--samples", "--calibration", "--batch", "--seed"),
         STUDY: ("--samples", "--calibration", "--timed", "--seed"),
         FAITHFULNESS: ("--samples", "--steps", "--layer", "--sanity", "--batch"),
+        CERTIFY: ("--calibration", "--samples", "--timed", "--seed", "--layer"),
     }
     for command, options in integers.items():
         for option, value in itertools.product(
@@ -105,6 +112,9 @@ def numbers() -> Iterator[BadInput]:
     for command, option in ((CLIFF, "--changed"), (CLIFF, "--tolerance"), (STUDY, "--max-loss")):
         for value in ("x", "", "nan", "-1", "inf"):
             yield BadInput(put(command, option, value), option[2:5])
+    for option in ("--risk", "--loss", "--confidence", "--keep"):
+        for value in ("x", "", "nan", "-1", "inf", "1"):
+            yield BadInput(put(CERTIFY, option, value), option[2:])
 
 
 def models() -> Iterator[BadInput]:
@@ -134,6 +144,7 @@ def tasks() -> Iterator[BadInput]:
     for name in (*names, "half\udcff.jsonl", "half\ud800.csv"):
         yield BadInput((CLIFF[0], name, *CLIFF[2:]))
         yield BadInput((FAITHFULNESS[0], name, *FAITHFULNESS[2:]))
+        yield BadInput((CERTIFY[0], name, *CERTIFY[2:]))
         yield BadInput(put(STUDY, "--task", name))
 
 
@@ -167,6 +178,13 @@ def settings() -> Iterator[BadInput]:
     yield BadInput(put(FAITHFULNESS, "--protocol", "eagle"), "protocol='eagle' has 64")
     for signals in ("", ",", "nothing", "attention(x=1)", "flow_map(layers=99)"):
         yield BadInput(put(FAITHFULNESS, "--signals", signals))
+        yield BadInput(put(CERTIFY, "--signals", signals))
+    yield BadInput(put(CERTIFY, "--layer", "99"), "layer=99")
+    yield BadInput(put(CERTIFY, "--rank-by", "best"), "best")
+    yield BadInput(put(CERTIFY, "--calibration", "1"), "calibration=1")
+    for file in ("@questions.jsonl", "@picture.png", "missing.json", "@", ""):
+        yield BadInput(put(GENERATE, "--policy", file))
+    yield BadInput((*put(GENERATE, "--policy", "p.json"), "--preset", "vtw"), "--policy")
 
 
 def yaml_files() -> Iterator[BadInput]:
@@ -181,6 +199,8 @@ def outputs() -> Iterator[BadInput]:
         for command in (EXPLAIN, CLIFF, FAITHFULNESS, STUDY):
             yield BadInput(put(command, "--out", way))
         yield BadInput(("demo", "--out", way))
+        yield BadInput(put(CERTIFY, "--out", way))
+        yield BadInput(put(CERTIFY, "--out", f"{way}.json"))
     yield BadInput(put(EXPLAIN, "--out", "@in-the-way"), "report.html")
     for name in ("missing", "@", PICTURE, "@no-study", "", "half\ud800"):
         yield BadInput(("report", name))

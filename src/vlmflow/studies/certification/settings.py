@@ -11,7 +11,7 @@ from vlmflow.parameters import check_integer
 from vlmflow.statistics.risk_control import least_trials
 from vlmflow.studies.certification.paths import Promise
 from vlmflow.truncation.amounts import amount
-from vlmflow.truncation.rankings.registry import DEFAULT
+from vlmflow.truncation.rankings.registry import DEFAULT, as_ranking
 
 EXITS = 8
 """Exit layers where none are named, evenly spaced."""
@@ -66,6 +66,8 @@ class CertifySettings:
             for layer in self.layers:
                 check_integer("layer", layer, least=1)
             object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        if as_ranking(self.rank_by).is_oracle:
+            raise InputError(f"rank_by={self.rank_by!r} looks at the answer, which is no method")
         self.check_bears(self.calibration, f"calibration={self.calibration}")
 
     def check_bears(self, samples: int, words: str) -> None:
