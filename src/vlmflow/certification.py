@@ -82,13 +82,13 @@ def certify(
     directory = file.with_suffix("")
     named = exit_signals(signals)
     data = as_task(task)
-    found = run_certify(vlm, data, named, given, directory, progress=progress)
-    if found.policy is not None:
-        promise = _certificate(vlm, found, data.max_new_tokens)
-        found = replace(found, policy=replace(found.policy, certificate=promise))
-    write_directory(found, directory)
-    _write_policy(found, file)
-    return found
+    certificate = run_certify(vlm, data, named, given, directory, progress=progress)
+    if certificate.policy is not None:
+        promise = _certificate(vlm, certificate, data.max_new_tokens)
+        certificate = replace(certificate, policy=replace(certificate.policy, certificate=promise))
+    write_directory(certificate, directory)
+    _write_policy(certificate, file)
+    return certificate
 
 
 def exit_signals(given: str | Iterable[str | ExitSignal]) -> dict[str, ExitSignal]:
@@ -125,32 +125,32 @@ def exit_signals(given: str | Iterable[str | ExitSignal]) -> dict[str, ExitSigna
     return named
 
 
-def _certificate(vlm: LVLM, found: Certificate, max_new_tokens: int) -> dict[str, object]:
+def _certificate(vlm: LVLM, certificate: Certificate, max_new_tokens: int) -> dict[str, object]:
     """Return what the policy's file says of its promise and of the model that it is about."""
     template = str(getattr(vlm.processor, "chat_template", None))
-    settings = found.settings
-    assert found.policy is not None
+    settings = certificate.settings
+    assert certificate.policy is not None
     return {
-        "task": found.task,
-        "model": {name: found.model[name] for name in ("name", "class", "dtype", "layers")},
+        "task": certificate.task,
+        "model": {name: certificate.model[name] for name in ("name", "class", "dtype", "layers")},
         "weights": weights_digest(vlm.model),
-        "code": found.policy.code(),
+        "code": certificate.policy.code(),
         "template": hashlib.sha256(template.encode()).hexdigest(),
         "decoding": "greedy",
         "max_new_tokens": max_new_tokens,
         "risk": settings.risk,
         "loss": settings.loss,
         "confidence": settings.confidence,
-        "p_value": found.p_value,
-        "fitted": found.fitted,
-        "tested": found.tested,
+        "p_value": certificate.p_value,
+        "fitted": certificate.fitted,
+        "tested": certificate.tested,
         "seed": settings.seed,
-        "versions": found.versions,
+        "versions": certificate.versions,
     }
 
 
-def _write_policy(found: Certificate, file: Path) -> None:
-    if found.policy is not None:
-        found.policy.save(file)
+def _write_policy(certificate: Certificate, file: Path) -> None:
+    if certificate.policy is not None:
+        certificate.policy.save(file)
     else:  # an older promise is not this one's
         file.unlink(missing_ok=True)

@@ -120,13 +120,13 @@ def certify(
             def show_progress(done: int, total: int) -> None:
                 show(f"{data.name}: {done} of {total} measurements", done, total)
 
-            found = vlmflow.certify(
+            certificate = vlmflow.certify(
                 vlm, data, out=out, settings=settings, signals=list(named.values()),
                 progress=show_progress,
             )  # fmt: skip
-    print_certificate(found)
+    print_certificate(certificate)
     page = out.with_suffix("") / "certificate.html"
-    policy = "" if found.policy is None else f"{out} and "
+    policy = "" if certificate.policy is None else f"{out} and "
     typer.echo(f"\nwritten to {printable(f'{policy}{page}')}")
 
 
@@ -139,7 +139,7 @@ def _share(option: str, text: str) -> float | None:
         raise InputError(f"{option}={text!r} is neither a number nor none") from None
 
 
-def print_certificate(found: Certificate) -> None:
+def print_certificate(certificate: Certificate) -> None:
     """Print promise, rivals and kinds of question."""
     from vlmflow.studies.certification.sentences import (
         by_group,
@@ -150,7 +150,7 @@ def print_certificate(found: Certificate) -> None:
     )
 
     for line in (headline, second_line, distance_words, groups_words):
-        if text := line(found):
+        if text := line(certificate):
             typer.echo(printable(text))
     rows: list[tuple[str, ...]] = [("", "accepted", "spared", "changed")]
     rows += [
@@ -160,12 +160,12 @@ def print_certificate(found: Certificate) -> None:
             f"{100 * rival.saved:.1f} %",
             f"{100 * rival.risk:.1f} %",
         )
-        for rival in found.rivals
+        for rival in certificate.rivals
     ]
     typer.echo("")
     for row_text in columns(rows):
         typer.echo(printable(row_text))
-    groups = by_group(found.runs)
+    groups = by_group(certificate.runs)
     if len(groups) > 1:
         kinds: list[tuple[str, ...]] = [("run on new samples", "n", "changed", "points lost")]
         kinds += [

@@ -23,8 +23,8 @@ def certificate_page(certificate: Certificate) -> str:
     depth = int(certificate.model["layers"])
     frame = certificate.skill_frame()
     # Where everybody or nobody may leave, there is nothing to tell.
-    told = frame.groupby("layer")["area"].transform("count") > 0
-    frame = frame[told]
+    telling = frame.groupby("layer")["area"].transform("count") > 0
+    frame = frame[telling]
     return plain_page("certificate.html.j2").render(
         model=shown(str(certificate.model["name"]), NAME_SHOWN),
         headline=sentences.headline(certificate),
