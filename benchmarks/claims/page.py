@@ -134,7 +134,14 @@ def write(models: Mapping[str, Sequence[Evidence]], docs: Path) -> None:
 
 
 def _samples(models: Mapping[str, Sequence[Evidence]]) -> list[str]:
-    head = ("score untouched", "without image tokens", "n", "cliff by changed answers", "of depth")
+    head = (
+        "score untouched",
+        "without image tokens",
+        "n",
+        "to choose on",
+        "cliff by changed answers",
+        "of depth",
+    )
     lines = _row("model", "task", *head)
     lines += _row(*("---" for _ in range(2 + len(head))))
     for name, tasks in models.items():
@@ -148,6 +155,7 @@ def _samples(models: Mapping[str, Sequence[Evidence]]) -> list[str]:
                 f"{100 * task.score:.1f} %",
                 f"{100 * blind:.1f} %",
                 str(len(task.changed)),
+                str(len(task.scores["calibration", NO_IMAGE])),
                 cliffs[task.task],
                 "" if layer is None else f"{100 * layer / task.layers:.0f} %",
             )
