@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.turns import KINDS, draw_turn, shares_at
+from training.turns import KINDS, Mixture, draw_turn, shares_at
 from vlmflow.scenes.generator import draw_scene, render
 from vlmflow.scenes.tasks import scene_seed
 
@@ -49,6 +49,7 @@ class Examples(Dataset[Example]):
     steps: int
     conversations: float  # Share of examples whose turns see those before them
     seed: int  # Seed of everything that is drawn
+    mixture: Mixture  # How often each kind of question is asked
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.batch
@@ -59,7 +60,7 @@ class Examples(Dataset[Example]):
         seed = scene_seed("conversation", "train", scene_number)
         scene = draw_scene(seed)
         rng = np.random.default_rng(np.random.SeedSequence((*seed, 2)))
-        shares = shares_at(number // self.batch + 1)
+        shares = shares_at(number // self.batch + 1, self.mixture)
         pixels = self.processor.image_processor(render(scene), return_tensors="pt")
         encode = self.processor.tokenizer.encode
         lead, tail = self._around_question()

@@ -1,16 +1,16 @@
 """Train a bundled model with a pretrained decoder: ``python -m training.pretrained_decoder NAME``.
 
 The standard LLaVA recipe on SmolLM2-135M-Instruct: a frozen vision tower (that of scenes-llava,
-trained on patch labels before), a projector, and low-rank adapters on every matrix of the frozen
-decoder. The only loss is the cross-entropy of the answers' tokens. A killed run continues from its
-last checkpoint; ``training_log.csv`` says how far and how long.
+trained on patch labels before, or one that learned from it), a projector, and low-rank adapters on
+every matrix of the frozen decoder. The only loss is the cross-entropy of the answers' tokens. A
+killed run continues from its last checkpoint; ``training_log.csv`` says how far and how long.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from training.packing import IGNORE, Examples, may_look
 from training.smollm2_models import BUILDERS, Unfinished
 from training.training_log import TrainingLog
 from training.turn_scores import exact_turns, turn_ids, turn_loss
-from training.turns import KINDS
+from training.turns import KINDS, MIXTURE, WORDS_FIRST, Mixture
 
 CHECKPOINT_EVERY, LOG_EVERY = 100, 25
 
@@ -48,13 +48,18 @@ class Recipe:
     adapter_rate: float = 6e-4
     conversations: float = 0.2  # Share of examples whose turns see those before them
     seed: int = 0  # Seed of initial weights and examples
+    mixture: Mixture = field(default_factory=lambda: WORDS_FIRST)
 
     def rate(self, step: int) -> float:
         """Give the learning rates' factor at a step: warm-up, plateau, straight down to 0."""
         return min(1.0, step / self.warm_up, (self.steps - step) / self.decay + 1e-3)
 
 
-RECIPES = {"scenes-smollm2": Recipe(rank=32)}
+RECIPES = {
+    "scenes-smollm2": Recipe(rank=32, mixture=MIXTURE),
+    # As much text beside each picture as there, whose image tokens are four times as many.
+    "scenes-smolvlm": Recipe(rank=16, length=376, steps=1000, decay=250),
+}
 
 
 def _plain_attention(
@@ -104,12 +109,13 @@ def _states(unfinished: Unfinished, batch: dict[str, Tensor]) -> Tensor:
 def train(name: str, out: Path, until: int | None = None) -> None:
     """Train from the base, or from the checkpoint in ``out``.
 
-    ``tuned.safetensors`` beside each checkpoint holds what was trained, in bf16.
+    ``tuned.safetensors`` beside each checkpoint holds what was trained, in bf16, and the tower
+    where no other bundled model has it.
     """
     recipe = RECIPES[name]
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    unfinished: Unfinished = BUILDERS[name]()
+    unfinished: Unfinished = BUILDERS[name](out)
     language = unfinished.language_model
     language.requires_grad_(False)
     adapt(language.layers, recipe.rank)
@@ -146,6 +152,7 @@ def train(name: str, out: Path, until: int | None = None) -> None:
         until or recipe.steps,
         recipe.conversations,
         recipe.seed,
+        recipe.mixture,
     )
     loader: Any = DataLoader(examples, recipe.batch, num_workers=1, prefetch_factor=4)
     hits: dict[str, list[float]] = defaultdict(list)
@@ -179,10 +186,10 @@ def train(name: str, out: Path, until: int | None = None) -> None:
             losses.clear()
         if step % CHECKPOINT_EVERY == 0:
             save_checkpoint(trained, optimizer, out, step)
-            _save_tuned(out, named, name, step)
+            _save_tuned(out, {**unfinished.fixed, **named}, name, step)
 
 
-def _save_tuned(out: Path, named: dict[str, nn.Parameter], name: str, step: int) -> None:
+def _save_tuned(out: Path, named: dict[str, Tensor], name: str, step: int) -> None:
     tensors = {key: value.detach().to(torch.bfloat16).contiguous() for key, value in named.items()}
     partial = out / "tuned.partial"
     save_file(tensors, partial, metadata={"model": name, "step": str(step)})

@@ -222,6 +222,9 @@ MAKERS: dict[str, Maker] = {
 
 KINDS = tuple(MAKERS)
 
+Mixture = dict[int, dict[str, float]]
+"""Training steps, and the share of every kind of question at each."""
+
 _SPOKEN = {f"{kind}_spoken": 1.0 for kind in _OPEN}
 _STEPS = {f"{kind}_steps": 1.0 for kind in _OPEN}
 _LETTER_STEPS = {f"{kind}_letter_steps": 1.0 for kind in _REASONING}
@@ -267,7 +270,7 @@ _PLACING_IN_WORDS = {"point": 0.7, "place": 0.5, "side": 0.5, "grounding": 1.5}
 #: First what things are and where they are; then what follows from that. Up to step 1,500 it was
 #: said by way of coordinates and asked for as letters alone: neither rose above chance, while the
 #: right option's words did. From then on the letter follows the words.
-MIXTURE: dict[int, dict[str, float]] = {
+MIXTURE: Mixture = {
     0: _parts((0.75, _NAMING), (0.2, _PLACING), (0.05, _COUNTING)),
     400: _parts((0.45, _NAMING), (0.3, _PLACING), (0.15, _COUNTING), (0.1, _SPOKEN)),
     1200: _parts(
@@ -285,11 +288,25 @@ MIXTURE: dict[int, dict[str, float]] = {
 }
 
 
-def shares_at(step: int) -> dict[str, float]:
-    """Interpolate :data:`MIXTURE`: the share of every kind of question at a training step."""
-    steps = list(MIXTURE)
+#: The same for models trained later: letters follow words from their first question on.
+WORDS_FIRST: Mixture = {
+    0: _parts((0.8, _NAMING), (0.12, _PLACING_IN_WORDS), (0.08, _COUNTS)),
+    250: _parts(
+        *((0.5, _NAMING), (0.14, _PLACING_IN_WORDS), (0.14, _COUNTS), (0.12, _SPOKEN)),
+        (0.1, _WORDS_AND_LETTERS),
+    ),
+    600: _parts(
+        *((0.28, _NAMING), (0.13, _PLACING_IN_WORDS), (0.13, _COUNTS), (0.13, _SPOKEN)),
+        (0.33, _WORDS_AND_LETTERS),
+    ),
+}
+
+
+def shares_at(step: int, mixture: Mixture) -> dict[str, float]:
+    """Interpolate a mixture: the share of every kind of question at a training step."""
+    steps = list(mixture)
     return {
-        kind: float(np.interp(step, steps, [MIXTURE[at].get(kind, 0.0) for at in steps]))
+        kind: float(np.interp(step, steps, [mixture[at].get(kind, 0.0) for at in steps]))
         for kind in KINDS
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.support.tiny import tiny_llava
 from training.adapters import adapt, adapter_weights
 from training.evaluate import answers, prompt_batches
 from vlmflow.bundled import assembly, shelf, smollm2
-from vlmflow.bundled.assembly import TUNED, add_tuned, cache_directory
+from vlmflow.bundled.assembly import PARTS, TUNED, add_tuned, cache_directory
 from vlmflow.errors import ModelError, Note
 from vlmflow.scenes import samples
 
@@ -41,7 +42,7 @@ def test_adapters_added_to_the_matrices_are_adapters_that_run():
     prompt = vlmflow.LVLM(folded, processor).prepare(PICTURE, "What is it?").inputs
     with torch.no_grad():
         before = folded(**prompt).logits
-        add_tuned(folded, tuned)
+        add_tuned(folded, tuned, PARTS[NAME])
         after, wanted = folded(**prompt).logits, trained(**prompt).logits
     torch.testing.assert_close(after, wanted, rtol=1e-5, atol=1e-5)
     assert (before - wanted).abs().max() > 0.01
@@ -76,7 +77,8 @@ def test_the_cache_is_where_the_user_says(monkeypatch):
 @needs_smollm2
 def test_it_is_put_together_once_as_a_plain_directory(monkeypatch):
     vlmflow.load(NAME)  # puts it together where an earlier run has not
-    monkeypatch.setattr(assembly, "build_llava", lambda: pytest.fail("put together again"))
+    again = replace(PARTS[NAME], build=lambda: pytest.fail("put together again"))
+    monkeypatch.setitem(PARTS, NAME, again)
     directory = shelf.bundled_directory(NAME)
     model = AutoModelForImageTextToText.from_pretrained(directory)
     assert type(model) is LlavaForConditionalGeneration
@@ -98,9 +100,9 @@ def test_what_cannot_be_put_together_leaves_nothing(tmp_path, monkeypatch):
     cache, models = tmp_path / "cache", tmp_path / "models"
     monkeypatch.setenv("VLMFLOW_CACHE", str(cache))
     monkeypatch.setattr(shelf, "BUNDLED", models)
-    monkeypatch.setattr(assembly, "TOWERS", {NAME: "tower"})
+    tiny = replace(PARTS[NAME], build=lambda: tiny_llava(1), shared=("model.vision_tower", "tower"))
+    monkeypatch.setitem(PARTS, NAME, tiny)
     monkeypatch.setattr(assembly, "find_weights", lambda: Path("base.gguf"))
-    monkeypatch.setattr(assembly, "build_llava", lambda: tiny_llava(1))
     tiny_llava(2)[0].save_pretrained(models / "tower")
     tuned = models / NAME / TUNED
     tuned.parent.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from training import pretrained_decoder
 from training.packing import IGNORE, Examples, may_look
 from training.smollm2_models import Unfinished
 from training.turn_scores import exact_turns, turn_ids, turn_loss
-from training.turns import KINDS, MAKERS, MIXTURE, shares_at
+from training.turns import KINDS, MAKERS, MIXTURE, WORDS_FIRST, shares_at
 from vlmflow.bundled.smollm2 import CHAT_TEMPLATE
 from vlmflow.scenes.generator import draw_scene
 from vlmflow.tasks.metrics.choices import chosen_letter
@@ -40,7 +41,7 @@ def unfinished() -> Unfinished:
 
 def examples(conversations: float) -> Examples:
     tiny = unfinished()
-    return Examples(tiny.processor, tiny.image_text, LENGTH, 2, 0, 4, conversations, seed=3)
+    return Examples(tiny.processor, tiny.image_text, LENGTH, 2, 0, 4, conversations, 3, MIXTURE)
 
 
 @pytest.mark.parametrize("conversations", [0.0, 1.0])
@@ -88,12 +89,19 @@ def test_first_turns_are_written_as_the_chat_template_writes_them():
 
 def test_every_step_has_its_mixture():
     for step in (0, 1, 399, 400, 1200, 1350, 1500, 1501, 5000):
-        assert sum(shares_at(step).values()) == pytest.approx(1)
+        assert sum(shares_at(step, MIXTURE).values()) == pytest.approx(1)
     # What ran up to step 1,500, and nothing of coordinates or letters alone after it.
-    after = shares_at(1501)
+    after = shares_at(1501, MIXTURE)
     assert all(after[kind] == 0 for kind in ("relation", "relation_steps", "named", "places"))
     assert after["relation_lettered"] > 0
     assert set().union(*MIXTURE.values()) <= set(KINDS)
+
+
+def test_models_trained_later_are_asked_all_that_tasks_ask():
+    for step in (0, 100, 250, 599, 600, 5000):
+        assert sum(shares_at(step, WORDS_FIRST).values()) == pytest.approx(1)
+    last, from_there = shares_at(600, WORDS_FIRST), shares_at(1501, MIXTURE)
+    assert last == from_there
 
 
 def test_letters_after_words_are_read_as_the_right_option():
@@ -129,7 +137,12 @@ def test_loss_and_scores_of_turns():
 
 
 def test_a_killed_run_continues_where_it_stopped(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(pretrained_decoder.BUILDERS, "scenes-smollm2", unfinished)
+    fixed = {"tower.weight": torch.ones(2)}
+    monkeypatch.setitem(
+        pretrained_decoder.BUILDERS,
+        "scenes-smollm2",
+        lambda _: replace(unfinished(), fixed=fixed),
+    )
     recipe = pretrained_decoder.Recipe(rank=2, length=LENGTH, batch=2, steps=4, decay=2, warm_up=1)
     monkeypatch.setitem(pretrained_decoder.RECIPES, "scenes-smollm2", recipe)
     monkeypatch.setattr(pretrained_decoder, "CHECKPOINT_EVERY", 2)
@@ -144,6 +157,7 @@ def test_a_killed_run_continues_where_it_stopped(tmp_path: Path, monkeypatch) ->
     for name in whole:
         assert torch.equal(whole[name], resumed[name]), name
     changed: list[Any] = [name for name in whole if not torch.equal(whole[name], half[name])]
-    assert len(changed) == len(whole)
+    assert len(changed) == len(whole) - len(fixed)
+    assert torch.equal(whole["tower.weight"], fixed["tower.weight"].bfloat16())
     log = (tmp_path / "resumed" / "training_log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in log] == ["step", "1", "2", "3", "4"]

@@ -1,8 +1,8 @@
 """Put a model together from a pretrained decoder and what was trained for it, once.
 
-The package holds what was trained: projector and low-rank adapters. The result is a plain
-transformers directory in the user's cache, without adapters: their products are added to the
-decoder's matrices.
+The package holds what was trained: projector, low-rank adapters, and a tower where no other bundled
+model has it. The result is a plain transformers directory in the user's cache, without adapters:
+their products are added to the decoder's matrices.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,48 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from vlmflow.bundled.smollm2 import SHA256, build_llava, find_weights
+from vlmflow.bundled.smolvlm import build_smolvlm
 from vlmflow.errors import InputError, ModelError, Note
 from vlmflow.files import staged
 
 TUNED = "tuned.safetensors"
-"""File of a bundled model that is put together: its projector and adapters, in bfloat16."""
+"""File of a bundled model that is put together: what was trained for it, in bfloat16."""
 
 FORMAT = "1"
 """Of what is put together: another one where the same parts are put together differently."""
 
-TOWERS = {"scenes-smollm2": "scenes-llava"}
-"""The bundled model whose vision tower another one looks through, unchanged."""
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the weights of a model that is put together go.
+
+    Modules are named by their paths in the model.
+    """
+
+    build: Callable[[], tuple[Any, Any]]  # Model and processor: decoder pretrained, rest random
+    decoder: str  # Module whose layers the adapters belong to
+    # Modules whose weights stand whole in the file, by the prefix of their names in it
+    whole: dict[str, str]
+    # Module that is that of another bundled model, unchanged, and that model's name
+    shared: tuple[str, str] | None = None
+
+
+PARTS = {
+    "scenes-smollm2": Parts(
+        build=build_llava,
+        decoder="model.language_model",
+        whole={"projector": "model.multi_modal_projector"},
+        shared=("model.vision_tower", "scenes-llava"),
+    ),
+    "scenes-smolvlm": Parts(
+        build=build_smolvlm,
+        decoder="model.text_model",
+        whole={"projector": "model.connector.modality_projection", "tower": "model.vision_model"},
+    ),
+}
 
 
 def cache_directory() -> Path:
@@ -59,9 +89,11 @@ def assembled(name: str, tuned: Path, bundled: Path) -> Path:
     ModelError
         If what it stands on is missing or another file, or the cache cannot be written.
     """
-    tower = bundled / TOWERS[name]
-    parts = [FORMAT, SHA256, *(_digest(path) for path in (tuned, tower / "model.safetensors"))]
-    mark = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+    parts = PARTS[name]
+    donor = bundled / parts.shared[1] if parts.shared else None
+    files = [tuned, donor / "model.safetensors"] if donor else [tuned]
+    digests = [FORMAT, SHA256, *(_digest(path) for path in files)]
+    mark = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]
     directory = cache_directory() / "models" / f"{name}-{mark}"
     if (directory / "config.json").is_file():
         return directory
@@ -71,19 +103,20 @@ def assembled(name: str, tuned: Path, bundled: Path) -> Path:
         Note,
         stacklevel=2,
     )
-    model: Any
-    model, processor = build_llava()
+    model, processor = parts.build()
     try:
         weights = load_file(tuned)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{tuned} is damaged ({error}); install vlmflow again") from error
     try:
-        add_tuned(model, weights)
+        add_tuned(model, weights, parts)
     # torch names a part or a shape that does not fit by errors without a common base.
     except (AttributeError, KeyError, RuntimeError) as error:
         raise ModelError(f"{tuned} does not fit {name} ({error}); install vlmflow again") from error
-    donor: Any = LlavaForConditionalGeneration.from_pretrained(tower)
-    model.model.vision_tower.load_state_dict(donor.model.vision_tower.state_dict())
+    if parts.shared and donor:
+        path = parts.shared[0]
+        opened: Any = AutoModelForImageTextToText.from_pretrained(donor)
+        model.get_submodule(path).load_state_dict(opened.get_submodule(path).state_dict())
     try:
         with staged(directory) as staging:
             model.to(torch.bfloat16).save_pretrained(staging)
@@ -93,28 +126,32 @@ def assembled(name: str, tuned: Path, bundled: Path) -> Path:
     return directory
 
 
-def add_tuned(model: Any, tuned: dict[str, Tensor]) -> None:
-    """Load the projector and add every adapter ``up @ down`` to its matrix, in float32.
+def add_tuned(model: Any, tuned: dict[str, Tensor], parts: Parts) -> None:
+    """Load what stands whole and add every adapter ``up @ down`` to its matrix, in float32.
 
     Parameters
     ----------
     model
-        A LLaVA whose decoder is the pretrained one; changed in place.
+        A model whose decoder is the pretrained one; changed in place.
     tuned
-        ``projector.NAME`` and, for matrix NAME of decoder layer K, ``adapters.K.NAME.down`` (r, in)
-        and ``adapters.K.NAME.up`` (out, r).
+        ``PREFIX.NAME`` for each of the whole modules and, for matrix NAME of decoder layer K,
+        ``adapters.K.NAME.down`` (r, in) and ``adapters.K.NAME.up`` (out, r).
+    parts
+        Where they go.
     """
-    projector = {
-        key.removeprefix("projector."): value.float()
-        for key, value in tuned.items()
-        if key.startswith("projector.")
-    }
-    model.model.multi_modal_projector.load_state_dict(projector)
+    for prefix, module in parts.whole.items():
+        weights = {
+            key.removeprefix(f"{prefix}."): value.float()
+            for key, value in tuned.items()
+            if key.startswith(f"{prefix}.")
+        }
+        model.get_submodule(module).load_state_dict(weights)
+    layers = model.get_submodule(parts.decoder).layers
     for key, down in tuned.items():
         path, _, kind = key.removeprefix("adapters.").rpartition(".")
         if key.startswith("adapters.") and kind == "down":
-            matrix = model.model.language_model.layers.get_submodule(path).weight
             with torch.no_grad():
+                matrix = layers.get_submodule(path).weight
                 matrix += tuned[f"adapters.{path}.up"].float() @ down.float()
 
 

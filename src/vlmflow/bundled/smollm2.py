@@ -109,6 +109,15 @@ CHAT_TEMPLATE = (
 """ChatML with SmolLM2's own system message; pictures come first in their turn."""
 
 
+def add_mean_embeddings(decoder: LlamaForCausalLM, count: int) -> dict[str, torch.Tensor]:
+    """Weights of the decoder's layers, with embeddings for ``count`` tokens: new ones the mean."""
+    weights: dict[str, torch.Tensor] = decoder.model.state_dict()
+    embeddings = weights["embed_tokens.weight"]
+    new = embeddings.mean(0, keepdim=True).expand(count - len(embeddings), -1)
+    weights["embed_tokens.weight"] = torch.cat([embeddings, new])
+    return weights
+
+
 def build_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Put SmolLM2 into LLaVA's architecture: a tower like scenes-llava's and a projector, random.
 
@@ -119,10 +128,6 @@ def build_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     tokenizer.pad_token = "<|endoftext|>"
     tokenizer.model_max_length = decoder.config.max_position_embeddings
     model = LlavaForConditionalGeneration(llava_config(tokenizer, decoder.config.to_dict()))
-    language = model.model.language_model
-    weights = decoder.model.state_dict()
-    embeddings = weights["embed_tokens.weight"]
-    weights["embed_tokens.weight"] = torch.cat([embeddings, embeddings.mean(0, keepdim=True)])
-    language.load_state_dict(weights)
+    model.model.language_model.load_state_dict(add_mean_embeddings(decoder, len(tokenizer)))
     model.tie_weights()
     return model, llava_processor(tokenizer, CHAT_TEMPLATE)
