@@ -55,6 +55,7 @@ FEW = {
         "--signals image_attention"
     ),
     "cliff": ["--samples", "1", "--calibration", "1"],
+    "compare": ["--samples", "1", "--timed", "0"],
     "study": ["--samples", "1", "--calibration", "1", "--timed", "0"],
     "faithfulness": [
         *("--samples", "1", "--calibration", "1", "--signals", "attention", "--layer", "3"),
@@ -68,6 +69,11 @@ SHORTER = {
     "certify": {
         "risk=0.05, confidence=0.9": "settings=few",
         "signals=[Settled()]": "signals=[Settled()], settings=few",
+    },
+    "compare": {
+        '[Contrast(), "all"], task="scenes-reasoning", layer=2, keep=(0.5, 0.25, 0.1)': (
+            '[Contrast(), "diversity"], task="scenes-reasoning", layer=2, samples=2, timed=0'
+        )
     },
     "faithfulness": {
         'signals="all", samples=100': (

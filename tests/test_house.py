@@ -44,6 +44,7 @@ ROOMS = (
     "reports",
     "model_api",
     "certification",
+    "comparison",
     "api",
     "__init__",
     "cli",

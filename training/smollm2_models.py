@@ -92,7 +92,7 @@ def scenes_smolvlm(out: Path) -> Unfinished:
         # Image tokens start out as long as words.
         word_size = _word_size(model.model.text_model)
         projector.proj.weight *= word_size / projector(samples).pow(2).mean().sqrt()
-    mark, whole = processor.fake_image_token, processor.global_image_token
+    mark, whole = processor.fake_image_token, processor.global_image_tag
     return Unfinished(
         processor=processor,
         image_text=f"{mark}{whole}{processor.image_token * IMAGE_TOKENS}{mark}",

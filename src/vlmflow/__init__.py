@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vlmflow.api import sample as sample
     from vlmflow.api import study as study
     from vlmflow.certification import certify as certify
+    from vlmflow.comparison import compare as compare
     from vlmflow.flow.options import ExplainOptions as ExplainOptions
     from vlmflow.flow.signals.signal import Signal as Signal
     from vlmflow.lvlm.families.base import Family as Family
@@ -48,6 +49,7 @@ _PUBLIC = {
     "vlmflow.model_api": ("LVLM",),
     "vlmflow.api": ("cliff_study", "explain_task", "faithfulness", "load", "sample", "study"),
     "vlmflow.certification": ("certify",),
+    "vlmflow.comparison": ("compare",),
     "vlmflow.flow.options": ("ExplainOptions",),
     "vlmflow.flow.signals.signal": ("Signal",),
     "vlmflow.lvlm.families.base": ("Family",),

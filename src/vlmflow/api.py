@@ -17,7 +17,7 @@ from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.images import open_image
 from vlmflow.lvlm.loading import open_model
 from vlmflow.model_api import LVLM as LVLM
-from vlmflow.parameters import check_integer
+from vlmflow.parameters import check_integer, given_list
 from vlmflow.reports.answers.directory import write_answers
 from vlmflow.reports.directory import write_directory
 from vlmflow.studies.cliff_layer.run import run_cliff_study
@@ -25,7 +25,7 @@ from vlmflow.studies.cliff_layer.settings import CHANGED, TOLERANCE, CliffSettin
 from vlmflow.studies.cliff_layer.study import CliffStudy
 from vlmflow.studies.explanations.run import ExplainedTask
 from vlmflow.studies.faithfulness.run import ALL, run_faithfulness
-from vlmflow.studies.faithfulness.settings import FaithfulnessSettings, given_list
+from vlmflow.studies.faithfulness.settings import FaithfulnessSettings
 from vlmflow.studies.faithfulness.study import FaithfulnessStudy
 from vlmflow.studies.truncations.arms import CONTROLS
 from vlmflow.studies.truncations.plan import Plan

@@ -15,6 +15,7 @@ import importlib
 import inspect
 import linecache
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from importlib import metadata
@@ -168,7 +169,13 @@ class Registry(Generic[E]):
         return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
 
     def find(self, name: str) -> type[E]:
-        """Find a class by its name; InputError if there is none, or two have the name."""
+        """Find a class by its name; InputError if there is none, or two have the name.
+
+        ``module:Class`` names one by where it is defined; the module is imported, from the working
+        directory where it is a file there.
+        """
+        if ":" in name:
+            return self._of_module(name)
         if name in _bundled(self.package):
             importlib.import_module(f"{self.package}.{name}")
         # A cell that is run again defines the class again: the last one counts.
@@ -181,7 +188,8 @@ class Registry(Generic[E]):
             classes[entry.value] = self._loaded(entry)
         if not classes:
             raise InputError(
-                f"{self.noun} {name!r} is unknown; there are {', '.join(self.names())}"
+                f"{self.noun} {name!r} is unknown; there are {', '.join(self.names())}, and yours "
+                "as module:Class"
             )
         if len(classes) > 1:
             raise InputError(
@@ -225,6 +233,34 @@ class Registry(Generic[E]):
     def bundled(self) -> dict[str, str]:
         """List those of our own folder alone, with their lines."""
         return dict(_bundled(self.package))
+
+    def _of_module(self, address: str) -> type[E]:
+        """Import the class that ``module:Class`` names."""
+        module_name, _, class_name = address.partition(":")
+        if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
+            raise InputError(
+                f"{address!r} does not name {self._a_noun}; write for example my_module:MyClass"
+            )
+        here = str(Path.cwd())
+        sys.path.insert(0, here)
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:  # a user's code may raise anything
+            raise InputError(
+                f"module {module_name!r} of {self.noun} {address!r} cannot be imported "
+                f"({type(error).__name__}: {error}); it has to stand in the working directory or "
+                "be installed"
+            ) from error
+        finally:
+            if here in sys.path:
+                sys.path.remove(here)
+        loaded = getattr(module, class_name, None)
+        if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
+            raise InputError(
+                f"module {module_name!r} has no subclass of vlmflow.{self.base.__name__} called "
+                f"{class_name!r}"
+            )
+        return loaded
 
     def _loaded(self, entry: metadata.EntryPoint) -> type[E]:
         """Import what another package offers."""

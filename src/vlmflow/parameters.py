@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from vlmflow.errors import InputError
+
+T = TypeVar("T")
 
 LARGEST = 2**31 - 1
 """Largest count and seed: beyond it, generators and tensors have limits of their own."""
@@ -19,6 +21,15 @@ def check_integer(name: str, value: object, least: int = 0, most: int = LARGEST)
         is_long = isinstance(value, int) and value.bit_length() > 128
         shown = "an integer of over 38 digits" if is_long else repr(value)
         raise InputError(f"{name}={shown}; give an integer from {least} to {most:,}")
+
+
+def given_list(name: str, given: Sequence[T] | None) -> tuple[T, ...] | None:
+    """Return what a user gave as a list; InputError for anything else, a text among them."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InputError(f"{name}={given!r} is not a list; pass one, as [{given!r}]")
+    return tuple(given)
 
 
 def literal(text: str) -> Any:

@@ -26,7 +26,7 @@ from vlmflow.truncation.exit_policy import ExitPolicy
 from vlmflow.truncation.exit_signals.signal import ExitSignal
 from vlmflow.truncation.truncation import Truncation
 
-HOSTILE = "<script>alert(1)</script>"
+HOSTILE = "<script>alert(1)</script>\u202e"
 SETTINGS = CertifySettings(
     risk=0.4, calibration=30, samples=8, layers=(2, 3), keeps=(0.0, 0.25), timed=1
 )
@@ -152,6 +152,7 @@ def test_what_is_written_and_shown_is_escaped(found, tmp_path):
     for text in ((directory / "certificate.html").read_text("utf-8"), certificate._repr_html_()):
         assert "<script>" not in text
         assert "&lt;script&gt;" in text
+        assert "\u202e" not in text
     assert "with 90 % confidence, at most 40 % of answers change" in repr(certificate)
     page = vlmflow.report(certificate, tmp_path / "page.html")
     assert "Median prefill of a few new samples" in page.read_text("utf-8")

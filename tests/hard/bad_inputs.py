@@ -39,11 +39,15 @@ CERTIFY = (
     *("--calibration", "4", "--samples", "1", "--timed", "0", "--signals", "hidden_step"),
     *("--layer", "1", "--keep", "0"),
 )
-WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY, CERTIFY)
+COMPARE = (
+    *("compare", "--task", TASK, "--out", "out", "--model", MODEL, "--layer", "1"),
+    *("--against", "diversity", "--keep", "0.5", "--samples", "2", "--timed", "0"),
+)
+WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY, CERTIFY, COMPARE)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
     *("models", "tasks", "rankings", "signals", "presets", "sample", "trust", "faithfulness"),
-    "certify",
+    *("certify", "compare"),
 )
 
 
@@ -102,6 +106,7 @@ def numbers() -> Iterator[BadInput]:
         STUDY: ("--samples", "--calibration", "--timed", "--seed"),
         FAITHFULNESS: ("--samples", "--steps", "--layer", "--sanity", "--batch"),
         CERTIFY: ("--calibration", "--samples", "--timed", "--seed", "--layer"),
+        COMPARE: ("--samples", "--timed", "--layer"),
     }
     for command, options in integers.items():
         for option, value in itertools.product(
@@ -146,6 +151,7 @@ def tasks() -> Iterator[BadInput]:
         yield BadInput((FAITHFULNESS[0], name, *FAITHFULNESS[2:]))
         yield BadInput((CERTIFY[0], name, *CERTIFY[2:]))
         yield BadInput(put(STUDY, "--task", name))
+        yield BadInput(put(COMPARE, "--task", name))
 
 
 def settings() -> Iterator[BadInput]:
@@ -179,6 +185,11 @@ def settings() -> Iterator[BadInput]:
     for signals in ("", ",", "nothing", "attention(x=1)", "flow_map(layers=99)"):
         yield BadInput(put(FAITHFULNESS, "--signals", signals))
         yield BadInput(put(CERTIFY, "--signals", signals))
+    for names in ("nothing", "", "a:b:c", "json:dumps", "no_module:X", "random", "none"):
+        yield BadInput(put(COMPARE, "--against", names))
+    for keep in ("", "0", "1.0", "x", "0.5,0.5", "99", "-1", "nan", HUGE, "0.5;0.1"):
+        yield BadInput(put(COMPARE, "--keep", keep), "keep")
+    yield BadInput(put(COMPARE, "--layer", "99"), "layer=99")
     yield BadInput(put(CERTIFY, "--layer", "99"), "layer=99")
     yield BadInput(put(CERTIFY, "--rank-by", "best"), "best")
     yield BadInput(put(CERTIFY, "--calibration", "1"), "calibration=1")
@@ -196,7 +207,7 @@ def yaml_files() -> Iterator[BadInput]:
 def outputs() -> Iterator[BadInput]:
     ways = ("", PICTURE, f"{PICTURE}/x", "/proc/x/y", "/dev/null/x", "n" * 300, "half\ud800")
     for way in ways:
-        for command in (EXPLAIN, CLIFF, FAITHFULNESS, STUDY):
+        for command in (EXPLAIN, CLIFF, FAITHFULNESS, STUDY, COMPARE):
             yield BadInput(put(command, "--out", way))
         yield BadInput(("demo", "--out", way))
         yield BadInput(put(CERTIFY, "--out", way))

@@ -224,6 +224,7 @@ def test_a_study_shows_itself_in_a_notebook(study):
     assert "<script" not in hostile._repr_html_()
     assert "<img" not in hostile._repr_html_()
     assert "⟦U+202E⟧" in hostile._repr_html_()
+    assert "\u202e" not in cliff_page(hostile)
 
 
 def test_pages_and_figures_are_written_by_one_call(study, tmp_path):

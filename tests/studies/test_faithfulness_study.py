@@ -517,6 +517,7 @@ def test_the_page_and_the_notebook_show_the_study_and_run_nothing(study, folder)
     assert "⟦U+202E⟧" in hostile._repr_html_()
     path = folder / "faithfulness.html"
     assert path.read_text("utf-8") == faithfulness_page(study)
+    assert "\u202e" not in path.read_text("utf-8")
     with running_browser() as browser:
         opened = OpenPage(browser, path)
         page = opened.page

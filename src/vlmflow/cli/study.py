@@ -13,6 +13,7 @@ from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
 from vlmflow.cli.certify import print_certificate
 from vlmflow.cli.cliff import print_cliff
+from vlmflow.cli.compare import print_comparison
 from vlmflow.cli.explained_report import is_explained, write_explained
 from vlmflow.cli.faithfulness import print_faithfulness
 from vlmflow.cli.terminal import (
@@ -149,7 +150,8 @@ def report(
         typer.Argument(
             metavar="DIR...",
             parser=options.path,
-            help="Directory of 'vlmflow study', 'cliff', 'faithfulness', 'certify' or 'explain'; "
+            help="Directory of 'vlmflow study', 'cliff', 'faithfulness', 'certify', 'compare' or "
+            "'explain'; "
             "two of the last are set side by side.",
         ),
     ],
@@ -181,14 +183,15 @@ def report(
         from vlmflow.studies.cliff_layer.run import read_cliff_study
         from vlmflow.studies.cliff_layer.store import CLIFF
         from vlmflow.studies.cliff_layer.study import CliffStudy
+        from vlmflow.studies.comparison.comparison import Comparison
+        from vlmflow.studies.comparison.read import read_comparison_or_study
         from vlmflow.studies.faithfulness.run import read_faithfulness
         from vlmflow.studies.faithfulness.store import FAITHFULNESS
         from vlmflow.studies.faithfulness.study import FaithfulnessStudy
-        from vlmflow.studies.truncations.results import read_study
         from vlmflow.studies.truncations.store import STUDY
 
         kinds: list[tuple[StoreKind, Callable[[Path], Study]]] = [
-            (STUDY, read_study),
+            (STUDY, read_comparison_or_study),
             (CLIFF, read_cliff_study),
             (FAITHFULNESS, read_faithfulness),
             (CERTIFY, read_certificate),
@@ -213,6 +216,8 @@ def report(
             print_faithfulness(result)
         elif isinstance(result, Certificate):
             print_certificate(result)
+        elif isinstance(result, Comparison):
+            print_comparison(result)
         else:
             _print(result)
         typer.echo(f"\nwritten to {printable(str(page))}")

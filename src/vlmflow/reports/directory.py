@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from vlmflow.files import as_path, staged, write_files
+from vlmflow.reports.comparison.latex import latex_table
 from vlmflow.reports.write import figures, report
 from vlmflow.studies.certification.certificate import Certificate
 from vlmflow.studies.cliff_layer.study import CliffStudy
+from vlmflow.studies.comparison.comparison import Comparison
 from vlmflow.studies.faithfulness.study import FaithfulnessStudy
 from vlmflow.studies.truncations.results import StudyResult
 
-Study: TypeAlias = Certificate | CliffStudy | FaithfulnessStudy | StudyResult
+Study: TypeAlias = Certificate | CliffStudy | Comparison | FaithfulnessStudy | StudyResult
 
 
 def write_directory(result: Study, directory: str | os.PathLike[str]) -> Path:
@@ -55,6 +57,12 @@ def _tables(result: Study) -> tuple[str, dict[str, bytes]]:
             "cliff.json": body.encode(),
             "layers.csv": result.layer_frame().to_csv(index=False).encode(),
             "samples.csv": result.sample_frame().to_csv(index=False).encode(),
+        }
+    if isinstance(result, Comparison):
+        return "comparison.html", {
+            "comparison.csv": result.frame().to_csv(index=False).encode(),
+            "comparison.tex": latex_table(result).encode(),
+            "results.csv": result.study.result_frame().to_csv(index=False).encode(),
         }
     if isinstance(result, FaithfulnessStudy):
         body = json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n"

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
     from vlmflow.studies.certification.certificate import Certificate
     from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.comparison.comparison import Comparison
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     Result: TypeAlias = Union[  # noqa: UP007
-        InformationFlow, Certificate, CliffStudy, FaithfulnessStudy, StudyResult
+        InformationFlow, Certificate, CliffStudy, Comparison, FaithfulnessStudy, StudyResult
     ]
 
 # Imports stand inside the functions: the page of one answer needs neither matplotlib nor torch.
@@ -34,7 +35,7 @@ def report(
 
     Parameters
     ----------
-    result : InformationFlow, Certificate, CliffStudy, FaithfulnessStudy or StudyResult
+    result : InformationFlow, Certificate, CliffStudy, Comparison, FaithfulnessStudy or StudyResult
         What was measured. Of two explained answers in a list the page is about the first, and sets
         the maps of the second beside its own.
     path : path
@@ -65,6 +66,7 @@ def report(
         raise InputError("regions belong to the picture of an explained answer; leave them out")
     from vlmflow.studies.certification.certificate import Certificate
     from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.comparison.comparison import Comparison
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
     from vlmflow.studies.truncations.results import StudyResult
 
@@ -76,6 +78,10 @@ def report(
         from vlmflow.reports.certificate.page import certificate_page
 
         page = certificate_page(result)
+    elif isinstance(result, Comparison):
+        from vlmflow.reports.comparison.page import comparison_page
+
+        page = comparison_page(result)
     elif isinstance(result, FaithfulnessStudy):
         from vlmflow.reports.faithfulness.page import faithfulness_page
 
@@ -96,7 +102,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
 
     Parameters
     ----------
-    result : InformationFlow, Certificate, CliffStudy, FaithfulnessStudy or StudyResult
+    result : InformationFlow, Certificate, CliffStudy, Comparison, FaithfulnessStudy or StudyResult
         What was measured.
     directory : path
         Created where missing; all figures are written or none.
@@ -119,6 +125,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
         return save_figures(result, directory)
     from vlmflow.studies.certification.certificate import Certificate
     from vlmflow.studies.cliff_layer.study import CliffStudy
+    from vlmflow.studies.comparison.comparison import Comparison
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
     from vlmflow.studies.truncations.results import StudyResult
 
@@ -130,6 +137,10 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
         from vlmflow.reports.certificate.figure import certificate_figure
 
         drawn = {"certificate": certificate_figure(result)}
+    elif isinstance(result, Comparison):
+        from vlmflow.reports.comparison.figure import comparison_figure
+
+        drawn = {"comparison": comparison_figure(result)}
     elif isinstance(result, FaithfulnessStudy):
         from vlmflow.reports.faithfulness.figure import faithfulness_figures
 
@@ -169,5 +180,5 @@ def _one_or_two(
 def _unknown(result: object) -> InputError:
     return InputError(
         f"a {type(result).__name__} has no report; give an InformationFlow, a Certificate, "
-        "a CliffStudy, a FaithfulnessStudy or a StudyResult"
+        "a CliffStudy, a Comparison, a FaithfulnessStudy or a StudyResult"
     )

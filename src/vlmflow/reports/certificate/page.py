@@ -62,7 +62,7 @@ def certificate_page(certificate: Certificate) -> str:
         policy=None if certificate.policy is None else shown(repr(certificate.policy), TEXT_SHOWN),
         failures=[shown(text, TEXT_SHOWN) for text in certificate.failures[:FAILURES_SHOWN]],
         settings={
-            **{name: _plain(value) for name, value in vars(certificate.settings).items()},
+            **vars(certificate.settings),
             **certificate.model,
             **certificate.versions,
         },
@@ -92,9 +92,3 @@ def _area(row: Mapping[Any, Any]) -> dict[str, str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return "none" if value is None else str(value)

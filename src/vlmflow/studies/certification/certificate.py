@@ -55,7 +55,14 @@ class Certificate(Findings):
             }
             for rival in self.rivals
         ]
-        groups = [{**row, "risk": f"{100 * row['risk']:.1f} %"} for row in by_group(self.runs)]
+        groups = [
+            {
+                **row,
+                "group": shown(str(row["group"]), NAME_SHOWN),
+                "risk": f"{100 * row['risk']:.1f} %",
+            }
+            for row in by_group(self.runs)
+        ]
         return fragment(
             "vlmflow.studies.certification",
             model=shown(str(self.model["name"]), NAME_SHOWN),

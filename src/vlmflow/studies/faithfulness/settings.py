@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from vlmflow.errors import InputError
 from vlmflow.parameters import check_integer
 from vlmflow.trust.replacement import REPLACEMENTS as PICTURE_REPLACEMENTS
-
-T = TypeVar("T")
 
 TOKENS = "tokens"
 """Instead of painting over the picture: removing its image tokens before the first layer."""
@@ -22,15 +18,6 @@ LAYERS_TRIED, LAYERS_SPREAD = 12, 8
 
 CALIBRATION_STEPS = 8
 """Steps of the curves by which layers are chosen, where the reported ones have more."""
-
-
-def given_list(name: str, given: Sequence[T] | None) -> tuple[T, ...] | None:
-    """Return what a user gave as a list; InputError for anything else, a text among them."""
-    if given is None:
-        return None
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise InputError(f"{name}={given!r} is not a list; pass one, as [{given!r}]")
-    return tuple(given)
 
 
 @dataclass(frozen=True)

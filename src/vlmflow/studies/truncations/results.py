@@ -119,7 +119,24 @@ class StudyResult:
         if not common:
             return None
         clusters = [sample.cluster for sample in common]
-        return paired_difference(self._scores(arm, common), self._scores(control, common), clusters)
+        return paired_difference(self.scores(arm, common), self.scores(control, common), clusters)
+
+    def answered_by(self, arms: Sequence[Arm], split: str) -> tuple[StoredSample, ...]:
+        """Return the samples of a split that all of these arms have answered."""
+        return tuple(
+            sample
+            for sample in self.samples[split]
+            if all(self.answers[sample.id, arm.name].answer is not None for arm in arms)
+        )
+
+    def scores(self, arm: Arm, samples: tuple[StoredSample, ...]) -> list[float]:
+        """Score an arm's answers to some samples, all of which it has answered."""
+        key = (arm.name, samples)
+        if key not in self._score_cache:
+            answers = [self.answers[sample.id, arm.name].answer or "" for sample in samples]
+            questions = [task_sample(sample) for sample in samples]
+            self._score_cache[key] = self.task.scores(questions, answers)
+        return self._score_cache[key]
 
     def _repr_html_(self) -> str:
         """Show the finding and one row per arm in a notebook."""
@@ -137,7 +154,7 @@ class StudyResult:
         for split in SPLITS:
             for arm in self.arms:
                 samples = self._answered(arm, split)
-                scores = dict(zip(samples, self._scores(arm, samples), strict=True))
+                scores = dict(zip(samples, self.scores(arm, samples), strict=True))
                 for sample in self.samples[split]:
                     result = self.answers[sample.id, arm.name]
                     untouched = self.answers[sample.id, UNTOUCHED].answer
@@ -163,31 +180,18 @@ class StudyResult:
 
     def _answered(self, arm: Arm, split: str) -> tuple[StoredSample, ...]:
         """Return the samples that the arm and the untouched model have answered."""
-        return tuple(
-            sample
-            for sample in self.samples[split]
-            if self.answers[sample.id, arm.name].answer is not None
-            and self.answers[sample.id, UNTOUCHED].answer is not None
-        )
-
-    def _scores(self, arm: Arm, samples: tuple[StoredSample, ...]) -> list[float]:
-        key = (arm.name, samples)
-        if key not in self._score_cache:
-            answers = [self.answers[sample.id, arm.name].answer or "" for sample in samples]
-            questions = [task_sample(sample) for sample in samples]
-            self._score_cache[key] = self.task.scores(questions, answers)
-        return self._score_cache[key]
+        return self.answered_by((arm, self.arms[0]), split)
 
     def _summary(self, arm: Arm, split: str) -> ArmSummary:
         samples = self._answered(arm, split)
         clusters = [sample.cluster for sample in samples]
         results = [self.answers[sample.id, arm.name] for sample in samples]
         own = [self.answers[sample.id, UNTOUCHED] for sample in samples]
-        scores = self._scores(arm, samples)
+        scores = self.scores(arm, samples)
         same = [float(a.answer == b.answer) for a, b in zip(results, own, strict=True)]
         difference = p_value = None
         if arm.kind != UNTOUCHED:
-            reference = self._scores(self.arms[0], samples)
+            reference = self.scores(self.arms[0], samples)
             difference = paired_difference(scores, reference, clusters)
             p_value = loss_p_value(scores, reference, self.plan.max_loss, clusters)
         questions = [task_sample(sample) for sample in samples]

@@ -1,0 +1,1 @@
+"""The page, the picture and the LaTeX table of a comparison of rankings."""
