@@ -49,9 +49,11 @@ class Comparison:
                 "with vlmflow.compare or 'vlmflow compare'"
             )
         if not self._samples:
+            failures = [failure for failure in self.study.failures if failure.split == "test"]
+            why = f": {shown(failures[0].reason, 300)}" if failures else ""
             raise InputError(
-                f"no test sample of {self.study.task.name} was answered under every ranking; the "
-                "study's page says why"
+                f"no test sample of {shown(self.study.task.name, NAME_SHOWN)} was answered under "
+                f"every ranking{why}"
             )
 
     @property
