@@ -20,7 +20,9 @@ from vlmflow.studies.truncations.results import read_study
 from vlmflow.studies.truncations.run import Progress, run_study
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.registry import address_of, as_task
+from vlmflow.truncation.amounts import Count
 from vlmflow.truncation.rankings.ranking import Ranking
+from vlmflow.truncation.truncation import Truncation
 
 KEEPS = (0.5, 0.25, 0.1)
 
@@ -79,10 +81,12 @@ def compare(
     listed = [rankings] if isinstance(rankings, str | Ranking) else list(rankings)
     data = as_task(task)
     compared = compared_rankings(listed, seed)
+    truncations = compared_truncations(compared, layer, given_list("keep", keep) or ())
+    _check_counts(vlm, data, truncations)
     plan = Plan(
         task=address_of(data),
         model=vlm.name,
-        truncations=compared_truncations(compared, layer, given_list("keep", keep) or ()),
+        truncations=truncations,
         samples=samples,
         calibration=max(timed, 1),
         timed=timed,
@@ -93,6 +97,17 @@ def compare(
         return _compared(plan, as_path(out), vlm, data, progress, kept=True)
     with tempfile.TemporaryDirectory(prefix="vlmflow-") as folder:
         return _compared(plan, Path(folder), vlm, data, progress, kept=False)
+
+
+def _check_counts(vlm: LVLM, task: Task, truncations: Sequence[Truncation]) -> None:
+    """Refuse a number of tokens that the first sample does not have, before anything is stored."""
+    counts = [stage.keep for policy in truncations for stage in policy.stages]
+    if not any(isinstance(keep, Count) for keep in counts):
+        return
+    for sample in task.samples("test", 1):
+        prompt = vlm.prepare(sample.pictures, sample.question)
+        for keep in counts:
+            keep.of(len(prompt.layout.image_positions))
 
 
 def _compared(

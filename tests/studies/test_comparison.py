@@ -171,7 +171,7 @@ def test_what_cannot_be_compared_is_refused():
     broken = synthetic_study(plan_of(["diversity"], samples=2), accuracy, failed={
         ("test-0", "*"): "x", ("test-1", "*"): "x",
     })  # fmt: skip
-    with pytest.raises(InputError, match="no test sample of .*: x"):
+    with pytest.raises(InputError, match=r"no test sample of .*: x"):
         Comparison(broken)
 
 
