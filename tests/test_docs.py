@@ -57,6 +57,7 @@ FEW = {
     "cliff": ["--samples", "1", "--calibration", "1"],
     "compare": ["--samples", "1", "--timed", "0"],
     "study": ["--samples", "1", "--calibration", "1", "--timed", "0"],
+    "export-policy": ["--samples", "1"],
     "faithfulness": [
         *("--samples", "1", "--calibration", "1", "--signals", "attention", "--layer", "3"),
         *("--sanity", "0", "--timed", "0", "--steps", "2"),

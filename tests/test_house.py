@@ -40,6 +40,7 @@ ROOMS = (
     "trust",
     "scenes",
     "tasks",
+    "serving",
     "studies",
     "reports",
     "model_api",

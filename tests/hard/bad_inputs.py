@@ -43,11 +43,12 @@ COMPARE = (
     *("compare", "--task", TASK, "--out", "out", "--model", MODEL, "--layer", "1"),
     *("--against", "diversity", "--keep", "0.5", "--samples", "2", "--timed", "0"),
 )
+EXPORT = ("export-policy", "--model", MODEL, "--truncate", "layer=1,keep=0")
 WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY, CERTIFY, COMPARE)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
     *("models", "tasks", "rankings", "signals", "presets", "sample", "trust", "faithfulness"),
-    *("certify", "compare"),
+    *("certify", "compare", "export-policy"),
 )
 
 
@@ -106,6 +107,7 @@ def numbers() -> Iterator[BadInput]:
         STUDY: ("--samples", "--calibration", "--timed", "--seed"),
         FAITHFULNESS: ("--samples", "--steps", "--layer", "--sanity", "--batch"),
         CERTIFY: ("--calibration", "--samples", "--timed", "--seed", "--layer"),
+        EXPORT: ("--image-tokens", "--text-tokens", "--answer-tokens", "--samples"),
         COMPARE: ("--samples", "--timed", "--layer"),
     }
     for command, options in integers.items():
@@ -117,6 +119,8 @@ def numbers() -> Iterator[BadInput]:
     for command, option in ((CLIFF, "--changed"), (CLIFF, "--tolerance"), (STUDY, "--max-loss")):
         for value in ("x", "", "nan", "-1", "inf"):
             yield BadInput(put(command, option, value), option[2:5])
+    for value in ("x", "", "nan", "-1", "inf", "0"):
+        yield BadInput(put(EXPORT, "--memory", value), "memory")
     for option in ("--risk", "--loss", "--confidence", "--keep"):
         for value in ("x", "", "nan", "-1", "inf", "1"):
             yield BadInput(put(CERTIFY, option, value), option[2:])
@@ -190,6 +194,13 @@ def settings() -> Iterator[BadInput]:
     for keep in ("", "0", "1.0", "x", "0.5,0.5", "99", "-1", "nan", HUGE, "0.5;0.1"):
         yield BadInput(put(COMPARE, "--keep", keep), "keep")
     yield BadInput(put(COMPARE, "--layer", "99"), "layer=99")
+    yield BadInput(EXPORT[:3], "nothing is removed")
+    for setting in ("layer=99,keep=0", "layer=1,keep=9999", "", "layer=x"):
+        yield BadInput(put(EXPORT, "--truncate", setting))
+    for value in ("no-such-model", "", "@", PICTURE):
+        yield BadInput(put(EXPORT, "--model", value))
+    for name in ("scenes-readng", "missing.jsonl", ""):
+        yield BadInput(put(EXPORT, "--task", name))
     yield BadInput(put(CERTIFY, "--layer", "99"), "layer=99")
     yield BadInput(put(CERTIFY, "--rank-by", "best"), "best")
     yield BadInput(put(CERTIFY, "--calibration", "1"), "calibration=1")

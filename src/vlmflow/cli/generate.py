@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,23 +37,9 @@ def generate(
     question: options.Question,
     model: options.Model = MODEL,
     more_images: options.MorePictures = None,
-    truncate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SETTINGS",
-            help="Settings such as layer=6,keep=0 or layer=2:8,keep=0.5:16,rank_by=diversity "
-            "(also remainder, positions, seed).",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A published method: fastv, vtw, ...")
-    ] = None,
-    policy_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--policy", metavar="FILE", parser=options.path, help="What 'vlmflow certify' wrote."
-        ),
-    ] = None,
+    truncate: options.TruncateSettings = None,
+    preset: options.PresetName = None,
+    policy_file: options.PolicyFile = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Run the untouched model as well.")
     ] = False,
@@ -70,26 +55,14 @@ def generate(
     """
     with errors_in_one_line():
         from vlmflow.lvlm.images import open_image
-        from vlmflow.truncation.exit_policy import ExitPolicy
-        from vlmflow.truncation.presets import check_preset
-        from vlmflow.truncation.truncation import Truncation
 
         check_text("the question", question)
         check_range("--max-new-tokens", max_new_tokens, 1)
-        given = [way for way in (truncate, preset, policy_file) if way is not None]
-        if len(given) > 1:
-            raise InputError("--truncate, --preset and --policy all remove tokens; give one")
-        if compare and not given:
+        way = options.one_way(truncate, preset, policy_file)
+        if compare and way is None:
             raise InputError(
                 "--compare has nothing to compare; add --truncate, --preset or --policy"
             )
-        policy: Truncation | ExitPolicy | None = None
-        if truncate is not None:
-            policy = Truncation.parse(truncate)
-        if policy_file is not None:
-            policy = ExitPolicy.load(policy_file)
-        if preset is not None:
-            check_preset(preset)
         pictures = [open_image(path) for path in (image, *(more_images or ()))]
         with progress() as show:
             show(f"Loading {model}")
@@ -97,8 +70,7 @@ def generate(
             import vlmflow
 
             vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
-            if preset is not None:
-                policy = vlmflow.preset(preset, vlm.num_layers)
+            policy = None if way is None else way(vlm.num_layers)
             prompt = vlm.prepare(pictures, question)
             show("Answering")
             facts = _answer_facts(vlm, prompt, policy, max_new_tokens)

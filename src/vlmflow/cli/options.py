@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,10 @@ from vlmflow.cli.app import Dtype
 from vlmflow.errors import InputError
 from vlmflow.files import as_path
 from vlmflow.parameters import split_outside_brackets
+
+if TYPE_CHECKING:
+    from vlmflow.truncation.exit_policy import ExitPolicy
+    from vlmflow.truncation.truncation import Truncation
 
 
 class Of(str, Enum):
@@ -52,6 +57,30 @@ def as_target(words: str | None, tokens: str | None) -> str | range | None:
             "example 3, or 3-5"
         )
     return range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1)
+
+
+def one_way(
+    truncate: str | None, preset: str | None, policy_file: Path | None
+) -> Callable[[int], Truncation | ExitPolicy] | None:
+    """Read the one way of removing image tokens that is given, for a number of decoder layers."""
+    from vlmflow.truncation.exit_policy import ExitPolicy
+    from vlmflow.truncation.presets import check_preset
+    from vlmflow.truncation.presets import preset as published
+    from vlmflow.truncation.truncation import Truncation
+
+    given = [way for way in (truncate, preset, policy_file) if way is not None]
+    if len(given) > 1:
+        raise InputError("--truncate, --preset and --policy all remove tokens; give one")
+    if truncate is not None:
+        truncation = Truncation.parse(truncate)
+        return lambda _layers: truncation
+    if policy_file is not None:
+        policy = ExitPolicy.load(policy_file)
+        return lambda _layers: policy
+    if preset is None:
+        return None
+    check_preset(preset)
+    return lambda layers: published(preset, layers)
 
 
 MODEL_HELP = "A bundled model, a directory, or a name on the Hugging Face hub."
@@ -99,6 +128,23 @@ TargetTokens = Annotated[
         help="Explain these tokens instead, by their numbers from 1: 3 or 3-5.",
         show_default=False,
     ),
+]
+TruncateSettings = Annotated[
+    str | None,
+    typer.Option(
+        "--truncate",
+        metavar="SETTINGS",
+        help="Settings such as layer=6,keep=0 or layer=2:8,keep=0.5:16,rank_by=diversity "
+        "(also remainder, positions, seed).",
+    ),
+]
+PresetName = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME", help="A published method: fastv, vtw, ..."),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", metavar="FILE", parser=path, help="What 'vlmflow certify' wrote."),
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer to generate.")]
 Report = Annotated[

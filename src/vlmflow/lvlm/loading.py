@@ -41,7 +41,7 @@ def open_model(
         _require_values(device_map)
     place = None if device_map is not None else _device(device)
     weights = _dtype(dtype)
-    source, local = _source(name)
+    source, local = source_of(name)
     shared: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     if revision is not None:
         if local:
@@ -50,7 +50,7 @@ def open_model(
     open_processor: Any = AutoProcessor.from_pretrained
     try:
         config = AutoConfig.from_pretrained(source, **shared)
-        _require_image_text_to_text(config, str(name), trust_remote_code)
+        require_image_text_to_text(config, str(name), trust_remote_code)
         processor = open_processor(source, **shared)
         if getattr(processor, "image_processor", None) is None and _lacks_torchvision():
             raise ImportError("torchvision")  # without it, transformers hands out a part of it
@@ -89,7 +89,7 @@ def _no_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
+def source_of(name: str | os.PathLike[str]) -> tuple[str, bool]:
     """Return what ``from_pretrained`` is given, and whether it is on this machine."""
     text = os.fspath(name)
     if text in bundled_models():
@@ -177,7 +177,8 @@ def _require_weights(model: Any, missing: Collection[str], name: str) -> None:
         )
 
 
-def _require_image_text_to_text(config: Any, name: str, trust_remote_code: bool) -> None:
+def require_image_text_to_text(config: Any, name: str, trust_remote_code: bool) -> None:
+    """Refuse a model that does not take pictures and answer in text, as ModelError."""
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return
     own_code = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})

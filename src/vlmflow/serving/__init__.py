@@ -1,0 +1,1 @@
+"""What a truncation or a certified policy means to a server: cache, concurrency, prefill."""
