@@ -43,7 +43,7 @@ WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY, CERTIFY)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
     *("models", "tasks", "rankings", "signals", "presets", "sample", "trust", "faithfulness"),
-    "certify",
+    *("certify", "env"),
 )
 
 

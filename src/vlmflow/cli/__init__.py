@@ -10,6 +10,7 @@ try:
     from vlmflow.cli import (
         certify,
         cliff,
+        env,
         explain,
         faithfulness,
         generate,
@@ -26,6 +27,7 @@ __all__ = [
     "app",
     "certify",
     "cliff",
+    "env",
     "explain",
     "faithfulness",
     "generate",
