@@ -22,8 +22,8 @@ SHIM = "https://unpkg.com/iframe-worker/shim"
 OURS = "assets/javascripts/frame_worker.js"
 
 
-def build(site: Path) -> None:
-    """Build into a directory, which is replaced as a whole.
+def build(site: Path, root: Path = ROOT) -> None:
+    """Build the site of a clone into a directory, which is replaced as a whole.
 
     Raises
     ------
@@ -32,10 +32,10 @@ def build(site: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="vlmflow-docs-") as folder:
         work = Path(folder)
-        shutil.copy(ROOT / "mkdocs.yml", work)
-        shutil.copytree(ROOT / "docs", work / "docs")  # a link out of the project is refused
+        shutil.copy(root / "mkdocs.yml", work)
+        shutil.copytree(root / "docs", work / "docs")  # a link out of the project is refused
         for part in ("docsite", "src"):
-            (work / part).symlink_to(ROOT / part, target_is_directory=True)
+            (work / part).symlink_to(root / part, target_is_directory=True)
         command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -51,6 +51,21 @@ def test_every_page_is_in_the_navigation_and_in_the_site(site):
         assert (site / page).with_suffix(".html").is_file()
 
 
+@pytest.mark.parametrize("wrong", ["[gone](gone.md)", "[nowhere](#nowhere)", "::: vlmflow.gone"])
+def test_a_warning_ends_the_build_and_leaves_the_old_site(wrong, site, tmp_path):
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    settings |= {"nav": ["index.md"], "extra_css": []}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(settings), "utf-8")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docsite").symlink_to(ROOT / "docsite")
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n{wrong}\n", "utf-8")
+    (tmp_path / "old").mkdir()
+    with pytest.raises(SystemExit, match="the documentation was not built"):
+        build(tmp_path / "old", tmp_path)
+    assert (tmp_path / "old").is_dir()
+
+
 def test_every_link_of_the_site_leads_somewhere(site):
     assert list(dead_links_of_site(site)) == []
 
