@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DECLARED := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test hard-tests peer-tests lint format
+.PHONY: help demo test hard-tests peer-tests lint format docs
 
 help:
 	@echo "make demo         explain one answer of the bundled model and write $(OUT)/report.html"
@@ -26,6 +26,7 @@ help:
 	@echo "make peer-tests   run transformers' own tests of generation inside a truncation that keeps all"
 	@echo "make lint         check format, lint and types"
 	@echo "make format       put the code in format"
+	@echo "make docs         build the documentation into build/site (needs Python 3.11 or newer)"
 
 demo: $(VENV)/.installed-core
 	$(BIN)/vlmflow demo --out "$(OUT)"
@@ -51,10 +52,14 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m docsite.build
+
 # One stamp per set of extras: a second run installs nothing until the declarations change.
 $(VENV)/.installed-core: EXTRAS :=
 $(VENV)/.installed-test: EXTRAS := [test]
 $(VENV)/.installed-dev: EXTRAS := [dev]
+$(VENV)/.installed-docs: EXTRAS := [docs]
 
 # torch goes first and by its pin alone, so that no range of another package picks its build.
 $(VENV)/.installed-%: $(DECLARED) | $(BIN)/python

@@ -9,11 +9,13 @@ looked up whether it holds.
 from __future__ import annotations
 
 import gc
+import itertools
 import linecache
 import re
 import shlex
 import shutil
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,9 @@ RUN = {"python", "console", "bash"}
 STAND_IN = re.compile(r"\b[\w.-]+/[\w.-]+-hf\b|\bscenes-smollm2\b")
 """Models in whose place stands ``scenes-llava``."""
 
+IN_FILE = re.compile(r"# (\S+\.yaml)\n")
+"""First line of a block of YAML that a command of the page reads."""
+
 FEW = {
     "certify": shlex.split(
         "--risk 0.5 --calibration 20 --samples 2 --timed 0 --layer 11 --keep 0 "
@@ -66,12 +71,14 @@ FEW = {
 }
 """What keeps a command short; everything else is the page's."""
 
+FEW_SAMPLES = "samples=1, calibration=1"
+
 SHORTER = {
     "certify": {
         "risk=0.05, confidence=0.9": "settings=few",
         "signals=[Settled()]": "signals=[Settled()], settings=few",
     },
-    "compare": {
+    "compare-rankings": {
         '[Contrast(), "all"], task="scenes-reasoning", layer=2, keep=(0.5, 0.25, 0.1)': (
             '[Contrast(), "diversity"], task="scenes-reasoning", layer=2, samples=2, timed=0'
         )
@@ -82,6 +89,9 @@ SHORTER = {
             "steps=2"
         )
     },
+    "certify-a-truncation": {"risk=0.05": "settings=few"},
+    "choose-a-truncation": {'out="study-2"': f'out="study-2", {FEW_SAMPLES}, timed=0'},
+    "find-the-cliff": {'out="cliff-2"': f'out="cliff-2", {FEW_SAMPLES}'},
     "report": {"steps=64": "steps=2"},
     "tasks": {"answers = [...]": 'answers = ["yes"] * len(samples)'},
 }
@@ -93,6 +103,8 @@ REASONS: dict[str, Callable[[str], bool]] = {
     "it reads a data set of the hub": lambda block: bool(
         HUB_TASKS & set(re.findall(r"[\w-]+", block))
     ),
+    "it starts Ray": lambda block: all("--workers ray" in line for line in block.splitlines()),
+    "it installs": lambda block: all(line.startswith("pip ") for line in block.splitlines()),
 }
 """Why a block is not run, and whether that is so."""
 
@@ -124,6 +136,8 @@ def test_the_blocks_of_a_page_run(name, tmp_path, monkeypatch):
             code = in_notebook(STAND_IN.sub("scenes-llava", block), file)
             if not reason:
                 exec(code, names)
+        elif kind == "yaml" and (file_name := IN_FILE.match(block)):
+            Path(file_name[1]).write_text(block, "utf-8")
         elif kind in RUN:
             for line in block.splitlines():
                 check_command(line)
@@ -148,14 +162,15 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         example.write_text(yaml.safe_dump(settings), "utf-8")
     if name == "faithfulness":
         names |= {"vlmflow": vlmflow, "vlm": vlmflow.load("scenes-llava")}
+    if name.startswith("certify"):
+        names["few"] = CertifySettings(
+            risk=0.5, calibration=20, samples=2, layers=(11,), keeps=(0.0,), timed=0
+        )
     if name == "certify":
         vlm = vlmflow.load("scenes-llava")
         inputs = vlm.prepare("picture.png", "What is it?").inputs
         names |= {"vlmflow": vlmflow, "vlm": vlm, "model": vlm.model, "inputs": inputs}
         names |= {"picture": "picture.png", "question": "What is it?"}
-        names["few"] = CertifySettings(
-            risk=0.5, calibration=20, samples=2, layers=(11,), keeps=(0.0,), timed=0
-        )
     if name == "truncation":
         model, processor = tiny_llava(layers=18)
         inputs = vlmflow.LVLM(model, processor).prepare("picture.png", "What is it?").inputs
@@ -187,7 +202,10 @@ def run(line: str) -> None:
         return
     assert program == "vlmflow", line
     out = words[words.index("--out") + 1] if "--out" in words else None
-    result = CliRunner().invoke(cli.app, [*words, *FEW.get(words[0], [])])
+    few = FEW.get(words[0], [])
+    if words[0] == "explain" and "--samples" in words:
+        few = ["--samples", "1"]
+    result = CliRunner().invoke(cli.app, [*words, *few])
     assert result.exit_code == 0, f"{line}\n{result.output}"
     assert result.stdout
     if out is not None:
@@ -196,7 +214,12 @@ def run(line: str) -> None:
 
 def check_command(line: str) -> None:
     """See that there is a command of this name, with all options of these names."""
-    program, *words = shlex.split(line, comments=True)
+    program, *words = itertools.dropwhile(
+        lambda word: re.match(r"[A-Z_]+=", word), shlex.split(line, comments=True)
+    )
+    if program == "pip":
+        extras = set(re.findall(r"[\w-]+", "".join(re.findall(r"\[(.*?)\]", line))))
+        assert extras <= set(metadata.metadata("vlmflow").get_all("Provides-Extra")), line
     if program != "vlmflow":
         return
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -208,7 +231,7 @@ def check_command(line: str) -> None:
     }
     for word in words[1:]:
         if word.startswith("--"):
-            assert word.partition("=")[0] in options, f"{line}: there is no {word}"
+            assert word.partition("=")[0] in {*options, "--help"}, f"{line}: there is no {word}"
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)

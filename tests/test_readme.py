@@ -28,8 +28,8 @@ def test_every_block_runs(tmp_path, monkeypatch):
                 check_command(line)
                 run(line)
     forget(names)
-    assert kinds.count("python") >= 3
-    assert kinds.count("console") + kinds.count("bash") >= 3
+    assert kinds.count("python") >= 1
+    assert kinds.count("console") + kinds.count("bash") >= 2
 
 
 def test_the_sample_files_are_whole_or_not_there(tmp_path):

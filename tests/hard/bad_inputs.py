@@ -48,7 +48,7 @@ WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY, CERTIFY, COMPARE)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
     *("models", "tasks", "rankings", "signals", "presets", "sample", "trust", "faithfulness"),
-    *("certify", "compare", "export-policy"),
+    *("certify", "compare", "export-policy", "env"),
 )
 
 

@@ -1,0 +1,1 @@
+"""How the documentation's site is made: its build, its pictures and its page of commands."""
