@@ -98,7 +98,7 @@ def load(
 
 def explain_task(
     vlm: LVLM,
-    task: str | Task,
+    task: str | os.PathLike[str] | Task,
     *,
     out: str | os.PathLike[str],
     samples: int = 20,
@@ -148,7 +148,7 @@ def explain_task(
 
 def cliff_study(
     vlm: LVLM,
-    task: str | Task,
+    task: str | os.PathLike[str] | Task,
     *,
     out: str | os.PathLike[str] | None = None,
     samples: int = 200,
@@ -206,7 +206,7 @@ def cliff_study(
 
 def faithfulness(
     vlm: LVLM,
-    task: str | Task,
+    task: str | os.PathLike[str] | Task,
     signals: str | Iterable[str | Signal] = ALL,
     *,
     out: str | os.PathLike[str] | None = None,
@@ -299,7 +299,7 @@ def faithfulness(
 
 def study(
     vlm: LVLM,
-    task: str | Task,
+    task: str | os.PathLike[str] | Task,
     truncations: Iterable[str | Truncation],
     *,
     out: str | os.PathLike[str],
@@ -373,7 +373,9 @@ def study(
     return result
 
 
-def sample(task: str | Task, index: int = 0, *, split: str = "test") -> tuple[Picture, str]:
+def sample(
+    task: str | os.PathLike[str] | Task, index: int = 0, *, split: str = "test"
+) -> tuple[Picture, str]:
     """Return the first picture and the question of one sample of a task.
 
     Parameters

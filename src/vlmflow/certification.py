@@ -28,7 +28,7 @@ ALL = "all"
 
 def certify(
     vlm: LVLM,
-    task: str | Task,
+    task: str | os.PathLike[str] | Task,
     *,
     out: str | os.PathLike[str],
     settings: CertifySettings | None = None,

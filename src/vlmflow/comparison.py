@@ -31,7 +31,7 @@ def compare(
     vlm: LVLM,
     rankings: Sequence[str | Ranking] | str | Ranking = ALL,
     *,
-    task: str | Task,
+    task: str | os.PathLike[str] | Task,
     layer: int,
     keep: Sequence[int | float] = KEEPS,
     out: str | os.PathLike[str] | None = None,

@@ -135,3 +135,12 @@ def test_an_installed_package_offers_one_by_entry_point(monkeypatch, value):
 
 
 INSTANCE = Brightness()
+
+
+def test_a_file_may_be_given_as_a_path(tmp_path):
+    Image.new("RGB", (24, 24)).save(tmp_path / "p.png")
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"image": "p.png", "question": "What?", "answer": "red"}\n')
+    assert [s.question for s in as_task(file).samples("test")] == [
+        s.question for s in as_task(str(file)).samples("test")
+    ]

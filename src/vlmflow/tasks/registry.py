@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -54,8 +55,8 @@ def known_tasks() -> tuple[KnownTask, ...]:
     )
 
 
-def as_task(task: str | Task) -> Task:
-    """Return the task that a user names (:func:`find_task`) or hands over.
+def as_task(task: str | os.PathLike[str] | Task) -> Task:
+    """Return the task that a user names (:func:`find_task`), by its file's path too, or hands over.
 
     Raises
     ------
@@ -63,8 +64,8 @@ def as_task(task: str | Task) -> Task:
         If there is no such task, or the object lacks a part of the interface of
         :class:`vlmflow.tasks.base.Task`.
     """
-    if isinstance(task, str):
-        return find_task(task)
+    if isinstance(task, str | os.PathLike):
+        return find_task(os.fspath(task))
     if isinstance(task, type):
         raise InputError(f"task={task.__name__} is a class; pass an instance: {task.__name__}()")
     missing = [name for name in INTERFACE if getattr(task, name, None) is None]
