@@ -42,6 +42,7 @@ ROOMS = (
     "tasks",
     "serving",
     "studies",
+    "reproductions",
     "reports",
     "model_api",
     "certification",

@@ -1,0 +1,1 @@
+"""The page of a published table that was run again."""

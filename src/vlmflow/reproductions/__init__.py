@@ -1,0 +1,1 @@
+"""Published tables, run again: the printed figure beside the measured one."""
