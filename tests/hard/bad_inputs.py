@@ -43,12 +43,16 @@ COMPARE = (
     *("compare", "--task", TASK, "--out", "out", "--model", MODEL, "--layer", "1"),
     *("--against", "diversity", "--keep", "0.5", "--samples", "2", "--timed", "0"),
 )
+REPRODUCE = (
+    *("reproduce", "paper-table-1", "--plan", "--model", MODEL),
+    *("--as", "llava-hf/llava-1.5-7b-hf"),
+)
 EXPORT = ("export-policy", "--model", MODEL, "--truncate", "layer=1,keep=0")
 WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY, CERTIFY, COMPARE)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
     *("models", "tasks", "rankings", "signals", "presets", "sample", "trust", "faithfulness"),
-    *("certify", "compare", "export-policy", "env"),
+    *("certify", "compare", "export-policy", "reproduce", "env"),
 )
 
 
@@ -74,7 +78,7 @@ def put(command: tuple[str, ...], option: str, value: str) -> tuple[str, ...]:
 
 def bad_inputs() -> list[BadInput]:
     """All of them, always in the same order."""
-    kinds = (pictures, texts, numbers, models, tasks, settings, yaml_files, outputs, usage)
+    kinds = (pictures, texts, numbers, models, tasks, settings, tables, yaml_files, outputs, usage)
     return [bad for kind in kinds for bad in kind()]
 
 
@@ -109,6 +113,7 @@ def numbers() -> Iterator[BadInput]:
         CERTIFY: ("--calibration", "--samples", "--timed", "--seed", "--layer"),
         EXPORT: ("--image-tokens", "--text-tokens", "--answer-tokens", "--samples"),
         COMPARE: ("--samples", "--timed", "--layer"),
+        REPRODUCE: ("--samples", "--seed"),
     }
     for command, options in integers.items():
         for option, value in itertools.product(
@@ -121,6 +126,7 @@ def numbers() -> Iterator[BadInput]:
             yield BadInput(put(command, option, value), option[2:5])
     for value in ("x", "", "nan", "-1", "inf", "0"):
         yield BadInput(put(EXPORT, "--memory", value), "memory")
+        yield BadInput(put(REPRODUCE, "--memory", value), "memory")
     for option in ("--risk", "--loss", "--confidence", "--keep"):
         for value in ("x", "", "nan", "-1", "inf", "1"):
             yield BadInput(put(CERTIFY, option, value), option[2:])
@@ -207,6 +213,30 @@ def settings() -> Iterator[BadInput]:
     for file in ("@questions.jsonl", "@picture.png", "missing.json", "@", ""):
         yield BadInput(put(GENERATE, "--policy", file))
     yield BadInput((*put(GENERATE, "--policy", "p.json"), "--preset", "vtw"), "--policy")
+
+
+def tables() -> Iterator[BadInput]:
+    yield BadInput(REPRODUCE, "layer=12, but")  # the model has four
+    yield BadInput(("reproduce", "paper-table-1"), "--out")
+    yield BadInput(("reproduce", "--model", MODEL), "--model belongs to a table")
+    for name in ("table-1", "", "../paper-table-1", "a\x1b[2J", "half\udcff"):
+        yield BadInput((REPRODUCE[0], name, *REPRODUCE[2:]), "there is no table")
+        yield BadInput(("reproduce", name, "--out", "out"))
+    for name in ("someone/else", "Qwen-VL", "x\u202e"):
+        yield BadInput(put(REPRODUCE, "--as", name))
+    yield BadInput(
+        put(REPRODUCE, "--as", "Salesforce/instructblip-vicuna-7b"), "is of type 'llava'"
+    )
+    for name in ("no-such-model", "", "@", PICTURE, "half\udcff"):
+        yield BadInput(put(REPRODUCE, "--model", name))
+    for names in ("", "mmmu", "pope,pope", "pope,", "gqa", "pope\x07"):
+        yield BadInput(put(REPRODUCE, "--only", names), "--only")
+    for source in ("", "pope", "pope=", "=x", "mmmu=x", "half\udcff=x"):
+        yield BadInput(put(REPRODUCE, "--data", source), "--data")
+    yield BadInput((*REPRODUCE, "--data", "pope=a", "--data", "pope=b"), "twice")
+    run = (*REPRODUCE[:2], *REPRODUCE[3:], "--out", "out", "--only", "pope")
+    yield BadInput((*run, "--data", "pope=no-directory"), "no-directory")
+    yield BadInput((*run, "--data", f"pope={HUGE}"), HUGE)
 
 
 def yaml_files() -> Iterator[BadInput]:

@@ -97,6 +97,8 @@ def reproduce(
         if samples is not None:
             check_range("--samples", samples, 1)
         check_range("--seed", seed, 0)
+        if model == "":
+            raise InputError("--model is empty; leave it out for the table's first model")
         if out is None and not plan:
             raise InputError("a run needs --out DIR to keep its results in; --plan needs none")
         with progress() as show:

@@ -16,6 +16,7 @@ from vlmflow.cli.cliff import print_cliff
 from vlmflow.cli.compare import print_comparison
 from vlmflow.cli.explained_report import is_explained, write_explained
 from vlmflow.cli.faithfulness import print_faithfulness
+from vlmflow.cli.reproduce import print_reproduction
 from vlmflow.cli.terminal import (
     CONTINUES,
     columns,
@@ -150,9 +151,8 @@ def report(
         typer.Argument(
             metavar="DIR...",
             parser=options.path,
-            help="Directory of 'vlmflow study', 'cliff', 'faithfulness', 'certify', 'compare' or "
-            "'explain'; "
-            "two of the last are set side by side.",
+            help="Directory of 'vlmflow study', 'cliff', 'faithfulness', 'certify', 'compare', "
+            "'reproduce' or 'explain'; two of the last are set side by side.",
         ),
     ],
     out: Annotated[
@@ -177,6 +177,8 @@ def report(
         explained = len(directories) > 1 or is_explained(directory)
         answers = [write_explained(directories, out)] if explained else []
         from vlmflow.reports.directory import write_directory
+        from vlmflow.reports.reproduction.directory import write_reproduction
+        from vlmflow.reproductions.run import is_reproduction, read_reproduction
         from vlmflow.studies.certification.certificate import Certificate
         from vlmflow.studies.certification.run import read_certificate
         from vlmflow.studies.certification.store import CERTIFY
@@ -197,9 +199,12 @@ def report(
             (CERTIFY, read_certificate),
         ]
         present = [read for kind, read in kinds if (directory / kind.file).is_file()]
+        again = []
+        if len(directories) == 1 and is_reproduction(directory):
+            again = [read_reproduction(directory)]
         if len(directories) > 1:
             present = []
-        elif not present and not answers:
+        elif not present and not answers and not again:
             *most, last = (repr(kind.command) for kind, _ in kinds)
             raise InputError(
                 f"directory {str(directory)!r} holds no study; {', '.join(most)} or {last} makes "
@@ -207,8 +212,12 @@ def report(
             )
         results = [read(directory) for read in present]
         pages = [write_directory(result, out or directory) for result in results]
+        again_pages = [write_reproduction(result, out or directory) for result in again]
     for page in answers:
         typer.echo(f"written to {printable(str(page))}")
+    for reproduction, page in zip(again, again_pages, strict=True):
+        print_reproduction(reproduction)
+        typer.echo(f"\nwritten to {printable(str(page))}")
     for result, page in zip(results, pages, strict=True):
         if isinstance(result, CliffStudy):
             print_cliff(result)

@@ -97,7 +97,8 @@ def estimate_words(
         figure_words(row, number, digits, signed=signed)
         for number in (estimate.value, estimate.low, estimate.high)
     )
-    return value, f"{low} to {high}"
+    # Draws of a bootstrap that cannot differ say nothing about other samples.
+    return value, "no interval" if estimate.low == estimate.high else f"{low} to {high}"
 
 
 def in_brackets(words: tuple[str, str]) -> str:
