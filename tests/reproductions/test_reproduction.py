@@ -121,7 +121,7 @@ def test_every_printed_figure_has_a_row(run):
 
 def test_the_command_says_what_differs_and_what_is_in_doubt(run):
     out, printed = run
-    assert "of 49 printed figures 7 were measured" in printed
+    assert "7 of 49 printed figures measured" in printed
     assert "pope, POPE F1, layer 22, keep 0" in printed
     assert "+0.49" in printed  # the printed change
     assert "differs in protocol:" in printed
@@ -260,7 +260,7 @@ def test_verdicts_on_known_scores(monkeypatch):
     assert rows["layer 0, keep 0"].change_verdict == OUTSIDE  # -17.5 was
     assert result.verdicts() == {WITHIN: 2, OUTSIDE: 1, UNKNOWN: 0}
     page = reproduction_page(result)
-    assert "2 within the measured interval, 1 outside it" in page
+    assert "2 of them within the measured interval, 1 outside it" in page
     assert "asked whole" in page
     assert 'class="text outside"' in page
 

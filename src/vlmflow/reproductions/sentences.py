@@ -33,15 +33,10 @@ def headline(reproduction: Reproduction) -> str:
     """Count the figures by verdict, in one sentence."""
     request, counts = reproduction.request, reproduction.verdicts()
     compared, total = len(reproduction.compared), len(reproduction.rows)
-    parts = [
-        f"{counts[WITHIN]} within the measured interval",
-        f"{counts[OUTSIDE]} outside it",
-        f"{counts[UNKNOWN]} that these samples cannot tell",
-    ]
     return (
-        f"{request.table_name} on {shown(request.model_name, NAME_SHOWN)}: of {total} printed "
-        f"figures {compared} {'was' if compared == 1 else 'were'} measured, "
-        f"{', '.join(parts[:2])} and {parts[2]}"
+        f"{request.table_name} on {shown(request.model_name, NAME_SHOWN)}: {compared} of {total} "
+        f"printed figures measured, {counts[WITHIN]} of them within the measured interval, "
+        f"{counts[OUTSIDE]} outside it, {counts[UNKNOWN]} that these samples cannot tell"
     )
 
 
@@ -68,9 +63,9 @@ def cautions(reproduction: Reproduction) -> list[str]:
         )
     if len(parts) < len(request.data):
         lines.append(
-            "Where a data set was asked whole, the printed figure is of the same questions: "
-            "the interval then says what other questions of the kind would do, and a difference "
-            "within it may still be one of protocol."
+            "Where a data set was asked whole, and in the paper too, both figures are of the same "
+            "questions: the interval then says what other questions of the kind would do, and a "
+            "difference within it may still be one of protocol."
         )
     lines += [
         f"{name}: {count} sample{'s' if count > 1 else ''} failed and "
@@ -84,6 +79,8 @@ def figure_words(row: Row, value: float, digits: int, *, signed: bool = False) -
     """Write a figure as the table prints it: ``"85.51"``, ``"+0.81"``."""
     places = max(0, digits if scale_of(row.published.figure) <= 100 else digits - 1)
     text = f"{value:+.{places}f}" if signed else f"{value:.{places}f}"
+    if not float(text):
+        return text.lstrip("+-")
     return text.replace("-", "−")
 
 
