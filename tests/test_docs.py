@@ -182,6 +182,24 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
             frame.save(f"{number}.png")
     if name == "tasks":
         copy_of_pope(monkeypatch)
+    if name == "reproduce":
+        sizes_of_llava(monkeypatch)
+
+
+def sizes_of_llava(monkeypatch: Any) -> None:
+    """Let the config of LLaVA-1.5-7B on the hub be its class's defaults, which are its sizes."""
+    from transformers import LlavaConfig
+
+    from vlmflow.lvlm import skeleton
+
+    LlavaConfig().save_pretrained("llava-sizes")
+    opened = skeleton.open_skeleton
+
+    def open_sizes(name: str, revision: str | None = None) -> tuple[Any, Any]:
+        assert (name, revision) == ("llava-hf/llava-1.5-7b-hf", None)
+        return opened("llava-sizes")
+
+    monkeypatch.setattr(skeleton, "open_skeleton", open_sizes)
 
 
 def copy_of_pope(monkeypatch: Any) -> None:

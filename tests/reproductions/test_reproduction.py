@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import vlmflow
 from tests.support import hub_data, synthetic_study
 from tests.support.tiny import tiny_llava
+from tests.support.tiny_video import named
 from vlmflow import cli
 from vlmflow.errors import InputError
 from vlmflow.reports.reproduction.page import reproduction_page
@@ -277,6 +278,24 @@ def test_the_page_holds_hostile_names(monkeypatch):
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_the_documentation_shows_what_the_plan_prints(tmp_path, monkeypatch):
+    from transformers import LlavaConfig
+
+    from vlmflow.lvlm import skeleton
+
+    LlavaConfig().save_pretrained(tmp_path)
+    opened = skeleton.open_skeleton
+    monkeypatch.setattr(
+        skeleton, "open_skeleton", lambda _name, revision: opened(str(tmp_path), revision=revision)
+    )
+    line = "reproduce paper-table-1 --plan --dtype float16"
+    result = CliRunner().invoke(cli.app, line.split())
+    assert result.exit_code == 0, result.output
+    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text("utf-8")
+    assert f"vlmflow {line}\n" in page
+    assert f"```text\n{result.stdout}```" in page
+
+
 def test_the_plan_counts_weights_caches_and_passes():
     import torch
     from transformers import AutoModelForImageTextToText, LlavaConfig
@@ -302,6 +321,32 @@ def test_the_plan_counts_weights_caches_and_passes():
     maps = estimate(Request("eagle-coco"), model, layers, torch.float16, 24e9)
     assert maps.fits(maps.data[0])
     assert maps.data[0].activations > pope.activations
+
+
+def test_another_model_of_a_table_runs_untouched(root, tmp_path):
+    """Where no layer is printed that can be read, the untouched model is still compared."""
+    places = tuple((name, str(root / name)) for name in DATA)
+    request = Request("paper-table-1", "copy", "Salesforce/instructblip-vicuna-7b", 3, DATA, places)
+    result = run_reproduction(request, named("instructblip").lvlm(), tmp_path)
+    assert {row.arm for row in result.compared} == {"untouched"}
+    assert {row.measured.count for row in result.compared} == {3}
+    assert len(result.compared) == 3
+    reasons = {row.why_not for row in result.rows if row.published.model == "InstructBLIP2"}
+    assert "the cliff layer stands only in a plot (Figure 5)" in reasons
+
+
+@needs_java
+def test_maps_of_a_model_with_dynamic_resolution_are_tested(tmp_path):
+    hub_data.write("coco-caption", tmp_path / "coco")
+    request = Request(
+        "eagle-replayed", "copy", "Qwen/Qwen2.5-VL-7B-Instruct", 1, (),
+        (("coco-caption", str(tmp_path / "coco")),),
+    )  # fmt: skip
+    result = run_reproduction(request, named("qwen2_5_vl").lvlm(), tmp_path / "out")
+    assert [(row.arm, row.published.figure) for row in result.compared] == [
+        ("llava_cam", "insertion"), ("llava_cam", "deletion"),
+    ]  # fmt: skip
+    assert sum("is not among the signals" in row.why_not for row in result.rows) == 10
 
 
 @needs_java
