@@ -335,6 +335,21 @@ def test_another_model_of_a_table_runs_untouched(root, tmp_path):
     assert "the cliff layer stands only in a plot (Figure 5)" in reasons
 
 
+@pytest.mark.parametrize(
+    ("model_type", "table", "hub"),
+    [
+        ("instructblip", "paper-table-1", "Salesforce/instructblip-vicuna-7b"),
+        ("qwen2_5_vl", "eagle-coco", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    ],
+)
+def test_every_type_of_model_can_be_estimated(model_type, table, hub):
+    vlm = named(model_type).lvlm()
+    request = Request(table, "copy", hub)
+    plan = estimate(request, vlm.model, vlm.decoder_layers, vlm.model.dtype, 24e9)
+    assert [part.data.task for part in plan.data] == [data.task for data in request.data]
+    assert all(part.operations > 0 and plan.fits(part) for part in plan.data)
+
+
 @needs_java
 def test_maps_of_a_model_with_dynamic_resolution_are_tested(tmp_path):
     hub_data.write("coco-caption", tmp_path / "coco")

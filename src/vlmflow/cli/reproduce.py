@@ -276,7 +276,7 @@ def _print_plan(request: Request, estimated: Estimate, out: Path | None) -> None
                 f"{part.activations / 1e9:.2f} GB",
                 f"{estimated.needed(part) / 1e9:.2f} GB",
                 "yes" if estimated.fits(part) else "no",
-                "not measured" if rate is None else duration(rate * part.samples),
+                "not measured" if rate is None else duration(rate * part.steps),
             )
         )
     for line in columns(rows, right=True, gap=3):

@@ -11,6 +11,7 @@ from vlmflow.reproductions.request import Request
 from vlmflow.reproductions.run import BATCH, faithfulness_settings
 from vlmflow.serving.cache_sizes import CacheSizes
 from vlmflow.serving.estimate import USABLE, weight_bytes
+from vlmflow.studies.faithfulness.settings import CALIBRATION_STEPS
 from vlmflow.truncation.flops import DecoderShape, layer_flops, tokens_per_layer
 from vlmflow.truncation.truncation import Truncation
 from vlmflow.trust.controls import CONTROLS
@@ -26,6 +27,7 @@ class DataEstimate:
 
     data: PublishedData
     samples: int
+    steps: int  # Samples that are measured, those included on which something is chosen
     arms: int  # Answers to each sample; of maps: maps, controls included
     forwards: int  # Decoder prefills
     prompt: int  # Tokens
@@ -91,13 +93,15 @@ def _of_data(
         settings = faithfulness_settings(samples, request.seed)
         maps = len(signals) + len(CONTROLS)
         tried = len(settings.layers_of(shape.layers)) * len(signals)
-        pictures = 2 * settings.count * (samples * maps + settings.calibration * tried)
+        chosen = min(CALIBRATION_STEPS, settings.count) * settings.calibration * tried
+        pictures = 2 * (settings.count * samples * maps + chosen)
         tokens = prompt + data.answer_tokens
         held = BATCH * tokens * (per_token + 4 * shape.vocabulary)
         # Every layer's input stays for the backward pass.
         held = max(held, tokens * (per_token + shape.layers * shape.width * size))
         operations = float(pictures) * shape.layers * layer_flops(shape, tokens)
-        return DataEstimate(data, samples, maps, pictures, prompt, operations, 0, held)
+        steps = samples + settings.calibration
+        return DataEstimate(data, samples, steps, maps, pictures, prompt, operations, 0, held)
     policies = [Truncation.parse(policy) for policy in request.policies(data)]
     for policy in policies:
         policy.check_layers(shape.layers, request.model_name)
@@ -112,5 +116,13 @@ def _of_data(
     except ModelError:
         cache = None
     return DataEstimate(
-        data, samples, len(arms), samples * len(arms), prompt, operations, cache, prompt * per_token
+        data,
+        samples,
+        samples + 1,
+        len(arms),
+        samples * len(arms),
+        prompt,
+        operations,
+        cache,
+        prompt * per_token,
     )

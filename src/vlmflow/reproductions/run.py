@@ -18,6 +18,7 @@ from vlmflow.reproductions.reproduction import Reproduction
 from vlmflow.reproductions.request import Request
 from vlmflow.studies.faithfulness.run import read_faithfulness, run_faithfulness
 from vlmflow.studies.faithfulness.settings import FaithfulnessSettings
+from vlmflow.studies.faithfulness.store import FAITHFULNESS
 from vlmflow.studies.faithfulness.study import FaithfulnessStudy
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import StudyResult, read_study
@@ -190,12 +191,11 @@ def _run(
 ) -> None:
     task = request.task(data)
     if plan is None:
-        before = 0
+        # What is there already comes at once, and would pass for a rate.
+        is_fresh = not (folder / FAITHFULNESS.file).is_file()
 
         def show(done: int, total: int) -> None:
-            nonlocal before
-            before += 1
-            clock.show(done, total, before)
+            clock.show(done, total, done if is_fresh else 0)
 
         settings = faithfulness_settings(request.count(data), request.seed)
         run_faithfulness(vlm, task, request.signals(data), settings, folder, progress=show)
