@@ -178,7 +178,7 @@ def _of_answers(study: StudyResult, figure: PublishedFigure, seed: int) -> Measu
     return measure(kind, counts(arm), before, [sample.cluster for sample in samples], seed)
 
 
-def _of_map(study: FaithfulnessStudy, figure: PublishedFigure) -> Measured:
+def _of_map(study: FaithfulnessStudy, figure: PublishedFigure) -> Measured | None:
     assert figure.figure in CURVES
     frame = study.map_frame()
     chosen = (
@@ -187,6 +187,8 @@ def _of_map(study: FaithfulnessStudy, figure: PublishedFigure) -> Measured:
         & (frame["replacement"] == study.settings.shown[0])
     )
     row = frame[chosen].iloc[0]
+    if not row["n"]:
+        return None
     ends = (float(row[f"{figure.figure} {end}"]) for end in ("low", "high"))
     return Measured(Estimate(float(row[figure.figure]), *ends), None, int(row["n"]))
 

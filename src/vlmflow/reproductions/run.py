@@ -23,6 +23,7 @@ from vlmflow.studies.faithfulness.study import FaithfulnessStudy
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import StudyResult, read_study
 from vlmflow.studies.truncations.run import Progress, run_study
+from vlmflow.tasks.hub.task import HubTask
 from vlmflow.tasks.registry import address_of
 
 RECORD, RATES = "reproduction.json", "rates.json"
@@ -95,7 +96,8 @@ def read_studies(request: Request, directory: Path) -> Reproduction:
     """
     studies: dict[str, StudyResult | FaithfulnessStudy] = {}
     for data in request.data:
-        folder, task = directory / data.task, request.task(data)
+        # Answers are scored without the pictures, wherever those are.
+        folder, task = directory / data.task, HubTask(data.task)
         if request.signals(data):
             studies[data.task] = read_faithfulness(folder, task)
         else:
