@@ -186,6 +186,28 @@ def test_a_run_that_ended_early_goes_on(root, tmp_path, monkeypatch):
     assert "not measured" not in planned.stdout.replace("tokens, not measured", "")
 
 
+def test_rankings_and_sums_over_categories_are_run(root, tmp_path):
+    """FastV's figures: half of the tokens stay, and MME is a sum over categories."""
+    places = [("gqa", tmp_path / "gqa"), ("mme", tmp_path / "mme")]
+    for name, folder in places:
+        hub_data.write(name, folder)
+    copies = [word for name, folder in places for word in ("--data", f"{name}={folder}")]
+    out = tmp_path / "out"
+    result = command(
+        root, "--out", str(out), "--samples", "4", "--only", "gqa,mme", *copies,
+        table="fastv-lmms-eval",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "mme, MME perception, layer 3, keep 50 % by last_attention" in result.stdout
+    assert "1510.8" in result.stdout  # as printed
+    study = read_reproduction(out).studies["mme"]
+    (arm,) = [arm for arm in study.arms if arm.kind == "truncation"]
+    sample = study.samples["test"][0]
+    tokens = study.answers[sample.id, "untouched"].image_tokens
+    left = study.answers[sample.id, arm.name].image_tokens
+    assert left == pytest.approx((3 + 29 * 0.5) / 32 * tokens)
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(root, tmp_path):
     out = tmp_path / "out"
     few = ("--out", str(out), "--samples", "2", "--only", "pope", *sources(root)[2:])

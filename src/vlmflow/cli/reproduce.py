@@ -179,9 +179,9 @@ def _cells(row: Row, digits: int) -> tuple[str, ...]:
     assert row.measured is not None
     return (
         _name(row),
-        figure_words(row, row.published.value, digits),
-        in_brackets(estimate_words(row, row.measured.estimate, digits)),
-        in_brackets(estimate_words(row, row.difference, digits, signed=True)),
+        figure_words(row.published.value, digits),
+        in_brackets(estimate_words(row.measured.estimate, digits)),
+        in_brackets(estimate_words(row.difference, digits, signed=True)),
         f"{row.measured.count:,}",
         row.verdict,
     )
@@ -194,8 +194,8 @@ def _change_cells(row: Row, digits: int) -> tuple[str, ...]:
     assert row.printed_change is not None
     return (
         _name(row),
-        figure_words(row, row.printed_change, digits, signed=True),
-        in_brackets(estimate_words(row, row.measured.change, digits, signed=True)),
+        figure_words(row.printed_change, digits, signed=True),
+        in_brackets(estimate_words(row.measured.change, digits, signed=True)),
         f"{row.measured.count:,}",
         row.change_verdict,
     )

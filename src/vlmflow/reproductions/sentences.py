@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlmflow.escape_invisible import shown
-from vlmflow.reproductions.figures import scale_of
 from vlmflow.reproductions.reproduction import Reproduction, Row
 from vlmflow.reproductions.verdicts import (
     LEAST,
@@ -75,23 +74,22 @@ def cautions(reproduction: Reproduction) -> list[str]:
     return lines
 
 
-def figure_words(row: Row, value: float, digits: int, *, signed: bool = False) -> str:
+def figure_words(value: float, digits: int, *, signed: bool = False) -> str:
     """Write a figure as the table prints it: ``"85.51"``, ``"+0.81"``."""
-    places = max(0, digits if scale_of(row.published.figure) <= 100 else digits - 1)
-    text = f"{value:+.{places}f}" if signed else f"{value:.{places}f}"
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     if not float(text):
         return text.lstrip("+-")
     return text.replace("-", "−")
 
 
 def estimate_words(
-    row: Row, estimate: Estimate | None, digits: int, *, signed: bool = False
+    estimate: Estimate | None, digits: int, *, signed: bool = False
 ) -> tuple[str, str]:
     """Return ``("85.51", "84.60 to 86.40")``."""
     if estimate is None:
         return MISSING, ""
     value, low, high = (
-        figure_words(row, number, digits, signed=signed)
+        figure_words(number, digits, signed=signed)
         for number in (estimate.value, estimate.low, estimate.high)
     )
     # Draws of a bootstrap that cannot differ say nothing about other samples.

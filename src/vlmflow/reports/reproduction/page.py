@@ -44,16 +44,16 @@ def _row(row: Row, digits: int) -> dict[str, Any]:
         "figure": row.published.figure,
         "arm": row.arm,
         "doubt": row.published.doubt,
-        "printed": sentences.figure_words(row, row.published.value, digits),
-        "measured": sentences.estimate_words(row, measured.estimate, digits),
-        "difference": sentences.estimate_words(row, row.difference, digits, signed=True),
+        "printed": sentences.figure_words(row.published.value, digits),
+        "measured": sentences.estimate_words(measured.estimate, digits),
+        "difference": sentences.estimate_words(row.difference, digits, signed=True),
         "count": f"{measured.count:,}",
         "verdict": row.verdict,
         "is_outside": row.verdict == OUTSIDE,
         "printed_change": ""
         if change is None
-        else sentences.figure_words(row, change, digits, signed=True),
-        "change": sentences.estimate_words(row, measured.change, digits, signed=True),
+        else sentences.figure_words(change, digits, signed=True),
+        "change": sentences.estimate_words(measured.change, digits, signed=True),
         "change_verdict": row.change_verdict,
         "change_is_outside": row.change_verdict == OUTSIDE,
     }
@@ -64,6 +64,6 @@ def _missing(row: Row, digits: int) -> dict[str, str]:
         "model": row.published.model,
         "what": f"{row.published.data}, {row.published.figure}",
         "arm": row.arm,
-        "printed": sentences.figure_words(row, row.published.value, digits),
+        "printed": sentences.figure_words(row.published.value, digits),
         "doubt": row.published.doubt,
     }
