@@ -139,8 +139,8 @@ function offerTheme() {
   button.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
     show();
-  });
-  prefersDark.addEventListener("change", show);
+  }, { signal: closing.signal });
+  prefersDark.addEventListener("change", show, { signal: closing.signal });
   show();
 }
 
@@ -153,5 +153,5 @@ function listenToKeys() {
     event.preventDefault();
     if (event.shiftKey) stepToken(choice.target + step);
     else stepLayer(choice.layer + step);
-  });
+  }, { signal: closing.signal });
 }

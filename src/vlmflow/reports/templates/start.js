@@ -54,19 +54,28 @@ async function start() {
   showTable();
   await Promise.all([showMap(), showStrip(), offerInteraction(), offerCompare()]);
   let width = document.body.clientWidth;
-  new ResizeObserver(() => {
+  const resizing = new ResizeObserver(() => {
     if (document.body.clientWidth === width) return;
     width = document.body.clientWidth;
     requestAnimationFrame(() => {
+      if (closing.signal.aborted) return;
       charts();
       if (find("trust") !== null) showTrust();
       if (choice.word >= 0) showReaders();
     });
-  }).observe(document.body);
+  });
+  resizing.observe(document.body);
+  closing.signal.addEventListener("abort", () => resizing.disconnect());
   document.body.dataset.ready = "yes";
 }
 
-start().catch((error) => {
-  find("trouble").hidden = false;
-  find("trouble").textContent = `This page could not be drawn (${error.message}). A browser from 2023 or later is needed.`;
-});
+function openReport() {
+  return start().catch((error) => {
+    find("trouble").hidden = false;
+    find("trouble").textContent = `This page could not be drawn (${error.message}). A browser from 2023 or later is needed.`;
+  });
+}
+
+function closeReport() {
+  closing.abort();
+}
