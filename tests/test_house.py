@@ -46,6 +46,7 @@ ROOMS = (
     "certification",
     "api",
     "__init__",
+    "app",
     "cli",
     "__main__",
 )

@@ -23,9 +23,6 @@ from vlmflow.bundled.smollm2 import SHA256, build_llava, find_weights
 from vlmflow.errors import InputError, ModelError, Note
 from vlmflow.files import staged
 
-TUNED = "tuned.safetensors"
-"""File of a bundled model that is put together: its projector and adapters, in bfloat16."""
-
 FORMAT = "1"
 """Of what is put together: another one where the same parts are put together differently."""
 

@@ -15,6 +15,7 @@ try:
         generate,
         lists,
         sample,
+        serve,
         study,
         trust,
     )
@@ -32,6 +33,7 @@ __all__ = [
     "lists",
     "main",
     "sample",
+    "serve",
     "study",
     "trust",
 ]

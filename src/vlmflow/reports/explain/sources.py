@@ -16,6 +16,8 @@ SCRIPTS = (
     "trust.js", "reading.js", "region.js", "sequence.js", "readers.js", "play.js", "compare.js",
     "truncated.js", "start.js",
 )  # fmt: skip
+THEME = "theme.js"
+"""Of a page as a whole, not of the result it shows."""
 
 
 @cache
@@ -32,7 +34,8 @@ def style() -> str:
 
 def opening_script() -> str:
     """Return the script of a page that holds one result, which it opens at once."""
-    return f"(() => {{\n{_parts()}\nopenReport();\n}})();"
+    theme = source("templates", THEME)
+    return f"(() => {{\n{_parts()}\n{theme}\nofferTheme();\nopenReport();\n}})();"
 
 
 def mounting_script() -> str:
@@ -41,7 +44,7 @@ def mounting_script() -> str:
     Each call draws the result whose elements are in the document then, from their very data. What
     it returns closes it again, and lets the page around it follow and change what is chosen.
     """
-    offered = "closed: closeReport, opened: openReport(), choice, choose, follow, layerChart"
+    offered = "closed: closeReport, opened: openReport(), head, choice, choose, follow, layerChart"
     return f"window.mountReport = () => {{\n{_parts()}\nreturn {{ {offered} }};\n}};"
 
 

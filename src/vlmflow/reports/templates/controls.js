@@ -1,4 +1,4 @@
-// Everything the reader operates: signal, layer, answer token, colours, theme, keys.
+// Everything the reader operates: signal, layer, answer token, colours, keys.
 
 // A row of radio buttons bound to one choice.
 function radios(place, name, options) {
@@ -124,23 +124,6 @@ function offerSignals() {
     find("signal-definition").replaceChildren(asSentence(summary), " ", make("cite", { textContent: asSentence(source) }));
   };
   follow(["signal"], show);
-  show();
-}
-
-function offerTheme() {
-  const button = find("theme");
-  const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
-  const show = () => {
-    button.textContent = isDark() ? "Light" : "Dark";
-    button.setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
-  };
-  button.removeAttribute("aria-pressed");
-  button.addEventListener("click", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    show();
-  }, { signal: closing.signal });
-  prefersDark.addEventListener("change", show, { signal: closing.signal });
   show();
 }
 

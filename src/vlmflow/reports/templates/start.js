@@ -23,7 +23,6 @@ async function start() {
     radios(find("saliency-destination"), "destination", [["answer", head.subject ? "into the words" : "into the answer"], ["user", "into the user text"]]);
   }
   offerTable();
-  offerTheme();
   listenToKeys();
   layPictures();
 
@@ -54,7 +53,7 @@ async function start() {
   showTable();
   await Promise.all([showMap(), showStrip(), offerInteraction(), offerCompare()]);
   let width = document.body.clientWidth;
-  const resizing = new ResizeObserver(() => {
+  onResize(document.body, () => {
     if (document.body.clientWidth === width) return;
     width = document.body.clientWidth;
     requestAnimationFrame(() => {
@@ -64,8 +63,6 @@ async function start() {
       if (choice.word >= 0) showReaders();
     });
   });
-  resizing.observe(document.body);
-  closing.signal.addEventListener("abort", () => resizing.disconnect());
   document.body.dataset.ready = "yes";
 }
 
