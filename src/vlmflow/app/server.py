@@ -54,6 +54,7 @@ class App:
             Route("/answers/{answer}", self.show_page, methods=get),
             Route("/files/{name}", self.file, methods=get),
             Route("/about", self.about, methods=get),
+            Route("/model", self.wake, methods=post),
             Route("/pictures", self.add_picture, methods=post),
             Route("/pictures/{picture}", self.picture, methods=get),
             Route("/answers", self.ask, methods=post),
@@ -76,8 +77,8 @@ class App:
         return Guard(inner, token, self._body_bytes, self.limits.body_seconds)
 
     async def show_page(self, _request: Request) -> Response:
-        """Send the page, then begin to load the model."""
-        return Response(page(), media_type="text/html; charset=utf-8", background=self._waking())
+        """Send the page."""
+        return Response(page(), media_type="text/html; charset=utf-8")
 
     async def file(self, request: Request) -> Response:
         """Send one of the app's own files."""
@@ -104,6 +105,11 @@ class App:
                 },
             }
         )
+
+    async def wake(self, _request: Request) -> Response:
+        """Load the model, if it is not there yet; the page asks for it once it is drawn."""
+        self.engine.worker.prepare()
+        return JSONResponse({})
 
     async def add_picture(self, request: Request) -> Response:
         """Keep an uploaded picture."""
@@ -185,12 +191,6 @@ class App:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-
-    def _waking(self) -> Any:
-        async def wake() -> None:
-            self.engine.worker.prepare()
-
-        return wake
 
     def _body_bytes(self, path: str) -> int:
         return self.limits.picture_bytes if path == "/pictures" else self.limits.body_bytes

@@ -49,7 +49,7 @@ function clear() {
   open.report?.closed();
   open.report = null;
   find("kept").append(...PANELS.map(find));
-  find("removed-place").replaceChildren();
+  for (const place of ["removed-place", "removed-pictures"]) find(place).replaceChildren();
   result.replaceChildren();
   delete document.body.dataset.answer;
 }
@@ -150,10 +150,12 @@ async function begin() {
   offerCurve();
   offerLink();
   window.addEventListener("popstate", openAddress);
-  const model = waitForModel();
   document.body.dataset.page = "ready";
   await openAddress();
-  await model;
+  // loading keeps the server's process busy: what the page shows comes first
+  await Promise.allSettled([...find("samples").querySelectorAll("img")].map((image) => image.decode()));
+  await send("/model", {});
+  await waitForModel();
 }
 
 begin().catch((error) => complain("ask-work", error.message));

@@ -40,5 +40,5 @@ function markCliff(chart, layer) {
   const [low, high] = chart.scale("y").range;
   const mark = d3.select(chart).append("g").attr("class", "cliff-mark").attr("transform", `translate(${x},0)`);
   mark.append("line").attr("y1", low).attr("y2", high);
-  mark.append("text").attr("x", 5).attr("y", high + 12).text("cliff");
+  mark.append("text").attr("x", 6).attr("y", high + 26).attr("text-anchor", "start").text("cliff");
 }

@@ -29,7 +29,12 @@ function offerRemoving() {
       return complain("remove-work", error.message);
     }
     const ended = await work(`/answers/${open.answer}/truncated`, wanted, "remove-work");
-    if (ended?.done) await refresh("remove-go");
+    if (!ended?.done) return undefined;
+    await refresh("remove-go");
+    // the first layer that lacks something, if any does
+    const { counts } = open.report.head.truncated;
+    const layer = counts.findIndex((count) => count < open.summary.truncated.truncated.image_tokens);
+    if (layer >= 0) open.report.choose({ layer });
     return undefined;
   });
 }
@@ -80,6 +85,7 @@ function showRemoved() {
     { name: "untouched", label: "untouched", colour: "var(--user)", dash: "8 4", symbol: "square", values: untouched.cached_tokens },
     { name: "truncated", label: "truncated", colour: "var(--image)", dash: "", symbol: "circle", values: truncated.cached_tokens },
   ];
+  open.report.layRemoved(find("removed-pictures"));
   open.report.layerChart(find("removed-chart"), {
     series, format: (value) => String(Math.round(value)), yLabel: "tokens", always: true,
     summary: `Prompt tokens by layer. Untouched: ${untouched.cached_tokens.join(", ")}. Truncated: ${truncated.cached_tokens.join(", ")}.`,

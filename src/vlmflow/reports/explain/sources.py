@@ -44,7 +44,10 @@ def mounting_script() -> str:
     Each call draws the result whose elements are in the document then, from their very data. What
     it returns closes it again, and lets the page around it follow and change what is chosen.
     """
-    offered = "closed: closeReport, opened: openReport(), head, choice, choose, follow, layerChart"
+    offered = (
+        "closed: closeReport, opened: openReport(), head, choice, choose, follow, layerChart, "
+        "layRemoved"
+    )
     return f"window.mountReport = () => {{\n{_parts()}\nreturn {{ {offered} }};\n}};"
 
 
