@@ -47,12 +47,21 @@ def run_app(
     InputError
         If nothing can listen there.
     """
-    check_host(host)
-    listener = _listener(host, port)
+    listener = listening(host, port)
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
     engine = Engine(choice, limits, prepare)
+    said(_address(host, listener.getsockname()[1], token))
+    try:
+        server_of(App(engine, limits), token).run(sockets=[listener])
+    finally:
+        listener.close()
+        engine.worker.stop()
+
+
+def server_of(app: App, token: str | None) -> uvicorn.Server:
+    """Return a server of an app; without a token only this machine may reach it."""
     config = uvicorn.Config(
-        App(engine, limits).application(token),
+        app.application(token),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -64,15 +73,10 @@ def run_app(
         limit_concurrency=200,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    said(_address(host, listener.getsockname()[1], token))
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        listener.close()
-        engine.worker.stop()
+    return uvicorn.Server(config)
 
 
-def check_host(host: str) -> None:
+def _check_host(host: str) -> None:
     """Refuse a host that is neither localhost nor an IP address; names are not looked up."""
     try:
         if host != "localhost":
@@ -84,7 +88,15 @@ def check_host(host: str) -> None:
         ) from error
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises
+    ------
+    InputError
+        If the host is no address of this machine, or the port is taken.
+    """
+    _check_host(host)
     address = "127.0.0.1" if host == "localhost" else host
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:

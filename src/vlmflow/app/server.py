@@ -11,14 +11,14 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from vlmflow.app.asked import Asked
 from vlmflow.app.engine import Engine
 from vlmflow.app.files import page, served_files
-from vlmflow.app.guard import Application, Guard
+from vlmflow.app.guard import Application, Guard, Refused
 from vlmflow.app.jobs import Job, Work
 from vlmflow.app.limits import Limits
 from vlmflow.app.pictures import SAMPLE_NAMES, KeptPicture, sample_picture, uploaded_picture
@@ -26,6 +26,9 @@ from vlmflow.app.store import Store
 from vlmflow.errors import InputError, VlmflowError
 
 SWEEP_SECONDS = 2.0
+AT_ONCE = 8
+"""Uploads that are received at the same time; further ones wait."""
+
 GONE = "this is not kept any more: links end when the app does, or a few hours after their last use"
 
 
@@ -43,6 +46,7 @@ class App:
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine, self.limits = engine, limits
         half = limits.kept_bytes // 2
+        self._uploads = asyncio.Semaphore(AT_ONCE)
         self.pictures: Store[KeptPicture] = Store(half, limits.kept_seconds)
         self.answers: Store[Asked] = Store(half, limits.kept_seconds)
 
@@ -71,6 +75,8 @@ class App:
         handlers: Mapping[Any, Callable[[Request, Exception], Any]] = {
             VlmflowError: _refusal,
             HTTPException: _missing,
+            Refused: _cut_off,
+            ClientDisconnect: _cut_off,
             500: _bug,
         }
         inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
@@ -113,7 +119,9 @@ class App:
 
     async def add_picture(self, request: Request) -> Response:
         """Keep an uploaded picture."""
-        content, name = await request.body(), request.query_params.get("name", "")
+        name = request.query_params.get("name", "")
+        async with self._uploads:
+            content = await request.body()
         most = self.limits.picture_pixels
         kept = await run_in_threadpool(uploaded_picture, content, name, most)
         width, height = kept.image.size
@@ -131,7 +139,16 @@ class App:
         wanted = await _json(request)
         asked = self._asked(wanted)
         name = self.answers.add(asked, asked.size)
-        return self._queued(name, self.engine.asking(asked))
+        answering = self.engine.asking(asked)
+
+        def work(job: Job) -> None:
+            try:
+                answering(job)
+            except BaseException:  # without an answer there is nothing that a link could open
+                self.answers.drop(name)
+                raise
+
+        return self._queued(name, work)
 
     async def summary(self, request: Request) -> Response:
         """Send what is known about an answer beside the report."""
@@ -294,6 +311,14 @@ async def _refusal(_request: Request, error: Exception) -> Response:
 async def _missing(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, status_code=error.status_code)
+
+
+async def _cut_off(_request: Request, error: Exception) -> Response:
+    """Answer a body that was not read to its end: nothing more can come on this connection."""
+    status, reason = 400, "the request broke off"
+    if isinstance(error, Refused):
+        status, reason = error.status, error.reason
+    return JSONResponse({"error": reason}, status_code=status, headers={"connection": "close"})
 
 
 async def _bug(_request: Request, _error: Exception) -> Response:

@@ -198,12 +198,13 @@ def _policy(
     vlm: vlmflow.LVLM, wanted: Mapping[str, Any]
 ) -> tuple[Truncation | ExitPolicy, str]:
     """Make the policy that a request asks for, and name it as the command line would."""
-    makers: dict[object, Callable[[], tuple[Truncation | ExitPolicy, str]]] = {
+    makers: dict[str, Callable[[], tuple[Truncation | ExitPolicy, str]]] = {
         "settings": lambda: _settings(wanted),
         "preset": lambda: _preset(vlm, wanted),
         "policy": lambda: _certified(wanted),
     }
-    make = makers.get(wanted.get("how"))
+    how = wanted.get("how")
+    make = makers.get(how) if isinstance(how, str) else None
     if make is None:
         raise InputError("nothing says how image tokens are removed; choose one of the three ways")
     policy, name = make()
