@@ -54,7 +54,10 @@ def unpacked(app, answer, folder):
 
 def test_the_numbers_are_those_of_the_library(app, vlm, answer, tmp_path):
     assert unpacked(app, answer, tmp_path) >= {"flow.json", "flow.safetensors"}
-    mine, flow = vlm.explain(sample_picture(SAMPLE)[0].image, QUESTION), InformationFlow.load(tmp_path)
+    mine, flow = (
+        vlm.explain(sample_picture(SAMPLE)[0].image, QUESTION),
+        InformationFlow.load(tmp_path),
+    )
     assert flow.answer == mine.answer
     assert flow.settings["answer_ids"] == mine.settings["answer_ids"]
     for signal in mine.signals:

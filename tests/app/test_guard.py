@@ -42,11 +42,15 @@ def test_the_page_names_no_outside_source_and_holds_no_script(app):
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(addresses) > 5
     assert all(address.startswith(("/files/", "#", "data:,")) for address in addresses)
-    assert page.count("<script") == len(re.findall('<script src="/files/[^"]+" defer></script>', page))
+    assert page.count("<script") == len(
+        re.findall('<script src="/files/[^"]+" defer></script>', page)
+    )
     assert not re.search(r"\son\w+=", page)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.1:1", "localhost:7860", "[::1]:80"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "127.0.0.1:1", "localhost:7860", "[::1]:80"]
+)
 def test_addresses_and_localhost_are_answered(app, host):
     assert app.get("/", Host=host).status == 200
 
@@ -181,6 +185,6 @@ def test_the_token_moves_from_the_address_into_a_cookie(open_app):
     # The way to another machine is not taken.
     away = open_app.get("//evil.example/?token=the-token").headers["location"]
     assert away == "/evil.example/"
-    assert open_app.post("/model", Cookie="vlmflow_token=the-token", Origin="http://a").status == 403
-
-
+    assert (
+        open_app.post("/model", Cookie="vlmflow_token=the-token", Origin="http://a").status == 403
+    )

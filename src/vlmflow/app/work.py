@@ -132,6 +132,7 @@ def remove(vlm: vlmflow.LVLM, asked: Asked, job: Job) -> None:
         if id(layer) in decoder:
             done += 1
             job.progress("Removing image tokens, layer by layer", min(done, total), total)
+
     with interruptible(vlm.model, job.check, on_layer):
         curve = vlm.removal_curve(asked.pictures, asked.question, asked.answer_ids)
     kl = losses(curve, "kl")
@@ -194,9 +195,7 @@ def _text(vlm: vlmflow.LVLM, ids: Sequence[int]) -> str:
     return shown(text.rstrip("\ufffd"), TEXT_CHARACTERS)
 
 
-def _policy(
-    vlm: vlmflow.LVLM, wanted: Mapping[str, Any]
-) -> tuple[Truncation | ExitPolicy, str]:
+def _policy(vlm: vlmflow.LVLM, wanted: Mapping[str, Any]) -> tuple[Truncation | ExitPolicy, str]:
     """Make the policy that a request asks for, and name it as the command line would."""
     makers: dict[str, Callable[[], tuple[Truncation | ExitPolicy, str]]] = {
         "settings": lambda: _settings(wanted),

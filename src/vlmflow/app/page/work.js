@@ -4,7 +4,8 @@ let running = null; // the id of the job that this page waits for
 
 function setBusy(job) {
   running = job;
-  for (const button of document.querySelectorAll(".go")) button.disabled = job !== null;
+  // not disabled, which would take the focus away from who works with a keyboard
+  for (const button of document.querySelectorAll(".go")) button.setAttribute("aria-disabled", String(job !== null));
 }
 
 function complain(place, message) {

@@ -1,0 +1,110 @@
+"""The app's process: the page before the model, and nothing left of it, however it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.app_server import Answer
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+@contextmanager
+def started(folder: Path, *arguments: str):
+    """The command in a process whose home, cache, temporary and working directory are `folder`."""
+    own = {"HOME": str(folder), "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder)}
+    path = {"PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlmflow", "app", "--port", "0", *arguments],
+        cwd=folder, env=os.environ | own | path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://[\d.]+:(\d+)/(\S*)", line)
+        assert found, line + (process.stderr.read() if process.poll() is not None else "")
+        yield process, int(found[1]), found[2]
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def request(port: int, method: str, path: str, body: dict | None = None) -> Answer:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Origin": f"http://127.0.0.1:{port}", "Content-Type": "application/json"}
+    connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+    response = connection.getresponse()
+    answer = Answer(response.status, dict(response.getheaders()), response.read())
+    connection.close()
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_a_server_that_is_ended_in_mid_work_leaves_nothing(tmp_path, kind):
+    with started(tmp_path) as (process, port, _):
+        # A picture is in its memory, and work has begun.
+        picture = request(port, "GET", "/pictures/sample-0")
+        assert picture.body.startswith(b"\x89PNG")
+        body = {"question": "What is there?", "pictures": ["sample-3"], "max_new_tokens": 64}
+        assert request(port, "POST", "/answers", body).status == 200
+        process.send_signal(getattr(signal, kind))
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}[kind]
+    assert out == ""
+    assert "Traceback" not in error
+    assert list(tmp_path.rglob("*")) == []
+    with pytest.raises(ConnectionRefusedError):
+        request(port, "GET", "/")
+
+
+def test_the_page_is_served_before_torch_is_imported(tmp_path):
+    """Whether it is there within a second is then a matter of a few small modules."""
+    code = """
+import json, sys, threading
+from tests.support.app_server import running_app
+with running_app() as app:
+    statuses = [app.get(path).status for path in ("/", "/about", "/files/app.js", "/files/report.js",
+                "/files/report.css", "/pictures/sample-0")]
+    loaded = [name for name in ("torch", "transformers", "pandas", "matplotlib") if name in sys.modules]
+print(json.dumps([statuses, loaded]))
+"""
+    root = SOURCE.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{SOURCE}{os.pathsep}{root}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[200] * 6, []]
+
+
+def test_beyond_this_machine_a_token_is_asked_for(tmp_path):
+    with started(tmp_path, "--host", "0.0.0.0") as (process, port, query):
+        token = re.fullmatch(r"\?token=([\w-]{32,})", query)[1]
+        assert request(port, "GET", "/").status == 401
+        assert request(port, "GET", f"/?token={token}").status == 303
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert "without encryption" in error
+
+
+def test_a_taken_port_is_said_in_one_line(tmp_path):
+    with started(tmp_path) as (_, port, _):
+        second = subprocess.run(
+            [sys.executable, "-m", "vlmflow", "app", "--port", str(port)],
+            capture_output=True, text=True, timeout=60, cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        )  # fmt: skip
+    assert second.returncode == 2
+    (line,) = second.stderr.splitlines()
+    assert f"port {port}" in line
+    assert "--port 0" in line
