@@ -86,6 +86,10 @@ REASONS: dict[str, Callable[[str], bool]] = {
     "it reads a data set of the hub": lambda block: bool(
         HUB_TASKS & set(re.findall(r"[\w-]+", block))
     ),
+    # tests/app/test_ends.py starts it and stops it.
+    "it serves until it is stopped": lambda block: all(
+        line.startswith("vlmflow app") for line in block.splitlines()
+    ),
 }
 """Why a block is not run, and whether that is so."""
 

@@ -1,4 +1,4 @@
-"""What the app measures is what the library measures, for everyone their own; work stops at once."""
+"""What the app measures is what the library measures, for everyone their own."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_two_people_at_once_never_get_each_others_answers(app):
         assert summary["answer"] == vlm.generate(kept.image, question, max_new_tokens=16)
 
 
-class Stop(Exception):
+class StopHereError(Exception):
     pass
 
 
@@ -216,9 +216,9 @@ def test_work_stops_at_the_next_layer_forwards_and_backwards(vlm):
             nonlocal checks
             checks += 1
             if checks == place:
-                raise Stop
+                raise StopHereError
 
-        with pytest.raises(Stop), interruptible(vlm.model, stop):
+        with pytest.raises(StopHereError), interruptible(vlm.model, stop):
             vlm.explain(picture, QUESTION)
         assert checks == place
     after = vlm.explain(picture, QUESTION)
@@ -237,6 +237,36 @@ def test_gradients_are_checked_on_their_way_back(vlm):
         logits.sum().backward()
     vlm.model.zero_grad(set_to_none=True)
     assert len(checks) - forwards >= layers
+
+
+@pytest.mark.parametrize("path", ["truncated", "removal", "trust"])
+def test_other_work_stops_within_one_pass_and_changes_nothing(app, vlm, answer, path):
+    wanted = {
+        "truncated": {"how": "settings", "layer": 2, "count": 3, "rank_by": "diversity"},
+        "removal": {},
+        "trust": {"signal": "attention", "layer": 6, "target": 0},
+    }[path]
+    kept = app.app.answers.get(answer)
+    before = dict(vars(kept))
+    began, go, layers = threading.Event(), threading.Event(), []
+
+    def wait(_layer, _inputs):
+        layers.append(1)
+        began.set()
+        assert go.wait(30)
+
+    handle = vlm.decoder_layers[3].register_forward_pre_hook(wait)
+    try:
+        job = app.post(f"/answers/{answer}/{path}", wanted).json["job"]
+        assert began.wait(30)
+        assert app.post(f"/jobs/{job}/cancel").status == 200
+        go.set()
+        assert app.watch(job)["status"] == "cancelled"
+    finally:
+        go.set()
+        handle.remove()
+    assert len(layers) == 1  # not one pass more, and not even this one to its end
+    assert vars(kept) == before
 
 
 def png(image: Image.Image, kind: str = "PNG", **options) -> bytes:

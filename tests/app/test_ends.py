@@ -70,12 +70,14 @@ def test_a_server_that_is_ended_in_mid_work_leaves_nothing(tmp_path, kind):
 def test_the_page_is_served_before_torch_is_imported(tmp_path):
     """Whether it is there within a second is then a matter of a few small modules."""
     code = """
-import json, sys, threading
+import json, sys
 from tests.support.app_server import running_app
+files = ["/files/app.js", "/files/report.js", "/files/report.css"]
 with running_app() as app:
-    statuses = [app.get(path).status for path in ("/", "/about", "/files/app.js", "/files/report.js",
-                "/files/report.css", "/pictures/sample-0")]
-    loaded = [name for name in ("torch", "transformers", "pandas", "matplotlib") if name in sys.modules]
+    paths = ["/", "/about", "/pictures/sample-0", *files]
+    statuses = [app.get(path).status for path in paths]
+    heavy = ("torch", "transformers", "pandas", "matplotlib")
+    loaded = [name for name in heavy if name in sys.modules]
 print(json.dumps([statuses, loaded]))
 """
     root = SOURCE.parent

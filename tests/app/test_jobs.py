@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from vlmflow.app.jobs import Cancelled, Job, Worker
+from vlmflow.app.jobs import Job, StoppedError, Worker
 from vlmflow.errors import InputError, ModelError
 
 
@@ -110,7 +110,7 @@ def test_what_stopped_work_makes_of_its_end_is_still_a_stop():
         try:
             while True:
                 job.check()
-        except Cancelled as stop:
+        except StoppedError as stop:
             raise RuntimeError("wrapped") from stop
 
     with working() as worker:

@@ -1,4 +1,4 @@
-"""A browser goes through the app as a person does: upload, ask, click, slide, remove, stop, take away."""
+"""A browser goes through the app as a person does, from an upload to the downloads."""
 
 from __future__ import annotations
 
@@ -18,6 +18,27 @@ from vlmflow.escape_invisible import shown
 PICTURE, QUESTION = sample_picture(SAMPLE_NAMES[0])
 CAPTION = SAMPLE_NAMES[3]
 ALL = os.environ.get("VLMFLOW_HARD_TESTS") == "all"
+
+# How much of a picture is darkened.
+CROSSED_OUT = """() => {
+  const canvas = document.querySelector("#removed-pictures canvas");
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  let crossed = 0;
+  for (let i = 3; i < data.length; i += 4) crossed += data[i] > 100;
+  return crossed / (width * height);
+}"""
+
+# What can be operated, and a screen reader has no name for.
+UNNAMED = """() => {
+  const all = "button, input, select, textarea, a[href], [tabindex='0']";
+  const named = (element) => element.getAttribute("aria-label") || element.textContent.trim()
+    || element.labels?.length || element.title
+    || document.getElementById(element.getAttribute("aria-labelledby"))?.textContent;
+  return [...document.querySelectorAll(all)]
+    .filter((element) => element.checkVisibility() && !named(element))
+    .map((element) => element.outerHTML.slice(0, 120));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +139,7 @@ def test_from_an_upload_to_the_downloads(app, browser, tmp_path):
         table = page.inner_text("#removed-table")
         assert facts["truncated"]["answer"] in table
         assert ("the same" in table) == facts["same_answer"]
-        dark = page.evaluate(
-            """() => {
-              const canvas = document.querySelector("#removed-pictures canvas");
-              const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-              let crossed = 0;
-              for (let i = 3; i < data.length; i += 4) crossed += data[i] > 100;
-              return crossed / (data.length / 4);
-            }"""
-        )
+        dark = page.evaluate(CROSSED_OUT)
         flow = app.app.answers.get(answer).flow
         x0, y0, x1, y1 = flow.token_boxes()[~flow.truncated.seen[5]].T
         width, height = flow.layout.image_sizes[0]
@@ -262,14 +275,7 @@ def test_a_phone_and_a_keyboard_are_enough(app, browser, scheme):
         assert page.evaluate("document.activeElement.id") != ""
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
-        unnamed = page.evaluate(
-            """() => [...document.querySelectorAll("button, input, select, textarea, a[href], [tabindex='0']")]
-              .filter((element) => element.checkVisibility())
-              .filter((element) => !(element.getAttribute("aria-label") || element.textContent.trim()
-                || element.labels?.length || element.title
-                || document.getElementById(element.getAttribute("aria-labelledby"))?.textContent))
-              .map((element) => element.outerHTML.slice(0, 120))"""
-        )
+        unnamed = page.evaluate(UNNAMED)
         assert unnamed == []
         ids = page.eval_on_selector_all("[id]", "all => all.map(({ id }) => id)")
         assert len(ids) == len(set(ids))

@@ -1,4 +1,4 @@
-"""A running app in a thread of the test's process, and a client that says exactly what it is told."""
+"""A running app in a thread of the test's process, and a client that says what it is told."""
 
 from __future__ import annotations
 

@@ -44,9 +44,11 @@ class Asked:
         if self.flow is None:
             return pixels
         flow = self.flow
-        arrays = [*flow.maps.values(), *flow.flags.values(), *flow.pictures, flow.attention_share]
-        arrays += [flow.text_attention.values] if flow.text_attention is not None else []
-        return pixels + sum(array.nbytes for array in arrays) + 4 * len(self.page)
+        measured = sum(values.nbytes for values in flow.maps.values())
+        measured += sum(copy.nbytes for copy in flow.pictures)
+        if flow.text_attention is not None:
+            measured += flow.text_attention.values.nbytes
+        return pixels + measured + 4 * len(self.page)
 
     def summary(self) -> dict[str, Any]:
         """Return what the page shows of it beside the report."""

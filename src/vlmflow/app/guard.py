@@ -39,7 +39,7 @@ HEADERS = {
 }
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that is not answered, with its status code and the reason."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -103,7 +103,7 @@ class Guard:
             limit = self.body_bytes(scope["path"])
             _check_length(headers, limit)
             await self.inner(scope, self._bounded(receive, limit), guarded_send)
-        except Refused as refusal:
+        except RefusedError as refusal:
             if started:
                 raise
             await _answer(guarded_send, refusal.status, refusal.reason)
@@ -128,7 +128,7 @@ class Guard:
             return True
         if hmac.compare_digest(_cookie(headers).encode(), self.token.encode()):
             return False
-        raise Refused(401, "this app wants its token; open the address that it printed")
+        raise RefusedError(401, "this app wants its token; open the address that it printed")
 
     def _bounded(self, receive: Receive, limit: int) -> Receive:
         """Stop reading a body that turns out longer or slower than it may be."""
@@ -142,7 +142,7 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
             except asyncio.TimeoutError:
-                raise Refused(408, "the request took too long to arrive; try again") from None
+                raise RefusedError(408, "the request took too long to arrive; try again") from None
             length += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if length > limit:
@@ -162,7 +162,7 @@ def _headers(scope: Scope) -> dict[str, str]:
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         if name in headers and name in ("host", "origin", "content-length", "sec-fetch-site"):
-            raise Refused(400, f"the request has two headers {name}")
+            raise RefusedError(400, f"the request has two headers {name}")
         headers[name] = f"{headers[name]}; {value}" if name in headers else value
     return headers
 
@@ -175,7 +175,7 @@ def _check_host(headers: dict[str, str]) -> None:
         if name != "localhost":
             ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
     except ValueError:
-        raise Refused(
+        raise RefusedError(
             421, "this app answers to localhost and to IP addresses only; open the one it printed"
         ) from None
 
@@ -184,21 +184,21 @@ def _check_origin(headers: dict[str, str]) -> None:
     """Refuse what a page of another site sends: any page may post to this machine."""
     origin, host = headers.get("origin", ""), headers["host"]
     if origin not in (f"http://{host}", f"https://{host}"):
-        raise Refused(403, "only the app's own page may ask for this")
+        raise RefusedError(403, "only the app's own page may ask for this")
     if headers.get("sec-fetch-site", "same-origin") != "same-origin":
-        raise Refused(403, "only the app's own page may ask for this")
+        raise RefusedError(403, "only the app's own page may ask for this")
 
 
 def _check_length(headers: dict[str, str], limit: int) -> None:
     declared = headers.get("content-length", "0")
     if not (declared.isascii() and declared.isdigit()):
-        raise Refused(400, "the length of the request is not a number")
+        raise RefusedError(400, "the length of the request is not a number")
     if len(declared) > 15 or int(declared) > limit:
         raise _too_long(limit)
 
 
-def _too_long(limit: int) -> Refused:
-    return Refused(413, f"that is more than {limit / 2**20:.0f} MiB, the most this app takes")
+def _too_long(limit: int) -> RefusedError:
+    return RefusedError(413, f"that is more than {limit / 2**20:.0f} MiB, the most this app takes")
 
 
 def _cookie(headers: dict[str, str]) -> str:

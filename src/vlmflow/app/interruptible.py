@@ -38,7 +38,8 @@ def interruptible(
     def after(_layer: nn.Module, _inputs: Any, output: Any) -> None:
         state = output[0] if isinstance(output, tuple) and output else output
         if isinstance(state, torch.Tensor) and state.requires_grad:
-            state.register_hook(lambda _gradient: check())
+            hooked: Any = state  # torch declares no types for it
+            hooked.register_hook(lambda _gradient: check())
 
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = {id(layer): layer for members in lists for layer in members}

@@ -21,7 +21,7 @@ KEPT_AFTER = 120.0
 """Seconds for which the end of a job can still be read, by a page whose connection broke."""
 
 
-class Cancelled(Exception):
+class StoppedError(Exception):
     """Raised inside a job's work once nobody wants it any more."""
 
 
@@ -38,8 +38,8 @@ class Job:
         self.id = secrets.token_urlsafe(24)
         self.work = work
         self.ended: float | None = None
-        self.watchers = 0
-        self.unwatched_since = time.monotonic()
+        self._watchers = 0
+        self._unwatched_since = time.monotonic()
         self._shown: dict[str, Any] = {"status": "waiting", "place": 0, "says": ""}
         self._version = 0
         self._cancelled = threading.Event()
@@ -64,9 +64,9 @@ class Job:
         self.show(says=says, done=done, total=total)
 
     def check(self) -> None:
-        """Raise Cancelled if the job is not wanted any more."""
+        """Raise StoppedError if the job is not wanted any more."""
         if self._cancelled.is_set():
-            raise Cancelled
+            raise StoppedError
 
     def cancel(self) -> None:
         """Ask the work to stop, at its next token, layer or sample."""
@@ -76,6 +76,10 @@ class Job:
     def is_cancelled(self) -> bool:
         """Whether somebody asked the work to stop."""
         return self._cancelled.is_set()
+
+    def unwatched(self, now: float) -> float:
+        """Return for how many seconds nobody has watched the job."""
+        return 0.0 if self._watchers else now - self._unwatched_since
 
     @property
     def status(self) -> str:
@@ -91,7 +95,7 @@ class Job:
         entry = (asyncio.get_running_loop(), bell)
         with self._lock:
             self._bells.add(entry)
-            self.watchers += 1
+            self._watchers += 1
         seen = -1
         try:
             while True:
@@ -110,8 +114,8 @@ class Job:
         finally:
             with self._lock:
                 self._bells.discard(entry)
-                self.watchers -= 1
-                self.unwatched_since = time.monotonic()
+                self._watchers -= 1
+                self._unwatched_since = time.monotonic()
 
 
 class Worker:
@@ -186,9 +190,8 @@ class Worker:
             for job in list(self._jobs.values()):
                 if job.ended is not None and now - job.ended > KEPT_AFTER:
                     del self._jobs[job.id]
-                elif job.ended is None and job.watchers == 0:
-                    if now - job.unwatched_since > self._unwatched:
-                        job.cancel()
+                elif job.ended is None and job.unwatched(now) > self._unwatched:
+                    job.cancel()
             for job in [job for job in self._waiting if job.is_cancelled]:
                 self._waiting.remove(job)
                 _end(job, status="cancelled")
@@ -245,7 +248,7 @@ class Worker:
                 _end(job, status="failed", says=self.model_says)
                 return
             job.work(job)
-        except Cancelled:
+        except StoppedError:
             _end(job, status="cancelled", says="Stopped")
         except Exception as error:
             # Work that was stopped may end in what its libraries make of that.

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from vlmflow.app.asked import Asked
 from vlmflow.app.engine import Engine
 from vlmflow.app.files import page, served_files
-from vlmflow.app.guard import Application, Guard, Refused
+from vlmflow.app.guard import Application, Guard, RefusedError
 from vlmflow.app.jobs import Job, Work
 from vlmflow.app.limits import Limits
 from vlmflow.app.pictures import SAMPLE_NAMES, KeptPicture, sample_picture, uploaded_picture
@@ -75,7 +75,7 @@ class App:
         handlers: Mapping[Any, Callable[[Request, Exception], Any]] = {
             VlmflowError: _refusal,
             HTTPException: _missing,
-            Refused: _cut_off,
+            RefusedError: _cut_off,
             ClientDisconnect: _cut_off,
             500: _bug,
         }
@@ -316,7 +316,7 @@ async def _missing(_request: Request, error: Exception) -> Response:
 async def _cut_off(_request: Request, error: Exception) -> Response:
     """Answer a body that was not read to its end: nothing more can come on this connection."""
     status, reason = 400, "the request broke off"
-    if isinstance(error, Refused):
+    if isinstance(error, RefusedError):
         status, reason = error.status, error.reason
     return JSONResponse({"error": reason}, status_code=status, headers={"connection": "close"})
 
