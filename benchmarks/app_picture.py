@@ -19,7 +19,7 @@ from vlmflow.app.run import listening, server_of
 from vlmflow.app.server import App
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WIDTH, GAP = 1180, 24
+WIDTH = 1180
 
 
 def main(target: Path) -> None:
@@ -56,14 +56,8 @@ def draw(address: str, target: Path) -> None:
             "for (const part of document.querySelectorAll('#result > *'))"
             " part.hidden = !part.matches('.finding, #removing')"
         )
-        page.wait_for_timeout(300)
-        end = page.locator("#removing").bounding_box()
-        assert end is not None
-        height = int(end["y"] + end["height"]) + GAP
-        page.set_viewport_size({"width": WIDTH, "height": height})
-        page.wait_for_timeout(300)
-        page.evaluate("window.scrollTo(0, 0)")
-        page.screenshot(path=target)
+        page.wait_for_timeout(500)
+        page.screenshot(path=target, full_page=True)
         browser.close()
 
 

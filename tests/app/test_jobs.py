@@ -96,7 +96,7 @@ def seen_now(job: Job) -> dict:
 def test_a_running_job_stops_where_it_checks_and_the_next_one_runs():
     with working() as worker:
         held = Held()
-        job, after = worker.submit(held), worker.submit(lambda job: job.show(says="ran"))
+        job, after = worker.submit(held), worker.submit(lambda job: job.show({"says": "ran"}))
         assert held.began.wait(10)
         worker.cancel(job)
         assert seen(job)[-1]["status"] == "cancelled"

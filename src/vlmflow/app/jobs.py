@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from vlmflow.errors import InputError, VlmflowError, is_out_of_memory
@@ -46,7 +46,7 @@ class Job:
         self._lock = threading.Lock()
         self._bells: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
-    def show(self, **changes: Any) -> None:
+    def show(self, changes: Mapping[str, Any]) -> None:
         """Change what watchers see."""
         with self._lock:
             self._shown = {**self._shown, **changes}
@@ -61,7 +61,7 @@ class Job:
     def progress(self, says: str, done: int = 0, total: int = 0) -> None:
         """Say what is going on, and stop here if it is not wanted any more."""
         self.check()
-        self.show(says=says, done=done, total=total)
+        self.show({"says": says, "done": done, "total": total})
 
     def check(self) -> None:
         """Raise StoppedError if the job is not wanted any more."""
@@ -194,7 +194,7 @@ class Worker:
                     job.cancel()
             for job in [job for job in self._waiting if job.is_cancelled]:
                 self._waiting.remove(job)
-                _end(job, status="cancelled")
+                _end(job, "cancelled")
             self._tell_places()
 
     def cancel(self, job: Job) -> None:
@@ -208,7 +208,7 @@ class Worker:
             ahead = place + running
             others = "1 other job runs first" if ahead == 1 else f"{ahead} other jobs run first"
             says = others if ahead else (self.model_says or "Starting")
-            job.show(place=ahead, says=says)
+            job.show({"place": ahead, "says": says})
 
     def _run(self) -> None:
         while True:
@@ -222,7 +222,7 @@ class Worker:
             with self._changed:
                 job = self._waiting.popleft() if self._waiting else None
                 if job is not None:
-                    job.show(status="running", place=0)
+                    job.show({"status": "running", "place": 0})
                 self._tell_places()
             if job is not None:
                 self._do(job)
@@ -245,24 +245,24 @@ class Worker:
         try:
             job.check()
             if self.model_status == "failed":
-                _end(job, status="failed", says=self.model_says)
+                _end(job, "failed", self.model_says)
                 return
             job.work(job)
         except StoppedError:
-            _end(job, status="cancelled", says="Stopped")
+            _end(job, "cancelled", "Stopped")
         except Exception as error:
             # Work that was stopped may end in what its libraries make of that.
             if job.is_cancelled:
-                _end(job, status="cancelled", says="Stopped")
+                _end(job, "cancelled", "Stopped")
             else:
-                _end(job, status="failed", says=_sentence(error))
+                _end(job, "failed", _sentence(error))
         else:
-            _end(job, status="done", says="")
+            _end(job, "done")
 
 
-def _end(job: Job, **changes: Any) -> None:
+def _end(job: Job, status: str, says: str = "") -> None:
     job.ended = time.monotonic()
-    job.show(**changes)
+    job.show({"status": status, "says": says})
 
 
 def _sentence(error: Exception) -> str:

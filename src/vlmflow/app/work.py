@@ -70,7 +70,7 @@ def ask(vlm: vlmflow.LVLM, asked: Asked, job: Job) -> None:
                 f"{vlm.name} ends its answer before the first token, so there is nothing to "
                 "explain; ask something else"
             )
-        job.show(text=_text(vlm, ids))
+        job.show({"text": _text(vlm, ids)})
         options = ExplainOptions(max_new_tokens=asked.max_new_tokens)
 
         def on_pass(done: int, total: int) -> None:
@@ -184,7 +184,7 @@ class _Listener:
     def __call__(self, input_ids: Any, _scores: Any, **_kwargs: Any) -> Any:
         self._job.check()
         ids = input_ids[0, self._length :].tolist()
-        self._job.show(text=_text(self._vlm, ids), says=f"Answering, {len(ids)} tokens")
+        self._job.show({"text": _text(self._vlm, ids), "says": f"Answering, {len(ids)} tokens"})
         return input_ids.new_zeros(len(input_ids)).bool()
 
 
