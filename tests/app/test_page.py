@@ -9,6 +9,7 @@ import zipfile
 from contextlib import contextmanager
 
 import pytest
+from PIL import Image
 
 from tests.support.app_server import running_app
 from tests.support.browser import OpenPage, running_browser
@@ -257,6 +258,54 @@ def test_two_people_at_once_each_get_their_own(app, browser):
             assert visitor.page.inner_text("#question") == sample_picture(sample)[1]
             assert visitor.page.inner_text("#reply") == kept.flow.answer
         assert one.page.inner_text("#reply") != other.page.inner_text("#reply")
+
+
+def test_work_of_a_page_that_was_closed_is_given_up(app, browser, monkeypatch):
+    monkeypatch.setattr(app.app.engine.worker, "_unwatched", 0.1)
+    with slowed(app) as passes:
+        with visiting(browser, app) as visitor:
+            visitor.page.get_by_role("button", name="Sample 4").click()
+            visitor.page.get_by_role("button", name="Ask", exact=True).click()
+            visitor.page.wait_for_selector("#reply:text-matches('.{4}')")
+            jobs = app.app.engine.worker._jobs.values()
+            (job,) = [job for job in jobs if job.status == "running"]
+        while job.status == "running":
+            time.sleep(0.05)
+    assert job.status == "cancelled"
+    at_end = len(passes)
+    time.sleep(0.3)
+    assert len(passes) == at_end
+
+
+def test_broken_and_huge_uploads_are_refused_on_the_page(app, browser):
+    with visiting(browser, app) as visitor:
+        page = visitor.page
+        for name, content, says in (
+            ("cut.png", png(PICTURE.image)[:900], "cut.png"),
+            ("song.png", b"ID3" + bytes(500), "not a picture"),
+            ("bomb.png", png(Image.new("1", (9000, 9000))), "more than 40,000,000"),
+            ("huge.png", bytes(20 * 2**20 + 1), "larger than 20 MiB"),
+        ):
+            upload = {"name": name, "mimeType": "image/png", "buffer": content}
+            page.set_input_files("#files", upload)
+            page.wait_for_selector(f"#ask-work [role=alert]:has-text('{says}')")
+            assert page.locator("#chosen img").count() == 0
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.wait_for_selector("#ask-work [role=alert]:has-text('Drop in a picture first')")
+        visitor.complaints = [line for line in visitor.complaints if "400" not in line]
+
+
+def test_an_open_app_is_used_with_its_token(browser):
+    with running_app(token="the-token") as app:
+        context = browser.new_context()
+        page = context.new_page()
+        assert page.goto(app.url).status == 401
+        page.goto(f"{app.url}/?token=the-token")
+        page.wait_for_selector("body[data-page=ready]")
+        assert "token" not in page.url
+        page.wait_for_selector("#samples img")
+        page.wait_for_selector("body[data-model=ready]")
+        context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model, and how it is loaded: as for :func:`vlmflow.load`."""
+    """Which model, how it is loaded (as for :func:`vlmflow.load`), and with how much memory."""
 
     name: str
     device: str | None = None
     dtype: str | None = None
     revision: str | None = None
+    low_memory: bool = False  # As for :meth:`vlmflow.LVLM.explain`
 
 
 class Engine:
@@ -59,7 +60,7 @@ class Engine:
         def work(job: Job) -> None:
             from vlmflow.app.work import ask
 
-            ask(self._ready(), asked, job)
+            ask(self._ready(), asked, job, low_memory=self.choice.low_memory)
 
         return work
 
@@ -89,7 +90,7 @@ class Engine:
         def work(job: Job) -> None:
             from vlmflow.app.work import test
 
-            test(self._ready(), asked, wanted, job)
+            test(self._ready(), asked, wanted, job, low_memory=self.choice.low_memory)
 
         return work
 

@@ -33,6 +33,7 @@ from vlmflow.truncation.presets import PRESETS
 from vlmflow.truncation.rankings.registry import DEFAULT, RANKINGS, as_ranking
 from vlmflow.truncation.truncation import Truncation
 from vlmflow.trust.of_explanation import EXPLAINED_STEPS
+from vlmflow.trust.scoring import BATCH
 
 TEXT_CHARACTERS = 20_000
 
@@ -55,7 +56,7 @@ def offers(vlm: vlmflow.LVLM) -> dict[str, Any]:
     }
 
 
-def ask(vlm: vlmflow.LVLM, asked: Asked, job: Job) -> None:
+def ask(vlm: vlmflow.LVLM, asked: Asked, job: Job, *, low_memory: bool) -> None:
     """Answer token by token, then measure what the answer draws on."""
     job.progress("Looking at the picture")
     with interruptible(vlm.model, job.check):
@@ -71,7 +72,7 @@ def ask(vlm: vlmflow.LVLM, asked: Asked, job: Job) -> None:
                 "explain; ask something else"
             )
         job.show({"text": _text(vlm, ids)})
-        options = ExplainOptions(max_new_tokens=asked.max_new_tokens)
+        options = ExplainOptions(max_new_tokens=asked.max_new_tokens, low_memory=low_memory)
 
         def on_pass(done: int, total: int) -> None:
             job.progress("Measuring what the answer draws on", done, total)
@@ -149,7 +150,14 @@ def remove(vlm: vlmflow.LVLM, asked: Asked, job: Job) -> None:
     }
 
 
-def test(vlm: vlmflow.LVLM, asked: Asked, wanted: Mapping[str, Any], job: Job) -> None:
+def test(
+    vlm: vlmflow.LVLM,
+    asked: Asked,
+    wanted: Mapping[str, Any],
+    job: Job,
+    *,
+    low_memory: bool,
+) -> None:
     """Insert and delete the picture in the order of one map, beside random orders."""
     job.progress("Inserting and deleting")
     assert asked.flow is not None
@@ -165,6 +173,7 @@ def test(vlm: vlmflow.LVLM, asked: Asked, wanted: Mapping[str, Any], job: Job) -
             target,
             images=asked.pictures,
             steps=EXPLAINED_STEPS,
+            batch=4 if low_memory else BATCH,
             progress=lambda done, total: job.progress("Inserting and deleting", done, total),
         )
     others = [

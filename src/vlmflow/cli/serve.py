@@ -33,6 +33,9 @@ def serve(
     device: options.Device = None,
     dtype: options.NumberFormat = None,
     revision: options.Revision = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Recompute layers instead of keeping them.")
+    ] = False,
 ) -> None:
     """Open a page to ask the model about pictures, see what answers draw on, and remove tokens.
 
@@ -55,7 +58,7 @@ def serve(
             raise InputError(
                 f"the app needs {error.name}, which is not installed; pip install 'vlmflow[app]'"
             ) from error
-        choice = ModelChoice(model, device, dtype and dtype.value, revision)
+        choice = ModelChoice(model, device, dtype and dtype.value, revision, low_memory)
         run_app(choice, host, port, limits=Limits(), said=_say, prepare=quiet_libraries)
 
 

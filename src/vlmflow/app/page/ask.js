@@ -33,6 +33,7 @@ async function show(wanted = null, focus = null) {
   showRemoved();
   showCurve();
   document.body.dataset.answer = open.answer;
+  document.title = `${summary.question.slice(0, 80)} · vlmflow`;
   if (focus !== null) find(focus).focus({ preventScroll: true });
 }
 
@@ -52,6 +53,7 @@ function clear() {
   for (const place of ["removed-place", "removed-pictures"]) find(place).replaceChildren();
   result.replaceChildren();
   delete document.body.dataset.answer;
+  document.title = "vlmflow";
 }
 
 function offerAsking() {
@@ -118,7 +120,7 @@ async function openAddress() {
 
 async function waitForModel() {
   const place = find("model");
-  let offered = false;
+  let offered = false, before = "";
   for (;;) {
     try {
       open.about = await (await request("/about")).json();
@@ -135,7 +137,8 @@ async function waitForModel() {
       document.body.dataset.model = "ready";
     }
     if (status === "ready") return;
-    if (status === "failed") complain("ask-work", sentence(says));
+    if (status === "failed" && before !== status) complain("ask-work", sentence(says));
+    before = status;
     await new Promise((resolve) => setTimeout(resolve, status === "failed" ? 3000 : 400));
   }
 }
