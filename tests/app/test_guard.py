@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import time
+from pathlib import Path
 
 import pytest
 
@@ -188,3 +190,28 @@ def test_the_token_moves_from_the_address_into_a_cookie(open_app):
     assert (
         open_app.post("/model", Cookie="vlmflow_token=the-token", Origin="http://a").status == 403
     )
+
+
+def test_links_expire():
+    with running_app(limits=Limits(kept_seconds=0.3)) as running:
+        picture = running.get("/pictures/sample-0").body
+        name = running.request("POST", "/pictures", picture).json["picture"]
+        assert running.get(f"/pictures/{name}").status == 200
+        time.sleep(0.5)
+        answer = running.get(f"/pictures/{name}")
+        assert answer.status == 404
+        assert "not kept any more" in answer.json["error"]
+
+
+def test_the_documentation_states_the_limits():
+    limits = Limits()
+    text = (Path(__file__).parents[2] / "docs" / "app.md").read_text("utf-8")
+    for number in (
+        f"{limits.picture_bytes // MIB} MiB and {limits.picture_pixels // 10**6} million pixels",
+        f"questions of {limits.question_characters:,} characters",
+        f"answers of {limits.new_tokens} tokens, {limits.waiting} pieces of work",
+        f"{limits.kept_bytes // MIB} MiB at most",
+        f"given up after {limits.unwatched_seconds:.0f} seconds",
+    ):
+        assert number in text
+    assert (limits.kept_seconds, limits.pictures) == (4 * 3600, 4)  # in words there

@@ -149,6 +149,19 @@ def test_a_users_error_is_told_and_a_bug_is_not(caplog):
     assert "not enough memory" in says[2]["says"]
 
 
+def test_a_panic_ends_the_job_and_not_the_worker(caplog):
+    class PanicException(BaseException):  # tokenizers' and safetensors' are no Exceptions
+        pass
+
+    def panics(job):
+        raise PanicException("unwrap on a None value")
+
+    with working() as worker:
+        assert seen(worker.submit(panics))[-1]["status"] == "failed"
+        assert seen(worker.submit(lambda job: None))[-1]["status"] == "done"
+    assert "unwrap" in caplog.text
+
+
 def test_the_model_is_loaded_once_and_asked_for_again_where_it_failed():
     calls = []
 
@@ -180,6 +193,16 @@ def test_stopping_ends_what_runs():
     worker = Worker(lambda: None, 3, 60.0)
     job = worker.submit(held)
     assert held.began.wait(10)
-    worker.stop()
+    assert worker.stop()
     assert job.status == "cancelled"
-    assert not worker._thread.is_alive()
+    began, deaf = threading.Event(), threading.Event()
+
+    def listens_to_nobody(job):
+        began.set()
+        deaf.wait(30)
+
+    worker = Worker(lambda: None, 3, 60.0)
+    worker.submit(listens_to_nobody)
+    assert began.wait(10)
+    assert not worker.stop(0.1)  # whoever ends the process must not wait for it
+    deaf.set()

@@ -7,6 +7,7 @@ import os
 import time
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from tests.support.app_server import running_app
 from tests.support.browser import OpenPage, running_browser
 from vlmflow.app.pictures import SAMPLE_NAMES, sample_picture
 from vlmflow.escape_invisible import shown
+from vlmflow.truncation.exit_policy import ExitPolicy
 
 PICTURE, QUESTION = sample_picture(SAMPLE_NAMES[0])
 CAPTION = SAMPLE_NAMES[3]
@@ -260,6 +262,31 @@ def test_two_people_at_once_each_get_their_own(app, browser):
         assert one.page.inner_text("#reply") != other.page.inner_text("#reply")
 
 
+def test_a_published_method_and_a_policy_are_chosen_on_the_page(app, browser, tmp_path):
+    policy = ExitPolicy(layer=(4, 8), keep=(0, 0), signal="hidden_step", thresholds=(-9.0, -9.0))
+    policy.save(tmp_path / "my-policy.json")
+    with visiting(browser, app) as visitor:
+        page = visitor.page
+        page.get_by_role("button", name="Sample 1").click()
+        page.get_by_role("button", name="Ask", exact=True).click()
+        visitor.answered()
+        page.get_by_label("Published method").check()
+        page.select_option("#remove-preset", "vtw")
+        page.get_by_role("button", name="Answer without them").click()
+        page.wait_for_selector("#removed-verdict:has-text('vtw: ')")
+        page.get_by_label("Certified policy").check()
+        page.get_by_role("button", name="Answer without them").click()
+        page.wait_for_selector("#remove-work [role=alert]:has-text('Choose the file')")
+        page.set_input_files("#remove-policy", tmp_path / "my-policy.json")
+        page.get_by_role("button", name="Answer without them").click()
+        page.wait_for_selector("#removed-verdict:has-text('my-policy.json: ')")
+        assert "at layer 4" in page.inner_text("#removed-verdict")
+        page.set_input_files("#remove-policy", Path(__file__))
+        page.get_by_role("button", name="Answer without them").click()
+        page.wait_for_selector("#remove-work [role=alert]:has-text('it is not JSON')")
+        assert "my-policy.json" in page.inner_text("#removed-verdict")  # what was measured stays
+
+
 def test_work_of_a_page_that_was_closed_is_given_up(app, browser, monkeypatch):
     monkeypatch.setattr(app.app.engine.worker, "_unwatched", 0.1)
     with slowed(app) as passes:
@@ -277,7 +304,7 @@ def test_work_of_a_page_that_was_closed_is_given_up(app, browser, monkeypatch):
     assert len(passes) == at_end
 
 
-def test_broken_and_huge_uploads_are_refused_on_the_page(app, browser):
+def test_broken_and_huge_uploads_are_refused_on_the_page(app, browser, tmp_path):
     with visiting(browser, app) as visitor:
         page = visitor.page
         for name, content, says in (
@@ -286,8 +313,8 @@ def test_broken_and_huge_uploads_are_refused_on_the_page(app, browser):
             ("bomb.png", png(Image.new("1", (9000, 9000))), "more than 40,000,000"),
             ("huge.png", bytes(20 * 2**20 + 1), "larger than 20 MiB"),
         ):
-            upload = {"name": name, "mimeType": "image/png", "buffer": content}
-            page.set_input_files("#files", upload)
+            (tmp_path / name).write_bytes(content)
+            page.set_input_files("#files", tmp_path / name)
             page.wait_for_selector(f"#ask-work [role=alert]:has-text('{says}')")
             assert page.locator("#chosen img").count() == 0
         page.get_by_role("button", name="Ask", exact=True).click()

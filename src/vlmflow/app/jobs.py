@@ -174,14 +174,15 @@ class Worker:
         """Return a job by its id."""
         return self._jobs.get(name)
 
-    def stop(self, seconds: float = 5.0) -> None:
-        """Cancel everything, and wait for the thread to come to its end."""
+    def stop(self, seconds: float = 2.0) -> bool:
+        """Cancel everything, and wait for the thread to come to its end; whether it has."""
         with self._changed:
             self._stopping = True
             for job in self._jobs.values():
                 job.cancel()
             self._changed.notify_all()
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def sweep(self) -> None:
         """Give up what nobody watches, and forget what ended long ago; called now and then."""
@@ -236,7 +237,7 @@ class Worker:
             self._tell_places()
         try:
             self._load()
-        except Exception as error:
+        except BaseException as error:  # also what Rust's libraries raise: the thread goes on
             self.model_status, self.model_says = "failed", _sentence(error)
         else:
             self.model_status, self.model_says = "ready", ""
@@ -250,7 +251,7 @@ class Worker:
             job.work(job)
         except StoppedError:
             _end(job, "cancelled", "Stopped")
-        except Exception as error:
+        except BaseException as error:
             # Work that was stopped may end in what its libraries make of that.
             if job.is_cancelled:
                 _end(job, "cancelled", "Stopped")
@@ -265,7 +266,7 @@ def _end(job: Job, status: str, says: str = "") -> None:
     job.show({"status": status, "says": says})
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     """Say what went wrong without a trace, which the terminal gets."""
     if isinstance(error, VlmflowError):
         return str(error)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 
@@ -55,7 +58,26 @@ def run_app(
         server_of(App(engine, limits), token).run(sockets=[listener])
     finally:
         listener.close()
-        engine.worker.stop()
+        if not engine.worker.stop():
+            _end_at_once()
+
+
+def _end_at_once() -> None:
+    """End the process with the code that it is ending with, but without taking Python apart.
+
+    Native code that goes on in another thread (importing torch takes seconds, a large matrix may)
+    would crash on the way. Nothing is lost: there are no files.
+    """
+    ending = sys.exc_info()[1]
+    code: object = 0 if ending is None else 1
+    if isinstance(ending, KeyboardInterrupt):
+        code = 130
+    elif isinstance(ending, SystemExit):
+        code = ending.code
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def server_of(app: App, token: str | None) -> uvicorn.Server:

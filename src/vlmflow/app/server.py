@@ -24,6 +24,7 @@ from vlmflow.app.limits import Limits
 from vlmflow.app.pictures import SAMPLE_NAMES, KeptPicture, sample_picture, uploaded_picture
 from vlmflow.app.store import Store
 from vlmflow.errors import InputError, VlmflowError
+from vlmflow.lvlm.tokens import refuse_surrogates
 
 SWEEP_SECONDS = 2.0
 AT_ONCE = 8
@@ -226,6 +227,7 @@ class App:
         limits = self.limits
         if not isinstance(question, str) or not question.strip():
             raise InputError("the question is empty; write something")
+        refuse_surrogates(question, "the question")
         if len(question) > limits.question_characters:
             raise InputError(
                 f"the question has {len(question):,} characters; ask in at most "

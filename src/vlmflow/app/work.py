@@ -113,7 +113,6 @@ def truncate(vlm: vlmflow.LVLM, asked: Asked, wanted: Mapping[str, Any], job: Jo
     flow = beside_truncated(asked.flow, policy, facts["answer"], run)
     asked.truncated = {
         "name": name,
-        "wanted": {key: value for key, value in wanted.items() if key != "text"},
         "layers": vlm.num_layers,
         "truncated": _visible(facts),
         "untouched": _visible(untouched),
