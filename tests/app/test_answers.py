@@ -314,6 +314,17 @@ def test_an_upload_is_what_is_asked_about(app, vlm):
     assert (upright["width"], upright["height"]) == (200, 300)
 
 
+def test_several_pictures_are_asked_about_in_their_order(app, vlm):
+    names = SAMPLE_NAMES[2], SAMPLE_NAMES[0]
+    shown = app.ask("What is in the second picture?", *names, max_new_tokens=6)
+    images = [sample_picture(name)[0].image for name in names]
+    question = "What is in the second picture?"
+    assert shown["text"] == vlm.generate(images, question, max_new_tokens=6)
+    flow = app.app.answers.get(shown["answer"]).flow
+    assert [tuple(size) for size in flow.layout.image_sizes] == [image.size for image in images]
+    assert app.work(f"/answers/{shown['answer']}/removal")["status"] == "done"
+
+
 def turned() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -125,3 +125,26 @@ def test_a_taken_port_is_said_in_one_line(tmp_path):
     (line,) = second.stderr.splitlines()
     assert f"port {port}" in line
     assert "--port 0" in line
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_a_missing_extra_is_said_in_one_line(package):
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{package}":
+            raise ModuleNotFoundError("No module named " + name, name=name)
+sys.meta_path.insert(0, Missing())
+sys.argv = ["vlmflow", "app", "--port", "0"]
+from vlmflow.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert package in line
+    assert "pip install 'vlmflow[app]'" in line
