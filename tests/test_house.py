@@ -48,6 +48,7 @@ ROOMS = (
     "comparison",
     "api",
     "__init__",
+    "app",
     "cli",
     "__main__",
 )

@@ -18,6 +18,7 @@ try:
         generate,
         lists,
         sample,
+        serve,
         study,
         trust,
     )
@@ -38,6 +39,7 @@ __all__ = [
     "lists",
     "main",
     "sample",
+    "serve",
     "study",
     "trust",
 ]
