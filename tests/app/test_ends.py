@@ -28,6 +28,8 @@ def started(folder: Path, *arguments: str):
         [sys.executable, "-m", "vlmflow", "app", "--port", "0", *arguments],
         cwd=folder, env=os.environ | own | path, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A job in the background of a script starts with this signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     try:
         line = process.stdout.readline()
