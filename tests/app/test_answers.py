@@ -14,9 +14,11 @@ from PIL import Image, ImageChops
 
 import vlmflow
 from tests.support.app_server import running_app
+from tests.support.tiny import tiny_llava
 from vlmflow.app.interruptible import interruptible
 from vlmflow.app.limits import Limits
 from vlmflow.app.pictures import SAMPLE_NAMES, sample_picture
+from vlmflow.app.work import offers
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.truncation.exit_policy import ExitPolicy
 
@@ -373,3 +375,16 @@ def test_gone_names_are_not_found(app, answer):
     assert app.post(f"/answers/{answer[:-1]}x/removal").status == 404
     assert app.get("/jobs/none").status == 404
     assert app.ask("?", "no-such-picture")["status"] == "refused"
+
+
+def test_rankings_that_cannot_be_named_are_not_offered():
+    twins = [
+        type("Twin", (vlmflow.Ranking,), {"__module__": f"cell_{number}", "version": "1"})
+        for number in range(2)
+    ]
+    vlm = vlmflow.LVLM(*tiny_llava(3, layers=3), name="tiny")
+    names = {ranking["name"] for ranking in offers(vlm)["rankings"]}
+    assert len(twins) == 2
+    assert "twin" not in names
+    assert {"uniform", "diversity"} <= names
+    assert "saliency" not in names

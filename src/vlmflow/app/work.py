@@ -40,20 +40,25 @@ TEXT_CHARACTERS = 20_000
 
 def offers(vlm: vlmflow.LVLM) -> dict[str, Any]:
     """Say what can be chosen for a model: its layers, rankings and published methods."""
-    names = RANKINGS.names()
     return {
         "layers": vlm.num_layers,
         "ranking": DEFAULT,
         "rankings": [
-            {"name": name, "says": says}
-            for name, says in names.items()
-            if not as_ranking(name).is_oracle
+            {"name": name, "says": says} for name, says in RANKINGS.names().items() if _fits(name)
         ],
         "presets": [
             {"name": name, "says": (inspect.getdoc(make) or "").partition("\n")[0]}
             for name, make in PRESETS.items()
         ],
     }
+
+
+def _fits(name: str) -> bool:
+    """Whether a ranking can be chosen by its name: not one that another package broke."""
+    try:
+        return not as_ranking(name).is_oracle
+    except InputError:
+        return False
 
 
 def ask(vlm: vlmflow.LVLM, asked: Asked, job: Job, *, low_memory: bool) -> None:
