@@ -33,9 +33,9 @@ def started(folder: Path, *arguments: str):
     )  # fmt: skip
     try:
         line = process.stdout.readline()
-        found = re.search(r"http://[\d.]+:(\d+)/(\S*)", line)
-        assert found, line + (process.stderr.read() if process.poll() is not None else "")
-        yield process, int(found[1]), found[2]
+        address = re.search(r"http://[\d.]+:(\d+)/(\S*)", line)
+        assert address, line + (process.stderr.read() if process.poll() is not None else "")
+        yield process, int(address[1]), address[2]
     finally:
         process.kill()
         process.communicate(timeout=30)

@@ -124,12 +124,12 @@ def test_from_an_upload_to_the_downloads(app, browser, tmp_path):
         assert (page.inner_text("#word-says"), page.inner_html("#word-chart")) != before
         assert page.locator("#word-arcs path").count() > 0
         # The layer: everything that follows it is drawn without asking the server.
-        asked = len(visitor.requests)
+        sent = len(visitor.requests)
         page.check("input[name=signal][value=attention]")
         for layer in (0, 7, 3):
             page.locator("#layer").fill(str(layer))
             page.wait_for_selector(f"body[data-shown='attention/{layer}/0']:not([aria-busy=true])")
-        assert len(visitor.requests) == asked
+        assert len(visitor.requests) == sent
 
         # Without image tokens: both answers, their costs, and what was removed where.
         page.fill("#remove-keep", "10")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlmflow.app.asked import Asked
+from vlmflow.app.exchange import Exchange
 from vlmflow.app.jobs import Job, Work, Worker
 from vlmflow.app.limits import Limits
 
@@ -54,52 +54,52 @@ class Engine:
         about = {"model": self.choice.name, "status": worker.model_status}
         return {**about, "says": worker.model_says, "offers": self._offers or None}
 
-    def asking(self, asked: Asked) -> Work:
+    def asking(self, exchange: Exchange) -> Work:
         """Return the work of answering and explaining."""
 
         def work(job: Job) -> None:
             from vlmflow.app.work import ask
 
-            ask(self._ready(), asked, job, low_memory=self.choice.low_memory)
+            ask(self._ready(), exchange, job, low_memory=self.choice.low_memory)
 
         return work
 
-    def truncating(self, asked: Asked, wanted: Mapping[str, Any]) -> Work:
+    def truncating(self, exchange: Exchange, wanted: Mapping[str, Any]) -> Work:
         """Return the work of answering with image tokens removed."""
 
         def work(job: Job) -> None:
             from vlmflow.app.work import truncate
 
-            truncate(self._ready(), asked, wanted, job)
+            truncate(self._ready(), exchange, wanted, job)
 
         return work
 
-    def removing(self, asked: Asked) -> Work:
+    def removing(self, exchange: Exchange) -> Work:
         """Return the work of measuring a removal curve."""
 
         def work(job: Job) -> None:
             from vlmflow.app.work import remove
 
-            remove(self._ready(), asked, job)
+            remove(self._ready(), exchange, job)
 
         return work
 
-    def testing(self, asked: Asked, wanted: Mapping[str, Any]) -> Work:
+    def testing(self, exchange: Exchange, wanted: Mapping[str, Any]) -> Work:
         """Return the work of testing a map."""
 
         def work(job: Job) -> None:
             from vlmflow.app.work import test
 
-            test(self._ready(), asked, wanted, job, low_memory=self.choice.low_memory)
+            test(self._ready(), exchange, wanted, job, low_memory=self.choice.low_memory)
 
         return work
 
-    def report(self, asked: Asked) -> str:
+    def report(self, exchange: Exchange) -> str:
         """Return the report of a measured answer as one page."""
         from vlmflow.reports.explain.page import report_page
 
-        assert asked.flow is not None
-        return report_page(asked.flow, asked.regions)
+        assert exchange.flow is not None
+        return report_page(exchange.flow, exchange.regions)
 
     def _ready(self) -> LVLM:
         assert self._vlm is not None

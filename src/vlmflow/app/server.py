@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from vlmflow.app.asked import Asked
 from vlmflow.app.engine import Engine
+from vlmflow.app.exchange import Exchange
 from vlmflow.app.files import page, served_files
 from vlmflow.app.guard import Application, Guard, RefusedError
 from vlmflow.app.jobs import Job, Work
@@ -49,7 +49,7 @@ class App:
         half = limits.kept_bytes // 2
         self._uploads = asyncio.Semaphore(AT_ONCE)
         self.pictures: Store[KeptPicture] = Store(half, limits.kept_seconds)
-        self.answers: Store[Asked] = Store(half, limits.kept_seconds)
+        self.answers: Store[Exchange] = Store(half, limits.kept_seconds)
 
     def application(self, token: str | None) -> Application:
         """Return the ASGI application."""
@@ -89,10 +89,10 @@ class App:
 
     async def file(self, request: Request) -> Response:
         """Send one of the app's own files."""
-        found = served_files().get(request.path_params["name"])
-        if found is None:
+        entry = served_files().get(request.path_params["name"])
+        if entry is None:
             raise HTTPException(404)
-        content, kind = found
+        content, kind = entry
         return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
 
     async def about(self, _request: Request) -> Response:
@@ -138,9 +138,9 @@ class App:
     async def ask(self, request: Request) -> Response:
         """Queue a question; its answer comes with the job."""
         wanted = await _json(request)
-        asked = self._asked(wanted)
-        name = self.answers.add(asked, asked.size)
-        answering = self.engine.asking(asked)
+        exchange = self._exchange(wanted)
+        name = self.answers.add(exchange, exchange.size)
+        answering = self.engine.asking(exchange)
 
         def work(job: Job) -> None:
             try:
@@ -157,24 +157,26 @@ class App:
 
     async def result(self, request: Request) -> Response:
         """Send the result's part of the page."""
-        asked = self._measured(request)
-        return Response(asked.page, media_type="text/html; charset=utf-8")
+        exchange = self._measured(request)
+        return Response(exchange.page, media_type="text/html; charset=utf-8")
 
     async def report(self, request: Request) -> Response:
         """Send the report as one file."""
-        asked = self._measured(request)
-        content = await run_in_threadpool(self.engine.report, asked)
+        exchange = self._measured(request)
+        content = await run_in_threadpool(self.engine.report, exchange)
         return _download(content, "report.html", "text/html; charset=utf-8")
 
     async def numbers(self, request: Request) -> Response:
         """Send all numbers as one archive."""
-        asked = self._measured(request)
-        return _download(await run_in_threadpool(asked.numbers), "numbers.zip", "application/zip")
+        exchange = self._measured(request)
+        return _download(
+            await run_in_threadpool(exchange.numbers), "numbers.zip", "application/zip"
+        )
 
     async def truncate(self, request: Request) -> Response:
         """Queue the same question with image tokens removed."""
         wanted = await _json(request)
-        return self._queued_for(request, lambda asked: self.engine.truncating(asked, wanted))
+        return self._queued_for(request, lambda exchange: self.engine.truncating(exchange, wanted))
 
     async def remove(self, request: Request) -> Response:
         """Queue the removal curve."""
@@ -183,7 +185,7 @@ class App:
     async def test(self, request: Request) -> Response:
         """Queue the test of one map."""
         wanted = await _json(request)
-        return self._queued_for(request, lambda asked: self.engine.testing(asked, wanted))
+        return self._queued_for(request, lambda exchange: self.engine.testing(exchange, wanted))
 
     async def watch(self, request: Request) -> Response:
         """Send what a job shows, as server-sent events, until its end."""
@@ -221,7 +223,7 @@ class App:
             raise HTTPException(404, "this picture is not kept any more; drop it in again")
         return kept
 
-    def _asked(self, wanted: Mapping[str, Any]) -> Asked:
+    def _exchange(self, wanted: Mapping[str, Any]) -> Exchange:
         question, names = wanted.get("question"), wanted.get("pictures")
         longest = wanted.get("max_new_tokens", 64)
         limits = self.limits
@@ -244,20 +246,20 @@ class App:
         kept = [self._picture(name) for name in names]
         regions = kept[0].regions if len(kept) == 1 else None
         images = tuple(picture.image for picture in kept)
-        return Asked(images, tuple(names), question, longest, regions)
+        return Exchange(images, tuple(names), question, longest, regions)
 
-    def _answer(self, request: Request) -> tuple[str, Asked]:
+    def _answer(self, request: Request) -> tuple[str, Exchange]:
         name = request.path_params["answer"]
-        asked = self.answers.get(name)
-        if asked is None:
+        exchange = self.answers.get(name)
+        if exchange is None:
             raise HTTPException(404, GONE)
-        return name, asked
+        return name, exchange
 
-    def _measured(self, request: Request) -> Asked:
-        _, asked = self._answer(request)
-        if asked.flow is None:
+    def _measured(self, request: Request) -> Exchange:
+        _, exchange = self._answer(request)
+        if exchange.flow is None:
             raise HTTPException(404, "this answer is not measured yet")
-        return asked
+        return exchange
 
     def _job(self, request: Request) -> Job:
         job = self.engine.worker.job(request.path_params["job"])
@@ -265,17 +267,17 @@ class App:
             raise HTTPException(404, "this work has ended; ask again")
         return job
 
-    def _queued_for(self, request: Request, work: Callable[[Asked], Work]) -> Response:
+    def _queued_for(self, request: Request, work: Callable[[Exchange], Work]) -> Response:
         self._measured(request)
-        name, asked = self._answer(request)
-        return self._queued(name, work(asked))
+        name, exchange = self._answer(request)
+        return self._queued(name, work(exchange))
 
     def _queued(self, name: str, work: Work) -> Response:
         def counted(job: Job) -> None:
             work(job)
-            asked = self.answers.get(name)
-            if asked is not None:
-                self.answers.resize(name, asked.size)
+            exchange = self.answers.get(name)
+            if exchange is not None:
+                self.answers.resize(name, exchange.size)
 
         return JSONResponse({"answer": name, "job": self.engine.worker.submit(counted).id})
 

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 import vlmflow
-from vlmflow.app.asked import Asked
+from vlmflow.app.exchange import Exchange
 from vlmflow.app.interruptible import interruptible
 from vlmflow.app.jobs import Job
 from vlmflow.errors import InputError
@@ -61,14 +61,14 @@ def _fits(name: str) -> bool:
         return False
 
 
-def ask(vlm: vlmflow.LVLM, asked: Asked, job: Job, *, low_memory: bool) -> None:
+def ask(vlm: vlmflow.LVLM, exchange: Exchange, job: Job, *, low_memory: bool) -> None:
     """Answer token by token, then measure what the answer draws on."""
     job.progress("Looking at the picture")
     with interruptible(vlm.model, job.check):
-        prompt = vlm.prepare(asked.pictures, asked.question)
+        prompt = vlm.prepare(exchange.pictures, exchange.question)
         ids, _ = vlm.generate_with(
             prompt,
-            max_new_tokens=asked.max_new_tokens,
+            max_new_tokens=exchange.max_new_tokens,
             options={"stopping_criteria": [_Listener(vlm, len(prompt.layout), job)]},
         )
         if not ids:
@@ -77,27 +77,27 @@ def ask(vlm: vlmflow.LVLM, asked: Asked, job: Job, *, low_memory: bool) -> None:
                 "explain; ask something else"
             )
         job.show({"text": _text(vlm, ids)})
-        options = ExplainOptions(max_new_tokens=asked.max_new_tokens, low_memory=low_memory)
+        options = ExplainOptions(max_new_tokens=exchange.max_new_tokens, low_memory=low_memory)
 
         def on_pass(done: int, total: int) -> None:
             job.progress("Measuring what the answer draws on", done, total)
 
         on_pass(0, 0)
-        flow = explain(vlm, asked.pictures, asked.question, ids, options, progress=on_pass)
+        flow = explain(vlm, exchange.pictures, exchange.question, ids, options, progress=on_pass)
     settings = {
         **flow.settings,
         "answer_generated": True,
         "command": f"vlmflow app --model {vlm.name}",
     }
-    asked.answer_ids = ids
-    _draw(asked, dataclasses.replace(flow, settings=settings), job)
+    exchange.answer_ids = ids
+    _draw(exchange, dataclasses.replace(flow, settings=settings), job)
 
 
-def truncate(vlm: vlmflow.LVLM, asked: Asked, wanted: Mapping[str, Any], job: Job) -> None:
+def truncate(vlm: vlmflow.LVLM, exchange: Exchange, wanted: Mapping[str, Any], job: Job) -> None:
     """Let the model answer with image tokens removed, and untouched, and compare."""
     job.progress("Preparing")
     policy, name = _policy(vlm, wanted)
-    assert asked.flow is not None
+    assert exchange.flow is not None
 
     def answered(what: str, removing: Truncation | ExitPolicy | None) -> dict[str, Any]:
         job.progress(what)
@@ -105,28 +105,28 @@ def truncate(vlm: vlmflow.LVLM, asked: Asked, wanted: Mapping[str, Any], job: Jo
             vlm,
             prompt,
             removing,
-            max_new_tokens=asked.max_new_tokens,
+            max_new_tokens=exchange.max_new_tokens,
             on_token=lambda ids: job.progress(f"{what}: {len(ids)} tokens"),
         )
 
     with interruptible(vlm.model, job.check):
-        prompt = vlm.prepare(asked.pictures, asked.question)
+        prompt = vlm.prepare(exchange.pictures, exchange.question)
         facts = answered("Answering with image tokens removed", policy)
         untouched = answered("Answering untouched", None)
         with policy(vlm.model) as run:
             vlm.generate_ids(prompt, max_new_tokens=1)
-    flow = beside_truncated(asked.flow, policy, facts["answer"], run)
-    asked.truncated = {
+    flow = beside_truncated(exchange.flow, policy, facts["answer"], run)
+    exchange.truncated = {
         "name": name,
         "layers": vlm.num_layers,
         "truncated": _visible(facts),
         "untouched": _visible(untouched),
         **compared(facts, untouched),
     }
-    _draw(asked, flow, job)
+    _draw(exchange, flow, job)
 
 
-def remove(vlm: vlmflow.LVLM, asked: Asked, job: Job) -> None:
+def remove(vlm: vlmflow.LVLM, exchange: Exchange, job: Job) -> None:
     """Measure what removing all image tokens from each layer on does to the answer."""
     job.progress("Removing image tokens")
     decoder = {id(layer) for layer in vlm.decoder_layers}
@@ -139,9 +139,9 @@ def remove(vlm: vlmflow.LVLM, asked: Asked, job: Job) -> None:
             job.progress("Removing image tokens, layer by layer", min(done, total), total)
 
     with interruptible(vlm.model, job.check, on_layer):
-        curve = vlm.removal_curve(asked.pictures, asked.question, asked.answer_ids)
+        curve = vlm.removal_curve(exchange.pictures, exchange.question, exchange.answer_ids)
     kl = losses(curve, "kl")
-    asked.removal = {
+    exchange.removal = {
         "layers": list(curve.layers),
         "kl": _numbers(kl),
         "agreement": _numbers(curve.agreement),
@@ -156,7 +156,7 @@ def remove(vlm: vlmflow.LVLM, asked: Asked, job: Job) -> None:
 
 def test(
     vlm: vlmflow.LVLM,
-    asked: Asked,
+    exchange: Exchange,
     wanted: Mapping[str, Any],
     job: Job,
     *,
@@ -164,28 +164,28 @@ def test(
 ) -> None:
     """Insert and delete the picture in the order of one map, beside random orders."""
     job.progress("Inserting and deleting")
-    assert asked.flow is not None
+    assert exchange.flow is not None
     signal, layer, target = wanted.get("signal"), wanted.get("layer"), wanted.get("target")
     if not isinstance(signal, str) or type(target) is not int:
         raise InputError("a map is named by its signal, layer and answer token; choose one again")
-    about = asked.flow.map_info(signal)
+    about = exchange.flow.map_info(signal)
     with interruptible(vlm.model, job.check):
         tested = vlm.trust(
-            asked.flow,
+            exchange.flow,
             signal,
             None if about.summed is not None else layer,
             target,
-            images=asked.pictures,
+            images=exchange.pictures,
             steps=EXPLAINED_STEPS,
             batch=4 if low_memory else BATCH,
             progress=lambda done, total: job.progress("Inserting and deleting", done, total),
         )
     others = [
         other
-        for other in asked.flow.trust
+        for other in exchange.flow.trust
         if (other.signal, other.layer, other.target) != (tested.signal, tested.layer, tested.target)
     ]
-    _draw(asked, dataclasses.replace(asked.flow, trust=(*others, tested)), job)
+    _draw(exchange, dataclasses.replace(exchange.flow, trust=(*others, tested)), job)
 
 
 class _Listener:
@@ -257,10 +257,10 @@ def _certified(wanted: Mapping[str, Any]) -> tuple[ExitPolicy, str]:
     return ExitPolicy.read(text, named), named
 
 
-def _draw(asked: Asked, flow: vlmflow.InformationFlow, job: Job) -> None:
+def _draw(exchange: Exchange, flow: vlmflow.InformationFlow, job: Job) -> None:
     job.progress("Drawing")
-    asked.page = mounted_report(flow, asked.regions)
-    asked.flow = flow
+    exchange.page = mounted_report(flow, exchange.regions)
+    exchange.flow = flow
 
 
 def _visible(facts: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Asked:
+class Exchange:
     """A question with its pictures, and what is known about its answer by now.
 
     Only the worker's thread changes it, one field at a time; the server's threads read.
