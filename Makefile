@@ -33,7 +33,7 @@ demo: $(VENV)/.installed-core
 
 # As many processes as cores, each with one thread: torch gains nothing from more on tests' models.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 hard-tests: $(VENV)/.installed-test
 	VLMFLOW_HARD_TESTS=all $(BIN)/python -m pytest tests/hard $(ARGS)

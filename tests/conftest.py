@@ -17,6 +17,18 @@ from hypothesis import settings
 settings.register_profile("vlmflow", derandomize=True, deadline=None, database=None)
 settings.load_profile("vlmflow")
 
+LONGEST = (
+    *("test_docs", "test_page", "test_examples", "test_bundled_model", "test_ray", "test_answers"),
+    *("test_peer_tests", "test_own_signals", "test_commands", "test_training"),
+)
+"""Files that take longest: they go first, so that no process ends on one while others idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; within a file, and among all others, nothing moves."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:

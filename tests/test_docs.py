@@ -105,6 +105,10 @@ REASONS: dict[str, Callable[[str], bool]] = {
     ),
     "it starts Ray": lambda block: all("--workers ray" in line for line in block.splitlines()),
     "it installs": lambda block: all(line.startswith("pip ") for line in block.splitlines()),
+    # tests/app/test_ends.py starts it and stops it.
+    "it serves until it is stopped": lambda block: all(
+        line.startswith("vlmflow app") for line in block.splitlines()
+    ),
 }
 """Why a block is not run, and whether that is so."""
 

@@ -49,6 +49,7 @@ ROOMS = (
     "comparison",
     "api",
     "__init__",
+    "app",
     "cli",
     "__main__",
 )

@@ -150,6 +150,6 @@ def test_pictures_are_small_shown_and_made_by_a_command():
 
 def test_the_readme_counts_what_there_is():
     text = (ROOT / "README.md").read_text("utf-8")
-    assert f"[{len(SIGNALS.names())} signals]" in text
+    assert f"[{len(SIGNALS.bundled())} signals]" in text
     assert f"[{len(SUPPORTED)} model types]" in text
     assert len(text.split("## Cite")[0].splitlines()) < 75, "the README is to fit one screen"

@@ -31,8 +31,8 @@ from vlmflow.studies.truncations.arms import CONTROLS
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import StudyResult, read_study
 from vlmflow.studies.truncations.run import Progress, run_study
-from vlmflow.tasks.base import Task, check_split
-from vlmflow.tasks.registry import address_of, as_task
+from vlmflow.tasks.base import check_split
+from vlmflow.tasks.registry import TaskLike, address_of, as_task
 from vlmflow.truncation.presets import PRESETS
 from vlmflow.truncation.truncation import Truncation
 
@@ -98,7 +98,7 @@ def load(
 
 def explain_task(
     vlm: LVLM,
-    task: str | os.PathLike[str] | Task,
+    task: TaskLike,
     *,
     out: str | os.PathLike[str],
     samples: int = 20,
@@ -148,7 +148,7 @@ def explain_task(
 
 def cliff_study(
     vlm: LVLM,
-    task: str | os.PathLike[str] | Task,
+    task: TaskLike,
     *,
     out: str | os.PathLike[str] | None = None,
     samples: int = 200,
@@ -206,7 +206,7 @@ def cliff_study(
 
 def faithfulness(
     vlm: LVLM,
-    task: str | os.PathLike[str] | Task,
+    task: TaskLike,
     signals: str | Iterable[str | Signal] = ALL,
     *,
     out: str | os.PathLike[str] | None = None,
@@ -299,7 +299,7 @@ def faithfulness(
 
 def study(
     vlm: LVLM,
-    task: str | os.PathLike[str] | Task,
+    task: TaskLike,
     truncations: Iterable[str | Truncation],
     *,
     out: str | os.PathLike[str],
@@ -373,9 +373,7 @@ def study(
     return result
 
 
-def sample(
-    task: str | os.PathLike[str] | Task, index: int = 0, *, split: str = "test"
-) -> tuple[Picture, str]:
+def sample(task: TaskLike, index: int = 0, *, split: str = "test") -> tuple[Picture, str]:
     """Return the first picture and the question of one sample of a task.
 
     Parameters

@@ -17,8 +17,7 @@ from vlmflow.studies.certification.certificate import Certificate
 from vlmflow.studies.certification.paths import PROBE
 from vlmflow.studies.certification.run import all_signals, run_certify
 from vlmflow.studies.certification.settings import CertifySettings
-from vlmflow.tasks.base import Task
-from vlmflow.tasks.registry import as_task
+from vlmflow.tasks.registry import TaskLike, as_task
 from vlmflow.truncation.exit_signals.probe import Probe
 from vlmflow.truncation.exit_signals.registry import as_exit_signal
 from vlmflow.truncation.exit_signals.signal import ExitSignal
@@ -28,7 +27,7 @@ ALL = "all"
 
 def certify(
     vlm: LVLM,
-    task: str | os.PathLike[str] | Task,
+    task: TaskLike,
     *,
     out: str | os.PathLike[str],
     settings: CertifySettings | None = None,

@@ -19,7 +19,7 @@ from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import read_study
 from vlmflow.studies.truncations.run import Progress, run_study
 from vlmflow.tasks.base import Task
-from vlmflow.tasks.registry import address_of, as_task
+from vlmflow.tasks.registry import TaskLike, address_of, as_task
 from vlmflow.truncation.amounts import Count
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.truncation import Truncation
@@ -31,7 +31,7 @@ def compare(
     vlm: LVLM,
     rankings: Sequence[str | Ranking] | str | Ranking = ALL,
     *,
-    task: str | os.PathLike[str] | Task,
+    task: TaskLike,
     layer: int,
     keep: Sequence[int | float] = KEEPS,
     out: str | os.PathLike[str] | None = None,

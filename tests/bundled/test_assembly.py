@@ -17,7 +17,7 @@ from tests.support.tiny import tiny_llava
 from training.adapters import adapt, adapter_weights
 from training.evaluate import answers, prompt_batches
 from vlmflow.bundled import assembly, shelf, smollm2
-from vlmflow.bundled.assembly import PARTS, TUNED, add_tuned, cache_directory
+from vlmflow.bundled.assembly import PARTS, add_tuned, cache_directory
 from vlmflow.errors import ModelError, Note
 from vlmflow.scenes import samples
 
@@ -90,7 +90,7 @@ def test_it_is_put_together_once_as_a_plain_directory(monkeypatch):
     together = answers(vlm.model, vlm.processor, prompt_batches(vlm.processor, drawn, vlm.model))
     assert together == [vlm.generate(item.picture, item.question) for item in drawn]
     assert together[0] == "to the right: A"
-    tuned = shelf.BUNDLED / NAME / TUNED
+    tuned = shelf.BUNDLED / NAME / shelf.TUNED
     assert tuned.stat().st_size < 25e6
     assert {path.suffix for path in directory.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_put_together_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(PARTS, NAME, tiny)
     monkeypatch.setattr(assembly, "find_weights", lambda: Path("base.gguf"))
     tiny_llava(2)[0].save_pretrained(models / "tower")
-    tuned = models / NAME / TUNED
+    tuned = models / NAME / shelf.TUNED
     tuned.parent.mkdir()
 
     tuned.write_bytes(b"not tensors")

@@ -52,7 +52,7 @@ WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY, CERTIFY, COMPARE)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
     *("models", "tasks", "rankings", "signals", "presets", "sample", "trust", "faithfulness"),
-    *("certify", "compare", "export-policy", "reproduce", "env"),
+    *("certify", "compare", "export-policy", "reproduce", "env", "app"),
 )
 
 
@@ -78,7 +78,10 @@ def put(command: tuple[str, ...], option: str, value: str) -> tuple[str, ...]:
 
 def bad_inputs() -> list[BadInput]:
     """All of them, always in the same order."""
-    kinds = (pictures, texts, numbers, models, tasks, settings, tables, yaml_files, outputs, usage)
+    kinds = (
+        *(pictures, texts, numbers, models, tasks, settings, tables, servers),
+        *(yaml_files, outputs, usage),
+    )
     return [bad for kind in kinds for bad in kind()]
 
 
@@ -237,6 +240,27 @@ def tables() -> Iterator[BadInput]:
     run = (*REPRODUCE[:2], *REPRODUCE[3:], "--out", "out", "--only", "pope")
     yield BadInput((*run, "--data", "pope=no-directory"), "no-directory")
     yield BadInput((*run, "--data", f"pope={HUGE}"), HUGE)
+
+
+def servers() -> Iterator[BadInput]:
+    for host in (
+        "",
+        "nowhere",
+        "127.0.0.1:80",
+        "1.2.3",
+        "[::1]",
+        "256.0.0.1",
+        "a\u202e",
+        "half\udcff",
+    ):
+        yield BadInput(("app", "--host", host), "--host")
+    # Documentation's address (RFC 5737), which no machine has.
+    yield BadInput(("app", "--host", "192.0.2.1", "--port", "0"), "192.0.2.1")
+    for port in ("x", "", "-1", "1.5", "65536", HUGE):
+        yield BadInput(("app", "--port", port), "--port")
+    for name in ("no-such-model", "", "@", PICTURE, "half\udcff", "./x"):
+        yield BadInput(("app", "--port", "0", "--model", name))
+    yield BadInput(("app", "--dtype", "int8"), "--dtype")
 
 
 def yaml_files() -> Iterator[BadInput]:

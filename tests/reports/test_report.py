@@ -18,7 +18,8 @@ from vlmflow.escape_invisible import clipped, visible
 from vlmflow.lvlm.grids import SharedGrid
 from vlmflow.lvlm.videos import Frames
 from vlmflow.reports.explain.packing import coded
-from vlmflow.reports.explain.page import LIBRARIES, percent, second_line, write_report
+from vlmflow.reports.explain.page import percent, second_line, write_report
+from vlmflow.reports.explain.sources import LIBRARIES
 from vlmflow.result.picture_effect import PictureEffect
 from vlmflow.result.sentences import image_share_sentence
 from vlmflow.result.verdict import verdict

@@ -25,6 +25,7 @@ from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError
 from vlmflow.studies.samples import StoredSample, model_identity
 from vlmflow.studies.store import Store, writing
+from vlmflow.studies.truncations import dry_run
 from vlmflow.studies.truncations.arms import arms_of, mean_share
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.plan import Plan, read_plan
@@ -546,3 +547,25 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_table(vlm, questions, tmp
     run_study(plan_of(questions, timed=0), tmp_path / "killed", vlm=vlm)
     run_study(plan_of(questions, timed=0), tmp_path / "whole", vlm=vlm)
     pd.testing.assert_frame_equal(table_of(tmp_path / "killed"), table_of(tmp_path / "whole"))
+
+
+def test_a_plan_answers_the_first_samples_and_keeps_them(vlm, questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "PROBED", 3)
+    plan = Plan(
+        task=str(questions), truncations=("layer=1,keep=0",), samples=4, calibration=4, timed=0,
+        controls=(),
+    )  # fmt: skip
+    out = tmp_path / "study"
+    first = dry_run.estimate_study(plan, out, vlm=vlm)
+    assert (first.samples, first.stored, first.probed, first.arms) == (8, 0, 3, 3)
+    assert first.seconds > 0
+    assert "8 samples x 3 arms = 24, of which 9 are there" in first.lines()[0]
+    assert first.weights == sum(p.nbytes for p in vlm.model.parameters())
+    with pytest.raises(InputError, match="not finished"):
+        read_study(out)
+    second = dry_run.estimate_study(plan, out, vlm=vlm)
+    assert (second.stored, second.probed) == (3, 3)
+    last = dry_run.estimate_study(plan, out, vlm=vlm)
+    assert (last.stored, last.probed, last.seconds) == (6, 2, None)
+    run_study(plan, tmp_path / "whole", vlm=vlm)
+    assert read_study(out).arm_frame().equals(read_study(tmp_path / "whole").arm_frame())

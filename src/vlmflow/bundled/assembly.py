@@ -26,9 +26,6 @@ from vlmflow.bundled.smolvlm import build_smolvlm
 from vlmflow.errors import InputError, ModelError, Note
 from vlmflow.files import staged
 
-TUNED = "tuned.safetensors"
-"""File of a bundled model that is put together: what was trained for it, in bfloat16."""
-
 FORMAT = "1"
 """Of what is put together: another one where the same parts are put together differently."""
 

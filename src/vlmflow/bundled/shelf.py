@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmflow.bundled.assembly import TUNED, assembled
-
 BUNDLED = Path(__file__).resolve().parent / "models"
 """Directory that holds one directory per bundled model."""
+
+TUNED = "tuned.safetensors"
+"""File of a bundled model that is put together: its projector and adapters, in bfloat16."""
 
 
 def bundled_models() -> tuple[str, ...]:
@@ -24,5 +25,8 @@ def bundled_directory(name: str) -> Path:
     ModelError
         If the weights that it stands on are not on this machine, or cannot be put together.
     """
+    # Names can be looked up before torch is there.
+    from vlmflow.bundled.assembly import assembled
+
     tuned = BUNDLED / name / TUNED
     return assembled(name, tuned, BUNDLED) if tuned.is_file() else tuned.parent

@@ -19,6 +19,7 @@ try:
         lists,
         reproduce,
         sample,
+        serve,
         study,
         trust,
     )
@@ -40,6 +41,7 @@ __all__ = [
     "main",
     "reproduce",
     "sample",
+    "serve",
     "study",
     "trust",
 ]

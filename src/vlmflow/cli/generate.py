@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,12 +20,6 @@ from vlmflow.cli.terminal import (
     quiet_libraries,
 )
 from vlmflow.errors import InputError
-
-if TYPE_CHECKING:
-    from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prompt
-    from vlmflow.truncation.exit_policy import ExitPolicy
-    from vlmflow.truncation.truncation import Truncation
 
 MIB = 2**20
 
@@ -68,62 +61,21 @@ def generate(
             show(f"Loading {model}")
             quiet_libraries()
             import vlmflow
+            from vlmflow.truncation.answer_facts import answer_facts, compared
 
             vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
             policy = None if way is None else way(vlm.num_layers)
             prompt = vlm.prepare(pictures, question)
             show("Answering")
-            facts = _answer_facts(vlm, prompt, policy, max_new_tokens)
+            facts = answer_facts(vlm, prompt, policy, max_new_tokens=max_new_tokens)
             if compare:
                 show("Answering with the untouched model")
-                untouched = _answer_facts(vlm, prompt, None, max_new_tokens)
-                # Truncated over untouched; below 1 is faster or smaller.
-                ratios = {
-                    key: facts[key] / untouched[key] if facts[key] and untouched[key] else None
-                    for key in ("prefill", "per_token", "end_to_end", "cache_bytes")
-                }
-                compared = {"same_answer": facts["ids"] == untouched["ids"], "ratios": ratios}
-                facts |= {"untouched": untouched, "compared": compared}
+                untouched = answer_facts(vlm, prompt, None, max_new_tokens=max_new_tokens)
+                facts |= {"untouched": untouched, "compared": compared(facts, untouched)}
     if as_json:
         typer.echo(json.dumps({"version": __version__, "model": vlm.name, **facts}))
     else:
         _print(facts)
-
-
-def _answer_facts(
-    vlm: LVLM, prompt: Prompt, policy: Truncation | ExitPolicy | None, max_new_tokens: int
-) -> dict[str, Any]:
-    """Answer, and say what a reader and a machine want to know."""
-    from vlmflow.lvlm.layout import Segment
-    from vlmflow.truncation.exit_policy import ExitPolicy
-    from vlmflow.truncation.flops import measured_flops, prefill_cost
-    from vlmflow.truncation.timing import timed_answer
-
-    answer = timed_answer(vlm, prompt, policy, max_new_tokens=max_new_tokens)
-    counts = [
-        len(prompt.layout.positions_of(segment))
-        for segment in (Segment.SYSTEM, Segment.IMAGE, Segment.USER)
-    ]
-    # What an exit policy removes is known once the prompt has left, or has not.
-    removed = policy.applied(answer.exit_layer) if isinstance(policy, ExitPolicy) else policy
-    cost = prefill_cost(vlm.model, vlm.decoder_layers, removed, *counts)
-    facts: dict[str, Any] = {
-        **asdict(answer),
-        "policy" if isinstance(policy, ExitPolicy) else "truncation": policy and policy.to_json(),
-        "image_tokens": counts[1],
-        "tokens_per_layer": list(cost.tokens_per_layer),
-    }
-    if policy is not None:
-        measured = measured_flops(vlm.model, prompt.inputs, removed)
-        whole = measured_flops(vlm.model, prompt.inputs, None)
-        facts["flops"] = {
-            "formula_share": cost.formula_share,
-            "decoder_share": cost.decoder_share,
-            "prefill_share": cost.exact_share,
-            "measured_share": measured / whole,
-            "measured": measured,
-        }
-    return facts
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -89,6 +89,13 @@ def study(
         str | None,
         typer.Option(help="'ray' or 'ray:N' spreads the work.", show_default="this process"),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Answer the first 20 samples, say what all will take, and stop; they are kept.",
+        ),
+    ] = False,
     device: options.Device = None,
     dtype: options.NumberFormat = None,
     revision: options.Revision = None,
@@ -133,7 +140,16 @@ def study(
 
             show(f"Loading {plan.model}")
             with notes():
-                run_with(workers, plan, out, show_progress)
+                if dry_run:
+                    from vlmflow.studies.truncations.dry_run import estimate_study
+
+                    estimate = estimate_study(plan, out, progress=show_progress)
+                else:
+                    run_with(workers, plan, out, show_progress)
+            if dry_run:
+                for line in estimate.lines():
+                    typer.echo(line)
+                return
             show("Writing")
             from vlmflow.reports.directory import write_directory
             from vlmflow.studies.truncations.results import read_study

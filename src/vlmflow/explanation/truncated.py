@@ -11,6 +11,8 @@ from vlmflow.lvlm.prompt import Prompt
 from vlmflow.lvlm.tokens import answer_text
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.truncated_answer import TruncatedAnswer
+from vlmflow.truncation.exit_policy import ExitPolicy
+from vlmflow.truncation.run import TruncatedRun
 from vlmflow.truncation.truncation import Truncation
 
 
@@ -46,8 +48,24 @@ def with_truncation(
     """
     with truncation(vlm.model) as run:
         ids = vlm.generate_ids(prompt, max_new_tokens=max_new_tokens)
+    answer = answer_text(vlm.processor.tokenizer, ids)
+    return beside_truncated(flow, truncation, answer, run)
+
+
+def beside_truncated(
+    flow: InformationFlow, truncation: Truncation | ExitPolicy, answer: str, run: TruncatedRun
+) -> InformationFlow:
+    """Return a result with an answer given under a truncation, and what each layer took of it.
+
+    Parameters
+    ----------
+    flow : InformationFlow
+        The untouched model's answer to the same prompt.
+    truncation, answer : Truncation or ExitPolicy, str
+        What removed image tokens, and what the model answered then.
+    run : TruncatedRun
+        Of that answer, or of its first token.
+    """
     image = flow.layout.image_positions
     seen = np.stack([np.isin(image, positions) for positions in run.positions_per_layer()])
-    answer = answer_text(vlm.processor.tokenizer, ids)
-    truncated = TruncatedAnswer(truncation.to_json(), answer, seen)
-    return dataclasses.replace(flow, truncated=truncated)
+    return dataclasses.replace(flow, truncated=TruncatedAnswer(truncation.to_json(), answer, seen))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +14,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging
 
-from vlmflow.bundled.shelf import bundled_directory, bundled_models
 from vlmflow.errors import InputError, ModelError, Note, VlmflowError, reason
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+from vlmflow.lvlm.model_names import model_source
 
 
 def open_model(
@@ -41,7 +37,7 @@ def open_model(
         _require_values(device_map)
     place = None if device_map is not None else _device(device)
     weights = _dtype(dtype)
-    source, local = source_of(name)
+    source, local = model_source(name)
     shared: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     if revision is not None:
         if local:
@@ -87,30 +83,6 @@ def _no_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def source_of(name: str | os.PathLike[str]) -> tuple[str, bool]:
-    """Return what ``from_pretrained`` is given, and whether it is on this machine."""
-    text = os.fspath(name)
-    if text in bundled_models():
-        return str(bundled_directory(text)), True
-    path = Path(text).expanduser()
-    if text and path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"{text} is a directory but not a model: it has no config.json, which "
-                "save_pretrained writes"
-            )
-        return str(path), True
-    if text and path.exists():
-        raise ModelError(f"{text} is a file: give the directory that save_pretrained wrote")
-    if _HUB_ID.fullmatch(text) and not text.startswith("."):
-        return text, False
-    names = ", ".join(bundled_models()) or "none here"
-    raise ModelError(
-        f"there is no model {text!r}: it is not a bundled name ({names}), a directory or "
-        "a hub id of the form owner/model"
-    )
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlmflow.errors import ModelError, reason
-from vlmflow.lvlm.loading import require_image_text_to_text, source_of
+from vlmflow.lvlm.loading import require_image_text_to_text
+from vlmflow.lvlm.model_names import model_source
 from vlmflow.lvlm.model_parts import decoder_layers
 
 
@@ -22,7 +23,7 @@ def open_skeleton(name: str, *, revision: str | None = None) -> tuple[Any, Any]:
     ModelError
         If there is no such model, or it is not an image-text-to-text model.
     """
-    source, local = source_of(name)
+    source, local = model_source(name)
     options = {} if revision is None else {"revision": revision}
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local, **options)

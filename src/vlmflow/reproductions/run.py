@@ -144,15 +144,19 @@ class _Clock:
 
     def __init__(self, task: str, directory: Path, progress: Callable[[Step], None] | None) -> None:
         self.task, self.directory, self.progress = task, directory, progress
-        self.began, self.new = time.monotonic(), 0
+        self.last, self.spent, self.new = time.monotonic(), 0.0, 0
 
     @property
     def rate(self) -> float | None:
         """Seconds per sample; None while none was measured."""
-        return (time.monotonic() - self.began) / self.new if self.new else None
+        return self.spent / self.new if self.new else None
 
     def show(self, done: int, total: int, new: int) -> None:
-        self.new = new
+        """Note that a sample is done, the ``new``-th of those that were not there already."""
+        now = time.monotonic()
+        if new > self.new:  # reading what is stored is not measuring
+            self.spent += now - self.last
+        self.last, self.new = now, new
         if self.progress is not None:
             left = None if self.rate is None else self.rate * (total - done)
             self.progress(Step(self.task, done, total, left))

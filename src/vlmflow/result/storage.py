@@ -65,6 +65,11 @@ def write_pair(directory: str | os.PathLike[str], body: Mapping[str, Any], array
     A pair already in the directory is replaced. Returns and raises as
     :func:`vlmflow.files.write_files` does.
     """
+    return write_files(directory, pair(body, arrays))
+
+
+def pair(body: Mapping[str, Any], arrays: Arrays) -> dict[str, bytes]:
+    """Return what :func:`write_pair` writes, by file name."""
     from safetensors.numpy import save
 
     tensors = save(
@@ -79,7 +84,7 @@ def write_pair(directory: str | os.PathLike[str], body: Mapping[str, Any], array
         "result": body,
     }
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    return write_files(directory, {TENSORS_NAME: tensors, JSON_NAME: text.encode("ascii")})
+    return {TENSORS_NAME: tensors, JSON_NAME: text.encode("ascii")}
 
 
 def _refuse_constant(literal: str) -> Any:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TypeAlias, Union
 
 from vlmflow.errors import InputError
 from vlmflow.scenes.tasks import ALL_TASKS
@@ -20,6 +21,9 @@ GROUP = "vlmflow.tasks"
 MIXED = "scenes-mixed"
 MIXED_TASKS = ("scenes-reasoning", "scenes-existence", "scenes-reading", "scenes-caption")
 """A mixture of easy and hard questions, of short and long answers."""
+
+TaskLike: TypeAlias = Union[str, "os.PathLike[str]", Task]
+"""How a user gives a task: its name, the path of a file of questions, or an object."""
 
 INTERFACE = (
     *("name", "metric", "by_itself", "max_new_tokens"),
@@ -55,7 +59,7 @@ def known_tasks() -> tuple[KnownTask, ...]:
     )
 
 
-def as_task(task: str | os.PathLike[str] | Task) -> Task:
+def as_task(task: TaskLike) -> Task:
     """Return the task that a user names (:func:`find_task`), by its file's path too, or hands over.
 
     Raises

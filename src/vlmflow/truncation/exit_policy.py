@@ -235,13 +235,25 @@ class ExitPolicy(Policy):
         """
         file = as_path(path)
         try:
-            plain = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            text = file.read_text("utf-8")
+        except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is not JSON"
             raise InputError(f"policy file {str(file)!r} cannot be read ({why})") from error
+        return cls.read(text, str(file))
+
+    @classmethod
+    def read(cls, text: str, name: str) -> Self:
+        """Read what :meth:`save` writes into a file, from its text.
+
+        ``name`` is the file's, for refusals; raises as :meth:`load` does.
+        """
+        try:
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"policy file {name!r} cannot be read (it is not JSON)") from error
         if not isinstance(plain, dict) or plain.get("format") != FORMAT:
             raise InputError(
-                f"{str(file)!r} is not an exit policy of this vlmflow ({FORMAT}); vlmflow certify "
+                f"{name!r} is not an exit policy of this vlmflow ({FORMAT}); vlmflow certify "
                 "writes one"
             )
         policy, certificate = plain.get("policy"), plain.get("certificate")
@@ -255,11 +267,11 @@ class ExitPolicy(Policy):
                 and isinstance(certificate.get("code", {}), dict)
             )
         ):
-            raise InputError(f"policy file {str(file)!r} is damaged; certify again")
+            raise InputError(f"policy file {name!r} is damaged; certify again")
         try:
             made = replace(cls.from_json(policy), certificate=certificate)
         except RecursionError as error:
-            raise InputError(f"policy file {str(file)!r} is damaged; certify again") from error
+            raise InputError(f"policy file {name!r} is damaged; certify again") from error
         made._check_code()
         return made
 

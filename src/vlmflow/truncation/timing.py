@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,15 @@ from vlmflow.lvlm.tokens import answer_text
 class _Clock(StoppingCriteria):
     """Never stops anything; notes when each token was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int, on_token: Callable[[Sequence[int]], None] | None) -> None:
         self.ticks: list[float] = []
+        self._length, self._on_token = length, on_token
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_kwargs: Any) -> Any:
         _wait(input_ids.device)
         self.ticks.append(time.perf_counter())
+        if self._on_token is not None:
+            self._on_token(input_ids[0, self._length :].tolist())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -44,11 +48,20 @@ class TimedAnswer:
 
 
 def timed_answer(
-    vlm: LVLM, prompt: Prompt, truncation: Truncating | None, *, max_new_tokens: int = 64
+    vlm: LVLM,
+    prompt: Prompt,
+    truncation: Truncating | None,
+    *,
+    max_new_tokens: int = 64,
+    on_token: Callable[[Sequence[int]], None] | None = None,
 ) -> TimedAnswer:
-    """Answer greedily after one token's warm-up, and time it; None: the untouched model."""
+    """Answer greedily after one token's warm-up, and time it; None: the untouched model.
+
+    ``on_token`` is called with the ids so far after each token, its end included; what it takes
+    counts for the next token, so that it should be short.
+    """
     vlm.generate_ids(prompt, max_new_tokens=1, truncation=truncation)
-    clock = _Clock()
+    clock = _Clock(len(prompt.layout), on_token)
     _wait(vlm.device)
     start = time.perf_counter()
     with nullcontext() if truncation is None else truncation(vlm.model) as run:

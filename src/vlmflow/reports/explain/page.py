@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from markupsafe import Markup
 
 from vlmflow.escape_invisible import shown
@@ -18,7 +15,7 @@ from vlmflow.files import as_path, write_files
 from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.reports.content_policy import digest
 from vlmflow.reports.explain.page_data import Packed, page_data
-from vlmflow.reports.palette import theme_css
+from vlmflow.reports.explain.sources import LIBRARIES, opening_script, source, style, templates
 from vlmflow.result.convergence import top_mass
 from vlmflow.result.reading import Box
 from vlmflow.result.sentences import image_share_sentence, percent
@@ -32,14 +29,6 @@ PROMPT_CHARACTERS = 20_000
 QUESTION_CHARACTERS = 2_000
 SETTING_CHARACTERS = 1_000
 SETTINGS_SHOWN = 100
-
-LIBRARIES = ("d3.min.js", "plot.umd.min.js")
-SCRIPTS = (
-    "page.js", "words.js", "numbers.js", "choice.js", "controls.js", "picture.js", "strip.js",
-    "verdict.js", "outline.js", "chart.js", "curves.js", "arcs.js", "table.js",
-    "trust.js", "reading.js", "region.js", "sequence.js", "readers.js", "play.js", "compare.js",
-    "truncated.js", "start.js",
-)  # fmt: skip
 
 
 def write_report(
@@ -56,7 +45,7 @@ def write_report(
     those of ``flow``, which the page is about.
     """
     target = as_path(path)
-    write_files(target.parent, {target.name: _rendered(flow, regions, other).encode("utf-8")})
+    write_files(target.parent, {target.name: report_page(flow, regions, other).encode("utf-8")})
     return target
 
 
@@ -78,22 +67,44 @@ def second_line(flow: InformationFlow) -> str:
     return " ".join(sentences)
 
 
-def _rendered(
-    flow: InformationFlow, regions: Mapping[str, Box] | None, other: InformationFlow | None
+def report_page(
+    flow: InformationFlow,
+    regions: Mapping[str, Box] | None = None,
+    other: InformationFlow | None = None,
 ) -> str:
-    libraries = [_source("vendor", name) for name in LIBRARIES]
-    parts = "\n".join(_source("templates", name) for name in SCRIPTS)
-    # one closure: the files share their names with each other and with nothing else
-    script = f'(() => {{\n"use strict";\n{parts}\n}})();'
-    style = theme_css() + _source("templates", "page.css")
-    notices = [_source("vendor", f"{name}.LICENSE").strip() for name in ("d3", "plot")]
+    """Return the page of one result as text; see :func:`write_report`."""
+    libraries = [source("vendor", name) for name in LIBRARIES]
+    script, css = opening_script(), style()
+    around = {
+        "policy": _policy([*libraries, script], css),
+        "style": Markup(css),
+        "libraries": [Markup(library) for library in libraries],
+        "script": Markup(script),
+    }
+    return _rendered("page.html.j2", around, flow, regions, other)
+
+
+def mounted_report(flow: InformationFlow, regions: Mapping[str, Box] | None = None) -> str:
+    """Return what a page that has the style and scripts already shows of one result.
+
+    The sections of :func:`report_page` with their data, for the script that
+    :func:`vlmflow.reports.explain.sources.mounting_script` returns.
+    """
+    return _rendered("mounted.html.j2", {}, flow, regions, None)
+
+
+def _rendered(
+    name: str,
+    around: Mapping[str, Any],
+    flow: InformationFlow,
+    regions: Mapping[str, Box] | None,
+    other: InformationFlow | None,
+) -> str:
+    notices = [source("vendor", f"{library}.LICENSE").strip() for library in ("d3", "plot")]
     whole = verdict(flow, 0, regions)
     share = image_share_sentence(flow.attention_share, flow.layout, flow.subject)
     texts = {
-        "policy": _policy([*libraries, script], style),
-        "style": Markup(style),
-        "libraries": [Markup(library) for library in libraries],
-        "script": Markup(script),
+        **around,
         "notices": notices,
         "headline": whole.headline,
         "picture_says": whole.picture,
@@ -121,7 +132,7 @@ def _rendered(
             group is not None and group.last > group.first for group in flow.layout.frames
         ),
     }
-    template = _environment().get_template("page.html.j2")
+    template = templates().get_template(name)
     empty = template.render(**texts, head=Markup("{}"), storage="")
     data = page_data(flow, MAX_BYTES - len(empty.encode("utf-8")), regions, other)
     return template.render(**texts, head=_json(data.head), storage=_storage(data, flow))
@@ -218,22 +229,4 @@ def _policy(scripts: list[str], style: str) -> str:
     return (
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src {digest(style)}; script-src {' '.join(map(digest, scripts))}"
-    )
-
-
-@cache
-def _source(folder: str, name: str) -> str:
-    text = resources.files("vlmflow.reports").joinpath(folder, name).read_text("utf-8")
-    # browsers hash what they parse, with line ends as \n
-    return text.replace("\r\n", "\n")
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: _source("templates", name)),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )

@@ -41,6 +41,7 @@ function choose(changes) {
     requestAnimationFrame(async () => {
       const names = pending;
       pending = null;
+      if (closing.signal.aborted) return;
       const concerned = followers.filter(({ names: wanted }) => [...names].some((name) => wanted.has(name)));
       await Promise.all(concerned.map(({ show }) => show()));
       if (pending === null) document.body.ariaBusy = "false";

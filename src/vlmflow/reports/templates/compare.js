@@ -85,7 +85,7 @@ function layCompared(side, source) {
     frame.style.aspectRatio = String(picture.width / picture.height);
     frame.style.setProperty("--ratio", String(picture.width / picture.height));
     const stage = { canvas, picture, image, message, frame };
-    new ResizeObserver(() => paintCompared(side, stage)).observe(frame);
+    onResize(frame, () => paintCompared(side, stage));
     return { ...stage, figure: make("figure", { className: "stage" }, frame, ...(label ? [make("figcaption", { textContent: label })] : [])) };
   });
   side.place.replaceChildren(...side.stages.map(({ figure: own }) => own));

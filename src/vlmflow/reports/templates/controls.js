@@ -1,4 +1,4 @@
-// Everything the reader operates: signal, layer, answer token, colours, theme, keys.
+// Everything the reader operates: signal, layer, answer token, colours, keys.
 
 // A row of radio buttons bound to one choice.
 function radios(place, name, options) {
@@ -127,23 +127,6 @@ function offerSignals() {
   show();
 }
 
-function offerTheme() {
-  const button = find("theme");
-  const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
-  const show = () => {
-    button.textContent = isDark() ? "Light" : "Dark";
-    button.setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
-  };
-  button.removeAttribute("aria-pressed");
-  button.addEventListener("click", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    show();
-  });
-  prefersDark.addEventListener("change", show);
-  show();
-}
-
 // Arrow keys anywhere that has no use for them itself.
 function listenToKeys() {
   document.addEventListener("keydown", (event) => {
@@ -153,5 +136,5 @@ function listenToKeys() {
     event.preventDefault();
     if (event.shiftKey) stepToken(choice.target + step);
     else stepLayer(choice.layer + step);
-  });
+  }, { signal: closing.signal });
 }

@@ -16,6 +16,15 @@ function make(tag, properties = {}, ...children) {
 
 const find = (id) => document.getElementById(id);
 
+// What listens to more than the page's own elements listens until it is closed.
+const closing = new AbortController();
+
+function onResize(element, show) {
+  const observer = new ResizeObserver(show);
+  observer.observe(element);
+  closing.signal.addEventListener("abort", () => observer.disconnect());
+}
+
 const KINDS = { uint8: Uint8Array, uint16: Uint16Array, int8: Int8Array, int32: Int32Array, float32: Float32Array };
 
 async function unpack(block) {

@@ -93,7 +93,7 @@ function layPictures() {
     canvas.addEventListener("pointerleave", () => point(stage, null));
     canvas.addEventListener("blur", () => point(stage, null));
     canvas.addEventListener("keydown", (event) => walk(stage, event));
-    new ResizeObserver(() => paint(stage)).observe(frame);
+    onResize(frame, () => paint(stage));
   });
   const how = head.grids.find((grid) => grid.how !== "")?.how;
   find("how-note").hidden = how === undefined;

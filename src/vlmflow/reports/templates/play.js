@@ -44,13 +44,14 @@ function play() {
 }
 
 function offerPlay() {
+  closing.signal.addEventListener("abort", () => clearTimeout(clock));
   for (const button of document.querySelectorAll(".play")) {
     button.hidden = head.layers < 2;
     button.addEventListener("click", play);
   }
   // a layer chosen by hand stops the player
   follow(["layer"], () => (clock !== null && choice.layer !== played ? pause() : showPlay()));
-  still.addEventListener("change", pause);
+  still.addEventListener("change", pause, { signal: closing.signal });
   document.addEventListener("keydown", (event) => {
     if (event.key !== " " || event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
     if (event.target.closest("button, input, select, textarea, summary, a, pre, .table-box")) return;
@@ -59,7 +60,7 @@ function offerPlay() {
     if (area.bottom < 0 || area.top > window.innerHeight) return;
     event.preventDefault();
     play();
-  });
+  }, { signal: closing.signal });
   showPlay();
 }
 

@@ -34,7 +34,7 @@ function layPanels() {
     const panel = { canvas, picture, image, message, frame };
     panels.push(panel);
     listenToRegion(panel);
-    new ResizeObserver(() => paintPanel(panel)).observe(frame);
+    onResize(frame, () => paintPanel(panel));
   });
   find("region-clear").addEventListener("click", () => choose({ region: null }));
 }

@@ -35,7 +35,7 @@ function laySequence() {
     stepWord(step);
     wordElement(choice.word).focus();
   });
-  new ResizeObserver(showWordArcs).observe(place);
+  onResize(place, showWordArcs);
 }
 
 const wordElement = (number) => find("sequence").querySelector(`[data-item="${number}"]`);

@@ -23,7 +23,6 @@ async function start() {
     radios(find("saliency-destination"), "destination", [["answer", head.subject ? "into the words" : "into the answer"], ["user", "into the user text"]]);
   }
   offerTable();
-  offerTheme();
   listenToKeys();
   layPictures();
 
@@ -54,19 +53,26 @@ async function start() {
   showTable();
   await Promise.all([showMap(), showStrip(), offerInteraction(), offerCompare()]);
   let width = document.body.clientWidth;
-  new ResizeObserver(() => {
+  onResize(document.body, () => {
     if (document.body.clientWidth === width) return;
     width = document.body.clientWidth;
     requestAnimationFrame(() => {
+      if (closing.signal.aborted) return;
       charts();
       if (find("trust") !== null) showTrust();
       if (choice.word >= 0) showReaders();
     });
-  }).observe(document.body);
+  });
   document.body.dataset.ready = "yes";
 }
 
-start().catch((error) => {
-  find("trouble").hidden = false;
-  find("trouble").textContent = `This page could not be drawn (${error.message}). A browser from 2023 or later is needed.`;
-});
+function openReport() {
+  return start().catch((error) => {
+    find("trouble").hidden = false;
+    find("trouble").textContent = `This page could not be drawn (${error.message}). A browser from 2023 or later is needed.`;
+  });
+}
+
+function closeReport() {
+  closing.abort();
+}

@@ -59,3 +59,25 @@ function tellRemoved() {
   }
   find("removed-says").textContent = `Layer ${layer} of the truncated run sees ${counts[layer]} of ${tokens} image tokens.${lost}`;
 }
+
+// The pictures alone, with what the truncated run no longer had at the layer chosen.
+function layRemoved(place) {
+  const shownStages = head.pictures.map((picture, image) => {
+    const canvas = make("canvas", { "aria-hidden": "true" });
+    const alt = `${picture.frames || (head.pictures.length > 1 ? `picture ${image + 1}` : "the picture")}, removed image tokens crossed out`;
+    const frame = make("div", { className: "frame" }, make("img", { src: picture.source, alt }), canvas);
+    const ratio = picture.width / picture.height;
+    frame.style.aspectRatio = String(ratio);
+    frame.style.setProperty("--ratio", String(ratio));
+    const paintRemoved = () => {
+      const scale = window.devicePixelRatio || 1;
+      canvas.width = Math.round(frame.clientWidth * scale);
+      canvas.height = Math.round(frame.clientHeight * scale);
+      crossOut(canvas.getContext("2d"), canvas, picture, tokensOf(image), choice.layer);
+    };
+    onResize(frame, paintRemoved);
+    follow(["layer", "removed", "view"], paintRemoved);
+    return make("figure", { className: "stage" }, frame);
+  });
+  place.replaceChildren(...shownStages);
+}
