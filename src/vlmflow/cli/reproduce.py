@@ -224,10 +224,10 @@ def _list() -> None:
 
     for name in table_names():
         table = published_table(name)
-        here = [figure for figure in table.figures if not table.why_not(figure)]
+        runnable = [figure for figure in table.figures if not table.why_not(figure)]
         models = ", ".join(model.hub for model in table.models if model.hub)
         typer.echo(f"{name}\n    {table.title}\n    {table.paper}")
-        typer.echo(f"    {len(here)} of {len(table.figures)} figures run here; {models}\n")
+        typer.echo(f"    {len(runnable)} of {len(table.figures)} figures run here; {models}\n")
     for line in LEFT_OUT:
         typer.echo(f"not there: {line}")
 

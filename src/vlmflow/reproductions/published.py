@@ -124,7 +124,7 @@ def published_table(name: str) -> PublishedTable:
     return PublishedTable(
         name=name,
         models=tuple(PublishedModel(**model) for model in models),
-        data=tuple(PublishedData(**one) for one in data),
+        data=tuple(PublishedData(**entry) for entry in data),
         figures=tuple(figure for row in rows for figure in _figures(row)),
         **{**plain, **lists},
     )

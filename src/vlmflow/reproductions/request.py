@@ -62,18 +62,18 @@ class Request:
         InputError
             If it has none of that name.
         """
-        here = [model for model in self.table.models if model.hub]
+        runnable = [model for model in self.table.models if model.hub]
         name = self.stands_for or self.model
         if not name:
-            return here[0]
-        for model in here:
+            return runnable[0]
+        for model in runnable:
             if name == model.hub:
                 return model
-        ids = ", ".join(model.hub for model in here)
+        ids = ", ".join(model.hub for model in runnable)
         for model in self.table.models:
             if name == model.called and model.missing:
                 raise InputError(f"{name} does not run here: {model.missing}; there are {ids}")
-        way_out = "" if self.stands_for else f"; say which one it is: --as {here[0].hub}"
+        way_out = "" if self.stands_for else f"; say which one it is: --as {runnable[0].hub}"
         raise InputError(f"table {self.table_name} has no model {name!r}, only {ids}{way_out}")
 
     @property
@@ -178,12 +178,12 @@ class Request:
         )
 
     def _check_names(self, option: str, names: Sequence[str]) -> None:
-        there = [data.task for data in self.table.data if not data.missing]
+        tasks = [data.task for data in self.table.data if not data.missing]
         for name in names:
-            if name not in there:
+            if name not in tasks:
                 raise InputError(
                     f"{option} {name!r} is not a data set of table {self.table_name}; there are "
-                    f"{', '.join(there)}"
+                    f"{', '.join(tasks)}"
                 )
         if len(set(names)) < len(names):
             raise InputError(f"{option} names a data set twice: {', '.join(names)}")
