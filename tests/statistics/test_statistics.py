@@ -182,3 +182,10 @@ def test_pictures_are_drawn_whole():
         counts = np.bincount(draw, minlength=5)
         assert counts[0] == counts[2]
     assert np.array_equal(sample_draws(6, ["", "a"] + [""] * 4, 9, 2), resamples(6, 9, 2))
+
+
+def test_equal_scores_above_one_have_an_interval():
+    """Two captions alike: CIDEr may give each of them more than 1."""
+    estimate = mean_estimate([2.5, 2.5], draws=200, seed=0)
+    low, high = wilson_interval(2, 2)
+    assert (estimate.value, estimate.low, estimate.high) == (2.5, 2.5 * low, 2.5 * high)

@@ -40,7 +40,7 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
 def mean_estimate(
     scores: Sequence[float], clusters: Sequence[str] | None = None, *, draws: int, seed: int
 ) -> Estimate:
-    """Estimate the mean of scores between 0 and 1.
+    """Estimate the mean of scores from 0 on, most of them at most 1.
 
     Wilson's interval (Wilson 1927) where every score is 0 or 1 and every sample stands alone;
     otherwise the percentile bootstrap, which draws whole clusters. Where draws cannot differ (one
@@ -61,7 +61,9 @@ def mean_estimate(
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     alone = group_count == len(values)
     if (alone and np.isin(values, (0.0, 1.0)).all()) or np.ptp(sums / counts) == 0:
-        return Estimate(mean, *wilson_interval(mean * group_count, group_count))
+        most = max(1.0, mean)  # CIDEr of a caption may be more than 1
+        low, high = wilson_interval(mean / most * group_count, group_count)
+        return Estimate(mean, most * low, most * high)
     chosen = resamples(group_count, draws, seed)
     low, high = percentile_interval(sums[chosen].sum(1) / counts[chosen].sum(1))
     return Estimate(mean, float(low), float(high))
