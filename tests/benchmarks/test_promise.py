@@ -39,6 +39,8 @@ def test_what_is_deployed_keeps_its_promise_and_the_wrong_variant_is_caught():
     assert chance_of_as_many(broken, DRAWS, PROMISE.level) > TEST_LEVEL
     assert chance_of_as_many(wrong, DRAWS, PROMISE.level) < TEST_LEVEL
     assert (found.risks <= found.wrong).mean() > 0.9  # one step further along the path
+    assert ((found.saved > 0) == (found.risks > 0)).mean() > 0.9
+    assert found.saved.max() < 1
 
 
 def test_where_nothing_passes_nothing_is_broken():
