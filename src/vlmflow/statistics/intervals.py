@@ -62,8 +62,8 @@ def mean_estimate(
     alone = group_count == len(values)
     if (alone and np.isin(values, (0.0, 1.0)).all()) or np.ptp(sums / counts) == 0:
         most = max(1.0, mean)  # CIDEr of a caption may be more than 1
-        low, high = wilson_interval(mean / most * group_count, group_count)
-        return Estimate(mean, most * low, most * high)
+        ends = wilson_interval(mean / most * group_count, group_count)
+        return Estimate(mean, most * ends[0], most * ends[1])
     chosen = resamples(group_count, draws, seed)
     low, high = percentile_interval(sums[chosen].sum(1) / counts[chosen].sum(1))
     return Estimate(mean, float(low), float(high))
