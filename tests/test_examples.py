@@ -55,17 +55,17 @@ def test_a_script_runs_as_it_stands(path, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_its_one_argument_is_the_model(path, monkeypatch):
-    asked = []
+    names = []
 
     def load(name):
-        asked.append(name)
+        names.append(name)
         raise InterruptedError
 
     monkeypatch.setattr(vlmflow, "load", load)
     monkeypatch.setattr(sys, "argv", [str(path), "owner/model"])
     with pytest.raises(InterruptedError):
         runpy.run_path(str(path), run_name="__main__")
-    assert asked == ["owner/model"]
+    assert names == ["owner/model"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

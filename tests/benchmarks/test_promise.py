@@ -33,22 +33,22 @@ def test_what_is_deployed_keeps_its_promise_and_the_wrong_variant_is_caught():
     # In whole steps: from one policy of the path to the next, the risk rises by a good deal.
     coarse = {"coarse": np.round(population.signals["good"])}
     population = replace(population, signals=coarse)
-    found = redraw(population, PROMISE, 250, DRAWS, 1, probe=False)
-    assert found.certified > DRAWS / 2
-    broken, wrong = found.broken(RISK)
+    drawings = redraw(population, PROMISE, 250, DRAWS, 1, probe=False)
+    assert drawings.certified > DRAWS / 2
+    broken, wrong = drawings.broken(RISK)
     assert chance_of_as_many(broken, DRAWS, PROMISE.level) > TEST_LEVEL
     assert chance_of_as_many(wrong, DRAWS, PROMISE.level) < TEST_LEVEL
-    assert (found.risks <= found.wrong).mean() > 0.9  # one step further along the path
-    assert ((found.saved > 0) == (found.risks > 0)).mean() > 0.9
-    assert found.saved.max() < 1
+    assert (drawings.risks <= drawings.wrong).mean() > 0.9  # one step further along the path
+    assert ((drawings.saved > 0) == (drawings.risks > 0)).mean() > 0.9
+    assert drawings.saved.max() < 1
 
 
 def test_where_nothing_passes_nothing_is_broken():
     population = drawn(200, 2, told=0.0)  # signals that tell nothing
-    found = redraw(population, Promise(0.04, None, 0.9), 120, 3, 0, probe=True)
-    assert (found.risks <= 0.04).all()
+    drawings = redraw(population, Promise(0.04, None, 0.9), 120, 3, 0, probe=True)
+    assert (drawings.risks <= 0.04).all()
     again = redraw(population, Promise(0.04, None, 0.9), 120, 3, 0, probe=True)
-    assert np.array_equal(found.risks, again.risks)
+    assert np.array_equal(drawings.risks, again.risks)
 
 
 def test_a_promise_about_losses_is_kept_and_the_wrong_variant_is_caught():
@@ -59,9 +59,9 @@ def test_a_promise_about_losses_is_kept_and_the_wrong_variant_is_caught():
     losses = population.changed.astype(float) - (gains & ~population.changed)
     population = replace(population, signals=coarse, losses=losses)
     most = 0.04
-    found = redraw(population, Promise(None, most, 0.9), 400, DRAWS, 1, probe=False)
-    assert found.certified > DRAWS / 2
-    broken, wrong = found.broken(most)
+    drawings = redraw(population, Promise(None, most, 0.9), 400, DRAWS, 1, probe=False)
+    assert drawings.certified > DRAWS / 2
+    broken, wrong = drawings.broken(most)
     assert chance_of_as_many(broken, DRAWS, PROMISE.level) > TEST_LEVEL
     assert chance_of_as_many(wrong, DRAWS, PROMISE.level) < TEST_LEVEL
 

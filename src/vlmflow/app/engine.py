@@ -1,4 +1,4 @@
-"""The model behind the app: loaded when it is first wanted, used by one thread."""
+"""The app's model: loaded when it is first wanted, used by one thread."""
 
 from __future__ import annotations
 
