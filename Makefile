@@ -36,7 +36,7 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 hard-tests: $(VENV)/.installed-test
-	VLMFLOW_HARD_TESTS=all $(BIN)/python -m pytest tests/hard $(ARGS)
+	VLMFLOW_HARD_TESTS=all $(BIN)/python -m pytest tests/hard tests/app $(ARGS)
 
 peer-tests: $(VENV)/.installed-test
 	@test -n "$(TRANSFORMERS)" || { echo "Name a clone of transformers: make peer-tests TRANSFORMERS=DIR" >&2; exit 2; }

@@ -395,7 +395,7 @@ def test_there_are_fifty_of_them():
 def test_hostile_questions_and_file_names_are_answered_or_refused_in_a_sentence(app):
     picture = png(PICTURE.image.resize((60, 60)))
     refused = 0
-    for text in PAYLOADS if ALL else PAYLOADS[::2]:
+    for text in PAYLOADS:
         name = text.encode("utf-8", "surrogatepass").hex("%")
         kept = app.request("POST", f"/pictures?name=%{name}", picture)
         assert kept.status == 200
