@@ -35,7 +35,6 @@ from vlmflow.studies.certification.measurements import outcomes_of
 from vlmflow.studies.certification.measuring import Measuring
 from vlmflow.studies.certification.outcomes import FloatArray, IntArray, Outcomes
 from vlmflow.studies.certification.paths import (
-    Promise,
     choose_path,
     fit_path,
     pass_along,
@@ -43,6 +42,7 @@ from vlmflow.studies.certification.paths import (
 )
 from vlmflow.studies.certification.run import read_certificate
 from vlmflow.studies.certification.store import CERTIFY
+from vlmflow.studies.promise import Promise
 from vlmflow.studies.store import writing
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.registry import find_task

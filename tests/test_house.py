@@ -46,6 +46,7 @@ ROOMS = (
     "reports",
     "model_api",
     "certification",
+    "token_budget",
     "comparison",
     "api",
     "__init__",

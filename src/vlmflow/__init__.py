@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from vlmflow.reports.write import figures as figures
     from vlmflow.reports.write import report as report
     from vlmflow.result.information_flow import InformationFlow as InformationFlow
+    from vlmflow.studies.budget.settings import BudgetSettings as BudgetSettings
     from vlmflow.studies.certification.settings import CertifySettings as CertifySettings
     from vlmflow.tasks.base import Task as Task
     from vlmflow.tasks.base import TaskSample as TaskSample
+    from vlmflow.token_budget import budget as budget
     from vlmflow.truncation.exit_policy import ExitPolicy as ExitPolicy
     from vlmflow.truncation.exit_signals.signal import ExitSignal as ExitSignal
     from vlmflow.truncation.presets import preset as preset
@@ -60,6 +62,8 @@ _PUBLIC = {
     "vlmflow.reports.write": ("figures", "report"),
     "vlmflow.result.information_flow": ("InformationFlow",),
     "vlmflow.studies.certification.settings": ("CertifySettings",),
+    "vlmflow.studies.budget.settings": ("BudgetSettings",),
+    "vlmflow.token_budget": ("budget",),
     "vlmflow.tasks.base": ("Task", "TaskSample"),
     "vlmflow.truncation.exit_policy": ("ExitPolicy",),
     "vlmflow.truncation.exit_signals.signal": ("ExitSignal",),

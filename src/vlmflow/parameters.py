@@ -23,6 +23,11 @@ def check_integer(name: str, value: object, least: int = 0, most: int = LARGEST)
         raise InputError(f"{name}={shown}; give an integer from {least} to {most:,}")
 
 
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number and not a truth value or NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
 def given_list(name: str, given: Sequence[T] | None) -> tuple[T, ...] | None:
     """Return what a user gave as a list; InputError for anything else, a text among them."""
     if given is None:

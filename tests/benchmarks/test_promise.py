@@ -13,9 +13,9 @@ from tests.certification.test_outcomes import drawn
 from tests.support.tiny import tiny_llava
 from vlmflow.studies.certification import measuring
 from vlmflow.studies.certification.independent import independent_samples
-from vlmflow.studies.certification.paths import Promise
 from vlmflow.studies.certification.run import read_certificate
 from vlmflow.studies.certification.settings import CertifySettings
+from vlmflow.studies.promise import Promise
 from vlmflow.tasks.registry import find_task
 
 RISK, DRAWS = 0.05, 150

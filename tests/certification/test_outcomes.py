@@ -19,7 +19,6 @@ from vlmflow.studies.certification.fitting import (
 from vlmflow.studies.certification.outcomes import Outcomes, first_reached
 from vlmflow.studies.certification.paths import (
     CHANCES,
-    Promise,
     choose_path,
     constant_exits,
     exits_by_group,
@@ -30,6 +29,7 @@ from vlmflow.studies.certification.paths import (
 )
 from vlmflow.studies.certification.rivals import constant_rival
 from vlmflow.studies.certification.skills import skills
+from vlmflow.studies.promise import Promise
 
 LAYERS, DEPTH = (2, 5, 8), 10
 
@@ -214,8 +214,12 @@ def test_what_is_promised_holds_over_many_calibrations():
 def test_both_risks_have_to_pass():
     outcomes = drawn(300, 17)
     exits = outcomes.oracle
-    assert Promise(0.05, None, 0.9).p_value(outcomes, exits, 0) < 1e-4
+
+    def p_value(promise: Promise, outcomes: Outcomes) -> float:
+        return pass_along(outcomes, [exits], 0, promise).p_values[0]
+
+    assert p_value(Promise(0.05, None, 0.9), outcomes) < 1e-4
     both = Promise(0.05, 0.02, 0.9)
     lossy = replace(outcomes, losses=outcomes.losses + 0.5)
-    assert both.p_value(outcomes, exits, 0) < 0.1
-    assert both.p_value(lossy, exits, 0) > 0.9
+    assert p_value(both, outcomes) < 0.1
+    assert p_value(both, lossy) > 0.9

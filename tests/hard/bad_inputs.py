@@ -43,6 +43,10 @@ COMPARE = (
     *("compare", "--task", TASK, "--out", "out", "--model", MODEL, "--layer", "1"),
     *("--against", "diversity", "--keep", "0.5", "--samples", "2", "--timed", "0"),
 )
+BUDGET = (
+    *("budget", TASK, "--out", "out", "--model", MODEL, "--tokens", "8", "--risk", "0.9"),
+    *("--calibration", "4", "--samples", "1", "--timed", "0", "--layer", "1"),
+)
 REPRODUCE = (
     *("reproduce", "paper-table-1", "--plan", "--model", MODEL),
     *("--as", "llava-hf/llava-1.5-7b-hf"),
@@ -52,7 +56,7 @@ WITH_MODEL = (EXPLAIN, GENERATE, CLIFF, FAITHFULNESS, STUDY, CERTIFY, COMPARE)
 COMMANDS = (
     *("explain", "generate", "cliff", "study", "report", "demo"),
     *("models", "tasks", "rankings", "signals", "presets", "sample", "trust", "faithfulness"),
-    *("certify", "compare", "export-policy", "reproduce", "env", "app"),
+    *("budget", "certify", "compare", "export-policy", "reproduce", "env", "app"),
 )
 
 
@@ -114,6 +118,7 @@ def numbers() -> Iterator[BadInput]:
         STUDY: ("--samples", "--calibration", "--timed", "--seed"),
         FAITHFULNESS: ("--samples", "--steps", "--layer", "--sanity", "--batch"),
         CERTIFY: ("--calibration", "--samples", "--timed", "--seed", "--layer"),
+        BUDGET: ("--calibration", "--samples", "--timed", "--seed", "--layer"),
         EXPORT: ("--image-tokens", "--text-tokens", "--answer-tokens", "--samples"),
         COMPARE: ("--samples", "--timed", "--layer"),
         REPRODUCE: ("--samples", "--seed"),
@@ -133,6 +138,8 @@ def numbers() -> Iterator[BadInput]:
     for option in ("--risk", "--loss", "--confidence", "--keep"):
         for value in ("x", "", "nan", "-1", "inf", "1"):
             yield BadInput(put(CERTIFY, option, value), option[2:])
+            if option != "--keep":
+                yield BadInput(put(BUDGET, option, value), option[2:])
 
 
 def models() -> Iterator[BadInput]:
@@ -163,6 +170,7 @@ def tasks() -> Iterator[BadInput]:
         yield BadInput((CLIFF[0], name, *CLIFF[2:]))
         yield BadInput((FAITHFULNESS[0], name, *FAITHFULNESS[2:]))
         yield BadInput((CERTIFY[0], name, *CERTIFY[2:]))
+        yield BadInput((BUDGET[0], name, *BUDGET[2:]))
         yield BadInput(put(STUDY, "--task", name))
         yield BadInput(put(COMPARE, "--task", name))
 
@@ -211,6 +219,11 @@ def settings() -> Iterator[BadInput]:
     for name in ("scenes-readng", "missing.jsonl", ""):
         yield BadInput(put(EXPORT, "--task", name))
     yield BadInput(put(CERTIFY, "--layer", "99"), "layer=99")
+    yield BadInput(put(BUDGET, "--layer", "99"), "layer=99")
+    yield BadInput(put(BUDGET, "--rank-by", "best"), "best")
+    yield BadInput(BUDGET, "8 image tokens")  # of a model that shows every picture at one size
+    for tokens in ("", ",", "x", "0", "-4", "8;4", "1.5", HUGE, "8\u202e"):
+        yield BadInput(put(BUDGET, "--tokens", tokens))
     yield BadInput(put(CERTIFY, "--rank-by", "best"), "best")
     yield BadInput(put(CERTIFY, "--calibration", "1"), "calibration=1")
     for file in ("@questions.jsonl", "@picture.png", "missing.json", "@", ""):
@@ -276,6 +289,7 @@ def outputs() -> Iterator[BadInput]:
             yield BadInput(put(command, "--out", way))
         yield BadInput(("demo", "--out", way))
         yield BadInput(put(CERTIFY, "--out", way))
+        yield BadInput(put(BUDGET, "--out", way))
         yield BadInput(put(CERTIFY, "--out", f"{way}.json"))
     yield BadInput(put(EXPLAIN, "--out", "@in-the-way"), "report.html")
     for name in ("missing", "@", PICTURE, "@no-study", "", "half\ud800"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 try:
     from vlmflow.cli import (
+        budget,
         certify,
         cliff,
         compare,
@@ -29,6 +30,7 @@ except KeyboardInterrupt:  # Ctrl-C while nothing has begun
 
 __all__ = [
     "app",
+    "budget",
     "certify",
     "cliff",
     "compare",

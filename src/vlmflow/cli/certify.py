@@ -99,7 +99,7 @@ def certify(
 
             # Before the model is loaded: arithmetic alone may say that it cannot be done.
             settings = CertifySettings(
-                risk=_share("--risk", risk),
+                risk=share("--risk", risk),
                 loss=loss,
                 confidence=confidence,
                 calibration=calibration,
@@ -130,7 +130,8 @@ def certify(
     typer.echo(f"\nwritten to {printable(f'{policy}{page}')}")
 
 
-def _share(option: str, text: str) -> float | None:
+def share(option: str, text: str) -> float | None:
+    """Read a share, or none."""
     if text == "none":
         return None
     try:

@@ -21,7 +21,7 @@ from vlmflow.cli.terminal import (
     quiet_libraries,
 )
 from vlmflow.errors import InputError
-from vlmflow.parameters import literal, split_outside_brackets
+from vlmflow.parameters import is_number, literal, split_outside_brackets
 
 if TYPE_CHECKING:
     from vlmflow.studies.comparison.comparison import Comparison
@@ -149,7 +149,7 @@ def _keeps(text: str) -> list[int | float]:
     keeps: list[int | float] = []
     for part in text.split(","):
         value = literal(part.strip())
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             raise InputError(
                 f"--keep {text!r}: {part.strip()!r} is not a number; for example 0.5,0.25,64"
             )

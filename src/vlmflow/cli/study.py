@@ -11,6 +11,7 @@ import typer
 
 from vlmflow.cli import options
 from vlmflow.cli.app import MODEL, app
+from vlmflow.cli.budget import print_budget
 from vlmflow.cli.certify import print_certificate
 from vlmflow.cli.cliff import print_cliff
 from vlmflow.cli.compare import print_comparison
@@ -195,6 +196,9 @@ def report(
         from vlmflow.reports.directory import write_directory
         from vlmflow.reports.reproduction.directory import write_reproduction
         from vlmflow.reproductions.run import is_reproduction, read_reproduction
+        from vlmflow.studies.budget.result import TokenBudget
+        from vlmflow.studies.budget.run import read_budget
+        from vlmflow.studies.budget.store import BUDGET
         from vlmflow.studies.certification.certificate import Certificate
         from vlmflow.studies.certification.run import read_certificate
         from vlmflow.studies.certification.store import CERTIFY
@@ -213,6 +217,7 @@ def report(
             (CLIFF, read_cliff_study),
             (FAITHFULNESS, read_faithfulness),
             (CERTIFY, read_certificate),
+            (BUDGET, read_budget),
         ]
         present = [read for kind, read in kinds if (directory / kind.file).is_file()]
         again = []
@@ -243,6 +248,8 @@ def report(
             print_certificate(result)
         elif isinstance(result, Comparison):
             print_comparison(result)
+        elif isinstance(result, TokenBudget):
+            print_budget(result)
         else:
             _print(result)
         typer.echo(f"\nwritten to {printable(str(page))}")

@@ -11,13 +11,16 @@ from typing import TypeAlias
 from vlmflow.files import as_path, staged, write_files
 from vlmflow.reports.comparison.latex import latex_table
 from vlmflow.reports.write import figures, report
+from vlmflow.studies.budget.result import TokenBudget
 from vlmflow.studies.certification.certificate import Certificate
 from vlmflow.studies.cliff_layer.study import CliffStudy
 from vlmflow.studies.comparison.comparison import Comparison
 from vlmflow.studies.faithfulness.study import FaithfulnessStudy
 from vlmflow.studies.truncations.results import StudyResult
 
-Study: TypeAlias = Certificate | CliffStudy | Comparison | FaithfulnessStudy | StudyResult
+Study: TypeAlias = (
+    Certificate | CliffStudy | Comparison | FaithfulnessStudy | StudyResult | TokenBudget
+)
 
 
 def write_directory(result: Study, directory: str | os.PathLike[str]) -> Path:
@@ -50,6 +53,12 @@ def _tables(result: Study) -> tuple[str, dict[str, bytes]]:
             "signals.csv": result.skill_frame().to_csv(index=False).encode(),
             "path.csv": result.path_frame().to_csv(index=False).encode(),
             "samples.csv": result.run_frame().to_csv(index=False).encode(),
+        }
+    if isinstance(result, TokenBudget):
+        body = json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n"
+        return "budget.html", {
+            "budget.json": body.encode(),
+            "budgets.csv": result.frame().to_csv(index=False).encode(),
         }
     if isinstance(result, CliffStudy):
         body = json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n"

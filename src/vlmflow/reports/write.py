@@ -12,6 +12,7 @@ from vlmflow.files import as_path, write_files
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
+    from vlmflow.studies.budget.result import TokenBudget
     from vlmflow.studies.certification.certificate import Certificate
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.comparison.comparison import Comparison
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from vlmflow.studies.truncations.results import StudyResult
 
     Result: TypeAlias = Union[  # noqa: UP007
-        InformationFlow, Certificate, CliffStudy, Comparison, FaithfulnessStudy, StudyResult
+        InformationFlow,
+        Certificate,
+        CliffStudy,
+        Comparison,
+        FaithfulnessStudy,
+        StudyResult,
+        TokenBudget,
     ]
 
 # Imports stand inside the functions: the page of one answer needs neither matplotlib nor torch.
@@ -35,7 +42,7 @@ def report(
 
     Parameters
     ----------
-    result : InformationFlow, Certificate, CliffStudy, Comparison, FaithfulnessStudy or StudyResult
+    result : InformationFlow, or what a study gives
         What was measured. Of two explained answers in a list the page is about the first, and sets
         the maps of the second beside its own.
     path : path
@@ -64,6 +71,7 @@ def report(
         return write_report(flow, path, regions, other)
     if regions is not None:
         raise InputError("regions belong to the picture of an explained answer; leave them out")
+    from vlmflow.studies.budget.result import TokenBudget
     from vlmflow.studies.certification.certificate import Certificate
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.comparison.comparison import Comparison
@@ -86,6 +94,10 @@ def report(
         from vlmflow.reports.faithfulness.page import faithfulness_page
 
         page = faithfulness_page(result)
+    elif isinstance(result, TokenBudget):
+        from vlmflow.reports.budget.page import budget_page
+
+        page = budget_page(result)
     elif isinstance(result, StudyResult):
         from vlmflow.reports.study.page import study_page
 
@@ -102,7 +114,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
 
     Parameters
     ----------
-    result : InformationFlow, Certificate, CliffStudy, Comparison, FaithfulnessStudy or StudyResult
+    result : InformationFlow, or what a study gives
         What was measured.
     directory : path
         Created where missing; all figures are written or none.
@@ -123,6 +135,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
 
     if isinstance(result, InformationFlow):
         return save_figures(result, directory)
+    from vlmflow.studies.budget.result import TokenBudget
     from vlmflow.studies.certification.certificate import Certificate
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.comparison.comparison import Comparison
@@ -145,6 +158,10 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
         from vlmflow.reports.faithfulness.figure import faithfulness_figures
 
         drawn = faithfulness_figures(result)
+    elif isinstance(result, TokenBudget):
+        from vlmflow.reports.budget.figure import budget_figure
+
+        drawn = {"budget": budget_figure(result)}
     elif isinstance(result, StudyResult):
         from vlmflow.reports.study.figure import study_figure
 
@@ -180,5 +197,5 @@ def _one_or_two(
 def _unknown(result: object) -> InputError:
     return InputError(
         f"a {type(result).__name__} has no report; give an InformationFlow, a Certificate, "
-        "a CliffStudy, a Comparison, a FaithfulnessStudy or a StudyResult"
+        "a CliffStudy, a Comparison, a FaithfulnessStudy, a StudyResult or a TokenBudget"
     )

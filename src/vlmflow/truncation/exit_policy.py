@@ -14,6 +14,7 @@ from vlmflow.errors import InputError
 from vlmflow.files import as_path, write_files
 from vlmflow.lvlm.as_found import bare_model
 from vlmflow.lvlm.identity import weights_digest
+from vlmflow.parameters import is_number
 from vlmflow.truncation.exit_signals.registry import as_exit_signal
 from vlmflow.truncation.exit_signals.signal import ExitSignal
 from vlmflow.truncation.policy import Policy
@@ -78,7 +79,7 @@ class ExitPolicy(Policy):
                 "layer"
             )
         for value in listed:
-            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            if not is_number(value):
                 raise InputError(f"threshold={value!r} is not a number")
         try:
             object.__setattr__(self, "thresholds", tuple(map(float, listed)))

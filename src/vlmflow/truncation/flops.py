@@ -172,7 +172,7 @@ def prefill_cost(
     tokens = tokens_per_layer(policy, shape, text, image)
     decoder = sum(layer_flops(shape, n) for n in tokens)
     untouched = shape.layers * layer_flops(shape, text + image)
-    vision, alike = vision_flops(model, image), _are_alike(layers)
+    vision, alike = vision_flops(model, image), layers_are_alike(layers)
     exact = exact_untouched = None
     if alike and vision is not None:
         fixed = vision + 2 * shape.width * shape.vocabulary  # the head, at one position
@@ -187,7 +187,7 @@ def prefill_cost(
     )
 
 
-def _are_alike(layers: Any) -> bool:
+def layers_are_alike(layers: Any) -> bool:
     """Whether every layer does the same with the same matrices for every token."""
     shapes = [{name: p.shape for name, p in layer.named_parameters()} for layer in layers]
     experts = any(len(shape) > 2 for shape in shapes[0].values())

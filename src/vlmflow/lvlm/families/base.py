@@ -162,6 +162,15 @@ class Family(ABC):
             f"{prompt.config.model_type!r} come from"
         )
 
+    def image_settings(self, processor: Any, config: Any, tokens: int) -> Mapping[str, Any] | None:
+        """Choose an image processor's settings with which no picture takes more image tokens.
+
+        Returns settings in place of the processor's own, those with which a picture is shown
+        largest; None where the number cannot be chosen, or every setting gives more.
+        """
+        del processor, config, tokens
+        return None  # most models see every picture at one size
+
     @contextmanager
     def recorded_grids(
         self, model: Any, prompt: PromptPictures

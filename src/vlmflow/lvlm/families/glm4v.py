@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.families.qwen_vl import QwenVL
@@ -22,3 +22,7 @@ class Glm4v(QwenVL):
                 "GLM-4.1V takes pictures or videos in a prompt, not both: transformers cannot tell "
                 "their image tokens apart"
             )
+
+    def _token_pixels(self, image_processor: Any) -> int:
+        """Count a picture once for each frame that a patch is deep."""
+        return super()._token_pixels(image_processor) * int(image_processor.temporal_patch_size)

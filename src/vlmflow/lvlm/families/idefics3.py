@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Mapping
+from math import ceil, isqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,6 +42,18 @@ class Idefics3(Family):
             size = prompt.image_sizes[image]
             grids += tile_grids(image, run, size, rows, cols, side, side)
         return tuple(grids)
+
+    def image_settings(self, processor: Any, config: Any, tokens: int) -> Mapping[str, Any] | None:
+        """Bound the longer side in tiles; see :meth:`Family.image_settings`."""
+        tile = dict(setting(processor, "max_image_size"))["longest_edge"]
+        per_tile = (tile // (config.vision_config.patch_size * config.scale_factor)) ** 2
+        if tokens < per_tile:
+            return None
+        across = isqrt(max(0, tokens // per_tile - 1))  # a square picture takes most
+        if across < 2 or not setting(processor, "do_image_splitting"):
+            return {"do_image_splitting": False}
+        own = dict(setting(processor, "size"))["longest_edge"]
+        return {"size": {"longest_edge": min(own, across * tile)}}
 
 
 def _splits(processor: Any, size: tuple[int, int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from vlmflow.lvlm.families.base import Family, PromptPictures, setting, token_runs
@@ -40,6 +41,18 @@ class InternVL(Family):
         for image, run in enumerate(token_runs(prompt.positions, counts)):
             grids += tile_grids(image, run, prompt.image_sizes[image], *splits[image], rows, cols)
         return tuple(grids)
+
+    def image_settings(self, processor: Any, config: Any, tokens: int) -> Mapping[str, Any] | None:
+        """Bound the number of tiles; see :meth:`Family.image_settings`."""
+        size = dict(setting(processor, "size"))
+        tall, wide = self._token_size(config)
+        per_tile = (size["height"] // tall) * (size["width"] // wide)
+        if tokens < per_tile:
+            return None
+        # Two tiles and more come with a thumbnail.
+        tiles = tokens // per_tile - 1 if tokens >= 3 * per_tile else 1
+        least, most = setting(processor, "min_patches"), setting(processor, "max_patches")
+        return {"min_patches": min(least, tiles), "max_patches": min(most, tiles)}
 
     def _canvas(self, *choice: Any) -> tuple[int, int]:
         """Return how many tiles lie side by side and on top of each other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,6 +48,22 @@ class Lfm2Vl(Family):
                 grids.append(ImageGrid(image, runs[first].reshape(rows, cols), boxes, kind))
                 first += 1
         return tuple(grids)
+
+    def image_settings(self, processor: Any, config: Any, tokens: int) -> Mapping[str, Any] | None:
+        """Bound the tiles, or the tokens of a picture in one; see :meth:`Family.image_settings`."""
+        del config
+        patch = setting(processor, "encoder_patch_size") * setting(processor, "downsample_factor")
+        per_tile = (setting(processor, "tile_size") // patch) ** 2
+        thumbnail = setting(processor, "max_image_tokens")
+        least = setting(processor, "min_tiles")
+        tiles = (tokens - thumbnail) // per_tile
+        if setting(processor, "do_image_splitting") and tiles >= max(2, least):
+            return {"max_tiles": min(setting(processor, "max_tiles"), tiles)}
+        return {
+            "do_image_splitting": False,
+            "min_image_tokens": min(setting(processor, "min_image_tokens"), tokens),
+            "max_image_tokens": min(thumbnail, tokens),
+        }
 
 
 def _tiles(processor: Any, size: tuple[int, int]) -> tuple[int, int]:

@@ -51,6 +51,12 @@ class Llava(Family):
             grids.append(ImageGrid(image=image, positions=positions, boxes=boxes))
         return tuple(grids)
 
+    def image_settings(self, processor: Any, config: Any, tokens: int) -> Mapping[str, Any] | None:
+        """None but for Pixtral's tower; see :meth:`Family.image_settings`."""
+        if getattr(config.vision_config, "model_type", None) == "pixtral":
+            return Pixtral().image_settings(processor, config, tokens)
+        return None
+
     def places(
         self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
     ) -> FloatArray | None:

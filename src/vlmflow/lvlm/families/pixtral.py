@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any, ClassVar
 
-from vlmflow.lvlm.families.base import Family, PromptPictures, places_in, token_runs
+from vlmflow.lvlm.families.base import Family, PromptPictures, places_in, setting, token_runs
 from vlmflow.lvlm.geometry import MapUnavailableError, Preimage, require_pipeline
 from vlmflow.lvlm.grids import FloatArray, ImageGrid
 
@@ -48,6 +49,11 @@ class Pixtral(Family):
         if sizes is None:
             return None
         return places_in((sizes // _side(config)).tolist(), first, tokens)
+
+    def image_settings(self, processor: Any, config: Any, tokens: int) -> Mapping[str, Any] | None:
+        """Bound the longer side, of which a square has most; see :meth:`Family.image_settings`."""
+        own = dict(setting(processor, "size"))["longest_edge"]
+        return {"size": {"longest_edge": min(own, isqrt(tokens) * _side(config))}}
 
 
 def _side(config: Any) -> int:

@@ -7,7 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlmflow.lvlm.families.base import Family, PromptPictures, places_in, token_runs
+from vlmflow.lvlm.families.base import (
+    Family,
+    PromptPictures,
+    places_in,
+    setting,
+    token_runs,
+)
 from vlmflow.lvlm.geometry import Preimage, require_pipeline
 from vlmflow.lvlm.grids import FloatArray, ImageGrid, IntArray
 
@@ -36,6 +42,19 @@ class QwenVL(Family):
         patches = prompt.inputs["image_grid_thw"].tolist()  # frames, rows, columns
         shapes = [(rows, cols) for _, rows, cols in patches]
         return _grids(prompt, shapes, prompt.processor.image_processor)
+
+    def image_settings(self, processor: Any, config: Any, tokens: int) -> Mapping[str, Any] | None:
+        """Bound the pixels of a picture; see :meth:`Family.image_settings`."""
+        del config
+        own = dict(setting(processor, "size"))
+        pixels = tokens * self._token_pixels(processor.image_processor)
+        pixels = min(pixels, own["longest_edge"])
+        least = min(pixels, own["shortest_edge"])
+        return {"size": {"shortest_edge": least, "longest_edge": pixels}}
+
+    def _token_pixels(self, image_processor: Any) -> int:
+        """Count the pixels of one image token, as the processor's bounds count them."""
+        return int(image_processor.patch_size * image_processor.merge_size) ** 2
 
     def frames_together(self, processor: Any) -> int:
         """Return how deep a patch is; see :meth:`Family.frames_together`."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlmflow.statistics.risk_control import betting_p_value, binomial_p_value, last_accepted
+from vlmflow.statistics.risk_control import last_accepted
 from vlmflow.studies.certification.fitting import (
     folds_of,
     probe_values,
@@ -20,35 +20,12 @@ from vlmflow.studies.certification.fitting import (
     thresholds_at,
 )
 from vlmflow.studies.certification.outcomes import FloatArray, IntArray, Outcomes, first_reached
+from vlmflow.studies.promise import Promise
 
 CHANCES = np.geomspace(0.002, 0.6, 40)
 """Tolerances of a path's policies: fitted chances of a change with which a sample leaves."""
 
 PROBE = "probe"
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What is to be promised: that each risk is at most so much, with this confidence."""
-
-    risk: float | None  # Share of answers that change; None: nothing is promised of it
-    loss: float | None  # Mean loss of the task's score; None: nothing
-    confidence: float
-
-    @property
-    def level(self) -> float:
-        """Error that is allowed."""
-        return 1 - self.confidence
-
-    def p_value(self, outcomes: Outcomes, exits: IntArray, keep: int) -> float:
-        """Test both risks of one policy: the larger p-value, since both have to pass."""
-        values = []
-        if self.risk is not None:
-            events = int(outcomes.changes(exits, keep).sum())
-            values.append(binomial_p_value(events, len(outcomes), self.risk))
-        if self.loss is not None:
-            values.append(betting_p_value(outcomes.loss(exits, keep), self.loss, self.level))
-        return max(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +83,13 @@ def pass_along(
     level: float | None = None,
 ) -> Tested:  # fmt: skip
     """Test policies in their order, each given as the exits it makes."""
-    p_values = tuple(promise.p_value(outcomes, exits, keep) for exits in replayed)
+    p_values = tuple(
+        promise.p_value(
+            outcomes.changes(exits, keep),
+            None if promise.loss is None else outcomes.loss(exits, keep),
+        )
+        for exits in replayed
+    )
     return Tested(p_values, last_accepted(p_values, promise.level if level is None else level))
 
 

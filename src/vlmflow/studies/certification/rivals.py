@@ -12,7 +12,6 @@ from vlmflow.studies.certification.outcomes import IntArray, Outcomes
 from vlmflow.studies.certification.paths import (
     CHANCES,
     PolicyPath,
-    Promise,
     Tested,
     constant_exits,
     exits_by_group,
@@ -20,6 +19,7 @@ from vlmflow.studies.certification.paths import (
     pass_along,
     text_values,
 )
+from vlmflow.studies.promise import Promise
 
 DRAWS = 2000
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmflow.errors import InputError
-from vlmflow.parameters import check_integer
+from vlmflow.parameters import check_integer, is_number
 from vlmflow.statistics.risk_control import least_trials
-from vlmflow.studies.certification.paths import Promise
+from vlmflow.studies.promise import Promise
 from vlmflow.truncation.amounts import amount
 from vlmflow.truncation.rankings.registry import DEFAULT, as_ranking
 
@@ -44,12 +44,7 @@ class CertifySettings:
     def __post_init__(self) -> None:
         for name, least in (("calibration", 2), ("samples", 1), ("timed", 0), ("seed", 0)):
             check_integer(name, getattr(self, name), least=least)
-        if self.risk is None and self.loss is None:
-            raise InputError("risk=None and loss=None promise nothing; give one of them or both")
-        for name in ("risk", "loss", "confidence"):
-            value = getattr(self, name)
-            if value is not None and (_no_number(value) or not 0 < value < 1):
-                raise InputError(f"{name}={value!r} is not a share between 0 and 1")
+        _ = self.promise  # refuses what cannot be one
         for name in ("keeps", "layers"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, tuple | list):
@@ -57,7 +52,7 @@ class CertifySettings:
         if not self.keeps:
             raise InputError("keeps=() tries nothing; give for example keeps=(0, 0.1)")
         for keep in self.keeps:
-            if _no_number(keep) or not 0 <= keep < 1:
+            if not is_number(keep) or not 0 <= keep < 1:
                 raise InputError(f"keep={keep!r} is not a share of the image tokens below 1")
         object.__setattr__(self, "keeps", tuple(dict.fromkeys(map(float, self.keeps))))
         if self.layers is not None:
@@ -121,7 +116,3 @@ class CertifySettings:
     def amounts(self) -> tuple[Any, ...]:
         """Return what stays after an exit as truncations take it."""
         return tuple(amount(keep) if keep else 0 for keep in self.keeps)
-
-
-def _no_number(value: object) -> bool:
-    return isinstance(value, bool) or not isinstance(value, int | float) or value != value

@@ -1,0 +1,1 @@
+"""The page and figure of a token budget."""
