@@ -13,6 +13,10 @@ prefill
 ideal
     What the operations allow: untouched time x share of the untouched model's operations
     (:func:`vlmflow.truncation.flops.prefill_cost`). ``of ideal`` is ideal / measured.
+floor
+    Median time of the same layers called by hand on exactly the tokens that each is given
+    (:mod:`measured_floor`), in turns with the policy. ``of floor`` is floor / measured. Few rows
+    are bound by reading the weights, which operations do not say.
 per token
     Median time of one decoding step right after it, its share of the untouched step, and the share
     of the untouched step's bytes: a step reads the decoder's and the head's weights and the cache.
@@ -31,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measured_floor import truncated_prefill
 from random_llava import build, clocked, prompt_inputs
 from rich.console import Console
 from rich.table import Table
@@ -55,6 +60,8 @@ class Row:
     speed_up: float
     ideal_speed_up: float
     of_ideal: float
+    floor: float
+    of_floor: float
     per_token: float
     per_token_share: float
     bytes_share: float
@@ -132,16 +139,27 @@ def main() -> None:
         },
     }
     shape = DecoderShape.of(model, decoder_layers(model))
+    costs = {
+        name: prefill_cost(model, decoder_layers(model), policy, SYSTEM, image, USER)
+        for name, policy in chosen.items()
+    }
     measured: dict[str, list[tuple[float, float, int]]] = {name: [] for name in chosen}
+    floors: dict[str, list[float]] = {name: [] for name in chosen}
     # The untouched model runs beside every policy: a machine that slows down slows both.
     beside: dict[str, list[float]] = {name: [] for name in chosen}
     for repeat in range(arguments.repeats + 1):  # the first round warms up
         for name, policy in chosen.items():
             taken = run(model, inputs, policy, arguments.device, arguments.steps)
             plain = run(model, inputs, None, arguments.device, 1)[0]
+            tokens = costs[name].tokens_per_layer
+            floor, _ = clocked(
+                lambda tokens=tokens: truncated_prefill(model, inputs, tokens, USER),
+                arguments.device,
+            )
             if repeat:
                 measured[name].append(taken)
                 beside[name].append(plain)
+                floors[name].append(floor)
     untouched_step = statistics.median(step for _, step, _ in measured["untouched"])
     rows = []
     weights = sum(
@@ -149,18 +167,22 @@ def main() -> None:
         for part in (decoder_layers(model), model.lm_head)
         for weight in part.parameters()
     )
-    for name, policy in chosen.items():
-        cost = prefill_cost(model, decoder_layers(model), policy, SYSTEM, image, USER)
+    for name in chosen:
+        cost = costs[name]
         prefill = statistics.median(taken for taken, _, _ in measured[name])
         speed_up = statistics.median(beside[name]) / prefill
         step = statistics.median(taken for _, taken, _ in measured[name])
         assert cost.exact_share is not None  # every layer of a LLaVA can be counted
         ideal = 1 / cost.exact_share
+        floor = statistics.median(floors[name])
+        pairs = zip(floors[name], measured[name], strict=True)
+        of_floor = statistics.median(least / taken for least, (taken, _, _) in pairs)
         per_key = shape.key_heads * shape.head_dim * 2 * model.dtype.itemsize
         formula = sum(cost.tokens_per_layer) * per_key
         rows.append(
             Row(
-                name, prefill, speed_up, ideal, speed_up / ideal, step, step / untouched_step,
+                name, prefill, speed_up, ideal, speed_up / ideal, floor, of_floor,
+                step, step / untouched_step,
                 (weights + formula) / (weights + measured["untouched"][0][2]),
                 measured[name][0][2], formula,
             )
@@ -168,13 +190,15 @@ def main() -> None:
     size = f"{SYSTEM + image + USER} tokens, {arguments.layers} x {arguments.width}"
     where = f"{arguments.dtype} on {arguments.device}, median of {arguments.repeats}"
     table = Table(title=f"{size}, {where}")
-    for column in ("policy", "prefill", "speed-up", "ideal", "of ideal", "per token", "share",
+    for column in ("policy", "prefill", "speed-up", "ideal", "of ideal", "floor", "of floor",
+                   "per token", "share",
                    "bytes", "cache", "formula"):  # fmt: skip
         table.add_column(column, justify="left" if column == "policy" else "right")
     for row in rows:
         table.add_row(
             row.policy, f"{row.prefill:.3f} s", f"{row.speed_up:.2f}x",
-            f"{row.ideal_speed_up:.2f}x", f"{row.of_ideal:.0%}", f"{row.per_token * 1e3:.1f} ms",
+            f"{row.ideal_speed_up:.2f}x", f"{row.of_ideal:.0%}", f"{row.floor:.3f} s",
+            f"{row.of_floor:.0%}", f"{row.per_token * 1e3:.1f} ms",
             f"{row.per_token_share:.2f}x", f"{row.bytes_share:.2f}x",
             f"{row.cache / 2**20:.1f} MiB", f"{row.cache_formula / 2**20:.1f} MiB",
         )  # fmt: skip
