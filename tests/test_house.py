@@ -47,6 +47,7 @@ ROOMS = (
     "model_api",
     "certification",
     "token_budget",
+    "explained_tasks",
     "comparison",
     "api",
     "__init__",

@@ -17,13 +17,13 @@ from vlmflow.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from vlmflow.api import cliff_study as cliff_study
-    from vlmflow.api import explain_task as explain_task
     from vlmflow.api import faithfulness as faithfulness
     from vlmflow.api import load as load
     from vlmflow.api import sample as sample
     from vlmflow.api import study as study
     from vlmflow.certification import certify as certify
     from vlmflow.comparison import compare as compare
+    from vlmflow.explained_tasks import explain_task as explain_task
     from vlmflow.flow.options import ExplainOptions as ExplainOptions
     from vlmflow.flow.signals.signal import Signal as Signal
     from vlmflow.lvlm.families.base import Family as Family
@@ -49,9 +49,10 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "vlmflow.model_api": ("LVLM",),
-    "vlmflow.api": ("cliff_study", "explain_task", "faithfulness", "load", "sample", "study"),
+    "vlmflow.api": ("cliff_study", "faithfulness", "load", "sample", "study"),
     "vlmflow.certification": ("certify",),
     "vlmflow.comparison": ("compare",),
+    "vlmflow.explained_tasks": ("explain_task",),
     "vlmflow.flow.options": ("ExplainOptions",),
     "vlmflow.flow.signals.signal": ("Signal",),
     "vlmflow.lvlm.families.base": ("Family",),

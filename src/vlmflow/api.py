@@ -12,18 +12,15 @@ from PIL.Image import Image as Picture
 
 from vlmflow.errors import InputError
 from vlmflow.files import as_path
-from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.images import open_image
 from vlmflow.lvlm.loading import open_model
 from vlmflow.model_api import LVLM as LVLM
 from vlmflow.parameters import check_integer, given_list
-from vlmflow.reports.answers.directory import write_answers
 from vlmflow.reports.directory import write_directory
 from vlmflow.studies.cliff_layer.run import run_cliff_study
 from vlmflow.studies.cliff_layer.settings import CHANGED, TOLERANCE, CliffSettings
 from vlmflow.studies.cliff_layer.study import CliffStudy
-from vlmflow.studies.explanations.run import ExplainedTask
 from vlmflow.studies.faithfulness.run import ALL, run_faithfulness
 from vlmflow.studies.faithfulness.settings import FaithfulnessSettings
 from vlmflow.studies.faithfulness.study import FaithfulnessStudy
@@ -31,7 +28,6 @@ from vlmflow.studies.truncations.arms import CONTROLS
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.results import StudyResult, read_study
 from vlmflow.studies.truncations.run import Progress, run_study
-from vlmflow.tasks.base import check_split
 from vlmflow.tasks.registry import TaskLike, address_of, as_task
 from vlmflow.truncation.presets import PRESETS
 from vlmflow.truncation.truncation import Truncation
@@ -94,56 +90,6 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     return LVLM(model, processor, name=str(name))
-
-
-def explain_task(
-    vlm: LVLM,
-    task: TaskLike,
-    *,
-    out: str | os.PathLike[str],
-    samples: int = 20,
-    split: str = "test",
-    options: ExplainOptions | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> ExplainedTask:
-    """Explain the answers to a task: a folder of reports, and a page that lists them.
-
-    Called again with the same ``out``, it goes on where it was. A sample that fails (a broken
-    picture, too little memory) is listed first, with its reason.
-
-    Parameters
-    ----------
-    vlm : LVLM
-        The model.
-    task : str or Task
-        What ``vlmflow tasks`` lists, a ``.jsonl`` or ``.csv`` file, or an object of your own.
-    out : path
-        Directory of ``index.html``, ``answers.csv`` and a directory for every answer.
-    samples : int
-        How many, from the first on.
-    split : str
-        ``"calibration"`` or ``"test"``.
-    options : ExplainOptions, optional
-        What is measured, as for :meth:`vlmflow.LVLM.explain`.
-    progress : callable, optional
-        Called with ``(samples done, samples in all)``.
-
-    Raises
-    ------
-    InputError
-        For impossible settings, or if no sample could be explained.
-    """
-    check_integer("samples", samples, least=1)
-    check_split(split)
-    return write_answers(
-        vlm,
-        as_task(task),
-        options or ExplainOptions(),
-        as_path(out),
-        split=split,
-        count=samples,
-        progress=progress,
-    )
 
 
 def cliff_study(

@@ -179,3 +179,38 @@ def test_from_the_command_line(tmp_path, monkeypatch):
         assert refused.exit_code == 2, refused.output
         assert phrase in refused.stderr
         assert not (tmp_path / "none").exists()
+
+
+def test_maps_are_tested_and_answers_truncated_as_on_their_own(vlm, tmp_path):
+    truncation = vlmflow.Truncation(layer=1, keep=0)
+    result = explain_all(vlm, Mixed(tmp_path), tmp_path / "out", trust=True, truncation=truncation)
+    sample = next(Mixed(tmp_path).samples("test"))
+    alone = vlm.explain(
+        sample.pictures, sample.question, signals=OPTIONS.signals, per_token=False,
+        max_new_tokens=3, trust=True, truncation=truncation,
+    )  # fmt: skip
+    first = result.answers[0]
+    assert first.trust == str(alone.trust[0])
+    assert first.truncated == alone.truncated.answer
+    stored = vlmflow.InformationFlow.load(tmp_path / "out" / first.folder)
+    assert stored.truncated.answer == first.truncated
+    assert len(stored.trust) == 1
+    table = result.frame()
+    assert table.set_index("key").loc["one", "truncated_score"] == 0.5
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "tokens removed:" in page
+    changed = sum(answer.truncated != answer.answer for answer in result.answers)
+    assert f"With image tokens removed {changed} of 3 answers change" in page
+    assert "ranks regions" in page
+    # Without both nothing speaks of them, and answers that were explained without are new ones.
+    plain = explain_all(vlm, Mixed(tmp_path), tmp_path / "plain")
+    assert "trust" not in plain.frame()
+    assert "tokens removed" not in (tmp_path / "plain" / "index.html").read_text()
+
+
+def test_a_truncation_that_does_not_fit_is_refused_before_anything_runs(vlm, tmp_path):
+    with pytest.raises(InputError, match="layer=9"):
+        explain_all(
+            vlm, Mixed(tmp_path), tmp_path / "out", truncation=vlmflow.Truncation(layer=9, keep=0)
+        )
+    assert not (tmp_path / "out" / "0000-zero").exists()

@@ -159,7 +159,6 @@ def explain(
         }
         if question is None:
             given = {"--answer": answer, "--image": more_images, "--figures": figures}
-            given |= {"--trust": trust, "--truncate": truncate}
             for option, value in given.items():
                 if value:
                     raise InputError(f"{option} is for one picture and its question, not a task")
@@ -172,6 +171,8 @@ def explain(
                 model=model,
                 load=load,
                 explain=measured,
+                trust=trust,
+                truncate=truncate,
             )
             return
         for option, choice in {"--samples": samples, "--split": split}.items():

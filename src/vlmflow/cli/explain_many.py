@@ -22,6 +22,8 @@ def explain_many(
     model: str,
     load: dict[str, Any],
     explain: dict[str, Any],
+    trust: bool,
+    truncate: str | None,
 ) -> None:
     """Explain the first samples of a task into a folder."""
     check_range("--samples", samples, 1)
@@ -35,6 +37,7 @@ def explain_many(
 
         data = _task(task, as_task)  # before the model is loaded
         options = ExplainOptions(**explain)
+        truncation = None if truncate is None else vlmflow.Truncation.parse(truncate)
         vlm = vlmflow.load(model, **load)
         explained = vlmflow.explain_task(
             vlm,
@@ -43,6 +46,8 @@ def explain_many(
             samples=samples,
             split=split,
             options=options,
+            trust=trust,
+            truncation=truncation,
             progress=lambda done, total: show(f"Explained: {done} of {total}", done, total),
         )
     page = out / INDEX

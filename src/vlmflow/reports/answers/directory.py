@@ -11,6 +11,7 @@ from vlmflow.flow.options import ExplainOptions
 from vlmflow.reports.answers.page import REPORT, answers_page
 from vlmflow.reports.write import report
 from vlmflow.result.information_flow import InformationFlow
+from vlmflow.studies.explanations.beside import NOTHING_BESIDE, Beside
 from vlmflow.studies.explanations.run import ExplainedTask, explain_samples
 from vlmflow.tasks.base import Task, TaskSample
 
@@ -28,12 +29,21 @@ def write_answers(
     *,
     split: str,
     count: int,
+    beside: Beside = NOTHING_BESIDE,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExplainedTask:
     """Explain samples into directories of their own, then write the page that lists them."""
     with staged(folder, (INDEX, TABLE)) as staging:  # refused before anything runs
         explained = explain_samples(
-            vlm, task, options, folder, _write, split=split, count=count, progress=progress
+            vlm,
+            task,
+            options,
+            folder,
+            _write,
+            split=split,
+            count=count,
+            beside=beside,
+            progress=progress,
         )
         table = explained.frame().to_csv(index=False).encode()
         page = answers_page(explained).encode("utf-8")

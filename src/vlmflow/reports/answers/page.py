@@ -34,12 +34,30 @@ def answers_page(explained: ExplainedTask) -> str:
         metric=shown(explained.metric, NAME_SHOWN),
         score=f"{100 * sum(scores) / len(scores):.1f} %",
         count=len(scores),
+        truncated=_truncated_words(explained),
         wrong=sum(score < 1 for score in scores),
         failed=len(explained.failures),
         rows=[_row(place, answer) for place, answer in enumerate(order)],
         settings=explained.settings,
         script=sort,
         digest=Markup(digest(sort)),
+    )
+
+
+def _truncated_words(explained: ExplainedTask) -> str:
+    """Say how answers with image tokens removed score, where they were asked for."""
+    pairs = [
+        (answer, answer.truncated_score)
+        for answer in explained.answers
+        if answer.truncated_score is not None
+    ]
+    if not pairs:
+        return ""
+    score = 100 * sum(score for _, score in pairs) / len(pairs)
+    changed = sum(answer.truncated != answer.answer for answer, _ in pairs)
+    return (
+        f"With image tokens removed {changed} of {len(pairs)} answers change, and "
+        f"{shown(explained.metric, NAME_SHOWN)} is {score:.1f} %."
     )
 
 
@@ -56,6 +74,11 @@ def _row(place: int, answer: ExplainedAnswer) -> dict[str, Any]:
         "answer": "" if answer.answer is None else shown(answer.answer, TEXT_SHOWN),
         "reference": shown(" | ".join(answer.sample.references), TEXT_SHOWN),
         "score": "" if math.isnan(answer.score) else f"{answer.score:.2f}",
+        "trust": shown(answer.trust, TEXT_SHOWN),
+        "truncated": None
+        if answer.truncated is None
+        else shown(answer.truncated, TEXT_SHOWN) or "(nothing)",
+        "same": answer.truncated == answer.answer,
         "read": shown(answer.failure or answer.headline, TEXT_SHOWN),
         "picture": shown(answer.picture, TEXT_SHOWN),
         "failed": failed,

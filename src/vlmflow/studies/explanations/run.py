@@ -14,11 +14,13 @@ import pandas as pd
 
 from vlmflow.errors import InputError
 from vlmflow.explanation.explain import explain
+from vlmflow.explanation.truncated import check_truncation
 from vlmflow.flow.axes import OF
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.lvlm.images import open_image
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.verdict import verdict
+from vlmflow.studies.explanations.beside import NOTHING_BESIDE, Beside
 from vlmflow.studies.samples import as_text, failure_reason, model_identity, stored_sample
 from vlmflow.tasks.base import Task, TaskSample
 
@@ -49,6 +51,10 @@ class ExplainedAnswer:
         What the answer read, in a sentence; empty where it failed.
     picture : str
         Whether the picture matters to it.
+    trust : str
+        Whether its map ranks regions better than chance; empty where that was not asked.
+    truncated, truncated_score : str and float, optional
+        The answer with image tokens removed, and its score; None where that was not asked.
     failure : str, optional
         Why it failed.
     """
@@ -60,6 +66,9 @@ class ExplainedAnswer:
     headline: str = ""
     picture: str = ""
     failure: str | None = None
+    trust: str = ""
+    truncated: str | None = None
+    truncated_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ class ExplainedTask:
 
     def frame(self) -> pd.DataFrame:
         """One row per sample, those that failed first, then by score from the lowest."""
+        trust = any(answer.trust for answer in self.answers)
+        truncated = any(answer.truncated is not None for answer in self.answers)
         rows = [
             {
                 "key": answer.sample.key,
@@ -101,6 +112,12 @@ class ExplainedTask:
                 "score": answer.score,
                 "read": answer.headline,
                 "picture": answer.picture,
+                **({"trust": answer.trust} if trust else {}),
+                **(
+                    {"truncated": answer.truncated, "truncated_score": answer.truncated_score}
+                    if truncated
+                    else {}
+                ),
                 "failure": answer.failure,
                 "folder": answer.folder,
             }
@@ -123,6 +140,7 @@ def explain_samples(
     *,
     split: str,
     count: int,
+    beside: Beside = NOTHING_BESIDE,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExplainedTask:
     """Explain the first samples of a split; what was measured before is not measured again.
@@ -137,30 +155,37 @@ def explain_samples(
         Writes report and numbers of one answer into its directory.
     split, count
         Which samples.
+    beside
+        What is wanted of every answer beside its explanation.
     progress
         Called with ``(samples done, samples in all)``.
 
     Raises
     ------
     InputError
-        For options that name words, or if not a single sample could be explained.
+        For options that name words, a truncation that does not fit the model, or if not a single
+        sample could be explained.
     """
     if options.target is not None or options.of != OF[0]:
         raise InputError(
             "target and of name words of one answer or question, but a task has many; explain its "
             "whole answers, or one picture and its question"
         )
+    if beside.truncation is not None:
+        check_truncation(vlm, beside.truncation)
     answers: list[ExplainedAnswer] = []
     identity = model_identity(vlm)
+    asked = [identity, options.to_json(), *([beside.to_json()] if beside else [])]
     for number, sample in enumerate(task.samples(split, count)):
         name = f"{number:04d}-{_UNSAFE.sub('-', sample.key)[:60]}"
         stored = stored_sample(task.name, split, sample).id
-        mark = hashlib.sha256(as_text([identity, stored, options.to_json()]).encode()).hexdigest()
+        mark = hashlib.sha256(as_text([stored, *asked]).encode()).hexdigest()
         flow = _measured_before(folder / name, mark)
         try:
             if flow is None:
                 pictures = [open_image(picture) for picture in sample.pictures]
                 measured = explain(vlm, pictures, sample.question, options=options)
+                measured = beside.added_to(measured, vlm, pictures, sample.question, options)
         # Whatever goes wrong with one sample must not end the others.
         except Exception as error:
             reason = failure_reason(error)
@@ -171,7 +196,16 @@ def explain_samples(
                 write(flow, sample, folder / name)
             words = verdict(flow)
             answers.append(
-                ExplainedAnswer(sample, name, flow.answer, 0.0, words.headline, words.picture)
+                ExplainedAnswer(
+                    sample,
+                    name,
+                    flow.answer,
+                    0.0,
+                    words.headline,
+                    words.picture,
+                    trust=beside.trust_words(flow),
+                    truncated=None if flow.truncated is None else flow.truncated.answer,
+                )
             )
         if progress is not None:
             progress(len(answers), count)
@@ -181,6 +215,8 @@ def explain_samples(
             f"{answers[0].failure}"
         )
     settings = {"split": split, "samples": len(answers), **options.to_json()}
+    if beside:
+        settings |= beside.to_json()
     return ExplainedTask(task.name, task.metric, vlm.name, _scored(task, answers), settings)
 
 
@@ -188,8 +224,16 @@ def _scored(task: Task, answers: list[ExplainedAnswer]) -> tuple[ExplainedAnswer
     """Score all answers at once: a metric over a corpus needs them together."""
     given = [(answer.sample, answer.answer) for answer in answers if answer.answer is not None]
     scores = iter(task.scores([pair[0] for pair in given], [pair[1] for pair in given]))
+    other = [
+        (answer.sample, answer.truncated) for answer in answers if answer.truncated is not None
+    ]
+    others = iter(task.scores([pair[0] for pair in other], [pair[1] for pair in other]))
     return tuple(
-        answer if answer.answer is None else dataclasses.replace(answer, score=next(scores))
+        dataclasses.replace(
+            answer,
+            score=answer.score if answer.answer is None else next(scores),
+            truncated_score=None if answer.truncated is None else next(others),
+        )
         for answer in answers
     )
 
