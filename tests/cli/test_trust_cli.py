@@ -81,6 +81,15 @@ def test_an_explanation_is_tested_as_it_is_made(asked, tmp_path, monkeypatch):
     flow = vlmflow.InformationFlow.load(tmp_path / "one")
     assert [str(tested) for tested in flow.trust] == [sentence]
     assert sentence.split(":")[0] in (tmp_path / "one" / "report.html").read_text("utf-8")
-    refused = CliRunner().invoke(cli.app, ["explain", "scenes-reading", "--trust"])
-    assert refused.exit_code == 2
-    assert "--trust is for one picture and its question" in refused.output
+
+
+def test_the_answers_to_a_task_are_tested_and_truncated(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
+    arguments = ["explain", "scenes-reading", "--samples", "1", "--signals", "attention", "--whole"]
+    arguments += ["--trust", "--truncate", "layer=6,keep=8", "--out", str(tmp_path / "all")]
+    said = CliRunner().invoke(cli.app, arguments)
+    assert said.exit_code == 0, said.output
+    (folder,) = (path for path in (tmp_path / "all").iterdir() if path.is_dir())
+    flow = vlmflow.InformationFlow.load(folder)
+    assert len(flow.trust) == 1
+    assert flow.truncated.settings["layer"] == 6

@@ -94,4 +94,4 @@ def test_the_command_line_answers_with_tokens_removed_as_well(tmp_path):
     assert flow.truncated.answer == facts["truncated"]["answer"]
     refused = CliRunner().invoke(cli.app, ["explain", "scenes-reading", "--truncate", "layer=2"])
     assert refused.exit_code == 2
-    assert "--truncate is for one picture" in refused.output
+    assert "needs keep" in refused.output
