@@ -204,7 +204,7 @@ def frame(size=(8, 6)):
     ("arguments", "message"),
     [
         (([],), "has no frames"),
-        (("clip.mp4",), "'clip.mp4' is a file, which is not decoded here: pass the video's frames"),
+        (("clip.mp4",), "'clip.mp4' is a file: pass its path in place of the video"),
         ((frame(),), "not one: "),
         ((3,), "sequence of paths or pictures, not int"),
         (([frame()] * 2, [0.0]), r"2 frame\(s\) but 1 time"),
@@ -230,7 +230,7 @@ def test_frames_and_files_that_cannot_be_read_are_refused(tmp_path):
         vlm.prepare(vlmflow.Video([frame(), frame((6, 6))]), "What is it?")
     with pytest.raises(InputError, match="does not exist"):
         vlm.prepare(vlmflow.Video([tmp_path / "0.png"]), "What is it?")
-    with pytest.raises(InputError, match="is a file, which is not decoded here"):
+    with pytest.raises(InputError, match=r"clip.MOV' does not exist"):
         vlm.prepare(str(tmp_path / "clip.MOV"), "What is it?")
     with pytest.raises(InputError, match="contains the video placeholder"):
         vlm.prepare(frame(), "What is <|video_pad|>?")
