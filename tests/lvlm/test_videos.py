@@ -120,7 +120,8 @@ def test_videos_in_a_conversation():
     ]  # fmt: skip
     labels = [layout.frames_label(image) for image in range(5)]
     assert labels == [
-        "video 1, 0.0–0.5 s", "", "video 2, 0.0–0.5 s", "video 2, 1.0–1.5 s", "video 3, frame 1",
+        "video 1, 0:00.0–0:00.5", "", "video 2, 0:00.0–0:00.5", "video 2, 0:01.0–0:01.5",
+        "video 3, frame 1",
     ]  # fmt: skip
     with pytest.raises(InputError, match=r'picture 1 .* type "image", but .* type "video"'):
         vlm.prepare([video(4), picture(5, SIZES[0])], messages)
@@ -182,9 +183,10 @@ def test_a_layout_says_of_every_picture_or_of_none_which_frames_it_is():
 @pytest.mark.parametrize(
     ("frames", "label"),
     [
-        (Frames(0, 2, 3, (1.0, 1.5)), "1.0–1.5 s"),
-        (Frames(0, 2, 2, (1.0, 1.0)), "1.0 s"),
-        (Frames(0, 0, 1, (0.0, 1 / 24)), "0.0–0.04 s"),
+        (Frames(0, 2, 3, (1.0, 1.5)), "0:01.0–0:01.5"),
+        (Frames(0, 2, 2, (1.0, 1.0)), "0:01.0"),
+        (Frames(0, 0, 1, (0.0, 1 / 24)), "0:00.0–0:00.04"),
+        (Frames(0, 0, 1, (59.999, 3725.5)), "1:00.0–1:02:05.5"),
         (Frames(0, 2, 3), "frames 3–4"),
         (Frames(0, 2, 2), "frame 3"),
     ],

@@ -50,7 +50,7 @@ def conversation(
             raise InputError("there is no picture: pass at least one as images=...")
         parts: list[Message] = [{"type": _kind(visual)} for visual in visuals]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-        return messages, tuple(_opened(visual) for visual in visuals)
+        return messages, tuple(opened(visual) for visual in visuals)
     sources: list[VisualSource | None] = []
     messages = [_message(message, index, sources) for index, message in enumerate(question)]
     _require_user_turn(messages)
@@ -71,7 +71,7 @@ def conversation(
                 f'picture {number} of the messages is a part of type "{kind}", but it is given '
                 f'what belongs into one of type "{_kind(source)}"'
             )
-    return messages, tuple(_opened(source) for source in filled)
+    return messages, tuple(opened(source) for source in filled)
 
 
 def render(
@@ -188,7 +188,8 @@ def _kinds(message: Message) -> list[str]:
     return [part["type"] for part in message["content"]]
 
 
-def _opened(source: VisualSource) -> Visual | VideoFile:
+def opened(source: VisualSource) -> Visual | VideoFile:
+    """Open a picture, or the frames of a video; a video file is only named."""
     if isinstance(source, Video):
         return open_video(source)
     if isinstance(source, VideoFile):

@@ -102,9 +102,9 @@ class Frames:
 
     @property
     def label(self) -> str:
-        """Time, or numbers counted from 1: ``"0.0–0.5 s"``, ``"frames 1–2"``."""
+        """Time, or numbers counted from 1: ``"0:01.0–0:01.5"``, ``"frames 1–2"``."""
         if self.seconds is not None:
-            return "–".join(dict.fromkeys(map(_shown_seconds, self.seconds))) + " s"
+            return "–".join(dict.fromkeys(map(_clock, self.seconds)))
         if self.first == self.last:
             return f"frame {self.first + 1}"
         return f"frames {self.first + 1}–{self.last + 1}"
@@ -179,6 +179,9 @@ def _checked_seconds(seconds: Sequence[float], frames: int, *, repeats: bool) ->
     return times
 
 
-def _shown_seconds(seconds: float) -> str:
-    """Hundredths where there are any, else tenths."""
-    return f"{seconds:.2f}".removesuffix("0")
+def _clock(seconds: float) -> str:
+    """Write a time as a player does, in hundredths where there are any, else in tenths."""
+    minutes, hundredths = divmod(round(100 * seconds), 6000)
+    hours, minutes = divmod(minutes, 60)
+    begin = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"{begin}:{hundredths / 100:05.2f}".removesuffix("0")

@@ -16,7 +16,6 @@ from vlmflow.errors import InputError
 from vlmflow.explanation.explain import explain
 from vlmflow.flow.axes import OF
 from vlmflow.flow.options import ExplainOptions
-from vlmflow.lvlm.images import open_image
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.verdict import verdict
 from vlmflow.studies.samples import as_text, failure_reason, model_identity, stored_sample
@@ -159,8 +158,7 @@ def explain_samples(
         flow = _measured_before(folder / name, mark)
         try:
             if flow is None:
-                pictures = [open_image(picture) for picture in sample.pictures]
-                measured = explain(vlm, pictures, sample.question, options=options)
+                measured = explain(vlm, sample.pictures, sample.question, options=options)
         # Whatever goes wrong with one sample must not end the others.
         except Exception as error:
             reason = failure_reason(error)
