@@ -171,7 +171,7 @@ TruncateSettings = Annotated[
         "--truncate",
         metavar="SETTINGS",
         help="Settings such as layer=6,keep=0 or layer=2:8,keep=0.5:16,rank_by=diversity "
-        "(also remainder, positions, seed).",
+        "(also remainder, positions, within, seed).",
     ),
 ]
 PresetName = Annotated[
