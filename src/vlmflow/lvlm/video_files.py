@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 from PIL import Image
 
@@ -94,6 +94,16 @@ class VideoFile:
     def __str__(self) -> str:
         return f"video {str(self.path)!r}"
 
+    def count_bytes(self) -> int:
+        """Count the file's bytes; InputError if it is not a file with something in it."""
+        path = Path(self.path)
+        check_file(path, str(self), kind="video")
+        return path.stat().st_size
+
+    def stream(self) -> BinaryIO:
+        """Open the file for reading."""
+        return Path(self.path).open("rb")
+
     @cached_property
     def contents(self) -> Contents:
         """Number, rate and size of the frames.
@@ -119,6 +129,11 @@ def is_video_file(source: object) -> TypeGuard[str | os.PathLike[str]]:
             start = file.read(12)
     except (OSError, ValueError):
         return False
+    return begins_like_video(start)
+
+
+def begins_like_video(start: bytes) -> bool:
+    """Tell a video by the first twelve bytes of its file."""
     # AVIF and HEIC pictures are in the container of MP4, under brands of their own.
     is_mp4 = start[4:8] == b"ftyp" and start[8:12] not in (b"avif", b"avis", b"mif1", b"heic")
     is_avi = start[:4] == b"RIFF" and start[8:12] == b"AVI "
@@ -248,9 +263,7 @@ def _decoded(file: VideoFile) -> Iterator[tuple[float, Any]]:
 def _opened(file: VideoFile) -> Iterator[tuple[Any, Any]]:
     """Open a file's container and its first stream of moving pictures, and put errors in words."""
     av = _av(file)
-    path = Path(file.path)
-    check_file(path, str(file), kind="video")
-    size = path.stat().st_size
+    size = file.count_bytes()
     if size > MAX_BYTES:
         raise InputError(
             f"{file} has {size:,} bytes, but at most {MAX_BYTES:,} are read: cut it, or make it "
@@ -258,7 +271,7 @@ def _opened(file: VideoFile) -> Iterator[tuple[Any, Any]]:
         )
     try:
         with (
-            path.open("rb") as stored,
+            file.stream() as stored,
             av.open(
                 stored, container_options={"format_whitelist": _FORMATS}, io_open=_no_other_file
             ) as container,

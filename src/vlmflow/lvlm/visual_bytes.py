@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from PIL import Image
 
@@ -43,7 +42,7 @@ def visual_bytes(source: VisualSource) -> bytes:
         return f"{source.seconds}".encode() + b"".join(map(visual_bytes, source.frames))
     if isinstance(source, VideoFile):
         digest = hashlib.sha256(f"{source.frames}".encode())
-        with Path(source.path).open("rb") as file:
+        with source.stream() as file:
             while block := file.read(2**20):
                 digest.update(block)
         return digest.digest()
