@@ -15,7 +15,7 @@ from vlmflow.truncation.exit_signals.view import ExitView
 from vlmflow.truncation.forward_call import Cut, ForwardCall
 from vlmflow.truncation.masks import pad_rows, take
 from vlmflow.truncation.policy import Policy
-from vlmflow.truncation.rankings.candidates import Candidates
+from vlmflow.truncation.rankings.candidates import Candidates, of_picture
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.within_pictures import select_within
 
@@ -182,7 +182,7 @@ def _choose_in(
     ranking: Ranking, seen: Candidates, tokens: Tensor, keep: int, picture: int
 ) -> Tensor:
     """Choose among some of the image tokens that a ranking could see."""
-    chosen = ranking.select(seen.of_picture(tokens, picture), keep)
+    chosen = ranking.select(of_picture(seen, tokens, picture), keep)
     return _checked(chosen, keep, ranking, len(tokens))
 
 

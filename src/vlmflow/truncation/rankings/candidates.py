@@ -50,26 +50,6 @@ class Candidates:
     # Attention of the declared rows to all keys, once something has read it
     _rows: list[Tensor] = field(default_factory=list)
 
-    def of_picture(self, tokens: Tensor, picture: int) -> Candidates:
-        """Leave the tokens of one picture to choose from.
-
-        What looks at them is the same text everywhere; other pictures' tokens are not there.
-
-        Parameters
-        ----------
-        tokens : (p,) int64
-            Indices into :attr:`image`, increasing.
-        picture : int
-            Its number, so that random choices differ between pictures.
-        """
-        return replace(
-            self,
-            image=self.image[tokens],
-            _image_slots=self._image_slots[tokens],
-            _every_image=self.image if self._every_image is None else self._every_image,
-            _picture=picture,
-        )
-
     @property
     def queries(self) -> Tensor:
         """Queries of the layer before: (heads, n, head_dim), after rotary embedding."""
@@ -197,3 +177,26 @@ class Candidates:
                 f"ranking {self.name!r} looks at seen.{attribute} but declares "
                 f"reads={self.reads!r}; add {' or '.join(map(repr, reads))} to it"
             )
+
+
+def of_picture(seen: Candidates, tokens: Tensor, picture: int) -> Candidates:
+    """Leave the tokens of one picture to choose from.
+
+    What looks at them is the same text everywhere; other pictures' tokens are not there.
+
+    Parameters
+    ----------
+    seen : Candidates
+        Of all pictures.
+    tokens : (p,) int64
+        Indices into ``seen.image``, increasing.
+    picture : int
+        Its number, so that random choices differ between pictures.
+    """
+    return replace(
+        seen,
+        image=seen.image[tokens],
+        _image_slots=seen._image_slots[tokens],
+        _every_image=seen.image,
+        _picture=picture,
+    )
