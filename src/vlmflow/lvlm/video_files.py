@@ -172,31 +172,43 @@ def frames_at(file: VideoFile, numbers: Sequence[int]) -> list[Image.Image]:
         If there are too many for the memory, or the file cannot be decoded.
     """
     contents = file.contents
-    width, height = contents.size
-    most = min(MAX_FRAMES, MAX_MEMORY // (3 * width * height))
-    if len(numbers) > most:
-        raise InputError(
-            f"{file} would give {len(numbers)} frames of {width} x {height} pixels, but {most} at "
-            "most are taken of such a video: give a number of frames (frames=, --frames), or make "
-            "it shorter or smaller"
-        )
+    _check_memory(file, len(numbers), contents.size)
     moments = [number / contents.rate for number in numbers]
     # Where frames are counted, a late one is still that frame; elsewhere containers only round.
     late = 0.5 / contents.rate if contents.constant else ROUNDED
     frames: list[Image.Image] = []
     last: Any = None
+
+    def take(frame: Any) -> None:
+        if not frames:  # what the container states of sizes need not be so
+            _check_memory(file, len(numbers), (frame.width, frame.height))
+        image = _upright(frame, file)
+        if frames and image.size != frames[0].size:
+            raise InputError(f"{file} changes its size on the way; export it in one size")
+        frames.append(image)
+
     for time, frame in _decoded(file):
         while len(frames) < len(moments) and time > moments[len(frames)] + late:
-            frames.append(_upright(last or frame, file))
+            take(last or frame)
         last = frame
         if len(frames) == len(moments):
             break
     if last is None:
         raise InputError(f"{file} has no frame that can be decoded; export it again")
-    frames += [_upright(last, file) for _ in moments[len(frames) :]]
-    if len({frame.size for frame in frames}) > 1:
-        raise InputError(f"{file} changes its size on the way; export it in one size")
+    for _ in moments[len(frames) :]:
+        take(last)
     return frames
+
+
+def _check_memory(file: VideoFile, count: int, size: tuple[int, int]) -> None:
+    width, height = size
+    most = min(MAX_FRAMES, MAX_MEMORY // max(1, 3 * width * height))
+    if count > most:
+        raise InputError(
+            f"{file} would give {count} frames of {width} x {height} pixels, but {most} at most "
+            "are taken of such a video: give a number of frames (frames=, --frames), or make it "
+            "shorter or smaller"
+        )
 
 
 def _contents(file: VideoFile) -> Contents:
@@ -289,10 +301,14 @@ def _opened(file: VideoFile) -> Iterator[tuple[Any, Any]]:
     except InputError:
         raise
     except Exception as error:  # broken data makes decoders raise nearly any type
-        why = getattr(error, "strerror", None) or reason(error)
-        raise InputError(
-            f"{file} cannot be read ({why}): it may be cut off or damaged; copy or export it again"
-        ) from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: VideoFile, error: Exception) -> InputError:
+    why = getattr(error, "strerror", None) or reason(error)
+    return InputError(
+        f"{file} cannot be read ({why}): it may be cut off or damaged; copy or export it again"
+    )
 
 
 def _av(file: VideoFile) -> Any:
@@ -309,7 +325,10 @@ def _no_other_file(url: str, _flags: int, _options: dict[str, str]) -> Any:
 
 def _upright(frame: Any, file: VideoFile) -> Image.Image:
     check_size((frame.width, frame.height), str(file))
-    image: Image.Image = frame.to_image()
+    try:
+        image: Image.Image = frame.to_image()
+    except Exception as error:  # a layout of pixels that cannot become RGB
+        raise _unreadable(file, error) from error
     # What the display matrix turns anticlockwise, as Pillow does.
     turn = round(frame.rotation / 90) % 4
     if turn:
