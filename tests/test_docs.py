@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import linecache
 import re
 import shlex
@@ -25,6 +26,7 @@ import yaml
 from typer.testing import CliRunner
 
 import vlmflow
+from tests.support.clips import clip
 from tests.support.tiny import tiny_llava
 from tests.support.tiny_video import named, video
 from vlmflow import cli
@@ -179,11 +181,14 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         model, processor = tiny_llava(layers=18)
         inputs = vlmflow.LVLM(model, processor).prepare("picture.png", "What is it?").inputs
         names |= {"model": model, "inputs": inputs}
-    if name == "families":
+    if name == "videos":
         assert "Qwen/Qwen2.5-VL-3B-Instruct" in text
-        monkeypatch.setattr(vlmflow, "load", lambda _name: named("qwen2_5_vl").lvlm())
+        monkeypatch.setattr(vlmflow, "load", lambda *_, **__: named("qwen2_5_vl").lvlm())
         for number, frame in enumerate(video(4).frames):
             frame.save(f"{number}.png")
+        clip(Path("clip.mp4"))
+        row = {"video": "clip.mp4", "question": "What is it?", "answer": "red"}
+        Path("clips.jsonl").write_text(3 * (json.dumps(row) + "\n"), "utf-8")
     if name == "tasks":
         copy_of_pope(monkeypatch)
     if name == "reproduce":

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vlmflow.flow.signals.signal import Signal as Signal
     from vlmflow.lvlm.families.base import Family as Family
     from vlmflow.lvlm.families.registry import register_family as register_family
+    from vlmflow.lvlm.video_files import VideoFile as VideoFile
     from vlmflow.lvlm.videos import Video as Video
     from vlmflow.model_api import LVLM as LVLM
     from vlmflow.removal.cliff import Cliff as Cliff
@@ -57,6 +58,7 @@ _PUBLIC = {
     "vlmflow.flow.signals.signal": ("Signal",),
     "vlmflow.lvlm.families.base": ("Family",),
     "vlmflow.lvlm.families.registry": ("register_family",),
+    "vlmflow.lvlm.video_files": ("VideoFile",),
     "vlmflow.lvlm.videos": ("Video",),
     "vlmflow.removal.cliff": ("Cliff", "cliff"),
     "vlmflow.removal.curve": ("RemovalCurve",),

@@ -8,12 +8,11 @@ from itertools import islice
 from typing import Any
 
 import torch
-from PIL.Image import Image as Picture
 
 from vlmflow.errors import InputError
 from vlmflow.files import as_path
 from vlmflow.flow.signals.signal import Signal
-from vlmflow.lvlm.images import open_image
+from vlmflow.lvlm.chat import VisualSource, opened
 from vlmflow.lvlm.loading import open_model
 from vlmflow.model_api import LVLM as LVLM
 from vlmflow.parameters import check_integer, given_list
@@ -319,8 +318,8 @@ def study(
     return result
 
 
-def sample(task: TaskLike, index: int = 0, *, split: str = "test") -> tuple[Picture, str]:
-    """Return the first picture and the question of one sample of a task.
+def sample(task: TaskLike, index: int = 0, *, split: str = "test") -> tuple[VisualSource, str]:
+    """Return the first picture or video and the question of one sample of a task.
 
     Parameters
     ----------
@@ -341,4 +340,4 @@ def sample(task: TaskLike, index: int = 0, *, split: str = "test") -> tuple[Pict
     chosen = next(islice(data.samples(split, index + 1), index, None), None)
     if chosen is None:
         raise InputError(f"index={index}, but the {split} split of {data.name} has fewer samples")
-    return open_image(chosen.pictures[0]), chosen.question
+    return opened(chosen.pictures[0]), chosen.question

@@ -332,6 +332,7 @@ def _broken_tiff() -> bytes:
 PICTURES = {
     "empty.png": b"",
     "text.png": b"not a picture",
+    "text.mp4": b"not a video",
     "page.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "cut.png": _file(lambda image: image, "PNG")[:2000],
     "cut.jpg": _file(lambda image: image, "JPEG")[:200],

@@ -120,7 +120,8 @@ def test_videos_in_a_conversation():
     ]  # fmt: skip
     labels = [layout.frames_label(image) for image in range(5)]
     assert labels == [
-        "video 1, 0.0–0.5 s", "", "video 2, 0.0–0.5 s", "video 2, 1.0–1.5 s", "video 3, frame 1",
+        "video 1, 0:00.0–0:00.5", "", "video 2, 0:00.0–0:00.5", "video 2, 0:01.0–0:01.5",
+        "video 3, frame 1",
     ]  # fmt: skip
     with pytest.raises(InputError, match=r'picture 1 .* type "image", but .* type "video"'):
         vlm.prepare([video(4), picture(5, SIZES[0])], messages)
@@ -182,9 +183,10 @@ def test_a_layout_says_of_every_picture_or_of_none_which_frames_it_is():
 @pytest.mark.parametrize(
     ("frames", "label"),
     [
-        (Frames(0, 2, 3, (1.0, 1.5)), "1.0–1.5 s"),
-        (Frames(0, 2, 2, (1.0, 1.0)), "1.0 s"),
-        (Frames(0, 0, 1, (0.0, 1 / 24)), "0.0–0.04 s"),
+        (Frames(0, 2, 3, (1.0, 1.5)), "0:01.0–0:01.5"),
+        (Frames(0, 2, 2, (1.0, 1.0)), "0:01.0"),
+        (Frames(0, 0, 1, (0.0, 1 / 24)), "0:00.0–0:00.04"),
+        (Frames(0, 0, 1, (59.999, 3725.5)), "1:00.0–1:02:05.5"),
         (Frames(0, 2, 3), "frames 3–4"),
         (Frames(0, 2, 2), "frame 3"),
     ],
@@ -204,7 +206,7 @@ def frame(size=(8, 6)):
     ("arguments", "message"),
     [
         (([],), "has no frames"),
-        (("clip.mp4",), "'clip.mp4' is a file, which is not decoded here: pass the video's frames"),
+        (("clip.mp4",), "'clip.mp4' is a file: pass its path in place of the video"),
         ((frame(),), "not one: "),
         ((3,), "sequence of paths or pictures, not int"),
         (([frame()] * 2, [0.0]), r"2 frame\(s\) but 1 time"),
@@ -230,7 +232,7 @@ def test_frames_and_files_that_cannot_be_read_are_refused(tmp_path):
         vlm.prepare(vlmflow.Video([frame(), frame((6, 6))]), "What is it?")
     with pytest.raises(InputError, match="does not exist"):
         vlm.prepare(vlmflow.Video([tmp_path / "0.png"]), "What is it?")
-    with pytest.raises(InputError, match="is a file, which is not decoded here"):
+    with pytest.raises(InputError, match=r"clip.MOV' does not exist"):
         vlm.prepare(str(tmp_path / "clip.MOV"), "What is it?")
     with pytest.raises(InputError, match="contains the video placeholder"):
         vlm.prepare(frame(), "What is <|video_pad|>?")

@@ -276,15 +276,15 @@ def test_frames_of_a_video_are_called_by_their_time(reader):
     opened = reader(flow)
     opened.shown()
     captions = opened.page.locator("#pictures figcaption").all_inner_texts()
-    assert captions == ["0.0–0.5 s", "1.0 s", "picture 3"]
+    assert captions == ["0:00.0–0:00.5", "0:01.0", "picture 3"]
     names = [
         canvas.get_attribute("aria-label")
         for canvas in opened.page.locator("#pictures canvas").all()
     ]
-    assert names[0].startswith("Picture 1 of 3 (0.0–0.5 s) with its map.")
-    assert opened.page.locator("#pictures img").first.get_attribute("alt") == "0.0–0.5 s"
+    assert names[0].startswith("Picture 1 of 3 (0:00.0–0:00.5) with its map.")
+    assert opened.page.locator("#pictures img").first.get_attribute("alt") == "0:00.0–0:00.5"
     assert "share image tokens" in opened.page.locator("#frames-note").inner_text()
-    assert "All layers, 0.0–0.5 s" in opened.page.locator("h3").all_inner_texts()
+    assert "All layers, 0:00.0–0:00.5" in opened.page.locator("h3").all_inner_texts()
     share = image_share_sentence(flow.attention_share, flow.layout)
     assert "from the images and frames" in share
     assert share in opened.page.locator(".finding").inner_text()

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from tests.support.synthetic import synthetic_flow
+from vlmflow.lvlm.layout import TokenLayout
+from vlmflow.lvlm.videos import Frames
 from vlmflow.result.picture_effect import PictureEffect
 from vlmflow.result.reading import mass_in, smallest_box
+from vlmflow.result.sentences import shown_things
 from vlmflow.result.verdict import verdict
 
 
@@ -143,3 +146,18 @@ def test_hostile_tokens_are_spelled_out():
     flow = with_effect([0.9], [0.1], ("\u202eNo",), answer=("Yes\u200b",))
     assert "⟦U+202E⟧No" in verdict(flow).picture
     assert "⟦U+200B⟧" in verdict(flow, 1).headline
+
+
+@pytest.mark.parametrize(
+    ("frames", "things"),
+    [
+        ((), "picture"),
+        ((None, None), "pictures"),
+        ((Frames(0, 0, 1), Frames(0, 2, 3)), "video"),
+        ((Frames(0, 0, 0), Frames(1, 0, 0)), "videos"),
+        ((Frames(0, 0, 1), None, None), "pictures and video"),
+    ],
+)
+def test_what_a_question_shows_has_its_name(frames, things):
+    sizes = ((4, 3),) * max(1, len(frames))
+    assert shown_things(TokenLayout(np.array([1]), ("i",), sizes, frames=frames)) == things

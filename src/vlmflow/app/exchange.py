@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from vlmflow.app.pictures import size_of
 from vlmflow.escape_invisible import shown
 from vlmflow.result import parts, storage
 
 if TYPE_CHECKING:
+    from vlmflow.app.videos import UploadedVideo
     from vlmflow.result.information_flow import InformationFlow
     from vlmflow.result.reading import Box
 
@@ -26,7 +28,7 @@ class Exchange:
     Only the worker's thread changes it, one field at a time; the server's threads read.
     """
 
-    pictures: tuple[Image.Image, ...]
+    pictures: tuple[Image.Image | UploadedVideo, ...]
     picture_ids: tuple[str, ...]
     question: str
     max_new_tokens: int
@@ -40,7 +42,7 @@ class Exchange:
     @property
     def size(self) -> int:
         """How much memory it takes, in bytes, nearly."""
-        pixels = sum(3 * picture.width * picture.height for picture in self.pictures)
+        pixels = sum(map(size_of, self.pictures))
         if self.flow is None:
             return pixels
         flow = self.flow

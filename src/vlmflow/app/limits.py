@@ -13,7 +13,8 @@ class Limits:
 
     picture_bytes: int = 20 * MIB  # Of an uploaded file
     picture_pixels: int = 40_000_000  # Of a picture, before it is decoded
-    pictures: int = 4  # To one question
+    pictures: int = 4  # To one question, videos among them
+    video_seconds: float = 120.0  # Of a video
     question_characters: int = 4_000
     body_bytes: int = 2 * MIB  # Of every other request; a policy is the largest
     body_seconds: float = 60.0  # Until a request has been sent to its end

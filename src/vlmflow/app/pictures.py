@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from vlmflow.app.videos import UploadedVideo, is_video, uploaded_video
 from vlmflow.errors import InputError
 from vlmflow.escape_invisible import shown
 from vlmflow.lvlm.images import open_image, unread_image
+from vlmflow.lvlm.video_files import frames_at
 from vlmflow.scenes import sample
 
 if TYPE_CHECKING:
@@ -41,16 +43,22 @@ _decoding = threading.Semaphore(2)
 
 @dataclass(frozen=True)
 class KeptPicture:
-    """A picture that can be asked about."""
+    """A picture, or a video by its first frame, that can be asked about."""
 
     image: Image.Image
     name: str
     regions: Mapping[str, Box] | None = None  # Of a sample: what is to be seen in it, and where
+    video: UploadedVideo | None = None  # What is asked about instead of its first frame
+
+    @property
+    def asked(self) -> Image.Image | UploadedVideo:
+        """What a model is asked about."""
+        return self.image if self.video is None else self.video
 
     @property
     def size(self) -> int:
-        """Bytes of its pixels."""
-        return 3 * self.image.width * self.image.height
+        """Bytes of its pixels, and of a video's file."""
+        return size_of(self.image) + (0 if self.video is None else size_of(self.video))
 
     def display_copy(self) -> bytes:
         """Return a PNG of it, small enough for the page."""
@@ -61,16 +69,29 @@ class KeptPicture:
             return file.getvalue()
 
 
-def uploaded_picture(content: bytes, name: str, most_pixels: int) -> KeptPicture:
-    """Read an uploaded file.
+def size_of(asked: Image.Image | UploadedVideo) -> int:
+    """Return the bytes of a picture's pixels, or of a video's file."""
+    if isinstance(asked, UploadedVideo):
+        return asked.count_bytes()
+    return 3 * asked.width * asked.height
+
+
+def uploaded_picture(
+    content: bytes, name: str, most_pixels: int, most_seconds: float
+) -> KeptPicture:
+    """Read an uploaded picture or video.
 
     Raises
     ------
     InputError
-        If it is no picture, a broken one, or one of too many pixels; these are counted by what
-        its header says, before anything is decoded.
+        If it is neither, or a broken one, or one of too many pixels or too long; these are counted
+        by what its header says, before anything is decoded.
     """
     plain = shown(name, NAME_CHARACTERS) or "without a name"
+    if is_video(content, name):
+        with _decoding:
+            video = uploaded_video(content, plain, most_pixels, most_seconds)
+            return KeptPicture(frames_at(video, [0])[0], plain, video=video)
     called = f"picture {plain!r}"
     if not content:
         raise InputError(f"{called} is empty (0 bytes); save or download it again")

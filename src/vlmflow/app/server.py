@@ -119,12 +119,12 @@ class App:
         return JSONResponse({})
 
     async def add_picture(self, request: Request) -> Response:
-        """Keep an uploaded picture."""
+        """Keep an uploaded picture or video."""
         name = request.query_params.get("name", "")
         async with self._uploads:
             content = await request.body()
-        most = self.limits.picture_pixels
-        kept = await run_in_threadpool(uploaded_picture, content, name, most)
+        most, longest = self.limits.picture_pixels, self.limits.video_seconds
+        kept = await run_in_threadpool(uploaded_picture, content, name, most, longest)
         width, height = kept.image.size
         return JSONResponse(
             {"picture": self.pictures.add(kept, kept.size), "width": width, "height": height}
@@ -245,8 +245,9 @@ class App:
             raise InputError(f"the longest answer has to be 1 to {limits.new_tokens} tokens")
         kept = [self._picture(name) for name in names]
         regions = kept[0].regions if len(kept) == 1 else None
-        images = tuple(picture.image for picture in kept)
-        return Exchange(images, tuple(names), question, longest, regions)
+        return Exchange(
+            tuple(picture.asked for picture in kept), tuple(names), question, longest, regions
+        )
 
     def _answer(self, request: Request) -> tuple[str, Exchange]:
         name = request.path_params["answer"]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 from torch import nn
 
 import vlmflow
@@ -168,6 +169,9 @@ def test(
     signal, layer, target = wanted.get("signal"), wanted.get("layer"), wanted.get("target")
     if not isinstance(signal, str) or type(target) is not int:
         raise InputError("a map is named by its signal, layer and answer token; choose one again")
+    pictures = [picture for picture in exchange.pictures if isinstance(picture, Image)]
+    if len(pictures) < len(exchange.pictures):
+        raise InputError("a video cannot be inserted and deleted; ask about frames as pictures")
     about = exchange.flow.map_info(signal)
     with interruptible(vlm.model, job.check):
         tested = vlm.trust(
@@ -175,7 +179,7 @@ def test(
             signal,
             None if about.summed is not None else layer,
             target,
-            images=exchange.pictures,
+            images=pictures,
             steps=EXPLAINED_STEPS,
             batch=4 if low_memory else BATCH,
             progress=lambda done, total: job.progress("Inserting and deleting", done, total),

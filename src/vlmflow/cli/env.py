@@ -15,7 +15,7 @@ from vlmflow.cli.terminal import columns, errors_in_one_line, printable, quiet_l
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pillow"),
-    *("accelerate", "datasets", "ray", "torchvision"),
+    *("accelerate", "av", "datasets", "ray", "torchvision"),
 )
 """Packages whose versions change what is measured, and those that extras bring."""
 

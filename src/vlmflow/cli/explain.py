@@ -33,8 +33,7 @@ from vlmflow.cli.terminal import (
 from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from vlmflow.lvlm.chat import VisualSource
     from vlmflow.result.reading import Box
 
 REPORT, NUMBERS, ARRAYS, FIGURES = "report.html", "flow.json", "flow.safetensors", "figures"
@@ -63,8 +62,8 @@ def explain(
         typer.Argument(
             metavar="IMAGE|TASK",
             parser=options.path,
-            help="The picture; or, without a question, what 'vlmflow tasks' lists, or a .jsonl or "
-            ".csv file.",
+            help="The picture or video file; or, without a question, what 'vlmflow tasks' lists, "
+            "or a .jsonl or .csv file.",
         ),
     ],
     question: Annotated[
@@ -72,6 +71,7 @@ def explain(
     ] = None,
     model: options.Model = MODEL,
     more_images: options.MorePictures = None,
+    frames: options.VideoFrames = None,
     out: options.Report = OUT,
     answer: Annotated[
         str | None, typer.Option(help="Explain this answer instead of the model's own.")
@@ -143,8 +143,6 @@ def explain(
     directory for each of them; given again, the command goes on where it was.
     """
     with errors_in_one_line(CONTINUES if question is None else UNFINISHED):
-        from vlmflow.lvlm.images import open_image
-
         check_range("--max-new-tokens", max_new_tokens, 1)
         load = {"device": device, "dtype": dtype and dtype.value, "revision": revision}
         measured: dict[str, Any] = {
@@ -158,7 +156,12 @@ def explain(
             "gradients": not no_gradients,
         }
         if question is None:
-            given = {"--answer": answer, "--image": more_images, "--figures": figures}
+            given: dict[str, object] = {
+                "--answer": answer,
+                "--image": more_images,
+                "--figures": figures,
+                "--frames": frames,
+            }
             for option, value in given.items():
                 if value:
                     raise InputError(f"{option} is for one picture and its question, not a task")
@@ -184,8 +187,11 @@ def explain(
         for option, text in {"--answer": answer, "--target": target}.items():
             if text is not None:
                 check_text(option, text)
+        visuals = options.open_visuals((image, *(more_images or ())), frames)
+        if trust:
+            options.pictures_alone(visuals, "--trust")  # before the model is loaded
         _run(
-            [open_image(path) for path in (image, *(more_images or ()))],
+            visuals,
             question,
             out=out,
             figures=figures,
@@ -223,7 +229,7 @@ def demo(
 
 
 def _run(
-    images: Sequence[Image],
+    images: Sequence[VisualSource],
     question: str,
     *,
     out: Path,
@@ -270,7 +276,7 @@ def _run(
             flow = with_trust(
                 vlm,
                 flow,
-                images,
+                options.pictures_alone(images, "--trust"),
                 batch=4 if settings.low_memory else 16,
                 progress=lambda done, total: show("Inserting and deleting", done, total),
             )

@@ -30,6 +30,7 @@ def generate(
     question: options.Question,
     model: options.Model = MODEL,
     more_images: options.MorePictures = None,
+    frames: options.VideoFrames = None,
     truncate: options.TruncateSettings = None,
     preset: options.PresetName = None,
     policy_file: options.PolicyFile = None,
@@ -47,8 +48,6 @@ def generate(
     Without --truncate, --preset or --policy the untouched model answers.
     """
     with errors_in_one_line():
-        from vlmflow.lvlm.images import open_image
-
         check_text("the question", question)
         check_range("--max-new-tokens", max_new_tokens, 1)
         way = options.one_way(truncate, preset, policy_file)
@@ -56,7 +55,7 @@ def generate(
             raise InputError(
                 "--compare has nothing to compare; add --truncate, --preset or --policy"
             )
-        pictures = [open_image(path) for path in (image, *(more_images or ()))]
+        pictures = options.open_visuals((image, *(more_images or ())), frames)
         with progress() as show:
             show(f"Loading {model}")
             quiet_libraries()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,10 @@ from vlmflow.files import as_path
 from vlmflow.parameters import split_outside_brackets
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vlmflow.lvlm.chat import VisualSource
+    from vlmflow.lvlm.video_files import VideoFile
     from vlmflow.truncation.exit_policy import ExitPolicy
     from vlmflow.truncation.truncation import Truncation
 
@@ -42,6 +46,26 @@ def split_signals(signals: str) -> tuple[str, ...]:
     if not names:
         raise InputError(f"--signals {signals!r} names no signal; for example --signals saliency")
     return names
+
+
+def open_visuals(paths: Sequence[Path], frames: int | None) -> list[Image | VideoFile]:
+    """Open pictures; of video files find out what they hold, so that a bad one is said at once."""
+    from vlmflow.lvlm.video_files import VideoFile, open_visual
+
+    visuals = [open_visual(path, frames) for path in paths]
+    if frames is not None and not any(isinstance(visual, VideoFile) for visual in visuals):
+        raise InputError(f"--frames {frames} is for video files, but only pictures are given")
+    return visuals
+
+
+def pictures_alone(visuals: Sequence[VisualSource], option: str) -> list[Image]:
+    """Return opened pictures, where an option inserts and deletes them and takes no videos."""
+    from PIL.Image import Image
+
+    pictures = [visual for visual in visuals if isinstance(visual, Image)]
+    if len(pictures) < len(visuals):
+        raise InputError(f"{option} inserts and deletes pictures, not videos; leave it out")
+    return pictures
 
 
 def as_target(words: str | None, tokens: str | None) -> str | range | None:
@@ -85,7 +109,9 @@ def one_way(
 
 MODEL_HELP = "A bundled model, a directory, or a name on the Hugging Face hub."
 
-Picture = Annotated[Path, typer.Argument(metavar="IMAGE", parser=path, help="The picture.")]
+Picture = Annotated[
+    Path, typer.Argument(metavar="IMAGE", parser=path, help="The picture, or a video file.")
+]
 Question = Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")]
 MorePictures = Annotated[
     list[Path] | None,
@@ -93,7 +119,17 @@ MorePictures = Annotated[
         "--image",
         metavar="IMAGE",
         parser=path,
-        help="A further picture for the same question; repeatable.",
+        help="A further picture or video for the same question; repeatable.",
+    ),
+]
+VideoFrames = Annotated[
+    int | None,
+    typer.Option(
+        "--frames",
+        metavar="N",
+        help="Take N frames of each video, evenly, instead of those that the model's processor "
+        "chooses.",
+        show_default=False,
     ),
 ]
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
@@ -135,7 +171,7 @@ TruncateSettings = Annotated[
         "--truncate",
         metavar="SETTINGS",
         help="Settings such as layer=6,keep=0 or layer=2:8,keep=0.5:16,rank_by=diversity "
-        "(also remainder, positions, seed).",
+        "(also remainder, positions, within, seed).",
     ),
 ]
 PresetName = Annotated[

@@ -19,6 +19,7 @@ from vlmflow.cli.terminal import (
     progress,
     quiet_libraries,
 )
+from vlmflow.errors import InputError
 
 
 class Replacement(str, Enum):
@@ -67,6 +68,7 @@ def trust(
     """
     with errors_in_one_line():
         from vlmflow.lvlm.images import open_image
+        from vlmflow.lvlm.video_files import is_video_file
         from vlmflow.trust.controls import CONTROLS
 
         check_text("the question", question)
@@ -77,6 +79,8 @@ def trust(
         check_range("--batch", batch, 1)
         if layer is not None:
             check_range("--layer", layer, 0)
+        if is_video_file(image):
+            raise InputError(f"video {str(image)!r} cannot be inserted and deleted; give a picture")
         picture = open_image(image)
         with progress() as show:
             show(f"Loading {model}")

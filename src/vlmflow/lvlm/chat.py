@@ -11,10 +11,11 @@ from PIL import Image
 
 from vlmflow.errors import InputError, reason
 from vlmflow.lvlm.images import open_image
-from vlmflow.lvlm.videos import Video, file_refused, is_video_file, open_video
+from vlmflow.lvlm.video_files import VideoFile, is_video_file
+from vlmflow.lvlm.videos import Video, open_video
 
 PictureSource: TypeAlias = "str | os.PathLike[str] | Image.Image"
-VisualSource: TypeAlias = "PictureSource | Video"
+VisualSource: TypeAlias = "PictureSource | Video | VideoFile"
 Visual: TypeAlias = "Image.Image | Video"
 Message: TypeAlias = "dict[str, Any]"
 
@@ -26,15 +27,16 @@ _PROBE = "vlmflow"
 def conversation(
     images: VisualSource | Sequence[VisualSource] | None,
     question: str | Sequence[Mapping[str, Any]],
-) -> tuple[list[Message], tuple[Visual, ...]]:
+) -> tuple[list[Message], tuple[Visual | VideoFile, ...]]:
     """Return messages in transformers' own format, and the pictures and videos they show in order.
 
     A question is asked after all ``images``; in a conversation they fill its bare ``{"type":
     "image"}`` and ``{"type": "video"}`` parts in order. A message has a ``role`` and a ``content``:
     a text or a list of parts ``{"type": "text", "text": ...}``, ``{"type": "image"}`` with an
     optional ``"image"`` or ``"path"``, and ``{"type": "video"}`` with an optional ``"video"``, a
-    :class:`Video` or its frames. In the returned messages every content is a list of parts, image
-    and video parts are bare, and pictures are RGB and upright.
+    :class:`Video`, its frames, or a file. In the returned messages every content is a list of
+    parts, image and video parts are bare, and pictures are RGB and upright; video files are not
+    read yet.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def conversation(
             raise InputError("there is no picture: pass at least one as images=...")
         parts: list[Message] = [{"type": _kind(visual)} for visual in visuals]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-        return messages, tuple(_opened(visual) for visual in visuals)
+        return messages, tuple(opened(visual) for visual in visuals)
     sources: list[VisualSource | None] = []
     messages = [_message(message, index, sources) for index, message in enumerate(question)]
     _require_user_turn(messages)
@@ -69,7 +71,7 @@ def conversation(
                 f'picture {number} of the messages is a part of type "{kind}", but it is given '
                 f'what belongs into one of type "{_kind(source)}"'
             )
-    return messages, tuple(_opened(source) for source in filled)
+    return messages, tuple(opened(source) for source in filled)
 
 
 def render(
@@ -172,25 +174,27 @@ def texts(messages: Sequence[Message]) -> list[str]:
 def _as_list(images: VisualSource | Sequence[VisualSource] | None) -> list[VisualSource]:
     if images is None:
         return []
-    if isinstance(images, str | os.PathLike | Image.Image | Video):
+    if isinstance(images, str | os.PathLike | Image.Image | Video | VideoFile):
         return [images]
     return list(images)
 
 
 def _kind(source: VisualSource) -> str:
-    return "video" if isinstance(source, Video) else "image"
+    is_video = isinstance(source, Video | VideoFile) or is_video_file(source)
+    return "video" if is_video else "image"
 
 
 def _kinds(message: Message) -> list[str]:
     return [part["type"] for part in message["content"]]
 
 
-def _opened(source: VisualSource) -> Visual:
+def opened(source: VisualSource) -> Visual | VideoFile:
+    """Open a picture, or the frames of a video; a video file is only named."""
     if isinstance(source, Video):
         return open_video(source)
-    if is_video_file(source):
-        raise file_refused(source)
-    return open_image(source)
+    if isinstance(source, VideoFile):
+        return source
+    return VideoFile(source) if is_video_file(source) else open_image(source)
 
 
 def _require_text(question: str) -> None:
@@ -229,8 +233,8 @@ def _part(part: Any, index: int, sources: list[VisualSource | None]) -> Message:
         )
     source = part.get(kind)
     source = part.get("path") if source is None else source
-    if kind == "video" and source is not None and not isinstance(source, Video):
-        source = Video(source)
+    if kind == "video" and source is not None and not isinstance(source, Video | VideoFile):
+        source = VideoFile(source) if isinstance(source, str | os.PathLike) else Video(source)
     sources.append(source)
     return {"type": kind}
 

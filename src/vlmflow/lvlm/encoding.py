@@ -12,26 +12,27 @@ from PIL import Image
 from vlmflow.errors import InputError, ModelError, VlmflowError, is_out_of_memory, reason
 from vlmflow.lvlm.chat import Visual
 from vlmflow.lvlm.families import Family, families_by_type
+from vlmflow.lvlm.frame_choice import read_video
+from vlmflow.lvlm.video_files import VideoFile
 from vlmflow.lvlm.videos import Video
 
 _COUNTED_BY = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
 """What processors count image tokens by, and old files of them leave out."""
 
 
-def check_videos(
-    visuals: Sequence[Visual], family: Family, model_type: str, processor: Any
-) -> None:
-    """Refuse videos that a model, or transformers' code of it, does not take.
+def read_videos(
+    visuals: Sequence[Visual | VideoFile], family: Family, model_type: str, processor: Any
+) -> tuple[Visual, ...]:
+    """Take from video files the frames that a model is shown, and return everything it is shown.
 
     Raises
     ------
     InputError
-        If the model takes no videos, or not these; if its processor cannot process videos; or
-        if it is told the time of frames, but a video has no times.
+        If the model takes no videos, or not these; if its processor cannot process videos; if it is
+        told the time of frames, but a video has no times; or if a file cannot be read.
     """
-    videos = [visual for visual in visuals if isinstance(visual, Video)]
-    if not videos:
-        return
+    if not any(isinstance(visual, Video | VideoFile) for visual in visuals):
+        return tuple(visual for visual in visuals if not isinstance(visual, VideoFile))
     if not family.takes_videos:
         takers = sorted(name for name, other in families_by_type().items() if other.takes_videos)
         raise InputError(
@@ -43,12 +44,18 @@ def check_videos(
             f"the processor of models of type {model_type!r} has no video processor, which needs "
             "torchvision: pip install torchvision"
         )
+    opened = tuple(
+        read_video(visual, processor.video_processor) if isinstance(visual, VideoFile) else visual
+        for visual in visuals
+    )
+    videos = [visual for visual in opened if isinstance(visual, Video)]
     if _tells_time(processor) and any(video.seconds is None for video in videos):
         raise InputError(
             f"models of type {model_type!r} are told the time of every frame: pass "
             "vlmflow.Video(frames, seconds=[...])"
         )
     family.check_videos([len(video.frames) for video in videos], len(visuals) - len(videos))
+    return opened
 
 
 def in_prompt_order(
@@ -139,7 +146,7 @@ def _video_options(processor: Any, videos: Sequence[Video]) -> dict[str, Any]:
         "input_data_format": "channels_last",
     }
     if _tells_time(processor):
-        options["video_metadata"] = [_metadata(video) for video in videos]
+        options["video_metadata"] = [video.metadata() for video in videos]
     return options
 
 
@@ -147,17 +154,3 @@ def _tells_time(processor: Any) -> bool:
     """Tell whether a processor asks for a video's metadata, to write times from it."""
     settings = getattr(processor, "videos_kwargs", None) or {}
     return bool(settings.get("return_metadata"))
-
-
-def _metadata(video: Video) -> dict[str, Any]:
-    """Describe frames as transformers' ``VideoMetadata`` does: by their index at a constant rate.
-
-    At the mean rate, the index of a frame that is early or late is not a whole number; what is read
-    off it, ``index / fps``, is the frame's time.
-    """
-    rate = video.rate
-    return {
-        "total_num_frames": len(video.frames),
-        "fps": rate,
-        "frames_indices": [time * rate for time in video.seconds or ()],
-    }

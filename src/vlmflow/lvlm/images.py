@@ -70,7 +70,7 @@ def open_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
         )
     path = as_path(source)
     name = f"picture {str(path)!r}"
-    _check_file(path, name)
+    check_file(path, name)
     image = _identified(path, name)
     with image:
         return _read(image, name)
@@ -105,15 +105,16 @@ def _identified(source: Path | io.BytesIO, name: str) -> Image.Image:
         raise _unreadable(name, error) from error
 
 
-def _check_file(path: Path, name: str) -> None:
+def check_file(path: Path, name: str, kind: str = "picture") -> None:
+    """Refuse what is not a file with something in it; messages call it a ``kind``."""
     try:
         if not path.exists():
             hint = "; download it first" if "://" in str(path) or ":/" in str(path)[:7] else ""
             raise InputError(f"{name} does not exist{hint or '; check the path'}")
         if path.is_dir():
-            raise InputError(f"{name} is a directory; give the path of one picture")
+            raise InputError(f"{name} is a directory; give the path of one {kind}")
         if not path.is_file():
-            raise InputError(f"{name} is not a regular file; save the picture to a file first")
+            raise InputError(f"{name} is not a regular file; save the {kind} to a file first")
         if path.stat().st_size == 0:
             raise InputError(f"{name} is empty (0 bytes); save or download it again")
     except (OSError, ValueError) as error:  # no permission, name too long, a NUL in the name
@@ -123,7 +124,7 @@ def _check_file(path: Path, name: str) -> None:
 
 
 def _read(image: Image.Image, name: str) -> Image.Image:
-    _check_size(image.size, name)
+    check_size(image.size, name)
     try:
         with quiet_decoders():
             image.load()
@@ -133,7 +134,7 @@ def _read(image: Image.Image, name: str) -> Image.Image:
         raise
     except Exception as error:  # decoders raise nearly any type on truncated or broken data
         raise _unreadable(name, error) from error
-    _check_size(rgb.size, name)  # some formats learn the true size only while decoding
+    check_size(rgb.size, name)  # some formats learn the true size only while decoding
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     # Left in place, the EXIF rotation could be applied a second time by whoever gets the picture.
@@ -141,7 +142,8 @@ def _read(image: Image.Image, name: str) -> Image.Image:
     return rgb
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse a picture, by its width and height in pixels, that cannot be looked at."""
     width, height = size
     if min(width, height) < 2:
         raise InputError(

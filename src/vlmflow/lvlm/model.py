@@ -17,7 +17,7 @@ from vlmflow.lvlm.as_found import as_found, bare_model
 from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.build_layout import build_layout
 from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
-from vlmflow.lvlm.encoding import check_videos, encode, in_prompt_order
+from vlmflow.lvlm.encoding import encode, in_prompt_order, read_videos
 from vlmflow.lvlm.families import Family, family_of
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.model_parts import (
@@ -143,8 +143,8 @@ class LVLM:
         Parameters
         ----------
         images : picture or video, or sequence of them, optional
-            Paths, PIL pictures or :class:`vlmflow.Video`. With a conversation: those of its bare
-            image and video parts, in order.
+            Paths, PIL pictures, :class:`vlmflow.Video` or :class:`vlmflow.VideoFile`. With a
+            conversation: those of its bare image and video parts, in order.
         question : str or sequence of messages
             A question, or chat messages in transformers' own format that end with the user's turn.
         answer : str or sequence of int, optional
@@ -158,10 +158,10 @@ class LVLM:
             a video that the model does not take, an answer that tokenises to nothing, or a prompt
             longer than the model takes.
         """
-        messages, visuals = conversation(images, question)
+        messages, shown = conversation(images, question)
         for written in texts(messages):
             refuse_special_text(self.processor.tokenizer, written, "question", self.placeholders)
-        check_videos(visuals, self.family, self.model.config.model_type, self.processor)
+        visuals = read_videos(shown, self.family, self.model.config.model_type, self.processor)
         text, lead = render(
             self.processor, messages, self.placeholders, bare_lead=self.family.bare_lead
         )

@@ -7,18 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from PIL import Image
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.images import open_image
-
-FILES = frozenset(
-    {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
-)
-"""Endings of video files, which are not decoded here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +36,16 @@ class Video:
     frames: Sequence[str | os.PathLike[str] | Image.Image]
     seconds: Sequence[float] | None = None
 
+    may_repeat: ClassVar[bool] = False
+    """Whether a frame may have the time of the one before."""
+
     def __post_init__(self) -> None:
         source: Any = self.frames
         if isinstance(source, str | os.PathLike):
-            raise file_refused(source)
+            raise InputError(
+                f"{str(source)!r} is a file: pass its path in place of the video, or as "
+                f"vlmflow.VideoFile({str(source)!r}, frames=8)"
+            )
         if isinstance(source, Image.Image):
             raise InputError("a video's frames are a sequence of pictures, not one: [picture]")
         try:
@@ -58,7 +58,8 @@ class Video:
             raise InputError("the video has no frames: pass at least one")
         object.__setattr__(self, "frames", frames)
         if self.seconds is not None:
-            object.__setattr__(self, "seconds", _checked_seconds(self.seconds, len(frames)))
+            seconds = _checked_seconds(self.seconds, len(frames), repeats=self.may_repeat)
+            object.__setattr__(self, "seconds", seconds)
 
     @property
     def rate(self) -> float:
@@ -74,6 +75,19 @@ class Video:
         length = self.seconds[-1] - self.seconds[0]
         return (len(self.frames) - 1) / length if length else 1.0
 
+    def metadata(self) -> dict[str, Any]:
+        """Describe frames as transformers' ``VideoMetadata`` does: by index at a constant rate.
+
+        At the mean rate, the index of a frame that is early or late is not a whole number; what is
+        read off it, ``index / fps``, is the frame's time.
+        """
+        rate = self.rate
+        return {
+            "total_num_frames": len(self.frames),
+            "fps": rate,
+            "frames_indices": [time * rate for time in self.seconds or ()],
+        }
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -88,9 +102,9 @@ class Frames:
 
     @property
     def label(self) -> str:
-        """Time, or numbers counted from 1: ``"0.0–0.5 s"``, ``"frames 1–2"``."""
+        """Time, or numbers counted from 1: ``"0:01.0–0:01.5"``, ``"frames 1–2"``."""
         if self.seconds is not None:
-            return "–".join(dict.fromkeys(map(_shown_seconds, self.seconds))) + " s"
+            return "–".join(dict.fromkeys(map(_clock, self.seconds)))
         if self.first == self.last:
             return f"frame {self.first + 1}"
         return f"frames {self.first + 1}–{self.last + 1}"
@@ -145,20 +159,7 @@ def frame_groups(video: Video, number: int, together: int) -> list[tuple[Image.I
     return groups
 
 
-def is_video_file(source: object) -> bool:
-    """Tell a path to a video by its ending."""
-    return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in FILES
-
-
-def file_refused(source: object) -> InputError:
-    """Make the error for a video file given in place of frames."""
-    return InputError(
-        f"{str(source)!r} is a file, which is not decoded here: pass the video's frames, as "
-        "vlmflow.Video([picture, picture, ...], seconds=[...])"
-    )
-
-
-def _checked_seconds(seconds: Sequence[float], frames: int) -> tuple[float, ...]:
+def _checked_seconds(seconds: Sequence[float], frames: int, *, repeats: bool) -> tuple[float, ...]:
     try:
         times = tuple(float(time) for time in seconds)
     except (TypeError, ValueError) as error:
@@ -170,7 +171,7 @@ def _checked_seconds(seconds: Sequence[float], frames: int) -> tuple[float, ...]
     if not all(math.isfinite(time) and time >= 0 for time in times):
         raise InputError("the times of a video's frames are seconds from its start: at least 0")
     for number, (time, later) in enumerate(pairwise(times)):
-        if later <= time:
+        if later < time or (later == time and not repeats):
             raise InputError(
                 f"the times of a video's frames must increase, but frame {number} is at {time} s "
                 f"and frame {number + 1} at {later} s"
@@ -178,6 +179,9 @@ def _checked_seconds(seconds: Sequence[float], frames: int) -> tuple[float, ...]
     return times
 
 
-def _shown_seconds(seconds: float) -> str:
-    """Hundredths where there are any, else tenths."""
-    return f"{seconds:.2f}".removesuffix("0")
+def _clock(seconds: float) -> str:
+    """Write a time as a player does, in hundredths where there are any, else in tenths."""
+    minutes, hundredths = divmod(round(100 * seconds), 6000)
+    hours, minutes = divmod(minutes, 60)
+    begin = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"{begin}:{hundredths / 100:05.2f}".removesuffix("0")

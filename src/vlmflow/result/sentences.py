@@ -39,6 +39,14 @@ def image_share_sentence(
     return f"{opening} {first}" + f", {end} at layer {last}" * (last > first) + "."
 
 
+def shown_things(layout: TokenLayout) -> str:
+    """Name what a question shows: ``"picture"``, ``"pictures"``, ``"video"``, ..."""
+    videos = {group.video for group in layout.frames if group is not None}
+    pictures = len(layout.image_sizes) - sum(group is not None for group in layout.frames)
+    names = [("picture", pictures), ("video", len(videos))]
+    return " and ".join(name + "s" * (count > 1) for name, count in names if count) or "picture"
+
+
 def percent(share: float) -> str:
     """Write a share as text: whole per cent, one decimal below 10 %."""
     value = 100 * float(share)

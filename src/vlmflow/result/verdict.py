@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vlmflow.escape_invisible import shown
 from vlmflow.result.reading import Box, Reading, mass_in, seen_share, smallest_box
-from vlmflow.result.sentences import image_share_sentence, percent
+from vlmflow.result.sentences import image_share_sentence, percent, shown_things
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -121,7 +121,7 @@ def _by_density(
 def _picture(flow: InformationFlow, target: int) -> str:
     """Say what becomes of the answer without the picture."""
     effect = flow.picture_effect
-    without = "without the picture" if len(flow.pictures) == 1 else "without the pictures"
+    without = f"without the {shown_things(flow.layout)}"
     if effect is None:
         what = "this answer" if flow.words is None else flow.subject
         return f"How likely {what} is {without} was not measured." * bool(flow.pictures)

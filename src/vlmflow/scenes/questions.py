@@ -69,7 +69,7 @@ def _pick(rng: np.random.Generator, items: list[SceneObject], count: int) -> lis
     return [items[int(i)] for i in rng.permutation(len(items))[:count]]
 
 
-def _multiple_choice(
+def multiple_choice(
     rng: np.random.Generator, kind: str, stem: str, answer: str, others: list[str]
 ) -> Question:
     """Letter the options in random order, so that every letter is right equally often."""
@@ -103,7 +103,7 @@ def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     a, b = pairs[int(rng.integers(len(pairs)))]
     stem = f"Where is the {name(a)}, seen from the {name(b)}?"
-    return _multiple_choice(rng, "relation", stem, answer, directions)
+    return multiple_choice(rng, "relation", stem, answer, directions)
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -120,7 +120,7 @@ def count(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     phrase = by_answer[number][int(rng.integers(len(by_answer[number])))]
     others = [str(other) for other in range(1, 5) if other != number]
-    return _multiple_choice(rng, "count", f"How many {phrase} are there?", str(number), others)
+    return multiple_choice(rng, "count", f"How many {phrase} are there?", str(number), others)
 
 
 def compare(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -142,7 +142,7 @@ def compare(scene: Scene, rng: np.random.Generator) -> Question | None:
     options = {"first": f"more {a}", "second": f"more {b}", "same": "the same number"}
     others = [text for key, text in options.items() if key != outcome]
     stem = f"Are there more {a} or more {b}?"
-    return _multiple_choice(rng, "compare", stem, options[outcome], others)
+    return multiple_choice(rng, "compare", stem, options[outcome], others)
 
 
 def extreme(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -157,7 +157,7 @@ def extreme(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     wrong = [name(thing) for thing in _pick(rng, others, 3)]
     where = {"top": "the highest", "bottom": "the lowest"}.get(side, f"the furthest to the {side}")
-    return _multiple_choice(
+    return multiple_choice(
         rng, "extreme", f"Which object is {where}?", f"the {name(ranked[0])}",
         [f"the {other}" for other in wrong],
     )  # fmt: skip
@@ -173,7 +173,7 @@ def bigger(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     answer = f"the {name(_pick(rng, fitting, 1)[0])}"
     wrong = [f"the {name(thing)}" for thing in _pick(rng, rivals, 3)]
-    return _multiple_choice(rng, "bigger", f"Which of these is {size}?", answer, wrong)
+    return multiple_choice(rng, "bigger", f"Which of these is {size}?", answer, wrong)
 
 
 def existence(
@@ -311,7 +311,7 @@ def presence(scene: Scene, rng: np.random.Generator) -> Question:
     wrong = [" ".join(absent[int(i)]) for i in rng.permutation(len(absent))[:3]]
     answer = with_article(" ".join(categories[int(rng.integers(len(categories)))]))
     stem = "Which of these is in the picture?"
-    return _multiple_choice(rng, "presence", stem, answer, [with_article(w) for w in wrong])
+    return multiple_choice(rng, "presence", stem, answer, [with_article(w) for w in wrong])
 
 
 def named(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -320,7 +320,7 @@ def named(scene: Scene, rng: np.random.Generator) -> Question | None:
     if question is None or question.content is None:
         return None
     others = [choice for choice in question.choices if choice != question.content]
-    return _multiple_choice(
+    return multiple_choice(
         rng, "named", f"Which of these is {question.content}?", question.content, others
     )
 

@@ -33,6 +33,8 @@ TASKS = ("scenes-reasoning", "scenes-existence", "scenes-reading", "scenes-capti
 POINTING = "scenes-pointing"
 GROUNDING = "scenes-grounding"
 ALL_TASKS = (*TASKS, POINTING, GROUNDING)
+CLIPS = "scenes-clips"
+"""The task about short clips, which :mod:`vlmflow.scenes.clips` draws."""
 
 _MENTION = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(KINDS)})\b")
 
@@ -99,7 +101,7 @@ def mentions(caption: str) -> list[tuple[str, str]]:
 
 def scene_seed(task: str, split: str, index: int, attempt: int = 0) -> tuple[int, ...]:
     """Give a sample's scene its seed: no two splits and no two tasks ever share one."""
-    names = (*TASKS, POINTING, "conversation", GROUNDING)
+    names = (*TASKS, POINTING, "conversation", GROUNDING, CLIPS)
     return (SPLITS.index(split), names.index(task), index, attempt)
 
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from vlmflow.lvlm.identity import probed
-from vlmflow.lvlm.images import open_image
+from vlmflow.lvlm.visual_bytes import visual_bytes
 from vlmflow.tasks.base import TaskSample
 from vlmflow.version import __version__
 
@@ -62,8 +62,7 @@ def stored_sample(task: str, split: str, sample: TaskSample) -> StoredSample:
     digest = hashlib.sha256(as_text(texts).encode())
     for picture in sample.pictures:
         try:
-            image = open_image(picture)
-            digest.update(f"{image.size}".encode() + image.tobytes())
+            digest.update(visual_bytes(picture))
         except Exception:  # what is wrong with it becomes the reason of its failures
             digest.update(f"unreadable {picture}".encode())
     return StoredSample(

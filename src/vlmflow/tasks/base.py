@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.chat import PictureSource
+from vlmflow.lvlm.chat import VisualSource
 
 SPLITS = ("calibration", "test")
 """Settings are chosen on the first and reported on the second."""
@@ -19,14 +19,14 @@ SPLITS = ("calibration", "test")
 
 @dataclass(frozen=True)
 class TaskSample:
-    """One question about pictures.
+    """One question about pictures or videos.
 
     Parameters
     ----------
     key : str
         Names the sample within its task and split, the same in every run.
-    pictures : tuple of pictures
-        Paths or PIL pictures.
+    pictures : tuple of pictures or videos
+        Paths, PIL pictures, :class:`vlmflow.Video` or :class:`vlmflow.VideoFile`.
     question : str
         What is put to the model.
     references : tuple of str
@@ -43,7 +43,7 @@ class TaskSample:
     """
 
     key: str
-    pictures: tuple[PictureSource, ...]
+    pictures: tuple[VisualSource, ...]
     question: str
     references: tuple[str, ...]
     choices: tuple[str, ...] = ()

@@ -6,19 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.video_files import VideoFile
 from vlmflow.tasks.base import SPLITS, Task, TaskSample, check_split
 from vlmflow.tasks.question_file import Number, Row, read_rows
 
-FIELDS = ("image", "question", "answer", "choices", "split", "key", "group")
-REQUIRED = ("image", "question", "answer")
+FIELDS = ("image", "video", "question", "answer", "choices", "split", "key", "group")
+REQUIRED = ("question", "answer")
 SEPARATOR = "|"
 
 
 class FolderTask(Task):
-    """Questions listed in a file, about pictures beside it.
+    """Questions listed in a file, about pictures and videos beside it.
 
-    A line has ``image`` (a path relative to the file, or several), ``question`` and ``answer`` (or
-    several right ones), and may have ``choices``, ``group``, ``key`` and ``split``
+    A line has ``image`` or ``video`` or both (a path relative to the file, or several; pictures
+    come before videos), ``question`` and ``answer`` (or several right ones), and may have
+    ``choices``, ``group``, ``key`` and ``split``
     (``calibration`` or ``test``; lines without one belong to ``test``). Where no line has a split,
     every third picture is for calibration, with all its questions (of fewer than three pictures,
     every third line). In CSV, several values of one
@@ -95,19 +97,27 @@ def _sample(row: Row) -> TaskSample:
             raise row.wrong(f"{name!r} is missing")
     if row.values.get("split", "test") not in SPLITS:
         raise row.wrong(f"split {row.values['split']!r} is neither calibration nor test")
-    names = _texts(row, "image")
-    for name in names:
-        if isinstance(name, Number) or "\0" in name:
-            raise row.wrong(f"image {name!r} is not the name of a file")
+    if not row.values.get("image") and not row.values.get("video"):
+        raise row.wrong("'image' is missing; a line shows an 'image' or a 'video'")
+    images, videos = (_files(row, kind) for kind in ("image", "video"))
     return TaskSample(
         key=_text(row, "key") or str(row.line),
-        pictures=tuple(row.path.parent / name for name in names),
+        pictures=(*images, *map(VideoFile, videos)),
         question=_text(row, "question"),
         references=_texts(row, "answer"),
         choices=_texts(row, "choices"),
         group=_text(row, "group"),
-        cluster=SEPARATOR.join(names),
+        cluster=SEPARATOR.join((*_texts(row, "image"), *_texts(row, "video"))),
     )
+
+
+def _files(row: Row, kind: str) -> tuple[Path, ...]:
+    """Return what a line shows of a kind, beside the file of questions."""
+    names = _texts(row, kind)
+    for name in names:
+        if isinstance(name, Number) or "\0" in name:
+            raise row.wrong(f"{kind} {name!r} is not the name of a file")
+    return tuple(row.path.parent / name for name in names)
 
 
 def _texts(row: Row, name: str) -> tuple[str, ...]:

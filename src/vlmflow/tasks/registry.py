@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias, Union
 
 from vlmflow.errors import InputError
-from vlmflow.scenes.tasks import ALL_TASKS
+from vlmflow.scenes.tasks import ALL_TASKS, CLIPS
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.hub.catalogue import CATALOGUE
 from vlmflow.tasks.mixture import PLUS, Mixture
@@ -44,7 +44,9 @@ class KnownTask:
 
 def known_tasks() -> tuple[KnownTask, ...]:
     """List all tasks, the bundled ones first; nothing is opened or imported for it."""
-    bundled = (KnownTask(name, metric_name(name), DESCRIPTIONS[name]) for name in ALL_TASKS)
+    bundled = (
+        KnownTask(name, metric_name(name), DESCRIPTIONS[name]) for name in (*ALL_TASKS, CLIPS)
+    )
     return (
         *bundled,
         KnownTask(MIXED, "score", "a quarter each of four of them, for choices per question"),
@@ -118,6 +120,10 @@ def find_task(name: str) -> Task:
         from vlmflow.tasks.scenes import ScenesTask
 
         return ScenesTask(name)
+    if name == CLIPS:
+        from vlmflow.tasks.clips import ClipsTask
+
+        return ClipsTask()
     data, _, source = name.partition("@")
     if data in CATALOGUE:
         from vlmflow.tasks.hub.task import HubTask
@@ -133,7 +139,5 @@ def find_task(name: str) -> Task:
         from vlmflow.tasks.folder import FolderTask
 
         return FolderTask(path)
-    raise InputError(
-        f"unknown task {name!r}; there are {', '.join((*ALL_TASKS, MIXED, *CATALOGUE))}, or give a "
-        ".jsonl or .csv file"
-    )
+    names = ", ".join((*ALL_TASKS, CLIPS, MIXED, *CATALOGUE))
+    raise InputError(f"unknown task {name!r}; there are {names}, or give a .jsonl or .csv file")

@@ -19,6 +19,7 @@ DESCRIPTIONS = {
     "scenes-caption": "naming all objects, as CHAIR scores it",
     "scenes-pointing": "a colour, a kind or a number of one object whose box is known",
     "scenes-grounding": "an object's box in the answer; scenes-llava has not been taught it",
+    "scenes-clips": "multiple choice about short clips: what moves, when, which way; for videos",
 }
 """One line about each bundled task."""
 

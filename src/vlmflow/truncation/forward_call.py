@@ -44,6 +44,8 @@ class Cut:
     ragged: bool  # Whether any row is empty
     kept: list[Tensor]  # Image tokens of each prompt that stay, in local indices
     removed: list[Tensor]  # Those that do not
+    # Pictures of the kept and of the removed ones: none is merged into one of another
+    pictures: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     sizes: Tensor | None = None  # (B, n): how many tokens each represents, once some were merged
 
 
@@ -182,8 +184,21 @@ class ForwardCall:
         places = self.family.places(first, tokens, self.arguments, self.config)
         if places is None:
             return None
+        return torch.from_numpy(places)[self.image_numbers(row, slots).cpu()]
+
+    def pictures(self, row: int) -> Tensor | None:
+        """Picture of each image token of a prompt, (images,) int64; None: the family cannot say.
+
+        Of a video, each group of frames that share tokens is a picture.
+        """
+        first, tokens = sum(self.images[:row]), self.images[row]
+        numbers = self.family.picture_numbers(first, tokens, self.arguments, self.config)
+        return None if numbers is None else torch.from_numpy(numbers).to(self.ids.device)
+
+    def image_numbers(self, row: int, slots: Tensor) -> Tensor:
+        """Say of image tokens of a prompt, by their slots, the how manieth of it each is."""
         number = self.is_image[row].cumsum(0) - 1
-        return torch.from_numpy(places)[number[slots.to(number.device)].cpu()]
+        return number[slots.to(number.device)]
 
     def once(self, key: Hashable, source: object, make: Callable[[], T]) -> T:
         """Make something the first time and give it again after that.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 REMAINDERS = ("drop", "merge", "average")
 POSITIONS = ("keep", "repack")
-SETTINGS = ("layer", "keep", "rank_by", "remainder", "positions")
+WITHIN = ("prompt", "picture")
+SETTINGS = ("layer", "keep", "rank_by", "remainder", "positions", "within")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Policy:
     rank_by: str | Ranking = DEFAULT
     remainder: str = "drop"
     positions: str = "keep"
+    within: str = field(default="prompt", kw_only=True)
 
     def __post_init__(self) -> None:
         for what, value, choices in (
             ("remainder", self.remainder, REMAINDERS),
             ("positions", self.positions, POSITIONS),
+            ("within", self.within, WITHIN),
         ):
             if value not in choices:
                 raise InputError(f"{what}={value!r} is unknown; there are {', '.join(choices)}")
@@ -61,6 +64,11 @@ class Policy:
             raise InputError(
                 "remainder='merge' with keep=0 leaves no image token to merge into; keep at least "
                 "1, or use remainder='average'"
+            )
+        if self.remainder == "average" and self.within == "picture":
+            raise InputError(
+                "remainder='average' makes one token of all pictures, but within='picture' keeps "
+                "them apart; use remainder='merge' or 'drop'"
             )
         if layers[0] == 0 and keeps[0] and self.ranking.needs_layer_before:
             raise InputError(
@@ -86,7 +94,11 @@ class Policy:
             parts.append(f"rank_by={(self.ranking.title if is_default else self.ranking)!r}")
         parts += [
             f"{name}={getattr(self, name)!r}"
-            for name, default in (("remainder", "drop"), ("positions", "keep"))
+            for name, default in (
+                ("remainder", "drop"),
+                ("positions", "keep"),
+                ("within", "prompt"),
+            )
             if getattr(self, name) != default
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
@@ -149,6 +161,8 @@ class Policy:
             "rank_by": self.ranking.to_json(),
             "remainder": self.remainder,
             "positions": self.positions,
+            # Left out at its default: results that were stored without it keep their names.
+            **({"within": self.within} if self.within != "prompt" else {}),
         }
 
     @classmethod

@@ -7,7 +7,12 @@ from torch import Tensor
 
 
 def fold(
-    hidden: Tensor, sizes: Tensor, kept: Tensor, removed: Tensor, how: str
+    hidden: Tensor,
+    sizes: Tensor,
+    kept: Tensor,
+    removed: Tensor,
+    how: str,
+    pictures: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Put the removed tokens of one prompt into kept ones, or leave them out.
 
@@ -22,6 +27,8 @@ def fold(
     how : str
         ``"drop"``, ``"merge"`` or ``"average"`` (into the last removed token): see
         :class:`vlmflow.truncation.truncation.Truncation`.
+    pictures : pair of (k,) and (r,) int64, optional
+        Pictures of the kept and of the removed tokens, where they are merged in their own alone.
 
     Returns
     -------
@@ -37,6 +44,9 @@ def fold(
     else:
         directions = torch.nn.functional.normalize(hidden.float(), dim=-1)
         alike = directions[removed] @ directions[kept].T
+        if pictures is not None:
+            of_kept, of_removed = pictures
+            alike = alike.masked_fill(of_removed[:, None] != of_kept, -torch.inf)
         target = kept[alike.argmax(1)]  # the first of equals
         base = sizes.clone()
     states = hidden.float() * base[:, None]

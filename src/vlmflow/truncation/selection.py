@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from vlmflow.truncation.exit_signals.view import ExitView
 from vlmflow.truncation.forward_call import Cut, ForwardCall
 from vlmflow.truncation.masks import pad_rows, take
 from vlmflow.truncation.policy import Policy
-from vlmflow.truncation.rankings.candidates import Candidates
+from vlmflow.truncation.rankings.candidates import Candidates, of_picture
 from vlmflow.truncation.rankings.ranking import Ranking
+from vlmflow.truncation.within_pictures import select_within
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -114,10 +116,11 @@ def choose(
     """
     keep = next(stage.keep for stage in policy.stages if stage.layer == layer)
     ranking, rows = policy.ranking, call.rows_at(layer, hidden.device)
-    stay, kept, removed = [], [], []
+    stay, kept, removed, pictures = [], [], [], []
     for row, own in enumerate(rows):
         count = min(keep.of(call.images[row]), len(own.image)) if len(own.image) else 0
         chosen = own.image[:0] if leaves[row] else own.image
+        of_left = torch.zeros_like(own.image)  # one picture is as good as another where none counts
         if count and leaves[row]:
             seen = Candidates(
                 name=ranking.known_as(),
@@ -132,7 +135,12 @@ def choose(
                 _image_slots=own.slots[own.image],
                 _attention=attention,
             )
-            picked = _checked(ranking.select(seen, count), count, ranking, len(own.image))
+            if policy.within == "picture":
+                came = _pictures(call, row, ranking, hidden.device)
+                of_left = came[call.image_numbers(row, own.slots[own.image]).to(came.device)]
+                picked = select_within(count, of_left, came, partial(_choose_in, ranking, seen))
+            else:
+                picked = _checked(ranking.select(seen, count), count, ranking, len(own.image))
             chosen = own.image[picked]
         staying = own.slots >= 0
         staying[own.image] = False
@@ -142,12 +150,40 @@ def choose(
             staying[gone[-1:]] = True
         kept.append(chosen)
         removed.append(gone)
+        is_kept = staying[own.image]
+        pictures.append((of_left[is_kept], of_left[~is_kept]))
         stay.append(staying.nonzero()[:, 0])
     local, ragged = pad_rows(stay)
     slots = torch.stack([own.slots for own in rows])
     return Cut(
-        layer, local, torch.where(local < 0, -1, take(slots, local, -1)), ragged, kept, removed
+        layer,
+        local,
+        torch.where(local < 0, -1, take(slots, local, -1)),
+        ragged,
+        kept,
+        removed,
+        pictures,
     )
+
+
+def _pictures(call: ForwardCall, row: int, ranking: Ranking, device: torch.device) -> Tensor:
+    """Return the picture of every image token that a prompt came with, (images,)."""
+    numbers = call.pictures(row)
+    if numbers is None:
+        raise InputError(
+            f"within='picture' with rank_by={ranking.known_as()!r} needs to know which picture or "
+            "group of frames image tokens belong to, which is not known for this model; leave it "
+            "out"
+        )
+    return numbers.to(device)
+
+
+def _choose_in(
+    ranking: Ranking, seen: Candidates, tokens: Tensor, keep: int, picture: int
+) -> Tensor:
+    """Choose among some of the image tokens that a ranking could see."""
+    chosen = ranking.select(of_picture(seen, tokens, picture), keep)
+    return _checked(chosen, keep, ranking, len(tokens))
 
 
 def _checked(chosen: Tensor, count: int, ranking: Ranking, tokens: int) -> Tensor:

@@ -159,7 +159,9 @@ def _folded(hidden: Tensor, before: Cut | None, cut: Cut, remainder: str) -> tup
     if sizes is None:
         sizes = torch.ones(hidden.shape[:2], device=hidden.device)
     folded = [
-        fold(hidden[row], sizes[row], kept, removed, remainder)
-        for row, (kept, removed) in enumerate(zip(cut.kept, cut.removed, strict=True))
+        fold(hidden[row], sizes[row], kept, removed, remainder, pictures)
+        for row, (kept, removed, pictures) in enumerate(
+            zip(cut.kept, cut.removed, cut.pictures, strict=True)
+        )
     ]
     return torch.stack([states for states, _ in folded]), torch.stack([size for _, size in folded])

@@ -37,6 +37,11 @@ class Truncation(Policy):
         removed tokens become one more token, at the position of the last of them.
     positions : str
         ``"keep"`` the original positions, or ``"repack"`` them to 0, 1, 2, ... without gaps.
+    within : str
+        ``"prompt"``: tokens of all pictures compete. ``"picture"``: each picture, and each group of
+        a video's frames that share tokens, keeps its share of ``keep`` and at least one token, so
+        that no moment is lost; the ranking chooses in each as if it were alone, and merging stays
+        in it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-// The pictures to ask about: dropped, pasted, chosen from the disk, or one of the samples.
+// The pictures and videos to ask about: dropped, pasted, chosen from the disk, or one of the samples.
 
 const chosen = []; // { picture: its name on the server, source: where the page shows it from }
 
@@ -32,7 +32,9 @@ async function addFiles(files) {
       const { picture } = await response.json();
       // samples are there to try; who brings a picture asks about that
       if (chosen.some(({ picture: other }) => other.startsWith("sample-"))) chosen.length = 0;
-      chosen.push({ picture, source: URL.createObjectURL(file) });
+      // of a video the server has drawn the first frame
+      const isVideo = file.type.startsWith("video/");
+      chosen.push({ picture, source: isVideo ? `/pictures/${picture}` : URL.createObjectURL(file) });
       showChosen();
       find("ask-work").replaceChildren();
     } catch (error) {

@@ -212,6 +212,21 @@ class Family(ABC):
         del first, tokens, inputs, config  # only families know
         return None
 
+    def picture_numbers(
+        self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
+    ) -> IntArray | None:
+        """Say which picture, or group of a video's frames, each image token of a prompt is of.
+
+        Parameters are those of :meth:`places`, which says it by default.
+
+        Returns
+        -------
+        (tokens,) int64 or None
+            Counted from 0 in the order of the prompt; None where that is not known.
+        """
+        places = self.places(first, tokens, inputs, config)
+        return None if places is None else places[:, 0].astype(np.int64)
+
 
 class UnknownFamily(Family):
     """Any LVLM with image tokens: every signal over tokens works, maps over pixels do not."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from vlmflow.lvlm.geometry import (
     preimage,
     require_pipeline,
 )
-from vlmflow.lvlm.grids import FloatArray, ImageGrid
+from vlmflow.lvlm.grids import FloatArray, ImageGrid, IntArray
 
 SHRINK_FROM = 1.1
 """Features are shrunk where their grid is this many times wider than the most that is allowed."""
@@ -87,6 +87,32 @@ class LlavaOnevision(LlavaNext):
             positions = run[: pooled**2].reshape(pooled, pooled)
             grids.append(ImageGrid(image, positions, back.boxes(pooled, pooled, step, step)))
         return tuple(grids)
+
+    def picture_numbers(
+        self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
+    ) -> IntArray | None:
+        """Frame by frame, the last one with its video's end; see :meth:`Family.picture_numbers`.
+
+        Frames have as many tokens each and a video one more, so that the number of tokens says how
+        many there are: ``generate`` encodes them before it calls the model. Of pictures it does
+        not.
+        """
+        ids = inputs.get("input_ids")
+        if ids is None:
+            return None
+        is_video = ids == config.video_token_id
+        of_video = is_video[(ids == config.image_token_id) | is_video][first : first + tokens]
+        across = int(config.vision_config.image_size) // int(config.vision_config.patch_size)
+        pooled = ceil(across / 2) ** 2
+        videos = tokens % pooled
+        if not videos or not bool(of_video.all()):
+            return None
+        frames, rest = divmod((tokens - videos) // pooled, videos)
+        if rest or not frames:
+            return None
+        counts = [pooled] * frames
+        counts[-1] += 1
+        return np.repeat(np.arange(frames * videos), counts * videos)
 
     def _boxes(
         self, prompt: PromptPictures, size: tuple[int, int], side: int

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vlmflow.errors import VlmflowError
 from vlmflow.escape_invisible import shown
-from vlmflow.lvlm.chat import PictureSource
-from vlmflow.lvlm.images import open_image
+from vlmflow.lvlm.chat import VisualSource
+from vlmflow.lvlm.visual_bytes import first_picture
 from vlmflow.reports.content_policy import digest
 from vlmflow.reports.plain_page import plain_page, script
 from vlmflow.studies.explanations.run import ExplainedAnswer, ExplainedTask
@@ -85,10 +85,10 @@ def _row(place: int, answer: ExplainedAnswer) -> dict[str, Any]:
     }
 
 
-def _thumbnail(picture: PictureSource) -> str | None:
+def _thumbnail(picture: VisualSource) -> str | None:
     """Put a small copy of a picture into an address; None where it cannot be read."""
     try:
-        image = open_image(picture).convert("RGB")
+        image = first_picture(picture).copy()
     except VlmflowError:
         return None
     image.thumbnail((2 * SIDE, 2 * SIDE), Image.Resampling.BICUBIC)

@@ -18,7 +18,7 @@ from vlmflow.reports.explain.page_data import Packed, page_data
 from vlmflow.reports.explain.sources import LIBRARIES, opening_script, source, style, templates
 from vlmflow.result.convergence import top_mass
 from vlmflow.result.reading import Box
-from vlmflow.result.sentences import image_share_sentence, percent
+from vlmflow.result.sentences import image_share_sentence, percent, shown_things
 from vlmflow.result.verdict import UNTESTED, verdict
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _rendered(
         "saliency": flow.saliency_sum is not None,
         "signals": len(flow.maps),
         "words": flow.text_attention is not None and flow.text_attention.rows.size > 0,
-        "several": len(flow.pictures) > 1,
+        "things": shown_things(flow.layout),
         "truncated": _truncated(flow),
         "other": other is not None,
         "first_picture": _first_picture(flow),

@@ -201,4 +201,6 @@ def _ranking(policy: Truncation) -> str:
 
 def _rest(policy: Truncation) -> str:
     drop = "" if policy.remainder == "drop" else f", {policy.remainder}"
+    if policy.within != "prompt":
+        drop += f", within each {policy.within}"
     return drop if policy.positions == "keep" else f"{drop}, {policy.positions}"

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlmflow.lvlm.video_files import VideoFile
 from vlmflow.studies.certification.settings import FITTED
 from vlmflow.tasks.base import Task, TaskSample
 
@@ -39,8 +40,9 @@ def _connected(samples: Sequence[TaskSample]) -> list[list[TaskSample]]:
     clusters = [("cluster", sample.cluster or sample.key) for sample in samples]
     for sample, cluster in zip(samples, clusters, strict=True):
         for picture in sample.pictures:
-            if isinstance(picture, str | Path):
-                above[root(("file", str(picture)))] = root(cluster)
+            file = picture.path if isinstance(picture, VideoFile) else picture
+            if isinstance(file, str | Path):
+                above[root(("file", str(file)))] = root(cluster)
     groups: dict[tuple[str, str], list[TaskSample]] = {}
     for sample, cluster in zip(samples, clusters, strict=True):
         groups.setdefault(root(cluster), []).append(sample)

@@ -17,7 +17,6 @@ from vlmflow.explanation.explain import explain
 from vlmflow.explanation.truncated import check_truncation
 from vlmflow.flow.axes import OF
 from vlmflow.flow.options import ExplainOptions
-from vlmflow.lvlm.images import open_image
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.verdict import verdict
 from vlmflow.studies.explanations.beside import NOTHING_BESIDE, Beside
@@ -183,9 +182,9 @@ def explain_samples(
         flow = _measured_before(folder / name, mark)
         try:
             if flow is None:
-                pictures = [open_image(picture) for picture in sample.pictures]
-                measured = explain(vlm, pictures, sample.question, options=options)
-                measured = beside.added_to(measured, vlm, pictures, sample.question, options)
+                pictures, question = sample.pictures, sample.question
+                measured = explain(vlm, pictures, question, options=options)
+                measured = beside.added_to(measured, vlm, pictures, question, options)
         # Whatever goes wrong with one sample must not end the others.
         except Exception as error:
             reason = failure_reason(error)

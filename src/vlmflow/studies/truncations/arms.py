@@ -53,6 +53,8 @@ def label(policy: Truncation) -> str:
         text += f" by {policy.ranking.title}"
     if policy.remainder != "drop":
         text += f", {policy.remainder}"
+    if policy.within != "prompt":
+        text += f", within each {policy.within}"
     return text if policy.positions == "keep" else f"{text}, {policy.positions}"
 
 

@@ -59,7 +59,10 @@ def down_sampled(
 
 def _refuse_videos(whole: Prompt) -> None:
     if whole.layout.frames:
-        raise InputError("a video is not down-sampled: this control is one of pictures")
+        raise InputError(
+            "a video is not down-sampled: this control is one of pictures; "
+            "--controls random leaves it out"
+        )
 
 
 def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, goal: float) -> Prompt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ class Candidates:
     _row: int  # Which prompt of the batch
     _image_slots: Tensor  # (P,) int64
     _attention: AttentionCall | None  # Of the layer before
+    # Where one picture's tokens are chosen from apart: those of all pictures, and which it is
+    _every_image: Tensor | None = None
+    _picture: int | None = None
+    # Attention of the declared rows to all keys, once something has read it
+    _rows: list[Tensor] = field(default_factory=list)
 
     @property
     def queries(self) -> Tensor:
@@ -68,11 +73,19 @@ class Candidates:
 
         Of the layer before. Without any text after the picture, ``"text"`` means its last token.
         """
+        if self.rows == "all":
+            return self.attention_of(torch.cat([self.image, self.text]).sort().values)
+        # The same rows for every picture: their attention to all keys is made once.
+        call = self._attention_call("attention")
+        if not self._rows:
+            self._rows.append(mean_attention(call, self._row, self._last_or_text()))
+        return self._rows[0][:, self._image_keys(call)]
+
+    def _last_or_text(self) -> Tensor:
+        image = self.image if self._every_image is None else self._every_image
         if self.rows == "last":
-            return self.attention_of(torch.cat([self.image, self.text]).amax()[None])
-        if self.rows == "text":
-            return self.attention_of(self.text if len(self.text) else self.image[-1:])
-        return self.attention_of(torch.cat([self.image, self.text]).sort().values)
+            return torch.cat([image, self.text]).amax()[None]
+        return self.text if len(self.text) else image[-1:]
 
     def attention_of(self, rows: Tensor) -> Tensor:
         """Attention of any rows to the image tokens, mean over the heads.
@@ -134,12 +147,15 @@ class Candidates:
         return maps[:, self._image_slots.cpu()].to(self.hidden.device)
 
     def generator(self, seed: int = 0) -> torch.Generator:
-        """Return a random generator of its own for this prompt, layer and seed.
+        """Return a random generator of its own for this prompt, layer, seed and picture.
 
         It does not depend on the batch that the prompt is in.
         """
         ids = self._call.ids[self._row][self._call.is_text[self._row]].tolist()
-        return torch.Generator().manual_seed(zlib.crc32(repr((seed, self.layer, ids)).encode()))
+        drawn: tuple[object, ...] = (seed, self.layer, ids)
+        if self._picture is not None:
+            drawn = (*drawn, self._picture)
+        return torch.Generator().manual_seed(zlib.crc32(repr(drawn).encode()))
 
     def _image_keys(self, call: AttentionCall) -> Tensor:
         """Where the image tokens are among the keys: a cache may hold keys before them."""
@@ -161,3 +177,26 @@ class Candidates:
                 f"ranking {self.name!r} looks at seen.{attribute} but declares "
                 f"reads={self.reads!r}; add {' or '.join(map(repr, reads))} to it"
             )
+
+
+def of_picture(seen: Candidates, tokens: Tensor, picture: int) -> Candidates:
+    """Leave the tokens of one picture to choose from.
+
+    What looks at them is the same text everywhere; other pictures' tokens are not there.
+
+    Parameters
+    ----------
+    seen : Candidates
+        Of all pictures.
+    tokens : (p,) int64
+        Indices into ``seen.image``, increasing.
+    picture : int
+        Its number, so that random choices differ between pictures.
+    """
+    return replace(
+        seen,
+        image=seen.image[tokens],
+        _image_slots=seen._image_slots[tokens],
+        _every_image=seen.image,
+        _picture=picture,
+    )
