@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,3 +214,14 @@ def test_the_command_line_says_what_a_fixed_model_lacks(tmp_path):
     bad = CliRunner().invoke(app, [*arguments, "--tokens", "many"])
     assert bad.exit_code == 2
     assert "is not a list of integers" in bad.output
+
+
+def test_a_sample_that_shows_a_video_fails_by_name(vlm: LVLM):
+    class Clips(Drawn):
+        def samples(self, split, count=None):
+            for sample in super().samples(split, count):
+                clip = vlmflow.Video([sample.pictures[0]] * 2, seconds=[0.0, 0.5])
+                yield replace(sample, pictures=(clip,))
+
+    with pytest.raises(InputError, match="this sample shows a video"):
+        vlmflow.budget(vlm, Clips(), [6], settings=SETTINGS)

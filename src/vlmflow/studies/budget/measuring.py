@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vlmflow.errors import InputError
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.lvlm.resolution import with_image_settings
@@ -35,8 +36,11 @@ class Measuring:
         return self._at[rung.name]
 
     def prompt(self, sample: TaskSample, rung: Rung | None = None) -> Prompt:
-        """Prepare a sample at a budget."""
-        return self.model_at(rung).prepare(sample.pictures, sample.question)
+        """Prepare a sample at a budget; InputError where it shows a video."""
+        prompt = self.model_at(rung).prepare(sample.pictures, sample.question)
+        if prompt.layout.frames:  # whose tokens no setting here would change
+            raise InputError("a budget is one of pictures, and this sample shows a video")
+        return prompt
 
     def answer(self, split: str, sample: TaskSample, rung: Rung | None) -> BudgetAnswer | None:
         """Answer a sample at a budget; None where that failed, which is noted."""

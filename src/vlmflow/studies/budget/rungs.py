@@ -90,6 +90,8 @@ def _largest_picture(vlm: LVLM, samples: Sequence[TaskSample]) -> int:
                 prompt = vlm.prepare([picture], "?")
             except (InputError, OSError):
                 continue
+            if prompt.layout.frames:
+                continue
             largest = max(largest, prompt.layout.image_positions.size)
     return largest
 
