@@ -41,6 +41,7 @@ ROOMS = (
     "scenes",
     "tasks",
     "serving",
+    "lmms_eval_model",
     "studies",
     "reproductions",
     "reports",

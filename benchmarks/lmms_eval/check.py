@@ -1,0 +1,140 @@
+"""`make lmms-eval`: forty bundled questions through lmms-eval, and the same answers without it.
+
+    python benchmarks/lmms_eval/check.py FOLDER
+
+Runs in an environment that has lmms-eval, offline. Every run is a process of `lmms-eval --model
+vlmflow` in batches of eight; its answers have to be those that the library gives one by one, and
+its score the one stated here. Then `vlmflow study --import` reads the logs back.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from datasets import Dataset, Features, Image, Value
+
+HERE = Path(__file__).parent / "task"
+sys.path.insert(0, str(HERE))
+
+from utils import questions  # noqa: E402
+
+import vlmflow  # noqa: E402
+from vlmflow.lmms_eval_model.arguments import Arguments, split_arguments  # noqa: E402
+
+MODEL = "scenes-llava"
+RUNS = {
+    "untouched": ("", 0),
+    "safe": ("layer=10,keep=0", 0),
+    "half": ("layer=4,keep=0.5,rank_by=every_other:EveryOther", 0),
+    "random": ("layer=4,keep=0.5,rank_by=random,seed=1", 0),
+    "destructive": ("layer=0,keep=0", 0),
+}
+"""Of every run: what removes image tokens, and how many of the forty answers are right."""
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "task").mkdir(parents=True)
+    write_task(folder / "task")
+    os.chdir(folder / "task")  # where every_other.py is
+    wrong = []
+    for name, (removing, expected) in RUNS.items():
+        arguments = ",".join(filter(None, (f"pretrained={MODEL}", removing)))
+        logged = evaluate(folder, name, arguments)
+        own = own_answers(arguments)
+        changed = sum(own[key] != (answer, score) for key, (answer, score) in logged.items())
+        right = sum(score for _, score in logged.values())
+        print(f"{name:12} {arguments:70} {right:.0f} of {len(logged)} right", flush=True)
+        if changed or len(logged) != len(own):
+            wrong.append(f"{name}: {changed} of {len(logged)} answers are not the library's own")
+        if right != expected:
+            wrong.append(f"{name}: {right:.0f} answers are right, {expected} were expected")
+    wrong += read_back(folder)
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+def write_task(folder: Path) -> None:
+    """Write the questions with their pictures, and the files of the task beside them."""
+    rows = [
+        {
+            "key": sample.key,
+            "picture": sample.pictures[0],
+            "question": sample.question,
+            "answer": sample.references[0],
+        }
+        for sample in questions()[1].values()
+    ]
+    text = Value("string")
+    features = Features({"key": text, "picture": Image(), "question": text, "answer": text})
+    Dataset.from_list(rows, features=features).to_parquet(folder / "questions.parquet")
+    for file in HERE.glob("*.py"):
+        shutil.copy(file, folder)
+    yaml = (HERE / "vlmflow_scenes.yaml").read_text("utf-8")
+    data = json.dumps(str(folder / "questions.parquet"))
+    (folder / "vlmflow_scenes.yaml").write_text(yaml.replace("DATA", data), "utf-8")
+
+
+def evaluate(folder: Path, name: str, arguments: str) -> dict[str, tuple[str, float]]:
+    """Run lmms-eval, and return every question's answer and score as it logged them."""
+    out = folder / name
+    command = [
+        *(str(Path(sys.executable).with_name("lmms-eval")), "--model", "vlmflow"),
+        *("--model_args", arguments, "--tasks", "vlmflow_scenes", "--include_path", "."),
+        *("--device", "cpu", "--batch_size", "8", "--log_samples", "--output_path", str(out)),
+    ]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    caches = {"HF_HOME": str(folder / "hf"), "LMMS_EVAL_HOME": str(folder / "hf")}
+    done = subprocess.run(
+        command, env={**os.environ, **offline, **caches}, capture_output=True, text=True
+    )
+    logs = list(out.rglob("*_samples_vlmflow_scenes.jsonl"))
+    if done.returncode or len(logs) != 1:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    keys = list(questions()[1])
+    lines = map(json.loads, logs[0].read_text("utf-8").splitlines())
+    logged = {keys[line["doc_id"]]: (line["filtered_resps"], line["accuracy"]) for line in lines}
+    (results,) = out.rglob("*_results.json")
+    reported = json.loads(results.read_text("utf-8"))["results"]["vlmflow_scenes"]
+    mean = sum(score for _, score in logged.values()) / len(logged)
+    assert abs(reported["accuracy,none"] - mean) < 1e-9, reported
+    return logged
+
+
+def own_answers(arguments: str) -> dict[str, tuple[str, float]]:
+    """Answer one by one, without lmms-eval."""
+    task, samples = questions()
+    vlm, policy = Arguments.read(split_arguments(arguments)).open()
+    vlm = vlmflow.LVLM(vlm.model, vlm.processor)
+    answers = {}
+    for key, sample in samples.items():
+        answer = vlm.generate(
+            sample.pictures, sample.question, max_new_tokens=16, truncation=policy
+        )
+        answers[key] = (answer, task.score(sample, answer))
+    return answers
+
+
+def read_back(folder: Path) -> list[str]:
+    """Import the logs as a study, and hold its table against the runs."""
+    imports = [word for name in RUNS for word in ("--import", f"{name}={folder / name}")]
+    program = str(Path(sys.executable).with_name("vlmflow"))
+    subprocess.run([program, "study", *imports, "--out", str(folder / "study")], check=True)
+    with (folder / "study" / "runs.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    return [
+        f"{name}: imported score {rows[name]['score']}, expected {expected / 40}"
+        for name, (_, expected) in RUNS.items()
+        if abs(float(rows[name]["score"]) - expected / 40) > 1e-9
+    ]
+
+
+if __name__ == "__main__":
+    main()
