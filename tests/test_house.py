@@ -48,6 +48,7 @@ ROOMS = (
     "model_api",
     "certification",
     "comparison",
+    "imported_runs",
     "api",
     "__init__",
     "app",

@@ -29,13 +29,18 @@ from vlmflow.lmms_eval_model.arguments import Arguments, split_arguments  # noqa
 
 MODEL = "scenes-llava"
 RUNS = {
-    "untouched": ("", 0),
-    "safe": ("layer=10,keep=0", 0),
-    "half": ("layer=4,keep=0.5,rank_by=every_other:EveryOther", 0),
-    "random": ("layer=4,keep=0.5,rank_by=random,seed=1", 0),
-    "destructive": ("layer=0,keep=0", 0),
+    "untouched": ("", 38),
+    "safe": ("layer=6,keep=0.5,rank_by=uniform", 38),
+    "random": ("layer=6,keep=0.5,rank_by=random", 0),
+    "own ranking": ("layer=4,keep=0.5,rank_by=every_other:EveryOther", 40),
+    "fastv": ("preset=fastv", 0),
+    "policy": ("policy=policy.json", 0),
+    "destructive": ("layer=0,keep=0", 7),
 }
 """Of every run: what removes image tokens, and how many of the forty answers are right."""
+
+POLICY = vlmflow.ExitPolicy(10, 0, signal="image_attention", thresholds=(-0.4,))
+"""Half of the questions leave at layer 10, the others keep all."""
 
 
 def main() -> None:
@@ -43,7 +48,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "task").mkdir(parents=True)
     write_task(folder / "task")
-    os.chdir(folder / "task")  # where every_other.py is
+    os.chdir(folder / "task")  # where every_other.py and policy.json are
     wrong = []
     for name, (removing, expected) in RUNS.items():
         arguments = ",".join(filter(None, (f"pretrained={MODEL}", removing)))
@@ -78,6 +83,7 @@ def write_task(folder: Path) -> None:
     for file in HERE.glob("*.py"):
         shutil.copy(file, folder)
     yaml = (HERE / "vlmflow_scenes.yaml").read_text("utf-8")
+    POLICY.save(folder / "policy.json")
     data = json.dumps(str(folder / "questions.parquet"))
     (folder / "vlmflow_scenes.yaml").write_text(yaml.replace("DATA", data), "utf-8")
 

@@ -63,5 +63,6 @@ class Vlmflow(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
     def clean(self) -> None:
         """Let go of the model's memory, before a judge needs it."""
-        vars(self).pop("vlm", None)
+        if hasattr(self, "vlm"):
+            del self.vlm
         super().clean()

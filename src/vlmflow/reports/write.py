@@ -16,10 +16,17 @@ if TYPE_CHECKING:
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.comparison.comparison import Comparison
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+    from vlmflow.studies.imported.study import ImportedStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     Result: TypeAlias = Union[  # noqa: UP007
-        InformationFlow, Certificate, CliffStudy, Comparison, FaithfulnessStudy, StudyResult
+        InformationFlow,
+        Certificate,
+        CliffStudy,
+        Comparison,
+        FaithfulnessStudy,
+        ImportedStudy,
+        StudyResult,
     ]
 
 # Imports stand inside the functions: the page of one answer needs neither matplotlib nor torch.
@@ -35,7 +42,7 @@ def report(
 
     Parameters
     ----------
-    result : InformationFlow, Certificate, CliffStudy, Comparison, FaithfulnessStudy or StudyResult
+    result : InformationFlow, Certificate, CliffStudy, Comparison, ... or StudyResult
         What was measured. Of two explained answers in a list the page is about the first, and sets
         the maps of the second beside its own.
     path : path
@@ -68,6 +75,7 @@ def report(
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.comparison.comparison import Comparison
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+    from vlmflow.studies.imported.study import ImportedStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     if isinstance(result, CliffStudy):
@@ -86,6 +94,10 @@ def report(
         from vlmflow.reports.faithfulness.page import faithfulness_page
 
         page = faithfulness_page(result)
+    elif isinstance(result, ImportedStudy):
+        from vlmflow.reports.imported.page import imported_page
+
+        page = imported_page(result)
     elif isinstance(result, StudyResult):
         from vlmflow.reports.study.page import study_page
 
@@ -102,7 +114,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
 
     Parameters
     ----------
-    result : InformationFlow, Certificate, CliffStudy, Comparison, FaithfulnessStudy or StudyResult
+    result : InformationFlow, Certificate, CliffStudy, Comparison, ... or StudyResult
         What was measured.
     directory : path
         Created where missing; all figures are written or none.
@@ -127,6 +139,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.comparison.comparison import Comparison
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+    from vlmflow.studies.imported.study import ImportedStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     if isinstance(result, CliffStudy):
@@ -145,6 +158,10 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
         from vlmflow.reports.faithfulness.figure import faithfulness_figures
 
         drawn = faithfulness_figures(result)
+    elif isinstance(result, ImportedStudy):
+        from vlmflow.reports.imported.figure import imported_figure
+
+        drawn = {"imported": imported_figure(result)}
     elif isinstance(result, StudyResult):
         from vlmflow.reports.study.figure import study_figure
 
@@ -180,5 +197,5 @@ def _one_or_two(
 def _unknown(result: object) -> InputError:
     return InputError(
         f"a {type(result).__name__} has no report; give an InformationFlow, a Certificate, "
-        "a CliffStudy, a Comparison, a FaithfulnessStudy or a StudyResult"
+        "a CliffStudy, a Comparison, a FaithfulnessStudy, an ImportedStudy or a StudyResult"
     )
