@@ -14,7 +14,8 @@ from vlmflow.errors import InputError
 
 if TYPE_CHECKING:
     from vlmflow.statistics.intervals import Estimate
-    from vlmflow.studies.imported.study import ImportedRow, ImportedStudy
+    from vlmflow.studies.imported.rows import ImportedRow
+    from vlmflow.studies.imported.study import ImportedStudy
 
 READ = ("task", "metric", "max_loss", "seed")
 """Options of 'vlmflow study' that an import takes, too."""
@@ -48,7 +49,8 @@ def import_study(imports: Sequence[str], out: Path, given: Mapping[str, Any]) ->
 
 def print_imported(study: ImportedStudy) -> None:
     """Print the finding, what casts doubt on it, and one line per run."""
-    from vlmflow.studies.imported.sentences import cautions, headline
+    from vlmflow.reports.imported.sentences import cautions
+    from vlmflow.studies.imported.sentences import headline
 
     typer.echo(printable(headline(study.rows, study.max_loss)))
     for line in cautions(study):

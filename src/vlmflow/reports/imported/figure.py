@@ -15,7 +15,8 @@ from vlmflow.studies.truncations.choice import SAFE
 from vlmflow.studies.truncations.sentences import points
 
 if TYPE_CHECKING:
-    from vlmflow.studies.imported.study import ImportedRow, ImportedStudy
+    from vlmflow.studies.imported.rows import ImportedRow
+    from vlmflow.studies.imported.study import ImportedStudy
 
 # Inches
 _HEAD, _FOOT, _ROW, _NAMES, _TOP = 0.45, 0.42, 0.2, 2.1, 0.1

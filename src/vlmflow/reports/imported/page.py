@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlmflow.escape_invisible import shown
 from vlmflow.reports.imported.figure import imported_figure, note
+from vlmflow.reports.imported.sentences import cautions, second_line
 from vlmflow.reports.inline_svg import inline_figure
 from vlmflow.reports.plain_page import plain_page
-from vlmflow.studies.imported.sentences import cautions, headline, second_line
+from vlmflow.studies.imported.sentences import headline
 from vlmflow.studies.truncations.choice import SAFE
 from vlmflow.studies.truncations.sentences import (
     MISSING,
@@ -21,7 +22,8 @@ from vlmflow.studies.truncations.sentences import (
 )
 
 if TYPE_CHECKING:
-    from vlmflow.studies.imported.study import ImportedRow, ImportedStudy
+    from vlmflow.studies.imported.rows import ImportedRow
+    from vlmflow.studies.imported.study import ImportedStudy
 
 ANSWERS_SHOWN, TEXT_SHOWN = 50, 300
 

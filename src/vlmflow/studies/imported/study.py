@@ -13,53 +13,15 @@ from vlmflow.notebook import fragment
 from vlmflow.statistics.intervals import Estimate, mean_estimate, paired_difference
 from vlmflow.statistics.loss_tests import holm, loss_p_value
 from vlmflow.statistics.paired_tests import holm_adjusted, sign_flip_p_value
+from vlmflow.studies.comparison.rows import ALPHA
 from vlmflow.studies.imported.arms import ImportedArm
+from vlmflow.studies.imported.rows import ImportedRow
 from vlmflow.studies.imported.sentences import headline
 from vlmflow.studies.samples import StoredSample
 from vlmflow.studies.truncations.arms import UNTOUCHED
 from vlmflow.studies.truncations.choice import SAFE, UNKNOWN, UNSAFE
 from vlmflow.studies.truncations.results import DRAWS
 from vlmflow.studies.truncations.sentences import NAME_SHOWN, difference_words, percent
-
-
-@dataclass(frozen=True)
-class ImportedRow:
-    """One run on one task.
-
-    Parameters
-    ----------
-    task : str
-        Which task.
-    arm : ImportedArm
-        Which run.
-    count : int
-        Samples; the same ones in every run.
-    score : Estimate
-        Mean of the task's metric.
-    agreement : Estimate
-        Share of answers that equal the untouched run's.
-    difference : Estimate or None
-        Score minus the untouched run's, over the same samples; None for the untouched run.
-    p_value, adjusted : float or None
-        Of the two-sided test whether the difference is 0 (sign flips), alone and corrected by Holm
-        for all runs on all tasks together.
-    verdict : str
-        ``"safe"``, ``"not safe"`` or ``"cannot tell"``: whether the loss is shown to be at most
-        what is allowed, corrected by Holm for all truncations on all tasks; empty for a control.
-    against : tuple of (str, Estimate)
-        Score minus that of each control of random tokens, over the same samples.
-    """
-
-    task: str
-    arm: ImportedArm
-    count: int
-    score: Estimate
-    agreement: Estimate
-    difference: Estimate | None = None
-    p_value: float | None = None
-    adjusted: float | None = None
-    verdict: str = ""
-    against: tuple[tuple[str, Estimate], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +167,9 @@ class ImportedStudy:
     def _verdict(self, row: ImportedRow, is_safe: bool) -> str:
         if is_safe:
             return SAFE
-        is_unsafe = row.difference is not None and row.difference.high < -self.max_loss
-        return UNSAFE if is_unsafe else UNKNOWN
+        below = row.difference is not None and row.difference.high < -self.max_loss
+        stands = row.adjusted is not None and row.adjusted <= ALPHA
+        return UNSAFE if below and stands else UNKNOWN
 
     def _scores(self, task: str, arm: ImportedArm) -> list[float]:
         return [self.scores[arm.name, sample.id] for sample in self.samples[task]]
