@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.families import FAMILIES, SIZES
+from tests.support.families import picture as family_picture
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError, Note
@@ -82,6 +84,26 @@ def test_batches_in_any_order_answer_as_generate_does(vlm, policy):
     alone = row[ids["input_ids"].shape[1] :]
     assert given[-1].text == answer_text(vlm.processor.tokenizer, alone)
     assert given[-1].input_tokens == ids["input_ids"].shape[1]
+
+
+def test_what_a_model_cannot_stack_is_answered_one_by_one():
+    """PerceptionLM counts the features of tiles that fill up a batch as a picture's own."""
+    (family,) = (family for family in FAMILIES if family.name == "perception_lm")
+    tiled, shown = family.lvlm(), [family_picture(seed, size) for seed, size in enumerate(SIZES)]
+    documents = [user(shown[0], QUESTIONS[0]), user(shown[1], QUESTIONS[1])]
+    given = answers(tiled, documents, {"max_new_tokens": 4}, Truncation(1, 0))
+    expected = [
+        tiled.generate(one, text, max_new_tokens=4, truncation=Truncation(1, 0))
+        for one, text in zip(shown, QUESTIONS, strict=False)
+    ]
+    assert [answer.text for answer in given] == expected
+
+
+def test_a_document_that_cannot_be_answered_is_named_among_others(vlm):
+    policy = Truncation(1, 99)  # more tokens than one picture has, fewer than several have
+    many = user(*(picture(number) for number in range(8)), "Is it?")
+    with pytest.raises(InputError, match=r"^t, document 1: .*99"):
+        answers(vlm, [many, user(picture(0), "Is it?"), many], {"max_new_tokens": 2}, policy)
 
 
 def test_requests_of_the_same_settings_go_together_longest_first():

@@ -56,7 +56,8 @@ def answer_requests(
     documents : mapping
         Of a task's splits by its name, and of a split's documents by their number.
     batch_size : int
-        Requests at once. Padding changes no answer; only numbers' last digits depend on it.
+        Requests at once. Padding changes no answer. A batch that the model cannot take (pictures of
+        different shapes, with some) is answered one by one.
     progress : callable, optional
         Called with the number of requests that have been answered more.
 
@@ -73,10 +74,9 @@ def answer_requests(
         prompts = [_prepared(vlm, request, documents) for request in batch]
         try:
             answered = _answered(vlm, policy, prompts, generation)
-        except VlmflowError as error:
-            first = f"{batch[0].task}, document {batch[0].doc_id}"
-            more = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
-            raise type(error)(f"{first}{more}: {error}") from error
+        except VlmflowError:  # a prompt is at fault, or the model stacks no such pictures
+            pairs = zip(batch, prompts, strict=True)
+            answered = [_alone(vlm, policy, *pair, generation) for pair in pairs]
         answers |= dict(zip(numbers, answered, strict=True))
         if progress is not None:
             progress(len(batch))
@@ -103,6 +103,20 @@ def _prepared(vlm: LVLM, request: Request, documents: Mapping[str, Any]) -> Prom
         return as_prompt(vlm, request.doc_to_messages(document))
     except VlmflowError as error:
         raise type(error)(f"{request.task}, document {request.doc_id}: {error}") from error
+
+
+def _alone(
+    vlm: LVLM,
+    policy: Truncating | None,
+    request: Request,
+    prompt: Prompt,
+    generation: Generation,
+) -> Answer:
+    try:
+        (answer,) = _answered(vlm, policy, [prompt], generation)
+    except VlmflowError as error:
+        raise type(error)(f"{request.task}, document {request.doc_id}: {error}") from error
+    return answer
 
 
 def _answered(
