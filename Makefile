@@ -75,12 +75,13 @@ $(VENV)/.installed-%: $(DECLARED) | $(BIN)/python
 	@touch $@
 
 # lmms-eval asks for other versions than ours of much that it brings along, so that only what answers
-# is pinned. It also brings a torchvision that does not fit every build of torch; ours needs none.
+# is pinned, and filelock, of which it imports a module that later versions do not have. It also
+# brings a torchvision that does not fit every build of torch; ours needs none.
 $(LMMS_VENV)/.installed: $(DECLARED) | $(BIN)/python
 	@echo "Installing lmms-eval and vlmflow into $(LMMS_VENV): 2.4 GB."
 	@$(BIN)/python -m venv --clear $(LMMS_VENV)
-	@grep -E '^(torch|transformers|tokenizers|numpy|pillow|pandas|pyarrow)==' constraints.txt > $(LMMS_VENV)/pins.txt
-	@$(LMMS_PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(LMMS_VENV)/pins.txt torch
+	@grep -E '^(torch|transformers|tokenizers|numpy|pillow|pandas|pyarrow|filelock)==' constraints.txt > $(LMMS_VENV)/pins.txt
+	@$(LMMS_PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
 	@$(LMMS_PIP) install -c $(LMMS_VENV)/pins.txt lmms-eval==0.7.3 --editable .
 	@$(LMMS_PIP) uninstall --yes torchvision timm
 	@touch $@
