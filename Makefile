@@ -75,7 +75,7 @@ $(VENV)/.installed-%: $(DECLARED) | $(BIN)/python
 	@touch $@
 
 # lmms-eval asks for other versions than ours of much that it brings along, so that only what answers
-# is pinned, and filelock, of which it imports a module that later versions do not have. It also
+# is pinned, and filelock, of which it imports a module that 4.3.1 does not have any more. It also
 # brings a torchvision that does not fit every build of torch; ours needs none.
 $(LMMS_VENV)/.installed: $(DECLARED) | $(BIN)/python
 	@echo "Installing lmms-eval and vlmflow into $(LMMS_VENV): 2.4 GB."
