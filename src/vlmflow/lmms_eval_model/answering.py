@@ -56,8 +56,9 @@ def answer_requests(
     documents : mapping
         Of a task's splits by its name, and of a split's documents by their number.
     batch_size : int
-        Requests at once. Padding changes no answer. A batch that the model cannot take (pictures of
-        different shapes, with some) is answered one by one.
+        Requests at once. Padding is hidden from the model, but last digits depend on the batch, and
+        in 16 bits an answer whose two best tokens are one apart can change with it. A batch that
+        the model cannot take (pictures of different shapes, with some) is answered one by one.
     progress : callable, optional
         Called with the number of requests that have been answered more.
 
