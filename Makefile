@@ -15,15 +15,18 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DECLARED := pyproject.toml constraints.txt
+LMMS_VENV := build/lmms-eval-venv
+LMMS_PIP := $(LMMS_VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test hard-tests peer-tests lint format docs
+.PHONY: help demo test hard-tests peer-tests lmms-eval lint format docs
 
 help:
 	@echo "make demo         explain one answer of the bundled model and write $(OUT)/report.html"
 	@echo "make test         run the tests"
 	@echo "make hard-tests   run all hard tests, of which 'make test' runs a part"
 	@echo "make peer-tests   run transformers' own tests of generation inside a truncation that keeps all"
+	@echo "make lmms-eval    run a task of lmms-eval end to end, in an environment of its own (2.4 GB)"
 	@echo "make lint         check format, lint and types"
 	@echo "make format       put the code in format"
 	@echo "make docs         build the documentation into build/site (needs Python 3.11 or newer)"
@@ -42,6 +45,9 @@ peer-tests: $(VENV)/.installed-test
 	@test -n "$(TRANSFORMERS)" || { echo "Name a clone of transformers: make peer-tests TRANSFORMERS=DIR" >&2; exit 2; }
 	@$(PIP) install parameterized
 	$(BIN)/python benchmarks/peer_tests.py "$(TRANSFORMERS)"
+
+lmms-eval: $(LMMS_VENV)/.installed
+	OMP_NUM_THREADS=1 $(LMMS_VENV)/bin/python benchmarks/lmms_eval/check.py build/lmms-eval
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -66,6 +72,18 @@ $(VENV)/.installed-%: $(DECLARED) | $(BIN)/python
 	@echo "Installing vlmflow$(EXTRAS) into $(VENV); torch is large, so the first time takes a while."
 	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
 	@$(PIP) install -c constraints.txt --editable ".$(EXTRAS)"
+	@touch $@
+
+# lmms-eval asks for other versions than ours of much that it brings along, so that only what answers
+# is pinned, and filelock, of which it imports a module that 4.3.1 does not have any more. It also
+# brings a torchvision that does not fit every build of torch; ours needs none.
+$(LMMS_VENV)/.installed: $(DECLARED) | $(BIN)/python
+	@echo "Installing lmms-eval and vlmflow into $(LMMS_VENV): 2.4 GB."
+	@$(BIN)/python -m venv --clear $(LMMS_VENV)
+	@grep -E '^(torch|transformers|tokenizers|numpy|pillow|pandas|pyarrow|filelock)==' constraints.txt > $(LMMS_VENV)/pins.txt
+	@$(LMMS_PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
+	@$(LMMS_PIP) install -c $(LMMS_VENV)/pins.txt lmms-eval==0.7.3 --editable .
+	@$(LMMS_PIP) uninstall --yes torchvision timm
 	@touch $@
 
 $(BIN)/python:

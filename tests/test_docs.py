@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 import vlmflow
 from tests.support.clips import clip
+from tests.support.lmms_logs import logged
 from tests.support.tiny import tiny_llava
 from tests.support.tiny_video import named, video
 from vlmflow import cli
@@ -193,6 +194,15 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         copy_of_pope(monkeypatch)
     if name == "reproduce":
         sizes_of_llava(monkeypatch)
+    if name == "lmms-eval":
+        for run, (arguments, right) in {
+            "untouched": ("", 60),
+            "half": ("layer=4,keep=0.5,rank_by=uniform", 59),
+            "random": ("layer=4,keep=0.5,rank_by=random", 50),
+            "blind": ("layer=0,keep=0", 9),
+        }.items():
+            given = f"pretrained=scenes-llava,{arguments}".rstrip(",")
+            logged(Path("runs", run), given, right=right, count=60, task="my_task")
 
 
 def sizes_of_llava(monkeypatch: Any) -> None:
@@ -229,7 +239,7 @@ def run(line: str) -> None:
         return
     assert program == "vlmflow", line
     out = words[words.index("--out") + 1] if "--out" in words else None
-    few = FEW.get(words[0], [])
+    few = [] if "--import" in words else FEW.get(words[0], [])
     if words[0] == "explain" and "--samples" in words:
         few = ["--samples", "1"]
     result = CliRunner().invoke(cli.app, [*words, *few])

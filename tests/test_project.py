@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import site
@@ -48,7 +49,7 @@ def commands_of(job):
 
 
 def test_the_workflow_covers_what_is_declared(jobs):
-    assert set(jobs) == {"lint", "tests", "transformers", "docs", "build"}
+    assert set(jobs) == {"lint", "tests", "transformers", "docs", "lmms-eval", "build"}
     pythons = jobs["tests"]["strategy"]["matrix"]["python"]
     declared = SpecifierSet(PROJECT["project"]["requires-python"])
     assert [minor for minor in range(5, 15) if declared.contains(f"3.{minor}")] == [
@@ -76,6 +77,15 @@ def test_every_command_of_the_workflow_exists(jobs):
             if program == "make":
                 assert words[0] in targets or words[0] == ".venv/.installed-test", command
     assert any("vlmflow demo" in command for command in commands_of(jobs["build"]))
+
+
+def test_what_other_programs_find_by_entry_points_is_there():
+    (group,) = PROJECT["project"]["entry-points"].items()
+    name, points = group
+    assert name == "lmms_eval.models"
+    assert list(points) == ["vlmflow"]
+    module, _, attribute = points["vlmflow"].partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
 
 
 def test_forms_ask_for_what_vlmflow_env_prints():

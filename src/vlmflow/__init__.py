@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vlmflow.explained_tasks import explain_task as explain_task
     from vlmflow.flow.options import ExplainOptions as ExplainOptions
     from vlmflow.flow.signals.signal import Signal as Signal
+    from vlmflow.imported_runs import import_runs as import_runs
     from vlmflow.lvlm.families.base import Family as Family
     from vlmflow.lvlm.families.registry import register_family as register_family
     from vlmflow.lvlm.video_files import VideoFile as VideoFile
@@ -56,6 +57,7 @@ _PUBLIC = {
     "vlmflow.explained_tasks": ("explain_task",),
     "vlmflow.flow.options": ("ExplainOptions",),
     "vlmflow.flow.signals.signal": ("Signal",),
+    "vlmflow.imported_runs": ("import_runs",),
     "vlmflow.lvlm.families.base": ("Family",),
     "vlmflow.lvlm.families.registry": ("register_family",),
     "vlmflow.lvlm.video_files": ("VideoFile",),

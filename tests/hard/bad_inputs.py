@@ -200,6 +200,10 @@ def settings() -> Iterator[BadInput]:
         yield BadInput(put(EXPLAIN, "--signals", signal))
     yield BadInput((*GENERATE, "--compare"), "--compare")
     yield BadInput((*STUDY, "--workers", "slurm"), "workers='slurm'")
+    for run in ("", "=", "a=", "=@", "missing", "a=missing", "@", PICTURE, TASK, "half\udcff"):
+        yield BadInput(("study", "--import", run, "--out", "out"))
+    yield BadInput((*STUDY, "--import", "untouched=@"), "leave out --model")
+    yield BadInput((*STUDY, "--metric", "accuracy"), "--metric")
     for option, value in (("--protocol", "owl"), ("--replacement", "pink"), ("--layer", "99")):
         yield BadInput(put(FAITHFULNESS, option, value), value)
     yield BadInput(put(FAITHFULNESS, "--protocol", "eagle"), "protocol='eagle' has 64")

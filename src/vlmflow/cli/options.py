@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from vlmflow.lvlm.chat import VisualSource
     from vlmflow.lvlm.video_files import VideoFile
-    from vlmflow.truncation.exit_policy import ExitPolicy
-    from vlmflow.truncation.truncation import Truncation
+    from vlmflow.truncation.ways import Way
 
 
 class Of(str, Enum):
@@ -83,28 +82,11 @@ def as_target(words: str | None, tokens: str | None) -> str | range | None:
     return range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1)
 
 
-def one_way(
-    truncate: str | None, preset: str | None, policy_file: Path | None
-) -> Callable[[int], Truncation | ExitPolicy] | None:
+def one_way(truncate: str | None, preset: str | None, policy_file: Path | None) -> Way | None:
     """Read the one way of removing image tokens that is given, for a number of decoder layers."""
-    from vlmflow.truncation.exit_policy import ExitPolicy
-    from vlmflow.truncation.presets import check_preset
-    from vlmflow.truncation.presets import preset as published
-    from vlmflow.truncation.truncation import Truncation
+    from vlmflow.truncation import ways
 
-    given = [way for way in (truncate, preset, policy_file) if way is not None]
-    if len(given) > 1:
-        raise InputError("--truncate, --preset and --policy all remove tokens; give one")
-    if truncate is not None:
-        truncation = Truncation.parse(truncate)
-        return lambda _layers: truncation
-    if policy_file is not None:
-        policy = ExitPolicy.load(policy_file)
-        return lambda _layers: policy
-    if preset is None:
-        return None
-    check_preset(preset)
-    return lambda layers: published(preset, layers)
+    return ways.one_way(truncate, preset, policy_file, "--truncate, --preset and --policy")
 
 
 MODEL_HELP = "A bundled model, a directory, or a name on the Hugging Face hub."

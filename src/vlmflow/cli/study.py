@@ -18,6 +18,7 @@ from vlmflow.cli.compare import print_comparison
 from vlmflow.cli.explained_report import is_explained, write_explained
 from vlmflow.cli.faithfulness import print_faithfulness
 from vlmflow.cli.reproduce import print_reproduction
+from vlmflow.cli.study_import import import_study, print_imported
 from vlmflow.cli.terminal import (
     CONTINUES,
     columns,
@@ -97,13 +98,27 @@ def study(
             help="Answer the first 20 samples, say what all will take, and stop; they are kept.",
         ),
     ] = False,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="[NAME=]DIR",
+            help="A run of lmms-eval with --log_samples, by its --output_path; repeatable, one of "
+            "them untouched. Nothing is run.",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Of imported runs.", show_default="the first that scores every sample"),
+    ] = None,
     device: options.Device = None,
     dtype: options.NumberFormat = None,
     revision: options.Revision = None,
 ) -> None:
     """Compare truncations over a task, beside their controls, and recommend one or none.
 
-    A study that was interrupted continues when the same command is given again.
+    A study that was interrupted continues when the same command is given again. With --import it
+    reads what lmms-eval has logged instead.
     """
     with errors_in_one_line(CONTINUES):
         if out is None:
@@ -121,6 +136,16 @@ def study(
             "dtype": dtype and dtype.value,
             "revision": revision,
         }
+        if imports:
+            more = {
+                "config": config, "metric": metric, "truncate": truncate, "preset": preset,
+                "workers": workers, "plan": dry_run or None,
+            }  # fmt: skip
+            given = {name: value for name, value in (overrides | more).items() if value is not None}
+            import_study(imports, out, given)
+            return
+        if metric is not None:
+            raise InputError("--metric is for runs that are imported; add --import DIR")
         plain = _settings(config, overrides, truncate or [], preset or [])
         with progress() as show:
             show("Checking the study")
@@ -210,6 +235,8 @@ def report(
         from vlmflow.studies.faithfulness.run import read_faithfulness
         from vlmflow.studies.faithfulness.store import FAITHFULNESS
         from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+        from vlmflow.studies.imported.store import IMPORTED, read_imported
+        from vlmflow.studies.imported.study import ImportedStudy
         from vlmflow.studies.truncations.store import STUDY
 
         kinds: list[tuple[StoreKind, Callable[[Path], Study]]] = [
@@ -218,6 +245,7 @@ def report(
             (FAITHFULNESS, read_faithfulness),
             (CERTIFY, read_certificate),
             (BUDGET, read_budget),
+            (IMPORTED, read_imported),
         ]
         present = [read for kind, read in kinds if (directory / kind.file).is_file()]
         again = []
@@ -250,6 +278,8 @@ def report(
             print_comparison(result)
         elif isinstance(result, TokenBudget):
             print_budget(result)
+        elif isinstance(result, ImportedStudy):
+            print_imported(result)
         else:
             _print(result)
         typer.echo(f"\nwritten to {printable(str(page))}")

@@ -283,15 +283,16 @@ class LVLM:
         *,
         max_new_tokens: int = 64,
         truncation: Truncating | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> list[tuple[int, ...]]:
-        """Let the model answer several prompts greedily in one left-padded batch.
+        """Let the model answer several prompts in one left-padded batch, greedily by default.
 
         Parameters
         ----------
         prompts : sequence of Prompt
             Prompts without answers.
-        max_new_tokens, truncation
-            As for :meth:`generate_ids`.
+        max_new_tokens, truncation, options
+            As for :meth:`generate_with`.
 
         Returns
         -------
@@ -301,11 +302,10 @@ class LVLM:
         tokenizer = self.processor.tokenizer
         inputs, _ = collate(prompts, pad_id(tokenizer))
         ends = end_ids(self.model, tokenizer)
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
         block = nullcontext() if truncation is None else truncation(self.model)
         with as_found(self.model), torch.no_grad(), block:
-            sequences = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
-            )
+            sequences = self.model.generate(**inputs, **(settings | dict(options or {})))
         answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         return [until_end(ids, ends) for ids in answers]
 

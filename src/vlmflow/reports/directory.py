@@ -16,10 +16,17 @@ from vlmflow.studies.certification.certificate import Certificate
 from vlmflow.studies.cliff_layer.study import CliffStudy
 from vlmflow.studies.comparison.comparison import Comparison
 from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+from vlmflow.studies.imported.study import ImportedStudy
 from vlmflow.studies.truncations.results import StudyResult
 
 Study: TypeAlias = (
-    Certificate | CliffStudy | Comparison | FaithfulnessStudy | StudyResult | TokenBudget
+    Certificate
+    | CliffStudy
+    | Comparison
+    | FaithfulnessStudy
+    | ImportedStudy
+    | StudyResult
+    | TokenBudget
 )
 
 
@@ -94,6 +101,11 @@ def _tables(result: Study) -> tuple[str, dict[str, bytes]]:
                 for file, frame in frames.items()
                 if len(frame)
             },
+        }
+    if isinstance(result, ImportedStudy):
+        return "imported.html", {
+            "runs.csv": result.frame().to_csv(index=False).encode(),
+            "samples.csv": result.sample_frame().to_csv(index=False).encode(),
         }
     results = result.result_frame()
     parquet = io.BytesIO()

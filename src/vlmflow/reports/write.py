@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.comparison.comparison import Comparison
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+    from vlmflow.studies.imported.study import ImportedStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     Result: TypeAlias = Union[  # noqa: UP007
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         CliffStudy,
         Comparison,
         FaithfulnessStudy,
+        ImportedStudy,
         StudyResult,
         TokenBudget,
     ]
@@ -76,6 +78,7 @@ def report(
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.comparison.comparison import Comparison
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+    from vlmflow.studies.imported.study import ImportedStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     if isinstance(result, CliffStudy):
@@ -98,6 +101,10 @@ def report(
         from vlmflow.reports.budget.page import budget_page
 
         page = budget_page(result)
+    elif isinstance(result, ImportedStudy):
+        from vlmflow.reports.imported.page import imported_page
+
+        page = imported_page(result)
     elif isinstance(result, StudyResult):
         from vlmflow.reports.study.page import study_page
 
@@ -140,6 +147,7 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
     from vlmflow.studies.cliff_layer.study import CliffStudy
     from vlmflow.studies.comparison.comparison import Comparison
     from vlmflow.studies.faithfulness.study import FaithfulnessStudy
+    from vlmflow.studies.imported.study import ImportedStudy
     from vlmflow.studies.truncations.results import StudyResult
 
     if isinstance(result, CliffStudy):
@@ -162,6 +170,10 @@ def figures(result: Result, directory: str | os.PathLike[str]) -> list[Path]:
         from vlmflow.reports.budget.figure import budget_figure
 
         drawn = {"budget": budget_figure(result)}
+    elif isinstance(result, ImportedStudy):
+        from vlmflow.reports.imported.figure import imported_figure
+
+        drawn = {"imported": imported_figure(result)}
     elif isinstance(result, StudyResult):
         from vlmflow.reports.study.figure import study_figure
 
@@ -197,5 +209,6 @@ def _one_or_two(
 def _unknown(result: object) -> InputError:
     return InputError(
         f"a {type(result).__name__} has no report; give an InformationFlow, a Certificate, "
-        "a CliffStudy, a Comparison, a FaithfulnessStudy, a StudyResult or a TokenBudget"
+        "a CliffStudy, a Comparison, a FaithfulnessStudy, an ImportedStudy, a StudyResult or a "
+        "TokenBudget"
     )

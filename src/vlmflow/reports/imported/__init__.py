@@ -1,0 +1,1 @@
+"""The page and figure of runs that lmms-eval made."""

@@ -1,0 +1,1 @@
+"""Runs of lmms-eval, read back from their logs: what truncation cost there."""
