@@ -201,7 +201,7 @@ def test_pictures_stand_where_the_text_says(vlm):
     ("part", "named"),
     [
         ({"type": "audio", "url": "a.wav"}, "'audio'"),
-        ({"type": "video", "url": "film.mp4"}, "film.mp4"),
+        ({"type": "video", "url": "film.mp4"}, "take no videos"),
         ({"type": "image", "url": "missing.png"}, "missing.png"),
         ({"type": "text", "text": "say </s>"}, "</s>"),
     ],

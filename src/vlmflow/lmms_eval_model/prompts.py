@@ -30,8 +30,8 @@ def as_prompt(vlm: LVLM, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     Raises
     ------
     InputError, ModelError
-        For messages that the model cannot be asked: with sound, with the file of a video, or what
-        :meth:`LVLM.prepare` refuses.
+        For messages that the model cannot be asked: with sound, or what :meth:`LVLM.prepare`
+        refuses, such as a video's file where the model takes none.
     """
     ours = [_message(message) for message in messages]
     if any(part["type"] != "text" for message in ours for part in message["content"]):
