@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -48,3 +49,14 @@ def restore_checkpoint(trained: nn.Module, optimizer: torch.optim.Optimizer, out
         }
         if moments:
             optimizer.state[parameter] = moments
+
+
+def restore_weights(trained: nn.Module, file: Path) -> int:
+    """Read what was trained from a finished or unfinished model's file; returns its step.
+
+    Names there have dots where ``trained`` has slashes. The optimiser's moments are not kept in it.
+    """
+    with safe_open(file, "pt") as opened, torch.no_grad():
+        for key, parameter in trained.named_parameters():
+            parameter.copy_(opened.get_tensor(key.replace("/", ".")))
+        return int(opened.metadata()["step"])

@@ -21,12 +21,18 @@ from torch.utils.data import DataLoader
 from transformers import AttentionInterface
 
 from training.adapters import adapt, adapter_weights
-from training.checkpoints import latest_step, restore_checkpoint, save_checkpoint
+from training.checkpoints import (
+    latest_step,
+    restore_checkpoint,
+    restore_weights,
+    save_checkpoint,
+)
 from training.packing import IGNORE, Examples, may_look
 from training.smollm2_models import BUILDERS, Unfinished
 from training.training_log import TrainingLog
 from training.turn_scores import exact_turns, turn_ids, turn_loss
 from training.turns import KINDS, MIXTURE, WORDS_FIRST, Mixture
+from vlmflow.bundled.shelf import TUNED
 
 CHECKPOINT_EVERY, LOG_EVERY = 100, 25
 
@@ -50,9 +56,13 @@ class Recipe:
     seed: int = 0  # Seed of initial weights and examples
     mixture: Mixture = field(default_factory=lambda: WORDS_FIRST)
 
-    def rate(self, step: int) -> float:
-        """Give the learning rates' factor at a step: warm-up, plateau, straight down to 0."""
-        return min(1.0, step / self.warm_up, (self.steps - step) / self.decay + 1e-3)
+    def rate(self, step: int, begun: int = 0) -> float:
+        """Give the learning rates' factor at a step: warm-up, plateau, straight down to 0.
+
+        ``begun`` is the step after which the optimiser was made.
+        """
+        warm = (step - begun) / self.warm_up
+        return min(1.0, warm, (self.steps - step) / self.decay + 1e-3)
 
 
 RECIPES = {
@@ -107,10 +117,11 @@ def _states(unfinished: Unfinished, batch: dict[str, Tensor]) -> Tensor:
 
 
 def train(name: str, out: Path, until: int | None = None) -> None:
-    """Train from the base, or from the checkpoint in ``out``.
+    """Train from the base, from the checkpoint in ``out``, or from what was trained alone.
 
     ``tuned.safetensors`` beside each checkpoint holds what was trained, in bf16, and the tower
-    where no other bundled model has it.
+    where no other bundled model has it. Where it is there without a checkpoint, training goes on
+    from it with new moments, after another warm-up.
     """
     recipe = RECIPES[name]
     out.mkdir(parents=True, exist_ok=True)
@@ -138,9 +149,11 @@ def train(name: str, out: Path, until: int | None = None) -> None:
         {"params": list(adapters.values()), "rate": recipe.adapter_rate},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    start = latest_step(out)
+    start, begun = latest_step(out), 0
     if start:
         restore_checkpoint(trained, optimizer, out)
+    elif (out / TUNED).is_file():
+        start = begun = restore_weights(trained, out / TUNED)
     fields = ("step", "seconds", "loss", "rate", *KINDS)
     log = TrainingLog(out / "training_log.csv", fields, start)
     examples = Examples(
@@ -159,7 +172,7 @@ def train(name: str, out: Path, until: int | None = None) -> None:
     losses: list[float] = []
     for step, batch in enumerate(loader, start=start + 1):
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * recipe.rate(step)
+            group["lr"] = group["rate"] * recipe.rate(step, begun)
         labelled = batch["labels"] != IGNORE
         with torch.autocast("cpu", torch.bfloat16):
             states = _states(unfinished, batch)[labelled]
@@ -181,7 +194,7 @@ def train(name: str, out: Path, until: int | None = None) -> None:
                 kind: round(sum(exact) / len(exact), 3) for kind, exact in sorted(hits.items())
             }
             mean = round(sum(losses) / len(losses), 4)
-            log.row(step=step, loss=mean, rate=round(recipe.rate(step), 4), **shares)
+            log.row(step=step, loss=mean, rate=round(recipe.rate(step, begun), 4), **shares)
             hits.clear()
             losses.clear()
         if step % CHECKPOINT_EVERY == 0:
@@ -193,7 +206,7 @@ def _save_tuned(out: Path, named: dict[str, Tensor], name: str, step: int) -> No
     tensors = {key: value.detach().to(torch.bfloat16).contiguous() for key, value in named.items()}
     partial = out / "tuned.partial"
     save_file(tensors, partial, metadata={"model": name, "step": str(step)})
-    partial.replace(out / "tuned.safetensors")
+    partial.replace(out / TUNED)
 
 
 def main() -> None:

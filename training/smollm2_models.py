@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-from vlmflow.bundled.shelf import BUNDLED
+from vlmflow.bundled.shelf import BUNDLED, TUNED
 from vlmflow.bundled.smollm2 import build_llava
 from vlmflow.bundled.smolvlm import IMAGE_TOKENS, build_smolvlm
 from vlmflow.scenes.generator import draw_scene, render
@@ -75,7 +75,7 @@ def scenes_smolvlm(out: Path) -> Unfinished:
     """SmolVLM: the tower in ``out`` (``training.smolvlm_tower``), pixel shuffle, one matrix."""
     model, processor = build_smolvlm()
     tower, connector = model.model.vision_model, model.model.connector
-    weights = {key: value.float() for key, value in load_file(out / "tower.safetensors").items()}
+    weights = {key: value.float() for key, value in _tower_weights(out).items()}
     tower.load_state_dict(weights)
     tower.requires_grad_(False).eval()
 
@@ -102,6 +102,19 @@ def scenes_smolvlm(out: Path) -> Unfinished:
         language_model=model.model.text_model,
         fixed={f"tower.{key}": value for key, value in weights.items()},
     )
+
+
+def _tower_weights(out: Path) -> dict[str, Tensor]:
+    """Read the tower's file, or the tower that a run to be continued was made with."""
+    alone = out / "tower.safetensors"
+    if alone.is_file():
+        return load_file(alone)
+    prefix = "tower."
+    return {
+        key.removeprefix(prefix): value
+        for key, value in load_file(out / TUNED).items()
+        if key.startswith(prefix)
+    }
 
 
 def _word_size(language_model: Any) -> Tensor:

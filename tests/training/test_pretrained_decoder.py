@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.support.tiny import tiny_llava
@@ -161,3 +161,12 @@ def test_a_killed_run_continues_where_it_stopped(tmp_path: Path, monkeypatch) ->
     assert torch.equal(whole["tower.weight"], fixed["tower.weight"].bfloat16())
     log = (tmp_path / "resumed" / "training_log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in log] == ["step", "1", "2", "3", "4"]
+    # What was trained alone, without a checkpoint, is enough to go on, after another warm-up.
+    (tmp_path / "alone").mkdir()
+    save_file(half, tmp_path / "alone" / "tuned.safetensors", metadata={"step": "2"})
+    pretrained_decoder.train("scenes-smollm2", tmp_path / "alone", until=3)
+    log = (tmp_path / "alone" / "training_log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in log] == ["step", "3"]
+    recipe = pretrained_decoder.RECIPES["scenes-smolvlm"]
+    assert recipe.rate(1100) == 1
+    assert recipe.rate(1100, begun=1080) == 20 / recipe.warm_up
