@@ -16,9 +16,11 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionLayer,
+    StaticLayer,
 )
 
 from vlmflow.errors import InputError, ModelError
+from vlmflow.truncation.static_cache import TruncatedStaticLayer
 
 
 class TruncatedLayer(DynamicLayer):
@@ -208,7 +210,9 @@ class TruncatedLayer(DynamicLayer):
             pieces[:] = [piece[rows.to(piece.device)] for piece in pieces]
 
 
-def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | None:
+def hold_fewer_keys(
+    cache: Any, layer: int, *, fewer: bool
+) -> TruncatedLayer | TruncatedStaticLayer | None:
     """Make a layer of a cache ready to hold fewer keys than the conversation has positions.
 
     The layer is replaced in the cache, and holds what it held. This is a step of its own, before a
@@ -217,7 +221,7 @@ def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | 
 
     Returns
     -------
-    TruncatedLayer or None
+    TruncatedLayer, TruncatedStaticLayer or None
         None where all keys are held, or the layer keeps a state of fixed size and no keys (linear
         attention).
 
@@ -228,7 +232,7 @@ def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | 
     """
     layers: list[Any] = getattr(cache, "layers", [])
     held: Any = layers[layer] if layer < len(layers) else None
-    if isinstance(held, TruncatedLayer):
+    if isinstance(held, TruncatedLayer | TruncatedStaticLayer):
         return held
     if cache is None or not fewer:
         return None
@@ -240,9 +244,13 @@ def hold_fewer_keys(cache: Any, layer: int, *, fewer: bool) -> TruncatedLayer | 
     if is_growing:
         layers[layer] = replaced = TruncatedLayer(held, layer)
         return replaced
+    if type(held) is StaticLayer:
+        layers[layer] = static = TruncatedStaticLayer(held, layer)
+        return static
     if type(held) is LinearAttentionLayer:
         return None
     raise InputError(
         f"a {type(cache).__name__} of {type(held).__name__}s cannot hold layers of different "
-        "lengths; use transformers' DynamicCache (cache_implementation='dynamic')"
+        "lengths; use transformers' DynamicCache (cache_implementation='dynamic'), or, where no "
+        "layer slides a window, a StaticCache"
     )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmflow.errors import ModelError
+from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.flow.watch_attention import watch_attention
 from vlmflow.lvlm.as_found import bare_model, marked_truncated, uncompiled
@@ -31,6 +31,7 @@ from vlmflow.truncation.language_model_calls import LanguageModelCalls, bound
 from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.run import TruncatedRun
 from vlmflow.truncation.stages import Stages
+from vlmflow.truncation.static_cache import decodes_statically, static_layer
 
 
 @contextmanager
@@ -47,12 +48,6 @@ def truncated(model: Any, policy: Policy) -> Iterator[TruncatedRun]:
         if model is not engine.model:  # a wrapper that was compiled sees no hooks of what it wraps
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(engine.attached())
-        if policy.watched_layers:
-            stack.enter_context(
-                watch_attention(
-                    engine.layers, engine.on_attention, only=policy.watched_layers, cached=True
-                )
-            )
         yield engine.run
         engine.check_ran()
 
@@ -72,6 +67,7 @@ class Engine:
         self.run = TruncatedRun(len(self.layers))
         self.prompts = 0  # How many calls brought image tokens
         self._cache: Any = None
+        self._watching = ExitStack()
         self._hooked: set[int] = set()
 
     @contextmanager
@@ -111,6 +107,7 @@ class Engine:
                 self._stack.callback(handle.remove)
 
     def _leave(self) -> None:
+        self._watching.close()
         self.call = self._cache = None  # and with them a call's tensors
         self._hooked.clear()
 
@@ -127,19 +124,40 @@ class Engine:
 
     def _on_model(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
         """Look up the image tokens of a call."""
-        if not self.measuring:
+        if decodes_statically(kwargs.get("past_key_values")):
+            # Traced where decoding is compiled: layers only cut their masks.
+            self.call = None
+            ids = args[0] if args else kwargs.get("input_ids")
+            if isinstance(ids, Tensor) and ids.shape[1] > 1:
+                raise InputError(
+                    "a static cache that was truncated takes one new token at a time; begin "
+                    "another turn with a new cache, or use cache_implementation='dynamic'"
+                )
+        elif not self.measuring:
             arguments = bound(self.signature, args, kwargs)
             self._begin(arguments.get("input_ids"), arguments)
 
     def _begin(self, ids: object, arguments: Mapping[str, Any]) -> None:
+        self._watching.close()
         self.call = None
         self.call = call = self.read_call(ids, arguments)
         if call.has_images:
             self.generate.check_watched()
+            self._watch()
         self.prompts += call.has_images
         # An earlier truncation of this conversation may have begun before this one's first layer.
         layers = getattr(arguments.get("past_key_values"), "layers", ())
         self._hook(index for index, layer in enumerate(layers) if isinstance(layer, TruncatedLayer))
+
+    def _watch(self) -> None:
+        """Watch what a ranking reads for the length of a call with pictures.
+
+        No longer: what decoding is compiled over names the attention that it calls.
+        """
+        watched = self.stages.policy.watched_layers
+        if watched:
+            watching = watch_attention(self.layers, self.on_attention, only=watched, cached=True)
+            self._watching.enter_context(watching)
 
     def read_call(self, ids: object, arguments: Mapping[str, Any]) -> ForwardCall:
         """Read what the model or its language model is called with, and measure for an oracle.
@@ -163,13 +181,18 @@ class Engine:
     def on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
         """Keep what a ranking will read, until the next layer has read it."""
         if self.call is not None and not self.measuring and self.call.has_images:
-            self.call.attention[layer] = attention
+            self.call.note_attention(layer, attention)
 
     def _before(
         self, layer: int, _module: nn.Module, args: Any, kwargs: Any
     ) -> tuple[Any, Any] | None:
         """Cut what a layer is called with."""
         if self.measuring:
+            return None
+        static = static_layer(kwargs.get("past_key_values"), layer)
+        if static is not None:
+            return args, {**kwargs, "attention_mask": static.cut_mask(kwargs.get("attention_mask"))}
+        if self.call is None and decodes_statically(kwargs.get("past_key_values")):
             return None
         if self.call is None:
             raise self._past_forward()
@@ -193,9 +216,12 @@ class Engine:
 
     def _on_result(self, _model: nn.Module, _args: Any, _output: Any) -> None:
         """Check that a call with pictures was cut."""
+        self._watching.close()
         call = self.call
         if not self.measuring and call is not None and call.has_images and not call.reached:
             raise self._past_forward()
+        if decodes_statically(self._cache):  # decoding needs nothing of the prompt's call
+            self.call = None
 
     def _past_forward(self) -> ModelError:
         return ModelError(

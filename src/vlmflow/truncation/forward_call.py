@@ -19,7 +19,7 @@ k-th of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -111,10 +111,14 @@ class ForwardCall:
             )
         cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
         valid = None
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            valid = mask.to(ids.device) != 0
         past = 0 if cache is None else int(cache.get_seq_length())
         length = ids.shape[1]
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            valid = mask.to(ids.device) != 0
+        elif isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] > past + length:
+            # For a static cache generate makes the whole mask: the last token sees all but padding.
+            last = mask[:, 0, -1, : past + length].to(ids.device)
+            valid = last if last.dtype == torch.bool else last == 0
         prompt = length if prompt_end is None else min(max(prompt_end - past, 0), length)
         is_image, images = torch.zeros_like(ids, dtype=torch.bool), [0] * len(ids)
         if prompt > 1:  # a picture is never one token alone, and decoding must not wait for the GPU
@@ -199,6 +203,22 @@ class ForwardCall:
         """Say of image tokens of a prompt, by their slots, the how manieth of it each is."""
         number = self.is_image[row].cumsum(0) - 1
         return number[slots.to(number.device)]
+
+    def note_attention(self, layer: int, attention: AttentionCall) -> None:
+        """Keep what a ranking will read of a layer, until the next one has read it.
+
+        A static cache has slots after the keys of the call's own tokens; nothing is in them yet.
+        """
+        length = attention.query.shape[2]
+        if self.past == 0 and attention.key.shape[2] > length:
+            mask = attention.mask
+            attention = replace(
+                attention,
+                key=attention.key[:, :, :length],
+                value=attention.value[:, :, :length],
+                mask=None if mask is None else mask[..., :length],
+            )
+        self.attention[layer] = attention
 
     def once(self, key: Hashable, source: object, make: Callable[[], T]) -> T:
         """Make something the first time and give it again after that.

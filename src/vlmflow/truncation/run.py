@@ -12,6 +12,7 @@ from torch import Tensor
 from vlmflow.errors import InputError
 from vlmflow.truncation.cache import TruncatedLayer
 from vlmflow.truncation.forward_call import ForwardCall
+from vlmflow.truncation.static_cache import TruncatedStaticLayer
 
 
 class TruncatedRun:
@@ -121,10 +122,12 @@ class TruncatedRun:
 
 def _held(layer: Any, call: ForwardCall, index: int) -> Tensor:
     """Positions that a layer took: (B, n) int64, -1 where empty."""
-    if isinstance(layer, TruncatedLayer) and layer.all_positions is not None:
-        return layer.all_positions
+    if isinstance(layer, TruncatedLayer | TruncatedStaticLayer):
+        positions = layer.all_positions
+        if positions is not None:
+            return positions
     keys = getattr(layer, "keys", None)
     if isinstance(keys, Tensor) and keys.ndim == 4:
-        return torch.arange(layer.get_seq_length(), device=keys.device).expand(len(keys), -1)
+        return torch.arange(int(layer.get_seq_length()), device=keys.device).expand(len(keys), -1)
     # Without keys (no cache, or a state of fixed size) what the layer was given says it.
     return call.given.get(index, call.positions(None))

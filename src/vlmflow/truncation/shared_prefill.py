@@ -108,7 +108,7 @@ class SharedPrefill:
             own = branch is self._running
             first = self._running is None and layer == branch.policy.first_layer - 1
             if layer in branch.policy.watched_layers and (own or first):
-                branch.call.attention[layer] = attention
+                branch.call.note_attention(layer, attention)
 
     def _after(self, index: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Run a layer for the branches, after it ran for the untouched prompt."""

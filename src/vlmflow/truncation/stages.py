@@ -26,6 +26,7 @@ from vlmflow.truncation.oracle import first_token_maps
 from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.remainder import fold
 from vlmflow.truncation.selection import choose, leaving
+from vlmflow.truncation.static_cache import TruncatedStaticLayer
 
 
 class Stages:
@@ -126,6 +127,8 @@ class Stages:
         if cut is None and held is None:
             return given
         call.given[layer] = positions = call.positions(cut)
+        if isinstance(held, TruncatedStaticLayer):
+            return self._static_arguments(call, layer, given, held)
         ragged = cut is not None and cut.ragged
         earlier = None
         if held is not None:
@@ -139,6 +142,28 @@ class Stages:
         if held is not None:  # numbers count on where keys have left a sliding window
             earlier = held.all_positions
         return inputs.repacked(call, hidden, positions, earlier, arguments)
+
+    def _static_arguments(
+        self, call: ForwardCall, layer: int, given: Mapping[str, Any], held: TruncatedStaticLayer
+    ) -> Mapping[str, Any]:
+        """Return what goes with a prompt's tokens that stay where the cache is a static one."""
+        cut = call.cut_at(layer)
+        assert cut is not None
+        if call.past:
+            raise InputError(
+                "a static cache is truncated with its first prompt only; begin another turn with "
+                "a new cache, or use cache_implementation='dynamic'"
+            )
+        if self.policy.positions == "repack":
+            raise InputError(
+                "positions='repack' counts tokens anew at every step, which a static cache cannot; "
+                "use positions='keep', or cache_implementation='dynamic'"
+            )
+        held.expect(call.positions(cut), call.length)
+        rest = {name: value for name, value in given.items() if name != "attention_mask"}
+        arguments = self.inputs[layer].arguments(call, cut, rest)
+        mask = held.cut_mask(given.get("attention_mask"), cut.slots)
+        return {**arguments, "attention_mask": mask}
 
     def put_back(self, call: ForwardCall, layer: int, hidden: Tensor) -> Tensor:
         """Put rows back to their slots among zeros: (B, n, width) -> (B, N, width)."""
