@@ -114,7 +114,7 @@ class TruncatedStaticLayer(StaticLayer):
         return freed
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Put keys and values into their slots; see ``StaticLayer.update``.
 
@@ -130,7 +130,7 @@ class TruncatedStaticLayer(StaticLayer):
             )
         self._masked = False
         first = not self.is_initialized
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        keys, values = super().update(key_states, value_states)
         self.seen.add_(self._prompt if first else key_states.shape[-2])
         return keys, values
 
