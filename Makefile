@@ -34,9 +34,10 @@ help:
 demo: $(VENV)/.installed-core
 	$(BIN)/vlmflow demo --out "$(OUT)"
 
-# As many processes as cores, each with one thread: torch gains nothing from more on tests' models.
+# One process more than cores, since some wait for browsers and servers, each with one thread: torch
+# gains nothing from more on tests' models.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 hard-tests: $(VENV)/.installed-test
 	VLMFLOW_HARD_TESTS=all $(BIN)/python -m pytest tests/hard tests/app $(ARGS)
