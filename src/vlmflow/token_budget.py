@@ -44,7 +44,7 @@ def budget(
     budgets : sequence of int or of mapping, optional
         Image tokens that a picture may take, or settings of the image processor from many tokens to
         few (``{"max_patches": 4}``) where the model's family does not say which give how many. Left
-        out: a half of what the largest picture takes, a quarter, and so on.
+        out: a half of what the largest picture of the test samples takes, a quarter, and so on.
     out : path, optional
         Directory of measurements, page, figure and table. Nothing is kept where it is left out.
     settings : BudgetSettings, optional

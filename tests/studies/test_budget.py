@@ -136,14 +136,24 @@ def test_equal_cost_is_the_most_that_the_smaller_picture_pays_for(vlm: LVLM):
         return sum(layer_flops(shape, 20 + tokens) for tokens in counts)
 
     for image, budget, layer in ((100, 60, 1), (100, 30, 0), (100, 99, 3), (64, 40, 2)):
-        kept = equal_keep(shape, 20, image, budget, layer)
+        kept = equal_keep(shape, 20, image, 20 + budget, layer)
         whole, most = [image] * layer, cost([budget] * shape.layers)
         rest = shape.layers - layer
         assert kept is not None
         assert 0 <= kept <= image
         assert cost([*whole, *[kept] * rest]) <= most < cost([*whole, *[kept + 1] * rest])
-    assert equal_keep(shape, 20, 100, 5, 3) is None
-    assert equal_keep(shape, 20, 100, 100, 2) == 100
+    assert equal_keep(shape, 20, 100, 25, 3) is None
+    assert equal_keep(shape, 20, 100, 120, 2) == 100
+
+
+def test_words_between_tiles_count_where_they_are():
+    family = next(family for family in FAMILIES if family.model_type == "smolvlm")
+    vlm = LVLM(*family.build("sdpa"))
+    settings = replace(SETTINGS, layer=0, rank_by="uniform", samples=2, timed=0)
+    own = vlmflow.budget(vlm, Drawn(), [20], settings=settings)
+    # Fewer image tokens than the smaller picture has: of the whole one more words are left.
+    assert own.rows[0].truncated is not None
+    assert own.rows[0].truncated.tokens < own.rows[0].way.tokens
 
 
 def test_an_interrupted_study_answers_nothing_twice(vlm: LVLM, tmp_path, monkeypatch):
@@ -225,3 +235,39 @@ def test_a_sample_that_shows_a_video_fails_by_name(vlm: LVLM):
 
     with pytest.raises(InputError, match="this sample shows a video"):
         vlmflow.budget(vlm, Clips(), [6], settings=SETTINGS)
+
+
+def test_a_sample_that_cannot_be_answered_at_a_budget_ends_nothing(vlm: LVLM, monkeypatch):
+    whole = LVLM.prepare
+
+    def broken(self, images, question, answer=None):
+        prompt = whole(self, images, question, answer)
+        if prompt.layout.image_positions.size < 12 and "What is 0" in question:
+            raise RuntimeError("too small for me")
+        return prompt
+
+    monkeypatch.setattr(LVLM, "prepare", broken)
+    own = vlmflow.budget(vlm, Drawn(), [6], settings=SETTINGS)
+    assert own.measured == 6
+    assert any("too small for me" in failure for failure in own.failures)
+    assert "could not be answered" in own.rows[0].why_not
+
+
+def test_a_calibration_that_lost_its_samples_says_so(vlm: LVLM):
+    task = Drawn()
+    task.broken = 11
+    with pytest.raises(InputError, match="the 1 calibration samples that could be answered"):
+        vlmflow.budget(vlm, task, [6], settings=replace(SETTINGS, samples=12))
+
+
+def test_settings_that_cannot_be_stored_or_are_never_read_are_refused(vlm: LVLM):
+    for value in (float("nan"), np.int64(256)):
+        with pytest.raises(InputError, match=r"holds what a preprocessor_config\.json cannot"):
+            BudgetSettings(budgets=({"max_pixels": value},))
+    with pytest.raises(InputError, match="has no setting 'max_patchs'"):
+        vlmflow.budget(vlm, Drawn(), [{"max_patchs": 4}], settings=SETTINGS)
+    family = next(family for family in FAMILIES if family.model_type == "internvl")
+    with pytest.raises(InputError, match="gives its image processor crop_to_patches=True"):
+        vlmflow.budget(
+            LVLM(*family.build("sdpa")), Drawn(), [{"crop_to_patches": False}], settings=SETTINGS
+        )

@@ -103,7 +103,8 @@ def test_it_goes_on_where_it_was(vlm, explained, monkeypatch):
         ),
     )
     again = explain_all(vlm, task, folder / "out")
-    assert measured == []
+    assert measured == ["What is two?"]  # what failed is tried again
+    measured.clear()
     pd.testing.assert_frame_equal(again.frame(), result.frame())
     task.lost = ()  # the picture has been put right
     assert not explain_all(vlm, task, folder / "out").failures

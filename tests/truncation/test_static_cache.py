@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CompileConfig, StaticCache
+from transformers import CompileConfig, DynamicCache, StaticCache
 
 from tests.support.families import FAMILIES, TinyFamily, picture
 from tests.support.tiny import tiny_llava
@@ -86,6 +86,8 @@ def test_logits_are_those_of_a_growing_cache(vlm: LVLM, policy: Truncation):
 def test_padded_batches_and_rows_that_keep_different_numbers(vlm: LVLM):
     inputs = inputs_of(vlm, QUESTIONS)
     compare(vlm, inputs, Truncation(1, 0.5))
+    # The seed of random tokens is the prompt without its padding.
+    compare(vlm, inputs, Truncation(1, 0.5, "random"))
     # One row leaves at a layer and the other does not: rows of different lengths in one layer.
     for threshold in torch.linspace(-1, 1, 9).tolist():
         policy = ExitPolicy((1, 2), (0, 0), signal="hidden_step", thresholds=(threshold,) * 2)
@@ -194,3 +196,95 @@ def test_sliding_windows_need_a_growing_cache():
     vlm = LVLM(*family.build("sdpa"))
     with pytest.raises(InputError, match="where no layer slides a window, a StaticCache"):
         generated(vlm, inputs_of(vlm), Truncation(0, 0), cache_implementation="static")
+
+
+@pytest.mark.parametrize("name", ["llava", "lfm2_vl", "qwen3_5"])
+def test_padding_is_known_whatever_mask_the_model_is_given(name: str):
+    family = next(family for family in FAMILIES if family.model_type == name)
+    model, processor = family.build("sdpa")
+    model.generation_config.eos_token_id = None
+    vlm = LVLM(model, processor)
+    inputs = inputs_of(vlm, QUESTIONS)
+    for steps in (1, 3):
+        kept = []
+        for implementation in ("static", "dynamic"):
+            with Truncation(1, 2, "random")(model) as run:
+                model.generate(
+                    **inputs, do_sample=False, max_new_tokens=steps,
+                    cache_implementation=implementation,
+                )  # fmt: skip
+            kept.append([[p.tolist() for p in run.positions_per_layer(row)] for row in (0, 1)])
+        assert kept[0] == kept[1]
+
+
+def test_no_key_is_put_where_no_query_sees_it(vlm: LVLM):
+    inputs = inputs_of(vlm)
+    length = inputs["input_ids"].shape[1]
+    config = vlm.model.config.get_text_config()
+    one = torch.ones(1, 1, dtype=torch.int64)
+    with Truncation(0, 0)(vlm.model):
+        cache = StaticCache(config=config, max_cache_len=length + 2)
+        vlm.model(**inputs, past_key_values=cache)
+        for _ in range(2):
+            vlm.model(input_ids=one, past_key_values=cache)
+        with pytest.raises((IndexError, RuntimeError, ModelError)):
+            vlm.model(input_ids=one, past_key_values=cache)
+        small = StaticCache(config=config, max_cache_len=length - 1)
+        with pytest.raises(InputError, match="the static cache was made for"):
+            vlm.model(**inputs, past_key_values=small)
+
+
+def test_another_block_that_begins_later_goes_on(vlm: LVLM):
+    inputs = inputs_of(vlm)
+    config = vlm.model.config.get_text_config()
+    one = torch.ones(1, 1, dtype=torch.int64)
+    logits = []
+    for cache in (StaticCache(config=config, max_cache_len=99), DynamicCache(config=config)):
+        with Truncation(1, 2)(vlm.model):
+            vlm.model(**inputs, past_key_values=cache)
+        with Truncation(3, 2)(vlm.model):
+            logits.append(vlm.model(input_ids=one, past_key_values=cache).logits)
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_refused_turn_leaves_the_cache_as_it_was(vlm: LVLM):
+    inputs = inputs_of(vlm)
+    cache = StaticCache(config=vlm.model.config.get_text_config(), max_cache_len=99)
+    vlm.model(**inputs, past_key_values=cache)
+    held = [int(layer.get_seq_length()) for layer in cache.layers]
+    for policy in (Truncation(1, 2), Truncation(1, 2, "saliency")):
+        with policy(vlm.model), pytest.raises(InputError):
+            vlm.model(**inputs, past_key_values=cache)
+    assert [int(layer.get_seq_length()) for layer in cache.layers] == held
+    with (
+        Truncation(1, 2, "saliency")(vlm.model),
+        pytest.raises(InputError, match="which the masks of a static one do not fit"),
+    ):
+        vlm.model(**inputs, past_key_values=StaticCache(
+            config=vlm.model.config.get_text_config(), max_cache_len=99
+        ))  # fmt: skip
+
+
+def test_a_prompt_without_pictures_is_compiled_as_ever(compiling):
+    model, _ = tiny_llava(5, layers=4)
+    model.generation_config.eos_token_id = None
+    text = torch.arange(10, 22)[None]
+    settings = {"do_sample": False, "max_new_tokens": STEPS, "cache_implementation": "static"}
+    untouched = model.generate(text, **settings, compile_config=compiling)
+    with Truncation(1, 2)(model):
+        inside = model.generate(text, **settings, compile_config=compiling)
+    assert torch.equal(inside, untouched)
+    assert Counted.graphs == 1
+
+
+def test_a_failing_prompt_leaves_the_attention_as_it_was(vlm: LVLM, monkeypatch):
+    inputs = inputs_of(vlm)
+    config = vlm.model.config.get_text_config()
+    before = config._attn_implementation
+    layer = vlm.decoder_layers[2]
+    with Truncation(1, 2)(vlm.model):
+        with monkeypatch.context() as patch:
+            patch.setattr(layer, "forward", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                vlm.model(**inputs)
+        assert config._attn_implementation == before

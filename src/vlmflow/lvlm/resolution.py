@@ -28,11 +28,18 @@ def with_image_settings(vlm: Model, settings: Mapping[str, Any]) -> Model:
     Raises
     ------
     InputError
-        If the image processor has no such setting, or refuses its value.
+        If the image processor has no such setting, refuses its value, or never reads it because
+        the processor overrides it at every call.
     """
     own = vlm.processor.image_processor
     possible = {*own.to_dict(), *getattr(own.valid_kwargs, "__annotations__", {})}
+    overriding = getattr(vlm.processor, "images_kwargs", None) or {}
     for name in settings:
+        if name in overriding:
+            raise InputError(
+                f"{type(vlm.processor).__name__} gives its image processor {name}="
+                f"{overriding[name]!r} at every call, whatever that is set to; leave {name!r} out"
+            )
         if name not in possible:
             raise InputError(
                 f"{type(own).__name__} has no setting {name!r}; it has "

@@ -31,7 +31,12 @@ from vlmflow.truncation.language_model_calls import LanguageModelCalls, bound
 from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.run import TruncatedRun
 from vlmflow.truncation.stages import Stages
-from vlmflow.truncation.static_cache import decodes_statically, static_layer
+from vlmflow.truncation.static_cache import (
+    TruncatedStaticLayer,
+    decodes_statically,
+    is_static,
+    static_layer,
+)
 
 
 @contextmanager
@@ -90,6 +95,7 @@ class Engine:
                 hook = partial(self._after, index)
                 handles.append(self.layers[index].register_forward_hook(hook))
             handles.append(self.model.register_forward_hook(self._on_result))
+            handles.append(self.model.register_forward_hook(self._on_end, always_call=True))
             for handle in handles:
                 stack.callback(handle.remove)
             stack.callback(self._leave)
@@ -105,6 +111,12 @@ class Engine:
                 hook = partial(self._before, index)
                 handle = self.layers[index].register_forward_pre_hook(hook, with_kwargs=True)
                 self._stack.callback(handle.remove)
+
+    def _hook_static(self, cache: Any) -> None:
+        """Have layers called with less that an earlier truncation of the conversation cut."""
+        for index, layer in enumerate(cache.layers):
+            if isinstance(layer, TruncatedStaticLayer) and index not in self._hooked:
+                self._hook([index])
 
     def _leave(self) -> None:
         self._watching.close()
@@ -124,15 +136,16 @@ class Engine:
 
     def _on_model(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
         """Look up the image tokens of a call."""
-        if decodes_statically(kwargs.get("past_key_values")):
+        cache, ids = kwargs.get("past_key_values"), args[0] if args else kwargs.get("input_ids")
+        if is_static(cache) and isinstance(ids, Tensor) and ids.shape[1] == 1:
             # Traced where decoding is compiled: layers only cut their masks.
             self.call = None
-            ids = args[0] if args else kwargs.get("input_ids")
-            if isinstance(ids, Tensor) and ids.shape[1] > 1:
-                raise InputError(
-                    "a static cache that was truncated takes one new token at a time; begin "
-                    "another turn with a new cache, or use cache_implementation='dynamic'"
-                )
+            self._hook_static(cache)
+        elif decodes_statically(cache):
+            raise InputError(
+                "a static cache that was truncated takes one new token at a time; begin another "
+                "turn with a new cache, or use cache_implementation='dynamic'"
+            )
         elif not self.measuring:
             arguments = bound(self.signature, args, kwargs)
             self._begin(arguments.get("input_ids"), arguments)
@@ -168,8 +181,10 @@ class Engine:
             If there are no token ids, or a stage keeps more image tokens than there are.
         """
         config = self.model.config
-        end = self.generate.prompt_end
-        call = ForwardCall.of(ids, arguments, self.image_tokens, self.family, config, end)
+        call = ForwardCall.of(
+            ids, arguments, self.image_tokens, self.family, config,
+            self.generate.prompt_end, self.generate.padding,
+        )  # fmt: skip
         # An oracle runs the model once more from here: that run is not to be truncated.
         self.measuring = True
         try:
@@ -192,7 +207,7 @@ class Engine:
         static = static_layer(kwargs.get("past_key_values"), layer)
         if static is not None:
             return args, {**kwargs, "attention_mask": static.cut_mask(kwargs.get("attention_mask"))}
-        if self.call is None and decodes_statically(kwargs.get("past_key_values")):
+        if self.call is None and is_static(kwargs.get("past_key_values")):
             return None
         if self.call is None:
             raise self._past_forward()
@@ -209,19 +224,25 @@ class Engine:
         if self.call is None or self.measuring:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        if layer + 1 == len(self.layers) and self.call.has_images:
+        last = layer + 1 == len(self.layers)
+        if last and self.call.has_images:
             self.run.record(self.call, self._cache)
         whole = self.stages.put_back(self.call, layer, hidden)
+        if last:
+            self._watching.close()
+            if is_static(self._cache):  # decoding needs nothing of the prompt's call
+                self.call = None
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     def _on_result(self, _model: nn.Module, _args: Any, _output: Any) -> None:
         """Check that a call with pictures was cut."""
-        self._watching.close()
         call = self.call
         if not self.measuring and call is not None and call.has_images and not call.reached:
             raise self._past_forward()
-        if decodes_statically(self._cache):  # decoding needs nothing of the prompt's call
-            self.call = None
+
+    def _on_end(self, _model: nn.Module, _args: Any, _output: Any) -> None:
+        """Watch no longer, also where the call has failed."""
+        self._watching.close()
 
     def _past_forward(self) -> ModelError:
         return ModelError(

@@ -93,11 +93,13 @@ class ForwardCall:
         family: Family,
         config: Any,
         prompt_end: int | None = None,
+        padding: Tensor | None = None,
     ) -> ForwardCall:
         """Read a call off what the model, or its language model, is called with.
 
         ``prompt_end`` is the position after the prompt, where a ``generate`` around the call says
-        it: assisted decoding puts guesses after it, which decide about nothing.
+        it: assisted decoding puts guesses after it, which decide about nothing. ``padding``, (B,
+        positions) with 0 at padding, is its mask: for a static cache it hands others to the model.
 
         Raises
         ------
@@ -115,10 +117,9 @@ class ForwardCall:
         length = ids.shape[1]
         if isinstance(mask, Tensor) and mask.ndim == 2:
             valid = mask.to(ids.device) != 0
-        elif isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] > past + length:
-            # For a static cache generate makes the whole mask: the last token sees all but padding.
-            last = mask[:, 0, -1, : past + length].to(ids.device)
-            valid = last if last.dtype == torch.bool else last == 0
+        elif padding is not None and padding.shape[1] >= past + length:
+            rows = padding.repeat_interleave(len(ids) // len(padding), dim=0)  # a row per beam
+            valid = rows[:, : past + length].to(ids.device) != 0
         prompt = length if prompt_end is None else min(max(prompt_end - past, 0), length)
         is_image, images = torch.zeros_like(ids, dtype=torch.bool), [0] * len(ids)
         if prompt > 1:  # a picture is never one token alone, and decoding must not wait for the GPU

@@ -33,6 +33,8 @@ class GenerateCalls:
     def __init__(self, model: Any, image_tokens: tuple[int, ...], policy: Policy) -> None:
         self.model, self.image_tokens, self.policy = model, image_tokens, policy
         self.prompt_end: int | None = None  # Position after the prompt; None: outside of generate
+        # Of that prompt: (B, N), 0 at padding. The model may be given other forms of it
+        self.padding: Tensor | None = None
         self.answered = 0  # Calls that gave answers to prompts with image tokens
 
     @contextmanager
@@ -48,13 +50,13 @@ class GenerateCalls:
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            outer = self.prompt_end
+            outer = self.prompt_end, self.padding
             # By name: a generation config may come second without one.
             has_images = self._begin(bound(signature, args, kwargs))
             try:
                 answers = original(*args, **kwargs)
             finally:
-                self.prompt_end = outer
+                self.prompt_end, self.padding = outer
             self.answered += has_images
             return answers
 
@@ -103,9 +105,10 @@ class GenerateCalls:
         if ids is None:
             ids = kwargs.get("inputs")
         if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-            self.prompt_end = None
+            self.prompt_end = self.padding = None
             return False
         mask = kwargs.get("attention_mask")
+        self.padding = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         # With a cache, the ids may be the new ones alone; the mask is the whole conversation's.
         whole = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else 0
         self.prompt_end = max(ids.shape[1], whole)

@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vlmflow.truncation.static_cache import is_static
+
 
 def bound(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
     """Name the arguments of a call, those that the signature gathers among them."""
@@ -63,6 +65,10 @@ class LanguageModelCalls:
 
     def _on_run(self, _model: nn.Module, args: Any, kwargs: Any) -> None:
         if self.in_forward:
+            return
+        embedded = kwargs.get("inputs_embeds")
+        one = isinstance(embedded, Tensor) and embedded.shape[1] == 1
+        if one and is_static(kwargs.get("past_key_values")):  # traced where it is compiled
             return
         arguments = bound(self.signature, args, kwargs)
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")

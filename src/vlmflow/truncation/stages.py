@@ -26,7 +26,7 @@ from vlmflow.truncation.oracle import first_token_maps
 from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.remainder import fold
 from vlmflow.truncation.selection import choose, leaving
-from vlmflow.truncation.static_cache import TruncatedStaticLayer
+from vlmflow.truncation.static_cache import TruncatedStaticLayer, is_static
 
 
 class Stages:
@@ -67,6 +67,8 @@ class Stages:
         for count in filter(None, call.images):
             for stage in self.policy.stages:
                 stage.keep.of(count)
+        if call.has_images and is_static(call.arguments.get("past_key_values")):
+            self._check_static(call)
         if not (call.has_images and self.policy.is_oracle and call.past == 0):
             return
         if "inputs_embeds" in call.arguments:
@@ -143,12 +145,8 @@ class Stages:
             earlier = held.all_positions
         return inputs.repacked(call, hidden, positions, earlier, arguments)
 
-    def _static_arguments(
-        self, call: ForwardCall, layer: int, given: Mapping[str, Any], held: TruncatedStaticLayer
-    ) -> Mapping[str, Any]:
-        """Return what goes with a prompt's tokens that stay where the cache is a static one."""
-        cut = call.cut_at(layer)
-        assert cut is not None
+    def _check_static(self, call: ForwardCall) -> None:
+        """Refuse what a static cache cannot, before anything is put into it."""
         if call.past:
             raise InputError(
                 "a static cache is truncated with its first prompt only; begin another turn with "
@@ -159,6 +157,19 @@ class Stages:
                 "positions='repack' counts tokens anew at every step, which a static cache cannot; "
                 "use positions='keep', or cache_implementation='dynamic'"
             )
+        if self.policy.is_oracle:
+            raise InputError(
+                f"rank_by={self.policy.ranking.known_as()!r} runs the model without its cache "
+                "first, which the masks of a static one do not fit; choose another ranking, or "
+                "use cache_implementation='dynamic'"
+            )
+
+    def _static_arguments(
+        self, call: ForwardCall, layer: int, given: Mapping[str, Any], held: TruncatedStaticLayer
+    ) -> Mapping[str, Any]:
+        """Return what goes with a prompt's tokens that stay where the cache is a static one."""
+        cut = call.cut_at(layer)
+        assert cut is not None
         held.expect(call.positions(cut), call.length)
         rest = {name: value for name, value in given.items() if name != "attention_mask"}
         arguments = self.inputs[layer].arguments(call, cut, rest)

@@ -35,6 +35,8 @@ class TruncatedStaticLayer(StaticLayer):
         Positions of the prompt's tokens that stay, -1 where a row is empty.
     columns, real : (B, slots) int64, bool
         Position of the key in each slot, and whether it ever has one.
+    room : (,) int64
+        Slots that may be filled; the others are there by rounding.
     """
 
     def __init__(self, before: StaticLayer, index: int) -> None:
@@ -42,7 +44,7 @@ class TruncatedStaticLayer(StaticLayer):
         self.index, self.conversation = index, before.max_cache_len
         self.seen = torch.tensor(0, dtype=torch.int64)
         self.positions: Tensor | None = None
-        self.columns = self.real = torch.empty(0)
+        self.columns = self.real = self.room = torch.empty(0)
         self._prompt = 0
         self._masked = False
 
@@ -53,6 +55,11 @@ class TruncatedStaticLayer(StaticLayer):
 
     def expect(self, positions: Tensor, length: int) -> None:
         """Announce a prompt of ``length`` tokens, of which those at ``positions`` stay."""
+        if length > self.conversation:
+            raise InputError(
+                f"the prompt has {length} tokens, but the static cache was made for "
+                f"{self.conversation}; make one with max_cache_len={length} plus the answer's"
+            )
         self.positions, self._prompt = positions, length
         batch, kept = positions.shape
         free = self.conversation - length
@@ -63,7 +70,9 @@ class TruncatedStaticLayer(StaticLayer):
         self.real = (columns >= 0) & (columns < self.conversation)
         self.columns = torch.where(self.real, columns, 0)
         self.seen = self.seen.to(positions.device)
-        for tensor in (self.columns, self.real, self.seen):
+        # A tensor: as a number it would be part of the graph, and another one for every prompt.
+        self.room = torch.tensor(kept + free, device=positions.device)
+        for tensor in (self.columns, self.real, self.seen, self.room):
             torch._dynamo.mark_static_address(tensor)
 
     def cut_mask(self, mask: Any, rows: Tensor | None = None) -> Tensor:
@@ -129,10 +138,19 @@ class TruncatedStaticLayer(StaticLayer):
                 "inside a truncation block, or start with a new cache"
             )
         self._masked = False
-        first = not self.is_initialized
-        keys, values = super().update(key_states, value_states)
-        self.seen.add_(self._prompt if first else key_states.shape[-2])
-        return keys, values
+        first, count = not self.is_initialized, key_states.shape[-2]
+        if first:
+            self.lazy_initialization(key_states, value_states)
+        slots = torch.arange(count, device=self.device) + self.cumulative_length
+        # Past the cache's room there is no slot: torch refuses the number, as for other layers.
+        slots = torch.where(slots < self.room, slots, self.max_cache_len)
+        self.cumulative_length.add_(count)
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys.index_copy_(2, slots, key_states)
+        self.values.index_copy_(2, slots, value_states)
+        self.seen.add_(self._prompt if first else count)
+        return self.keys, self.values
 
     def get_seq_length(self) -> Any:
         """Length of the conversation, not of the keys."""
@@ -166,6 +184,11 @@ def static_layer(cache: Any, layer: int) -> TruncatedStaticLayer | None:
     layers = getattr(cache, "layers", ())
     held = layers[layer] if layer < len(layers) else None
     return held if isinstance(held, TruncatedStaticLayer) and held.is_initialized else None
+
+
+def is_static(cache: Any) -> bool:
+    """Whether a cache has static layers: decoding over it may be compiled."""
+    return any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ()))
 
 
 def decodes_statically(cache: Any) -> bool:

@@ -78,7 +78,7 @@ def timed_answer(
     if run is not None:
         held = tuple(run.tokens_per_layer[0].tolist())
     else:  # the last token is never fed back, so the cache does not hold its keys
-        held = tuple(layer.get_seq_length() - further for layer in cached)
+        held = tuple(int(layer.get_seq_length()) - further for layer in cached)
     return TimedAnswer(
         answer=answer_text(vlm.processor.tokenizer, ids),
         ids=ids,

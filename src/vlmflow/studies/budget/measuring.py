@@ -62,8 +62,8 @@ class Measuring:
         ids = vlm.generate_ids(
             prompt, max_new_tokens=self.task.max_new_tokens, truncation=truncation
         )
-        tokens = prompt.layout.image_positions.size
-        return BudgetAnswer(ids, answer_text(vlm.processor.tokenizer, ids), tokens)
+        text = answer_text(vlm.processor.tokenizer, ids)
+        return BudgetAnswer(ids, text, prompt.layout.image_positions.size, len(prompt.layout))
 
     def _once(
         self,

@@ -25,7 +25,13 @@ def untouched_way(split: AnsweredSplit, settings: BudgetSettings) -> Way:
     """Report the model as it was given."""
     tokens = [own.tokens for own in split.untouched]
     scores = split.scores(split.untouched)
-    return Way(fmean(tokens), fmean(scores), 0, None, _seconds(split, None, None, settings))
+    return Way(
+        fmean(tokens),
+        fmean(scores),
+        0,
+        None,
+        _seconds(split, None, None, settings, split.untouched),
+    )
 
 
 def report_rows(
@@ -48,7 +54,9 @@ def report_rows(
             changed=changed,
             p_value=p_value,
             accepted=accepted,
-            way=_way(split, answers, scores, tokens, _seconds(split, rung, None, settings)),
+            way=_way(
+                split, answers, scores, tokens, _seconds(split, rung, None, settings, answers)
+            ),
             truncated=None,
             why_not="",
             difference=None,
@@ -60,7 +68,7 @@ def report_rows(
             other = split.truncated(truncations)
             others = split.scores(other)
             kept = [int(policy.stages[0].keep.plain) for policy in truncations]
-            seconds = _seconds(split, None, truncations, settings)
+            seconds = _seconds(split, None, truncations, settings, other)
             row = replace(row, truncated=_way(split, other, others, kept, seconds))
             if split.measuring.task.by_itself:
                 p_values.append(sign_flip_p_value(np.subtract(scores, others), seed=settings.seed))
@@ -102,8 +110,8 @@ def _equal_truncations(
     for sample, whole, own in zip(split.samples, split.untouched, answers, strict=True):
         if own is None:
             return [], f"{sample.key} could not be answered at {rung.name}"
-        text = len(split.measuring.prompt(sample).layout) - whole.tokens
-        kept = equal_keep(shape, text, whole.tokens, own.tokens, settings.layer)
+        text = whole.length - whole.tokens
+        kept = equal_keep(shape, text, whole.tokens, own.length, settings.layer)
         if kept is None:
             return [], (
                 f"the layers before {settings.layer} alone cost more on {whole.tokens} image "
@@ -118,11 +126,14 @@ def _seconds(
     rung: Rung | None,
     truncations: Sequence[Truncation] | None,
     settings: BudgetSettings,
+    answers: Answers,
 ) -> float | None:
-    """Time the prefills of some samples; the median."""
+    """Time the prefills of some samples that could be answered so; the median."""
     vlm = split.measuring.model_at(rung)
     seconds = []
     for place, sample in enumerate(split.samples[: settings.timed]):
+        if answers[place] is None:
+            continue
         truncation = None if truncations is None else truncations[place]
         prompt = split.measuring.prompt(sample, rung)
         seconds.append(timed_answer(vlm, prompt, truncation, max_new_tokens=1).prefill)

@@ -64,13 +64,15 @@ def run_budget(
             len(calibration), f"the {len(calibration)} calibration samples that {task.name} has"
         )
     test = independent_samples(task, "test", settings.samples, settings.seed)
-    rungs = rungs_of(vlm, settings.budgets, calibration)
+    rungs = rungs_of(vlm, settings.budgets, test)
     most = (1 + len(rungs)) * len(calibration) + (1 + 2 * len(rungs)) * len(test)
     counter = Counter(progress, most)
     with writing(directory, BUDGET) as store:
         store.write("study", None)  # what is there belongs to another run
         measuring = Measuring(vlm, task, store)
         first = AnsweredSplit("calibration", calibration, measuring, counter)
+        count = len(first.samples)
+        settings.check_bears(count, f"the {count} calibration samples that could be answered")
         tested = _test(first, rungs, settings)
         new = AnsweredSplit("test", test, measuring, counter)
         rows = report_rows(new, rungs, tested, settings)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.model import LVLM
+from vlmflow.lvlm.resolution import with_image_settings
 from vlmflow.studies.budget.settings import Budget
 from vlmflow.tasks.base import TaskSample
 
@@ -16,7 +17,7 @@ HALVINGS = 5
 """Budgets where none are named: a half of the largest picture's tokens, a quarter, and so on."""
 
 LOOKED_AT = 50
-"""Calibration samples among whose pictures the largest is looked for."""
+"""Samples among whose pictures the largest is looked for."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ def rungs_of(
 ) -> list[Rung]:
     """Return the budgets that are asked for, or halves of what the largest picture takes.
 
+    ``samples`` are not those that test them: what is tested must not depend on these.
+
     Raises
     ------
     InputError
@@ -46,6 +49,11 @@ def rungs_of(
     """
     if budgets is None:
         largest = _largest_picture(vlm, samples)
+        if not largest:
+            raise InputError(
+                f"none of the first {min(len(samples), LOOKED_AT)} test samples shows a picture "
+                "that can be read, so no budgets can be chosen; give them, as in (256, 128, 64)"
+            )
         halves = [largest >> halving for halving in range(1, HALVINGS + 1)]
         rungs = [rung for tokens in halves if tokens and (rung := _rung(vlm, tokens)) is not None]
         if not rungs:
@@ -73,6 +81,8 @@ def rungs_of(
         if different and rung.settings == different[-1].settings:
             different.pop()
         different.append(rung)
+    for rung in different:
+        with_image_settings(vlm, rung.settings)  # refused now, not after hours
     return different
 
 
@@ -88,7 +98,7 @@ def _largest_picture(vlm: LVLM, samples: Sequence[TaskSample]) -> int:
         for picture in sample.pictures:
             try:
                 prompt = vlm.prepare([picture], "?")
-            except (InputError, OSError):
+            except Exception:  # what processors raise has no common base; it will be told later
                 continue
             if prompt.layout.frames:
                 continue

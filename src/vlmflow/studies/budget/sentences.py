@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.escape_invisible import shown
@@ -95,7 +96,7 @@ def what_to_set(row: BudgetRow) -> list[tuple[str, str]]:
     settings = json.dumps(row.settings)
     lines = [
         ("preprocessor_config.json", settings),
-        ("vLLM", f"--mm-processor-kwargs '{settings}'"),
+        ("vLLM", f"--mm-processor-kwargs {shlex.quote(settings)}"),
     ]
     if row.tokens is not None:
         lines.append(("llama.cpp", f"--image-max-tokens {row.tokens}"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, reason
 from vlmflow.parameters import check_integer
 from vlmflow.statistics.risk_control import least_trials
 from vlmflow.studies.promise import Promise
@@ -45,6 +46,11 @@ class BudgetSettings:
             check_integer(name, getattr(self, name), least=least)
         if self.budgets is not None:
             object.__setattr__(self, "budgets", _checked_budgets(self.budgets))
+        if not isinstance(self.rank_by, str):
+            raise InputError(
+                f"rank_by={self.rank_by!r} is not a name; give one, of a ranking of your own as "
+                "'my_module:MyRanking'"
+            )
         if as_ranking(self.rank_by).is_oracle:
             raise InputError(f"rank_by={self.rank_by!r} looks at the answer, which is no method")
         self.check_bears(self.calibration, f"calibration={self.calibration}")
@@ -78,6 +84,14 @@ def _checked_budgets(given: Any) -> tuple[Budget, ...]:
             f"budgets={given!r} is not a list of budgets; give for example budgets=(256, 128, 64)"
         )
     if all(isinstance(budget, Mapping) for budget in given):
+        for budget in given:
+            try:
+                json.dumps(dict(budget), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"budget={budget!r} holds what a preprocessor_config.json cannot "
+                    f"({reason(error)})"
+                ) from error
         return tuple(dict(budget) for budget in given)
     for budget in given:
         check_integer("budget", budget, least=1)

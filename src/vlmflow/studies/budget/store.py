@@ -14,21 +14,22 @@ from vlmflow.studies.store_kind import StoreKind
 
 @dataclass(frozen=True)
 class BudgetAnswer:
-    """An answer, and how many image tokens it was given."""
+    """An answer, and how many tokens its prompt had."""
 
     ids: tuple[int, ...]
     text: str
     tokens: int
+    length: int  # Tokens of the whole prompt
 
     def to_json(self) -> str:
         """Return it as the store keeps it."""
-        return json.dumps({"ids": list(self.ids), "text": self.text, "tokens": self.tokens})
+        return json.dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: str) -> BudgetAnswer:
         """Read what :meth:`to_json` wrote."""
         plain = json.loads(text)
-        return cls(tuple(plain["ids"]), plain["text"], plain["tokens"])
+        return cls(**{**plain, "ids": tuple(plain["ids"])})
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,9 @@ def _scored(task: Task, answers: list[ExplainedAnswer]) -> tuple[ExplainedAnswer
     other = [
         (answer.sample, answer.truncated) for answer in answers if answer.truncated is not None
     ]
-    others = iter(task.scores([pair[0] for pair in other], [pair[1] for pair in other]))
+    others = iter(
+        task.scores([pair[0] for pair in other], [pair[1] for pair in other]) if other else ()
+    )
     return tuple(
         dataclasses.replace(
             answer,
