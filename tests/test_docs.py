@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 import vlmflow
@@ -31,9 +32,11 @@ from tests.support.lmms_logs import logged
 from tests.support.tiny import tiny_llava
 from tests.support.tiny_video import named, video
 from vlmflow import cli
+from vlmflow.bundled.shelf import bundled_directory
 from vlmflow.flow.signals.answer_view import AnswerView
 from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.registry import SIGNALS
+from vlmflow.lvlm.families import family_of
 from vlmflow.studies.certification.settings import CertifySettings
 from vlmflow.tasks.registry import known_tasks
 from vlmflow.truncation.rankings.candidates import Candidates
@@ -102,11 +105,20 @@ SHORTER = {
 
 HUB_TASKS = {entry.name for entry in known_tasks() if entry.hub}
 
+
+def _resolution_is_fixed(name: str) -> bool:
+    config = AutoConfig.from_pretrained(bundled_directory(name))
+    return family_of(config.model_type).image_settings(None, config, 64) is None
+
+
 REASONS: dict[str, Callable[[str], bool]] = {
     "it reads a data set of the hub": lambda block: bool(
         HUB_TASKS & set(re.findall(r"[\w-]+", block))
     ),
     "it starts Ray": lambda block: all("--workers ray" in line for line in block.splitlines()),
+    "no bundled model's resolution can be chosen": lambda block: (
+        "vlmflow.budget(" in block and _resolution_is_fixed("scenes-llava")
+    ),
     "it installs": lambda block: all(line.startswith("pip ") for line in block.splitlines()),
     # tests/app/test_ends.py starts it and stops it.
     "it serves until it is stopped": lambda block: all(

@@ -409,14 +409,21 @@ def test_half_precision(dtype):
             assert untouched(model, inputs)[:, -1].isfinite().all()
 
 
-def test_fixed_size_caches_are_refused():
+def test_caches_that_can_neither_grow_nor_be_cut_are_refused():
+    """Of layers like those of quantised caches, for which no library is installed here."""
+
+    class Packed(DynamicLayer):
+        pass
+
     model, processor = tiny_llava(14)
     inputs = encode(processor, [1], QUESTIONS[0])
+    cache = DynamicCache(config=model.config.get_text_config())
+    cache.layers = [Packed() for _ in cache.layers]
     with (
         Truncation(2, 0)(model),
-        pytest.raises(InputError, match=r"StaticCache .* use transformers' DynamicCache"),
+        pytest.raises(InputError, match=r"DynamicCache of Packeds .* transformers' DynamicCache"),
     ):
-        model.generate(**inputs, max_new_tokens=2, cache_implementation="static")
+        model.generate(**inputs, max_new_tokens=2, past_key_values=cache)
 
 
 def test_a_cache_that_grows_layer_by_layer():
