@@ -174,11 +174,11 @@ def explain_samples(
         check_truncation(vlm, beside.truncation)
     answers: list[ExplainedAnswer] = []
     identity = model_identity(vlm)
-    asked = [identity, options.to_json(), *([beside.to_json()] if beside else [])]
+    depends_on = [identity, options.to_json(), *([beside.to_json()] if beside else [])]
     for number, sample in enumerate(task.samples(split, count)):
         name = f"{number:04d}-{_UNSAFE.sub('-', sample.key)[:60]}"
         stored = stored_sample(task.name, split, sample).id
-        mark = hashlib.sha256(as_text([stored, *asked]).encode()).hexdigest()
+        mark = hashlib.sha256(as_text([stored, *depends_on]).encode()).hexdigest()
         flow = _measured_before(folder / name, mark)
         try:
             if flow is None:

@@ -110,11 +110,11 @@ def arms_of_runs(
         arms.append((ImportedArm(name, kind, run.arguments, of, ranks), run))
     own = [pair for pair in arms if pair[0].kind == UNTOUCHED]
     if len(own) != 1:
-        found = "none of the runs is"
+        runs = "none of the runs is"
         if own:
-            found = f"{_listed([arm.name for arm, _ in own])} are"
+            runs = f"{_listed([arm.name for arm, _ in own])} are"
         raise InputError(
-            f"{found} untouched, but the others are compared with one such run; name it: "
+            f"{runs} untouched, but the others are compared with one such run; name it: "
             "--import untouched=DIR"
         )
     if len(arms) < 2:
