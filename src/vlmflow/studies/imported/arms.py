@@ -110,11 +110,11 @@ def arms_of_runs(
         arms.append((ImportedArm(name, kind, run.arguments, of, ranks), run))
     own = [pair for pair in arms if pair[0].kind == UNTOUCHED]
     if len(own) != 1:
-        runs = "none of the runs is"
+        what = "none of the runs is"
         if own:
-            runs = f"{_listed([arm.name for arm, _ in own])} are"
+            what = f"{_listed([arm.name for arm, _ in own])} are"
         raise InputError(
-            f"{runs} untouched, but the others are compared with one such run; name it: "
+            f"{what} untouched, but the others are compared with one such run; name it: "
             "--import untouched=DIR"
         )
     if len(arms) < 2:
