@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,17 @@ class RunningApp:
         return f"http://127.0.0.1:{self.port}"
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """Send one request as the page would; headers are given with _ for -, "" leaves one out."""
+        """Send one request as the page would; headers are given with _ for -, "" leaves one out.
+
+        A refusal comes before the body is read: closing then may cut off its own answer, which
+        says nothing about the server, so that it is asked for again.
+        """
+        for _ in range(2):
+            with suppress(ConnectionResetError):
+                return self._sent(method, path, body, headers)
+        return self._sent(method, path, body, headers)
+
+    def _sent(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Answer:
         given = {"Host": f"127.0.0.1:{self.port}"}
         if method == "POST":
             given["Origin"] = self.url
