@@ -183,7 +183,7 @@ def test_what_a_task_says_of_its_answers_is_read_or_named():
 
 def test_pictures_stand_where_the_text_says(vlm):
     first, second = picture(1), picture(2)
-    asked = as_prompt(vlm, user(first, second, "Is <image> as <image> is?"))
+    prompt = as_prompt(vlm, user(first, second, "Is <image> as <image> is?"))
     parts = ["Is ", first, " as ", second, " is?"]
     content = [
         {"type": "text", "text": part}
@@ -191,7 +191,7 @@ def test_pictures_stand_where_the_text_says(vlm):
         else {"type": "image", "image": part}
         for part in parts
     ]
-    assert asked.text == vlm.prepare(None, [{"role": "user", "content": content}]).text
+    assert prompt.text == vlm.prepare(None, [{"role": "user", "content": content}]).text
     # Said less often than there are pictures: taken out, and the pictures come first.
     fewer = as_prompt(vlm, user(first, second, "Is it <image>?"))
     assert fewer.text == vlm.prepare([first, second], "Is it ?").text

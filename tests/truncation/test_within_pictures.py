@@ -92,10 +92,10 @@ def test_equal_groups_keep_as_many():
 def test_truncation_within_pictures_equals_hiding_tokens(monkeypatch, family, ranking):
     vlm = family.lvlm("eager")
     # Beside pictures, LLaVA-OneVision does not say which tokens are a video's.
-    asked = prompts(vlm, (None, None))[: 1 if family.name == "llava_onevision" else 2]
+    chosen = prompts(vlm, (None, None))[: 1 if family.name == "llava_onevision" else 2]
     layers = (2,) if family.first_attention else (1, 2)  # every other layer has attention there
     policy = Truncation(layers, KEEPS[-len(layers) :], rank_by=ranking, within="picture")
-    for prompt in asked:
+    for prompt in chosen:
         length = len(prompt.layout)
         _, output = vlm.generate_with(
             prompt, max_new_tokens=2, truncation=policy, options={
@@ -120,17 +120,17 @@ def test_truncation_within_pictures_equals_hiding_tokens(monkeypatch, family, ra
 @each_family
 def test_every_group_of_frames_keeps_its_share_in_a_batch(family):
     vlm = family.lvlm()
-    asked = [vlm.prepare(video(6, seed=seed), question) for seed, question in enumerate(QUESTIONS)]
+    batch = [vlm.prepare(video(6, seed=seed), question) for seed, question in enumerate(QUESTIONS)]
     policy = Truncation(layer=1, keep=0.5, rank_by="random", within="picture")
     with policy(vlm.model) as run:
-        answers = [vlm.generate_ids(prompt, max_new_tokens=2) for prompt in asked]
+        answers = [vlm.generate_ids(prompt, max_new_tokens=2) for prompt in batch]
     (positions,) = [run.positions_per_layer()[-1]]
-    numbers = pictures_of(asked[-1].layout)
+    numbers = pictures_of(batch[-1].layout)
     left = Counter(numbers[int(p)] for p in positions if int(p) in numbers)
     sizes = Counter(numbers.values())
     for number, size in sizes.items():
         assert abs(left[number] - size / 2) <= 1
-    assert vlm.generate_batch(asked, max_new_tokens=2, truncation=policy) == answers
+    assert vlm.generate_batch(batch, max_new_tokens=2, truncation=policy) == answers
 
 
 def test_random_choices_differ_between_groups():
