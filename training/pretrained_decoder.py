@@ -68,7 +68,7 @@ class Recipe:
 RECIPES = {
     "scenes-smollm2": Recipe(rank=32, mixture=MIXTURE),
     # As much text beside each picture as there, whose image tokens are four times as many.
-    "scenes-smolvlm": Recipe(rank=16, length=376, steps=1600, decay=400),
+    "scenes-smolvlm": Recipe(rank=16, length=376, steps=1800, decay=500),
 }
 
 

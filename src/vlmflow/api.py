@@ -17,6 +17,7 @@ from vlmflow.lvlm.loading import open_model
 from vlmflow.model_api import LVLM as LVLM
 from vlmflow.parameters import check_integer, given_list
 from vlmflow.reports.directory import write_directory
+from vlmflow.studies.batching.batch_size import Batch
 from vlmflow.studies.cliff_layer.run import run_cliff_study
 from vlmflow.studies.cliff_layer.settings import CHANGED, TOLERANCE, CliffSettings
 from vlmflow.studies.cliff_layer.study import CliffStudy
@@ -100,7 +101,7 @@ def cliff_study(
     calibration: int = 100,
     tolerance: float = TOLERANCE,
     changed: float = CHANGED,
-    batch: int = 8,
+    batch: Batch = "auto",
     draws: int = 2000,
     seed: int = 0,
     knockout: bool = False,
@@ -125,9 +126,11 @@ def cliff_study(
         signals are chosen.
     tolerance, changed : float
         Mean KL in nats, and share of changed answers, that removal may cost.
-    batch : int
-        Samples at once. Numbers depend on it in their last digits, so that with another one
-        everything is measured again.
+    batch : int or "auto"
+        Samples at once, those of similar length together; "auto": as many as memory holds, which is
+        estimated from a first sample (16 at most). Where memory runs out, a batch is halved.
+        Numbers depend on it in their last digits, so that with another one everything is measured
+        again.
     draws, seed : int
         Of the bootstraps.
     knockout : bool

@@ -20,7 +20,7 @@ from vlmflow.removal.answer_curve import AnswerCurve
 from vlmflow.removal.curve import RemovalCurve
 from vlmflow.removal.knockout import Knockout
 from vlmflow.reports.cliff.page import cliff_page
-from vlmflow.studies.cliff_layer import run as running
+from vlmflow.studies.cliff_layer import measuring
 from vlmflow.studies.cliff_layer.knockout import knockout_figures
 from vlmflow.studies.cliff_layer.run import read_cliff_study, run_cliff_study
 from vlmflow.studies.cliff_layer.settings import CliffSettings
@@ -124,13 +124,13 @@ def test_the_figures_of_a_worked_example():
 
 
 def test_a_store_without_knockouts_gets_them_and_keeps_them(vlm, task, tmp_path, monkeypatch):
-    measure, measured = running.measure_samples, []
+    measure, measured = measuring.measure_samples, []
 
     def counted(model, samples, length, **options):
         measured.append((len(samples), options["knockout"]))
         return measure(model, samples, length, **options)
 
-    monkeypatch.setattr(running, "measure_samples", counted)
+    monkeypatch.setattr(measuring, "measure_samples", counted)
     plain, wanted = CliffSettings(**SIZES), CliffSettings(**SIZES, knockout=True)
     before = run_cliff_study(vlm, task, plain, tmp_path)
     assert "Does the answer look for itself?" not in cliff_page(before)

@@ -24,8 +24,7 @@ from vlmflow.removal.curve import RemovalCurve, removal_curve
 from vlmflow.reports.cliff.page import cliff_page, headline
 from vlmflow.statistics.bootstrap import mean_interval
 from vlmflow.statistics.rank_correlation import spearman
-from vlmflow.studies.cliff_layer import measurements
-from vlmflow.studies.cliff_layer import run as running
+from vlmflow.studies.cliff_layer import measurements, measuring
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement
 from vlmflow.studies.cliff_layer.prediction import predicted_cliff, predictions, true_cliffs
 from vlmflow.studies.cliff_layer.run import run_cliff_study
@@ -335,12 +334,14 @@ def test_a_batch_that_fails_is_measured_one_by_one(vlm, questions, monkeypatch):
             raise RuntimeError("out of memory")
         return curves(model, prompts)
 
-    samples = list(FolderTask(questions).samples("test"))
-    expected = measurements.measure_samples(vlm, samples, 4)
+    task = FolderTask(questions)
+    task.max_new_tokens = 4
+    settings = CliffSettings(samples=6, calibration=3, batch=4, draws=10)
+    expected = run_cliff_study(vlm, task, settings)
     monkeypatch.setattr(measurements, "removal_curves", small)
-    alone = measurements.measure_samples(vlm, samples, 4)
-    for item, other in zip(alone, expected, strict=True):
-        assert item.sample is other.sample
+    alone = run_cliff_study(vlm, task, settings)
+    for item, other in zip(alone.measurements, expected.measurements, strict=True):
+        assert item.sample.key == other.sample.key
         if "star" in item.sample.question:
             assert item.failure == "RuntimeError: out of memory"
         else:
@@ -353,15 +354,15 @@ def test_an_interrupted_command_goes_on_and_reports(with_failures, tmp_path, mon
         part.save_pretrained(tmp_path / "model")
     arguments = ["cliff", with_failures, "--model", tmp_path / "model", "--samples", 5]
     arguments += ["--calibration", 3, "--batch", 2, "--device", "cpu", "--out"]
-    measure, measured = running.measure_samples, []
+    measure, measured = measuring.measure_samples, []
 
     def interrupted(model, samples, length, **options):
         if len(measured) == 2:
             raise KeyboardInterrupt
-        measured.append([sample.key for sample in samples])
+        measured.append([item.sample.key for item in samples])
         return measure(model, samples, length, **options)
 
-    monkeypatch.setattr(running, "measure_samples", interrupted)
+    monkeypatch.setattr(measuring, "measure_samples", interrupted)
 
     def command(*given):
         return CliRunner().invoke(cli.app, [str(argument) for argument in given])
@@ -374,16 +375,16 @@ def test_an_interrupted_command_goes_on_and_reports(with_failures, tmp_path, mon
     assert "is not finished; run the same 'vlmflow cliff' again" in refused.stderr
     measured.clear()
     monkeypatch.setattr(
-        running,
+        measuring,
         "measure_samples",
         lambda *given, **options: measured.append(given) or measure(*given, **options),
     )
     monkeypatch.setattr(terminal, "FIRST_LINE", 0)
     result = command(*arguments, tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert f"Measuring {with_failures}: 2 of 8 samples" in result.stderr
+    assert f"Measuring {with_failures}: 1 of 8 samples" in result.stderr
     assert "2 samples failed (1 of calibration, 1 of test)" in result.stdout
-    assert len(measured) == 4  # of five batches; the first one is there
+    assert len(measured) == 1  # of three batches; the first two are there
     assert command(*arguments, tmp_path / "whole").exit_code == 0
     again = command("report", tmp_path / "out", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output

@@ -242,7 +242,7 @@ def test_a_damaged_study_is_told_and_ends_with_the_same_table(study, vlm, questi
     commands += [f"DROP TABLE {table}" for table in tables]
     commands += [
         f"DELETE FROM {table} WHERE rowid = (SELECT min(rowid) FROM {table})"
-        for table in tables
+        for table in study.kind.tables
         if table != "prefill"
     ]
     for command in commands:
@@ -342,15 +342,15 @@ def cliff_settings(**changes):
 def test_a_cliff_study_measures_nothing_twice_and_never_mixes(
     vlm, questions, tmp_path, monkeypatch
 ):
-    from vlmflow.studies.cliff_layer import run
+    from vlmflow.studies.cliff_layer import measuring
 
-    measured, measure = [], run.measure_samples
+    measured, measure = [], measuring.measure_samples
 
     def noting(model, samples, length, **options):
-        measured.extend(sample.key for sample in samples)
+        measured.extend(item.sample.key for item in samples)
         return measure(model, samples, length, **options)
 
-    monkeypatch.setattr(run, "measure_samples", noting)
+    monkeypatch.setattr(measuring, "measure_samples", noting)
 
     def again(model=vlm, length=4, **changes):
         measured.clear()

@@ -46,7 +46,7 @@ def cliff(
         float, typer.Option(help="Share of answers that removal may change.")
     ] = 0.05,
     tolerance: Annotated[float, typer.Option(help="Mean KL in nats that it may cost.")] = 0.1,
-    batch: Annotated[int, typer.Option(help="Samples at once.")] = 8,
+    batch: options.SamplesAtOnce = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the bootstraps.")] = 0,
     knockout: Annotated[
         bool,
@@ -68,7 +68,6 @@ def cliff(
     with errors_in_one_line(CONTINUES):
         check_range("--samples", samples, 1)
         check_range("--calibration", calibration, 1)
-        check_range("--batch", batch, 1)
         check_range("--changed", changed, 0)
         check_range("--tolerance", tolerance, 0)
         check_range("--seed", seed, 0)
@@ -88,7 +87,7 @@ def cliff(
                 calibration=calibration,
                 tolerance=tolerance,
                 changed=changed,
-                batch=batch,
+                batch=options.as_batch(batch),
                 seed=seed,
                 knockout=knockout,
                 progress=lambda done, total: show(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from vlmflow.lvlm.chat import VisualSource
     from vlmflow.lvlm.video_files import VideoFile
+    from vlmflow.studies.batching.batch_size import Batch
     from vlmflow.truncation.ways import Way
 
 
@@ -37,6 +38,18 @@ def path(text: str | Path) -> Path:
         return as_path(text)
     except InputError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def samples_at_once(text: str) -> str:
+    """Read a batch size, as Typer parses values."""
+    if text != "auto" and not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number of samples from 1 on.")
+    return text
+
+
+def as_batch(text: str) -> Batch:
+    """Return what ``--batch`` says."""
+    return "auto" if text == "auto" else int(text)
 
 
 def split_signals(signals: str) -> tuple[str, ...]:
@@ -122,6 +135,15 @@ NumberFormat = Annotated[
     Dtype | None, typer.Option(help="Number format.", show_default="the model's own")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+SamplesAtOnce = Annotated[
+    str,
+    typer.Option(
+        "--batch",
+        metavar="auto|N",
+        parser=samples_at_once,
+        help="Samples at once; auto: as many as memory holds.",
+    ),
+]
 TargetWords = Annotated[
     str | None,
     typer.Option(

@@ -17,12 +17,12 @@ from vlmflow.lvlm.layout import SEGMENTS
 from vlmflow.removal.curve import RemovalCurve, removal_curves
 from vlmflow.removal.knockout import Knockout, knockouts
 from vlmflow.result.convergence import top_mass
+from vlmflow.studies.batching.ahead import Prepared
 from vlmflow.studies.samples import failure_reason
 from vlmflow.tasks.base import TaskSample
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prompt
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -58,50 +58,23 @@ class Failure:
 
 
 def measure_samples(
-    vlm: LVLM, samples: Sequence[TaskSample], max_new_tokens: int, *, knockout: bool = False
+    vlm: LVLM, prepared: Sequence[Prepared], max_new_tokens: int, *, knockout: bool = False
 ) -> list[SampleMeasurement]:
-    """Answer and measure samples at once, with an attention knockout where it is wanted.
+    """Answer and measure samples in one batch, with an attention knockout where it is wanted.
 
-    Whatever goes wrong with a sample becomes the reason of its failure: a study of thousands of
-    samples must not end at one broken picture.
+    Raises
+    ------
+    InputError, ModelError
+        Whatever is wrong with a sample.
     """
-    measured: dict[int, SampleMeasurement] = {}
-    prompts: dict[int, Prompt] = {}
-    for number, sample in enumerate(samples):
-        try:
-            prompts[number] = vlm.prepare(sample.pictures, sample.question)
-        except Exception as error:
-            measured[number] = _failed(sample, error)
-    try:
-        measured |= _together(vlm, samples, prompts, max_new_tokens, knockout=knockout)
-    except Exception:  # whichever sample it was, the others are measured alone
-        for number, prompt in prompts.items():
-            try:
-                alone = {number: prompt}
-                measured |= _together(vlm, samples, alone, max_new_tokens, knockout=knockout)
-            except Exception as error:
-                measured[number] = _failed(samples[number], error)
-    return [measured[number] for number in range(len(samples))]
-
-
-def _together(
-    vlm: LVLM,
-    samples: Sequence[TaskSample],
-    prompts: Mapping[int, Prompt],
-    max_new_tokens: int,
-    *,
-    knockout: bool,
-) -> dict[int, SampleMeasurement]:
-    """Measure the prompts of some samples, by the samples' places, in one batch."""
-    if not prompts:
-        return {}
-    answers = vlm.generate_batch(list(prompts.values()), max_new_tokens=max_new_tokens)
+    prompts = [item.prompt for item in prepared if item.prompt is not None]
+    answers = vlm.generate_batch(prompts, max_new_tokens=max_new_tokens)
     with_answers = {
         number: vlm.with_answer(prompt, ids)
-        for (number, prompt), ids in zip(prompts.items(), answers, strict=True)
+        for number, (prompt, ids) in enumerate(zip(prompts, answers, strict=True))
         if ids
     }
-    measured = {number: SampleMeasurement(samples[number], "") for number in prompts}
+    measured = [SampleMeasurement(item.sample, "") for item in prepared]
     if with_answers:
         batch = list(with_answers.values())
         # First, because some models are refused.
@@ -112,7 +85,7 @@ def _together(
         flows = measure(vlm.model, vlm.decoder_layers, inputs, layouts, options)
         for number, curve, own, flow in zip(with_answers, curves, cut_off, flows, strict=True):
             measured[number] = SampleMeasurement(
-                samples[number],
+                prepared[number].sample,
                 with_answers[number].answer or "",
                 curve=curve,
                 signals=_signals(flow),
@@ -121,7 +94,8 @@ def _together(
     return measured
 
 
-def _failed(sample: TaskSample, error: Exception) -> SampleMeasurement:
+def failed_measurement(sample: TaskSample, error: Exception) -> SampleMeasurement:
+    """Say why a sample could not be measured."""
     return SampleMeasurement(sample, "", failure=failure_reason(error))
 
 

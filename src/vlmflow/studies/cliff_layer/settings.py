@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vlmflow.errors import InputError
 from vlmflow.parameters import check_integer
+from vlmflow.studies.batching.batch_size import Batch, check_batch
 
 TOLERANCE, CHANGED = 0.1, 0.05
 """Defaults: mean KL in nats that removal may cost, and the share of answers it may change."""
@@ -28,14 +29,15 @@ class CliffSettings:
     # Mean KL in nats, and share of changed answers, that removal may cost
     tolerance: float = TOLERANCE
     changed: float = CHANGED
-    batch: int = 8  # Samples at once
+    batch: Batch = "auto"  # Samples at once
     # Draws and seed of the bootstraps
     draws: int = 2000
     seed: int = 0
     knockout: bool = False  # Measure an attention knockout of every test sample, too
 
     def __post_init__(self) -> None:
-        for name in ("samples", "calibration", "batch", "draws"):
+        check_batch(self.batch)
+        for name in ("samples", "calibration", "draws"):
             check_integer(name, getattr(self, name), least=1)
         check_integer("seed", self.seed)
         for name in ("tolerance", "changed"):

@@ -14,6 +14,7 @@ from safetensors import numpy as safetensors
 from vlmflow.removal.answer_curve import AnswerCurve
 from vlmflow.removal.curve import RemovalCurve
 from vlmflow.removal.knockout import Knockout
+from vlmflow.studies.batching.batch_size import Batch
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement
 from vlmflow.studies.samples import StoredSample, as_text
 from vlmflow.studies.store_kind import StoreKind
@@ -55,6 +56,12 @@ def measurement_id(model: str, sample: str, batch: Sequence[str], max_new_tokens
     """
     plain = {"model": model, "sample": sample, "batch": list(batch), "length": max_new_tokens}
     return hashlib.sha256(as_text(plain).encode()).hexdigest()
+
+
+def plan_name(model: str, samples: Sequence[str], batch: Batch) -> str:
+    """Name what a store keeps under it: which of some samples are measured together."""
+    plain = {"model": model, "samples": list(samples), "batch": batch}
+    return f"batches {hashlib.sha256(as_text(plain).encode()).hexdigest()}"
 
 
 def stored_measurement(name: str, measurement: SampleMeasurement) -> StoredMeasurement:

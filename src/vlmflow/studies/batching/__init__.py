@@ -1,0 +1,1 @@
+"""Many prompts: prepared while the model runs, and put into batches that fit into memory."""

@@ -1,0 +1,83 @@
+"""How many prompts go together, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from vlmflow.errors import InputError
+from vlmflow.parameters import check_integer
+
+Batch = int | Literal["auto"]
+"""Prompts at once, or ``"auto"``: as many as memory holds."""
+
+MOST = 16
+"""Prompts at once, at most, where nobody says how many."""
+
+UNMEASURED = 4
+"""Prompts at once where nobody says how many, and the system does not tell its memory."""
+
+_SHARE = 0.6
+"""Of the free memory that a batch may take."""
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """How many prompts go together.
+
+    Parameters
+    ----------
+    most : int
+        Prompts at once.
+    tokens : int, optional
+        Length of the prompt whose memory was measured; a batch with a longer one holds fewer, by
+        the square of their ratio (the attention of a model that keeps all of its scores). None:
+        lengths do not matter.
+    """
+
+    most: int
+    tokens: int | None = None
+
+    @classmethod
+    def measured(cls, tokens: int, taken: int | None, free: int | None) -> BatchSize:
+        """Estimate it from what one prompt of so many tokens took, and from the free memory."""
+        if taken is None or free is None:
+            return cls(UNMEASURED, tokens)
+        return cls(max(1, min(MOST, int(_SHARE * free / max(taken, 1)))), tokens)
+
+    @property
+    def halved(self) -> BatchSize:
+        """What is left of it when memory has run out."""
+        return replace(self, most=max(1, self.most // 2))
+
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Put prompts of these lengths into batches of similar ones: their places, each once."""
+        batches: list[list[int]] = []
+        for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+            if not batches or len(batches[-1]) >= self._room(lengths[place]):
+                batches.append([])
+            batches[-1].append(place)
+        return batches
+
+    def _room(self, length: int) -> int:
+        if self.tokens is None or length <= self.tokens:
+            return self.most
+        return max(1, int(self.most * (self.tokens / length) ** 2))
+
+
+def check_batch(batch: object) -> Batch:
+    """Return a batch size that makes sense.
+
+    Raises
+    ------
+    InputError
+        For anything but ``"auto"`` and whole numbers from 1 on.
+    """
+    if batch == "auto":
+        return "auto"
+    if isinstance(batch, str):
+        raise InputError(f"batch={batch!r} is unknown; give a number of samples, or auto")
+    check_integer("batch", batch, least=1)
+    assert isinstance(batch, int)
+    return batch
