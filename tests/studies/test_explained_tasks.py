@@ -94,14 +94,13 @@ def test_it_goes_on_where_it_was(vlm, explained, monkeypatch):
     result, folder = explained
     task = Mixed(folder)
     measured = []
-    real = explaining.explain
-    monkeypatch.setattr(
-        explaining,
-        "explain",
-        lambda vlm, pictures, question, options: (
-            measured.append(question) or real(vlm, pictures, question, options=options)
-        ),
-    )
+    real = explaining.Preparer.prepare
+
+    def noting(preparer, sample):
+        measured.append(sample.question)
+        return real(preparer, sample)
+
+    monkeypatch.setattr(explaining.Preparer, "prepare", noting)
     again = explain_all(vlm, task, folder / "out")
     assert measured == ["What is two?"]  # what failed is tried again
     measured.clear()

@@ -389,7 +389,7 @@ def test_what_failed_is_tried_again_and_nothing_else(vlm, questions, tmp_path, m
     def failing(model, sample, items, length):
         results = answer(model, sample, items, length)
         return [replace(r, answer=None, failure="no memory") for r in results] \
-            if sample.key == "6" else results  # fmt: skip
+            if sample.sample.key == "6" else results  # fmt: skip
 
     monkeypatch.setattr(run, "answer_sample", failing)
     run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)

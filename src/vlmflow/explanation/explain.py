@@ -52,6 +52,19 @@ def explain(
     options = options or ExplainOptions()
     options.check_model(vlm.decoder_layers)
     prompt = vlm.prepare(images, question)
+    return explain_prompt(vlm, prompt, question, answer, options, progress=progress)
+
+
+def explain_prompt(
+    vlm: LVLM,
+    prompt: Prompt,
+    question: str | Sequence[Mapping[str, Any]],
+    answer: str | Sequence[int] | None,
+    options: ExplainOptions,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> InformationFlow:
+    """Measure it for a question that is prepared; see :meth:`vlmflow.LVLM.explain`."""
     generated = answer is None and options.of == ANSWER
     prompt, words = explained_prompt(vlm, prompt, question, answer, options)
 

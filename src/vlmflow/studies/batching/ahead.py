@@ -27,6 +27,13 @@ class Prepared:
     prompt: Prompt | None
     error: Exception | None = None
 
+    @property
+    def ready(self) -> Prompt:
+        """The prompt; what is wrong with it is raised."""
+        if self.prompt is None:
+            raise self.error or AssertionError("neither a prompt nor an error")
+        return self.prompt
+
 
 def ahead(
     work: Callable[[_Item], _Result], items: Iterable[_Item], count: int
@@ -50,6 +57,14 @@ def ahead(
         pool.shutdown(cancel_futures=True)
 
 
+def prepare(vlm: LVLM, sample: TaskSample) -> Prepared:
+    """Prepare one sample; what goes wrong is part of the result."""
+    try:
+        return Prepared(sample, vlm.prepare(sample.pictures, sample.question))
+    except Exception as error:
+        return Prepared(sample, None, error)
+
+
 class Preparer:
     """Prepares samples beside a running model, with a copy of its processor.
 
@@ -68,11 +83,8 @@ class Preparer:
             self._vlm.processor = processor
 
     def prepare(self, sample: TaskSample) -> Prepared:
-        """Prepare one sample; what goes wrong is part of the result."""
-        try:
-            return Prepared(sample, self._vlm.prepare(sample.pictures, sample.question))
-        except Exception as error:
-            return Prepared(sample, None, error)
+        """Prepare one sample with this copy."""
+        return prepare(self._vlm, sample)
 
     def ahead(
         self, work: Callable[[_Item], _Result], items: Iterable[_Item], count: int = 1

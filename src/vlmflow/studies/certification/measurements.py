@@ -20,6 +20,7 @@ from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prompt import Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,21 +36,20 @@ class Measured:
 
 def measure(
     vlm: LVLM,
-    sample: TaskSample,
+    prompt: Prompt,
     layers: Sequence[int],
     amounts: Sequence[Any],
     rank_by: str,
     signals: Mapping[str, ExitSignal],
     max_new_tokens: int,
 ) -> Measured:
-    """Answer a sample untouched and under every exit, and read the signals of the untouched run.
+    """Answer a prompt untouched and under every exit, and read the signals of the untouched run.
 
     Raises
     ------
     InputError, ModelError
-        Whatever is wrong with the sample.
+        Whatever is wrong with it.
     """
-    prompt = vlm.prepare(sample.pictures, sample.question)
     policies = [
         Truncation(layer, keep, rank_by) if keep else Truncation(layer, 0)
         for layer in layers

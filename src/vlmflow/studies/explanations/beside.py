@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,8 @@ from vlmflow.trust.of_explanation import with_trust
 
 if TYPE_CHECKING:
     from vlmflow.flow.options import ExplainOptions
-    from vlmflow.lvlm.chat import VisualSource
     from vlmflow.lvlm.model import LVLM
+    from vlmflow.lvlm.prompt import Prompt
     from vlmflow.result.information_flow import InformationFlow
     from vlmflow.truncation.truncation import Truncation
 
@@ -46,14 +45,10 @@ class Beside:
         self,
         flow: InformationFlow,
         vlm: LVLM,
-        pictures: Sequence[VisualSource],
-        question: str,
+        prompt: Prompt,
         options: ExplainOptions,
     ) -> InformationFlow:
         """Return a result with what is wanted."""
-        if not self:
-            return flow
-        prompt = vlm.prepare(list(pictures), question)
         if self.trust:
             batch = LOW_MEMORY_BATCH if options.low_memory else BATCH
             # Where no map ranks anything there is nothing to test; the list says so.

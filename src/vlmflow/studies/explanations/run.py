@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from vlmflow.errors import InputError
-from vlmflow.explanation.explain import explain
+from vlmflow.explanation.explain import explain_prompt
 from vlmflow.explanation.truncated import check_truncation
 from vlmflow.flow.axes import OF
 from vlmflow.flow.options import ExplainOptions
+from vlmflow.lvlm.as_found import check_untruncated
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.verdict import verdict
+from vlmflow.studies.batching.ahead import Prepared, Preparer
 from vlmflow.studies.explanations.beside import NOTHING_BESIDE, Beside
 from vlmflow.studies.samples import as_text, failure_reason, model_identity, stored_sample
 from vlmflow.tasks.base import Task, TaskSample
@@ -130,6 +132,16 @@ class ExplainedTask:
         return self.frame().to_html(index=False)
 
 
+@dataclass(frozen=True, eq=False)
+class _LookedUp:
+    """A sample, what its result is called and marked with, and that where it is there."""
+
+    sample: TaskSample
+    name: str
+    mark: str
+    flow: InformationFlow | None
+
+
 def explain_samples(
     vlm: LVLM,
     task: Task,
@@ -175,16 +187,28 @@ def explain_samples(
     answers: list[ExplainedAnswer] = []
     identity = model_identity(vlm)
     depends_on = [identity, options.to_json(), *([beside.to_json()] if beside else [])]
-    for number, sample in enumerate(task.samples(split, count)):
+    check_untruncated(vlm.model, "an explanation")
+    options.check_model(vlm.decoder_layers)
+    preparer = Preparer(vlm)
+
+    def look_up(numbered: tuple[int, TaskSample]) -> _LookedUp:
+        number, sample = numbered
         name = f"{number:04d}-{_UNSAFE.sub('-', sample.key)[:60]}"
         stored = stored_sample(task.name, split, sample).id
         mark = hashlib.sha256(as_text([stored, *depends_on]).encode()).hexdigest()
-        flow = _measured_before(folder / name, mark)
+        return _LookedUp(sample, name, mark, _measured_before(folder / name, mark))
+
+    def prepare(item: _LookedUp) -> Prepared | None:
+        return preparer.prepare(item.sample) if item.flow is None else None
+
+    items = map(look_up, enumerate(task.samples(split, count)))
+    for item, prepared in preparer.ahead(prepare, items):
+        sample, name, mark, flow = item.sample, item.name, item.mark, item.flow
         try:
-            if flow is None:
-                pictures, question = sample.pictures, sample.question
-                measured = explain(vlm, pictures, question, options=options)
-                measured = beside.added_to(measured, vlm, pictures, question, options)
+            if prepared is not None:
+                prompt = prepared.ready
+                measured = explain_prompt(vlm, prompt, sample.question, None, options)
+                measured = beside.added_to(measured, vlm, prompt, options)
         # Whatever goes wrong with one sample must not end the others.
         except Exception as error:
             reason = failure_reason(error)

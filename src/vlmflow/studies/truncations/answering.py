@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.tokens import answer_text
+from vlmflow.studies.batching.ahead import Prepared
 from vlmflow.studies.samples import failure_reason
 from vlmflow.studies.truncations.arms import Arm, mean_share
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
@@ -31,7 +32,7 @@ class WorkItem:
 
 
 def answer_sample(
-    vlm: LVLM, sample: TaskSample, items: Sequence[WorkItem], max_new_tokens: int
+    vlm: LVLM, prepared: Prepared, items: Sequence[WorkItem], max_new_tokens: int
 ) -> list[StoredResult]:
     """Answer one sample under some arms; results come in the order of ``items``.
 
@@ -39,7 +40,7 @@ def answer_sample(
     study of thousands of samples must not end at one broken picture.
     """
     try:
-        prompt = vlm.prepare(sample.pictures, sample.question)
+        prompt = prepared.ready
     except Exception as error:
         return [_failed(item, error) for item in items]
     results: dict[str, StoredResult] = {}
@@ -48,7 +49,7 @@ def answer_sample(
         results |= _whole_pictures(vlm, prompt, whole, max_new_tokens)
     smaller = [item for item in items if item.arm.is_down_sampled]
     if smaller:
-        results |= _smaller_pictures(vlm, prompt, sample, smaller, max_new_tokens)
+        results |= _smaller_pictures(vlm, prompt, prepared.sample, smaller, max_new_tokens)
     return [results[item.id] for item in items]
 
 

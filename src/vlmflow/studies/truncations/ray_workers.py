@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import InputError, VlmflowError
+from vlmflow.studies.batching.ahead import prepare
 from vlmflow.studies.store import writing
 from vlmflow.studies.truncations.answering import answer_sample
 from vlmflow.studies.truncations.plan import Plan
@@ -61,7 +62,7 @@ class Worker:
 
     def answer(self, piece: Piece, length: int) -> list[StoredResult]:
         """Answer one piece; see :func:`vlmflow.studies.truncations.answering.answer_sample`."""
-        return answer_sample(self.vlm, piece.sample, piece.items, length)
+        return answer_sample(self.vlm, prepare(self.vlm, piece.sample), piece.items, length)
 
     def time(self, model: str, measured: set[str]) -> list[tuple[str, float]]:
         """Time prefills; see :func:`vlmflow.studies.truncations.prefill_time.time_prefills`."""

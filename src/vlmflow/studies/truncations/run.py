@@ -14,6 +14,7 @@ import transformers
 from vlmflow.errors import InputError, TooFewSamples
 from vlmflow.lvlm.loading import open_model
 from vlmflow.lvlm.model import LVLM
+from vlmflow.studies.batching.ahead import Preparer
 from vlmflow.studies.samples import StoredSample, model_identity, stored_sample
 from vlmflow.studies.store import Store, writing
 from vlmflow.studies.truncations.answering import WorkItem, answer_sample
@@ -96,8 +97,10 @@ def run_study(
     length = plan.max_new_tokens or task.max_new_tokens
 
     def answering(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, list[StoredResult]]]:
-        for piece in pieces:
-            yield piece, answer_sample(model, piece.sample, piece.items, length)
+        preparer = Preparer(model)
+        made = preparer.ahead(lambda piece: preparer.prepare(piece.sample), pieces)
+        for piece, prepared in made:
+            yield piece, answer_sample(model, prepared, piece.items, length)
 
     def timing(measured: set[str]) -> Iterator[tuple[str, float]]:
         return time_prefills(model, task, arms, plan.timed, about.identity, measured)
