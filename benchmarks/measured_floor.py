@@ -60,6 +60,43 @@ def truncated_prefill(
 
 
 @torch.no_grad()
+def shared_prefills(
+    model: Any, inputs: dict[str, Tensor], branches: Sequence[tuple[int, int]], user: int
+) -> Tensor:
+    """Prefill untouched, and beside it branches of ``(layer, tokens)``: fewer tokens from there on.
+
+    Branches of equally many tokens are one batch in every layer. Returns logits of the last
+    position, (1 + branches, 1, V): the untouched model's, then the branches' in order of their
+    numbers of tokens and layers. Removed are the tokens before the last ``user`` ones.
+    """
+    language = model.model.language_model
+    hidden = embedded(model, inputs)
+    length = hidden.shape[1]
+    positions = torch.arange(length, device=hidden.device)[None]
+    rotary = language.rotary_emb(hidden, positions)
+    groups: dict[int, Tensor] = {}
+    by_tokens: dict[int, list[int]] = {}
+    for first, count in sorted(branches):
+        by_tokens.setdefault(count, []).append(first)
+    rows = {
+        count: torch.cat([positions[0, : count - user], positions[0, -user:]])
+        for count in by_tokens
+    }
+    for index, layer in enumerate(language.layers):
+        for count, firsts in by_tokens.items():
+            begun = [hidden.index_select(1, rows[count])] * firsts.count(index)
+            held = [groups[count]] if count in groups else []
+            if not begun and not held:
+                continue
+            cosines, sines = (part.index_select(1, rows[count]) for part in rotary)
+            groups[count] = layer(torch.cat([*held, *begun]), position_embeddings=(cosines, sines))
+        hidden = layer(hidden, position_embeddings=rotary)
+    last = torch.cat([hidden[:, -1:], *(groups[count][:, -1:] for count in sorted(groups))])
+    logits: Tensor = model.lm_head(language.norm(last))
+    return logits
+
+
+@torch.no_grad()
 def curve_passes(
     model: Any, inputs: dict[str, Tensor], system: int, after: int, answer: int
 ) -> Tensor:

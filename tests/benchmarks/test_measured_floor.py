@@ -51,3 +51,19 @@ def test_the_branches_by_hand_are_a_truncation_at_each_layer(floors):
         with Truncation(layer, 0)(model):
             expected = model(**inputs, logits_to_keep=ANSWER).logits[0]
         assert torch.allclose(by_hand[1 + layer], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_branches_of_a_study_by_hand_are_its_truncations(floors):
+    """Of equally many tokens two, which are one batch, and a third that begins later."""
+    floor, model, inputs = floors
+    image, text = model.config.image_seq_length, SYSTEM + USER
+    kept = image // 2
+    branches = [(2, text + kept), (1, text), (3, text), (1, text + kept)]
+    by_hand = floor.shared_prefills(model, inputs, branches, USER)
+    assert torch.allclose(by_hand[0], model(**inputs).logits[0, -1:], atol=1e-5)
+    ordered = sorted(branches, key=lambda branch: (branch[1], branch[0]))
+    for own, (layer, count) in zip(by_hand[1:], ordered, strict=True):
+        tokens = [text + image] * layer + [count] * (4 - layer)
+        expected = floor.truncated_prefill(model, inputs, tokens, USER)[0]
+        assert torch.allclose(own, expected, atol=1e-5)
