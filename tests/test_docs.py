@@ -62,11 +62,11 @@ IN_FILE = re.compile(r"# (\S+\.yaml)\n")
 
 FEW = {
     "certify": shlex.split(
-        "--risk 0.5 --calibration 20 --samples 2 --timed 0 --layer 11 --keep 0 "
+        "--risk 0.5 --calibration 10 --samples 1 --timed 0 --layer 11 --keep 0 "
         "--signals image_attention"
     ),
     "cliff": ["--samples", "1", "--calibration", "1"],
-    "compare": ["--samples", "1", "--timed", "0"],
+    "compare": ["--samples", "1", "--timed", "0", "--keep", "0.25"],
     "study": ["--samples", "1", "--calibration", "1", "--timed", "0"],
     "export-policy": ["--samples", "1"],
     "faithfulness": [
@@ -97,6 +97,7 @@ SHORTER = {
     },
     "certify-a-truncation": {"risk=0.05": "settings=few"},
     "choose-a-truncation": {'out="study-2"': f'out="study-2", {FEW_SAMPLES}, timed=0'},
+    "explain-many-answers": {"samples=3": "samples=1", "samples=2": "samples=1"},
     "find-the-cliff": {'out="cliff-2"': f'out="cliff-2", {FEW_SAMPLES}'},
     "report": {"steps=64": "steps=2"},
     "tasks": {"answers = [...]": 'answers = ["yes"] * len(samples)'},
@@ -169,6 +170,7 @@ def test_the_blocks_of_a_page_run(name, tmp_path, monkeypatch):
 def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) -> None:
     """Put files and names there that a page takes to be there."""
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
     text = (DOCS / f"{name}.md").read_text("utf-8")
     assert CliRunner().invoke(cli.app, ["sample", "--out", "."]).exit_code == 0
     shutil.copy("questions.jsonl", "my-questions.jsonl")
@@ -183,7 +185,7 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         names |= {"vlmflow": vlmflow, "vlm": vlmflow.load("scenes-llava")}
     if name.startswith("certify"):
         names["few"] = CertifySettings(
-            risk=0.5, calibration=20, samples=2, layers=(11,), keeps=(0.0,), timed=0
+            risk=0.5, calibration=10, samples=1, layers=(11,), keeps=(0.0,), timed=0
         )
     if name == "certify":
         vlm = vlmflow.load("scenes-llava")

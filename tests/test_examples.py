@@ -41,7 +41,9 @@ def _forget_classes():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_runs_as_it_stands(path, tmp_path, monkeypatch, capsys):
+    """But for the number of steps in which a map is tested."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
     monkeypatch.setattr(sys, "argv", [str(path)])
     assert len(path.read_text("utf-8").splitlines()) < 40
     runpy.run_path(str(path), run_name="__main__")
