@@ -100,6 +100,7 @@ SHORTER = {
     "explain-many-answers": {"samples=3": "samples=1", "samples=2": "samples=1"},
     "find-the-cliff": {'out="cliff-2"': f'out="cliff-2", {FEW_SAMPLES}'},
     "report": {"steps=64": "steps=2"},
+    "videos": {"steps=8": "steps=2"},
     "tasks": {"answers = [...]": 'answers = ["yes"] * len(samples)'},
 }
 """What is put into a page's Python in place of what takes long, or of an ellipsis."""
