@@ -37,6 +37,7 @@ from vlmflow.flow.signals.answer_view import AnswerView
 from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.registry import SIGNALS
 from vlmflow.lvlm.families import family_of
+from vlmflow.reports.figures import all_figures, figure_files
 from vlmflow.studies.certification.settings import CertifySettings
 from vlmflow.tasks.registry import known_tasks
 from vlmflow.truncation.rankings.candidates import Candidates
@@ -172,6 +173,7 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
     """Put files and names there that a page takes to be there."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
+    png_alone(monkeypatch)
     text = (DOCS / f"{name}.md").read_text("utf-8")
     assert CliRunner().invoke(cli.app, ["sample", "--out", "."]).exit_code == 0
     shutil.copy("questions.jsonl", "my-questions.jsonl")
@@ -218,6 +220,17 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         }.items():
             given = f"pretrained=scenes-llava,{arguments}".rstrip(",")
             logged(Path("runs", run), given, right=right, count=60, task="my_task")
+
+
+def png_alone(monkeypatch: Any) -> None:
+    """Let figures be written without their PDFs, which take longest; tests/reports has both."""
+    written = figure_files.figure_files
+
+    def write(figures: Any, _formats: Any = ()) -> dict[str, bytes]:
+        return written(figures, ("png",))
+
+    for module in (figure_files, all_figures):
+        monkeypatch.setattr(module, "figure_files", write)
 
 
 def sizes_of_llava(monkeypatch: Any) -> None:
