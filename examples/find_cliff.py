@@ -11,7 +11,7 @@ import vlmflow
 vlm = vlmflow.load(sys.argv[1] if len(sys.argv) > 1 else "scenes-llava")
 
 # So few samples that it is done in seconds, and intervals are wide; leave both numbers out.
-study = vlmflow.cliff_study(vlm, "scenes-existence", samples=24, calibration=8, out="cliff")
+study = vlmflow.cliff_study(vlm, "scenes-existence", samples=12, calibration=4, out="cliff")
 print(study.layer_frame()[["layer", "changed", "changed low", "changed high"]].to_string())
 print("the page is cliff/cliff.html")
 

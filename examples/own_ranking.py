@@ -28,8 +28,8 @@ result = vlmflow.study(
     "scenes-reading",
     [vlmflow.Truncation(layer=2, keep=0.25, rank_by=ranking) for ranking in rankings],
     out="rankings",
-    samples=16,  # so few that intervals are wide; leave both out for 200
-    calibration=4,
+    samples=8,  # so few that intervals are wide; leave both out for 200
+    calibration=2,
     controls=["random"],
     timed=0,
 )

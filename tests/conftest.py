@@ -20,6 +20,7 @@ settings.load_profile("vlmflow")
 LONGEST = (
     *("test_docs", "test_page", "test_examples", "test_bundled_model", "test_ray", "test_answers"),
     *("test_peer_tests", "test_own_signals", "test_commands", "test_training"),
+    *("test_own_rankings", "test_static_cache", "test_truncation", "test_faithfulness_study"),
 )
 """Files that take longest: they go first, so that no process ends on one while others idle."""
 

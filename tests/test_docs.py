@@ -37,6 +37,7 @@ from vlmflow.flow.signals.answer_view import AnswerView
 from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.registry import SIGNALS
 from vlmflow.lvlm.families import family_of
+from vlmflow.reports.figures import all_figures, figure_files
 from vlmflow.studies.certification.settings import CertifySettings
 from vlmflow.tasks.registry import known_tasks
 from vlmflow.truncation.rankings.candidates import Candidates
@@ -62,11 +63,11 @@ IN_FILE = re.compile(r"# (\S+\.yaml)\n")
 
 FEW = {
     "certify": shlex.split(
-        "--risk 0.5 --calibration 20 --samples 2 --timed 0 --layer 11 --keep 0 "
+        "--risk 0.5 --calibration 10 --samples 1 --timed 0 --layer 11 --keep 0 "
         "--signals image_attention"
     ),
     "cliff": ["--samples", "1", "--calibration", "1"],
-    "compare": ["--samples", "1", "--timed", "0"],
+    "compare": ["--samples", "1", "--timed", "0", "--keep", "0.25"],
     "study": ["--samples", "1", "--calibration", "1", "--timed", "0"],
     "export-policy": ["--samples", "1"],
     "faithfulness": [
@@ -97,8 +98,10 @@ SHORTER = {
     },
     "certify-a-truncation": {"risk=0.05": "settings=few"},
     "choose-a-truncation": {'out="study-2"': f'out="study-2", {FEW_SAMPLES}, timed=0'},
+    "explain-many-answers": {"samples=3": "samples=1", "samples=2": "samples=1"},
     "find-the-cliff": {'out="cliff-2"': f'out="cliff-2", {FEW_SAMPLES}'},
     "report": {"steps=64": "steps=2"},
+    "videos": {"steps=8": "steps=2"},
     "tasks": {"answers = [...]": 'answers = ["yes"] * len(samples)'},
 }
 """What is put into a page's Python in place of what takes long, or of an ellipsis."""
@@ -169,6 +172,8 @@ def test_the_blocks_of_a_page_run(name, tmp_path, monkeypatch):
 def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) -> None:
     """Put files and names there that a page takes to be there."""
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
+    png_alone(monkeypatch)
     text = (DOCS / f"{name}.md").read_text("utf-8")
     assert CliRunner().invoke(cli.app, ["sample", "--out", "."]).exit_code == 0
     shutil.copy("questions.jsonl", "my-questions.jsonl")
@@ -183,7 +188,7 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         names |= {"vlmflow": vlmflow, "vlm": vlmflow.load("scenes-llava")}
     if name.startswith("certify"):
         names["few"] = CertifySettings(
-            risk=0.5, calibration=20, samples=2, layers=(11,), keeps=(0.0,), timed=0
+            risk=0.5, calibration=10, samples=1, layers=(11,), keeps=(0.0,), timed=0
         )
     if name == "certify":
         vlm = vlmflow.load("scenes-llava")
@@ -215,6 +220,17 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         }.items():
             given = f"pretrained=scenes-llava,{arguments}".rstrip(",")
             logged(Path("runs", run), given, right=right, count=60, task="my_task")
+
+
+def png_alone(monkeypatch: Any) -> None:
+    """Let figures be written without their PDFs, which take longest; tests/reports has both."""
+    written = figure_files.figure_files
+
+    def write(figures: Any, _formats: Any = ()) -> dict[str, bytes]:
+        return written(figures, ("png",))
+
+    for module in (figure_files, all_figures):
+        monkeypatch.setattr(module, "figure_files", write)
 
 
 def sizes_of_llava(monkeypatch: Any) -> None:

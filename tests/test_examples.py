@@ -13,6 +13,7 @@ import yaml
 from nbclient import NotebookClient
 
 import vlmflow
+from tests.test_docs import png_alone
 from vlmflow.studies.truncations.plan import Plan
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -41,7 +42,10 @@ def _forget_classes():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_runs_as_it_stands(path, tmp_path, monkeypatch, capsys):
+    """But for the steps in which a map is tested, and PDFs."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
+    png_alone(monkeypatch)
     monkeypatch.setattr(sys, "argv", [str(path)])
     assert len(path.read_text("utf-8").splitlines()) < 40
     runpy.run_path(str(path), run_name="__main__")

@@ -217,7 +217,7 @@ def test_circles_and_lazy_imports_are_seen():
     # Real ones: at the top, inside a function, and for a type.
     assert "vlmflow.explanation.explain" in imports()["vlmflow.model_api"]
     assert "vlmflow.api" in imports()["vlmflow"]
-    assert "vlmflow.lvlm.images" in imports()["vlmflow.cli.trust"]
+    assert "vlmflow.trust.controls" in imports()["vlmflow.cli.trust"]
 
 
 def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:

@@ -160,6 +160,7 @@ def faithfulness(
     out: str | os.PathLike[str] | None = None,
     samples: int = 100,
     calibration: int = 20,
+    combine: bool = False,
     protocol: str = "vlmflow",
     replacements: Sequence[str] | None = None,
     steps: int | None = None,
@@ -193,6 +194,9 @@ def faithfulness(
         nothing is written.
     samples, calibration : int
         Samples of the test split, and of the calibration split, on which layers are chosen.
+    combine : bool
+        Also try combinations of the best maps on the calibration split (pairs, and sums over the
+        first layers), and report the best one, as a signal of its own.
     protocol : str
         ``"vlmflow"`` (black and removal of tokens, 16 steps) or ``"eagle"`` (black, 64 regions, one
         per step; arXiv 2509.22496), which fixes the next two.
@@ -228,6 +232,7 @@ def faithfulness(
     settings = FaithfulnessSettings(
         samples=samples,
         calibration=calibration,
+        combine=combine,
         protocol=protocol,
         replacements=given_list("replacements", replacements),
         steps=steps,

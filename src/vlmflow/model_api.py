@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from PIL.Image import Image as Picture
-
 from vlmflow.explanation.explain import explain
 from vlmflow.explanation.truncated import check_truncation, with_truncation
 from vlmflow.flow.options import ExplainOptions
@@ -125,9 +123,9 @@ class LVLM(lvlm_model.LVLM):
             check_truncation(self, truncation)
         flow = explain(self, images, question, answer, options, progress=progress)
         if trust:
-            pictures = self.prepare(images, question).images
+            visuals = self.prepare(images, question).visuals
             batch = 4 if low_memory else BATCH
-            flow = with_trust(self, flow, pictures, batch=batch, progress=progress)
+            flow = with_trust(self, flow, visuals, batch=batch, progress=progress)
         if truncation is not None:
             prompt = self.prepare(images, question)
             flow = with_truncation(self, flow, prompt, truncation, max_new_tokens=max_new_tokens)
@@ -140,7 +138,7 @@ class LVLM(lvlm_model.LVLM):
         layer: int | None = None,
         target: int | str = 0,
         *,
-        images: Sequence[Picture] | None = None,
+        images: Sequence[VisualSource] | None = None,
         image: int = 0,
         replacement: str = "black",
         steps: int = STEPS,
@@ -161,12 +159,15 @@ class LVLM(lvlm_model.LVLM):
         signal, layer, target
             The map, as for :meth:`InformationFlow.map`; the target's token is what is scored. Or a
             control in its place: ``"random"``, ``"centre"``, ``"uniform"``, ``"edges"``.
-        images : sequence of PIL.Image, optional
-            The pictures asked about, where they are larger than the copies in ``flow``.
+        images : sequence of pictures and videos, optional
+            All that was asked about, where pictures are larger than the copies in ``flow``, or one
+            is a video.
         image : int
-            Which of them appears and vanishes.
+            Which picture of the result appears and vanishes; of a video's groups of frames all do,
+            a pixel in all frames of its group at once.
         replacement : str
-            ``"black"``, ``"blur"`` or ``"mean"`` colour, before the processor.
+            ``"black"``, ``"blur"`` or ``"mean"`` colour, of each frame its own, before the
+            processor.
         steps, batch : int
             Steps of a curve, and pictures to a forward pass.
         progress : callable, optional

@@ -57,8 +57,8 @@ def literal(text: str) -> Any:
     return value if isinstance(value, str | tuple | list | None) else text
 
 
-def split_outside_brackets(text: str) -> list[str]:
-    """Split a text at the commas that are outside brackets and quotes."""
+def split_outside_brackets(text: str, at: str = ",") -> list[str]:
+    """Split a text at the commas, or other signs, that are outside brackets and quotes."""
     parts, depth, quote, start = [], 0, "", 0
     for place, sign in enumerate(text):
         if quote:
@@ -69,7 +69,7 @@ def split_outside_brackets(text: str) -> list[str]:
             depth += 1
         elif sign in ")]":
             depth -= 1
-        elif sign == "," and depth == 0:
+        elif sign == at and depth == 0:
             parts.append(text[start:place])
             start = place + 1
     parts.append(text[start:])

@@ -25,16 +25,16 @@ def run(*arguments):
 
 
 def test_one_sentence_and_one_object(asked):
-    said = run(*asked, "--signal", "saliency", "--layer", 4, "--steps", 16)
+    said = run(*asked, "--signal", "saliency", "--layer", 4, "--steps", 4)
     assert said.exit_code == 0, said.output
     (line,) = said.stdout.splitlines()
     assert line.startswith("'70'. The saliency at layer 4 ranks regions better than chance")
     facts = json.loads(
-        run(*asked, "--signal", "saliency", "--layer", 4, "--steps", 16, "--json").stdout
+        run(*asked, "--signal", "saliency", "--layer", 4, "--steps", 4, "--json").stdout
     )
     assert f"{facts['difference']:+.3f}" in line
     assert facts["difference"] == pytest.approx(facts["insertion"] - facts["deletion"])
-    assert len(facts["insertion_curve"]) == 17
+    assert len(facts["insertion_curve"]) == 5
     assert len(facts["random"]) == 8
 
 

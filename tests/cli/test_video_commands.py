@@ -85,6 +85,30 @@ def test_studies_take_a_file_of_questions_about_videos(files):
     assert set(results["failure"]) == {""}
 
 
+def test_maps_of_videos_are_tested(files, monkeypatch):
+    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 1)
+    asked = ("clip.mp4", "What is it?", "--max-new-tokens", 1)
+    by_map = ("--signal", "attention", "--layer", 1, "--frames", 3, "--steps", 2)
+    (line,) = said("trust", *asked, *by_map).splitlines()
+    assert "The attention at layer 1 ranks regions" in line
+    said("explain", *asked, "--signals", "attention", "--whole", "--trust", "--out", "out")
+    (tested,) = InformationFlow.load(files / "out").trust
+    assert f"{tested.difference:+.3f}" in str(tested)
+
+
+def test_maps_are_tested_over_a_task_about_videos(files):
+    said(
+        *("faithfulness", "scenes-clips", "--out", "faith", "--signals", "attention"),
+        *("--samples", 1, "--calibration", 1, "--layer", 1, "--layer", 2, "--steps", 1),
+        *("--sanity", 0, "--timed", 0),
+    )
+    samples = pd.read_csv(files / "faith" / "samples.csv", keep_default_na=False)
+    assert set(samples["failure"]) == {""}
+    maps = pd.read_csv(files / "faith" / "maps.csv")
+    assert set(maps["replacement"]) == {"black", "tokens"}
+    assert not (files / "faith" / "places.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
@@ -92,9 +116,9 @@ def test_studies_take_a_file_of_questions_about_videos(files):
         (("generate", "missing.mp4", "?"), "missing.mp4' does not exist"),
         (("generate", "picture.png", "?", "--frames", "2"), "--frames 2 is for video files"),
         (("generate", "clip.mp4", "?", "--frames", "0"), "frames=0; give an integer from 1"),
-        (("explain", "clip.mp4", "?", "--trust"), "--trust inserts and deletes pictures, not"),
         (("explain", "clips.jsonl", "--frames", "2"), "--frames is for one picture"),
-        (("trust", "clip.mp4", "?"), "clip.mp4' cannot be inserted and deleted"),
+        (("trust", "missing.mp4", "?"), "missing.mp4' does not exist"),
+        (("trust", "picture.png", "?", "--frames", "2"), "--frames 2 is for video files"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(files, arguments, pattern):

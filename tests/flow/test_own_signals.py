@@ -387,7 +387,7 @@ def test_maps_are_in_tables_pages_and_figures(flow, tmp_path):
     assert about["colour"] == "#0072b2"
     assert about["source"] == "this file"
     assert head["about"]["middle_layers"]["summed"] == [1, 2]
-    paths = save_figures(flow, tmp_path / "figures")
+    paths = save_figures(flow, tmp_path / "figures", ("png",))
     assert {path.stem for path in paths} >= {f"maps_{signal.known_as()}" for signal in OWN}
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.families import FAMILIES, PATCH
+from tests.support.families import PATCH, WITHOUT_EXPERTS
 from tests.support.on_torch import same_on_torch
 
 each_family = pytest.mark.parametrize(
     "family",
-    [family for family in FAMILIES if not family.queries],
+    [family for family in WITHOUT_EXPERTS if not family.queries],
     ids=lambda family: family.name,
 )
 

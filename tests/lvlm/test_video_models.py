@@ -19,7 +19,7 @@ from tests.support.masked_truncation import masked_logits
 from tests.support.reference import measure_slowly
 from tests.support.tiny_family import TILE
 from tests.support.tiny_tiled import llava_onevision
-from tests.support.tiny_video import VIDEO_FAMILIES, video
+from tests.support.tiny_video import WITHOUT_EXPERTS, video
 from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.llava_cam_smooth import LlavaCamSmooth
@@ -32,7 +32,7 @@ from vlmflow.truncation import Truncation
 from vlmflow.truncation.shared_answers import shared_answers
 
 BY_PLACE = {row.model_type for row in SUPPORTED if row.by_place}
-each_family = pytest.mark.parametrize("family", VIDEO_FAMILIES, ids=lambda family: family.name)
+each_family = pytest.mark.parametrize("family", WITHOUT_EXPERTS, ids=lambda family: family.name)
 
 
 def prompts(vlm, answers=ANSWERS):
@@ -172,7 +172,7 @@ def test_an_oracle_ranking_reads_videos(family):
 
 @pytest.mark.parametrize(
     "family",
-    [family for family in VIDEO_FAMILIES if family.model_type in BY_PLACE],
+    [family for family in WITHOUT_EXPERTS if family.model_type in BY_PLACE],
     ids=lambda family: family.name,
 )
 def test_places_are_those_of_the_grids_also_while_generating(family, monkeypatch):
@@ -214,7 +214,7 @@ def test_places_are_those_of_the_grids_also_while_generating(family, monkeypatch
 ODD = TinyFamily(
     "llava_onevision", partial(llava_onevision, side=TILE + PATCH), slack=PATCH, variant="odd"
 )
-BOXED = [*VIDEO_FAMILIES, ODD]
+BOXED = [*WITHOUT_EXPERTS, ODD]
 
 
 @pytest.fixture(scope="module")

@@ -232,7 +232,7 @@ def test_the_command_takes_a_class_of_the_working_directory(tmp_path, monkeypatc
     before = list(sys.path)
     arguments = [
         *("compare", "--rank-by", "my_rankings:Mine(power=2)", "--against", "diversity"),
-        *("--task", "scenes-existence", "--layer", "1", "--keep", "0.5", "--samples", "2"),
+        *("--task", "scenes-existence", "--layer", "1", "--keep", "0.5,4", "--samples", "2"),
         *("--timed", "0", "--model", "model", "--out", "out"),
     ]
     result = CliRunner().invoke(cli.app, arguments)

@@ -31,7 +31,7 @@ from tests.support.tiny_tiled import (
     smolvlm,
 )
 
-__all__ = ["FAMILIES", "LAYERS", "PATCH", "SIZES", "TinyFamily", "picture"]
+__all__ = ["FAMILIES", "LAYERS", "PATCH", "SIZES", "WITHOUT_EXPERTS", "TinyFamily", "picture"]
 
 SIZES = ((30, 20), (17, 41))
 """Width and height of the pictures that a test of a batch looks at."""
@@ -68,3 +68,6 @@ FAMILIES = (
     TinyFamily("blip-2", blip2, queries=True, norm="final_layer_norm"),
     TinyFamily("instructblip", instructblip, queries=True),
 )
+
+WITHOUT_EXPERTS = tuple(family for family in FAMILIES if not family.model_type.endswith("_moe"))
+"""Those that differ before the decoder: mixtures of experts see as their dense siblings do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import vlmflow
+from tests.support import families
 from tests.support.families import FAMILIES, SIZES, TinyFamily, picture
 from vlmflow.lvlm.families.table import SUPPORTED
 
@@ -10,6 +11,7 @@ WITH_VIDEOS = {row.model_type for row in SUPPORTED if row.videos}
 VIDEO_FAMILIES = [
     family for family in FAMILIES if family.model_type in WITH_VIDEOS and not family.variant
 ]
+WITHOUT_EXPERTS = [family for family in VIDEO_FAMILIES if family in families.WITHOUT_EXPERTS]
 
 
 def named(name: str) -> TinyFamily:

@@ -152,7 +152,7 @@ def compiling():
 
 
 def test_decoding_is_compiled_as_a_whole_and_once(compiling):
-    model, processor = tiny_llava(5, layers=4)
+    model, processor = tiny_llava(5, layers=2)
     model.generation_config.eos_token_id = None
     vlm = LVLM(model, processor)
     # The longest prompt first: transformers makes no smaller cache after a large one.
@@ -266,7 +266,7 @@ def test_a_refused_turn_leaves_the_cache_as_it_was(vlm: LVLM):
 
 
 def test_a_prompt_without_pictures_is_compiled_as_ever(compiling):
-    model, _ = tiny_llava(5, layers=4)
+    model, _ = tiny_llava(5, layers=2)
     model.generation_config.eos_token_id = None
     text = torch.arange(10, 22)[None]
     settings = {"do_sample": False, "max_new_tokens": STEPS, "cache_implementation": "static"}

@@ -83,11 +83,11 @@ def explained():
 def test_a_map_of_the_bundled_model_is_better_than_chance(explained):
     vlm, flow = explained
     seen = []
-    trust = vlm.trust(flow, "saliency", 4, steps=16, progress=lambda *pair: seen.append(pair))
+    trust = vlm.trust(flow, "saliency", 4, steps=4, progress=lambda *pair: seen.append(pair))
     assert len(trust.random) == ORDERS
     assert trust.difference > trust.limit > 0
     assert "better than chance for this answer" in str(trust)
-    assert seen[-1] == (2 * 16 * (1 + ORDERS),) * 2
+    assert seen[-1] == (2 * 4 * (1 + ORDERS),) * 2
     # The ends are the picture and its replacement.
     assert trust.curves.insertion[-1] == pytest.approx(trust.curves.deletion[0])
     assert trust.curves.insertion[-1] == pytest.approx(
@@ -107,9 +107,9 @@ def test_a_token_is_scored_alone(explained):
 
 def test_controls_stand_in_for_maps(explained, monkeypatch):
     vlm, flow = explained
-    random = vlm.trust(flow, "random", steps=8)
+    random = vlm.trust(flow, "random", steps=2)
     assert str(random).startswith("The random control ranks regions")
-    assert vlm.trust(flow, "centre", steps=8).difference != random.difference
+    assert vlm.trust(flow, "centre", steps=2).difference != random.difference
     unseen = np.isnan(flow.pixel_map("flow_map"))
     assert unseen.any()
     tested = []

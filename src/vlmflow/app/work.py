@@ -171,7 +171,10 @@ def test(
         raise InputError("a map is named by its signal, layer and answer token; choose one again")
     pictures = [picture for picture in exchange.pictures if isinstance(picture, Image)]
     if len(pictures) < len(exchange.pictures):
-        raise InputError("a video cannot be inserted and deleted; ask about frames as pictures")
+        raise InputError(
+            "this page tests maps of pictures alone: of a video every step would show the model "
+            "all frames; run 'vlmflow trust' on the file"
+        )
     about = exchange.flow.map_info(signal)
     with interruptible(vlm.model, job.check):
         tested = vlm.trust(

@@ -188,8 +188,6 @@ def explain(
             if text is not None:
                 check_text(option, text)
         visuals = options.open_visuals((image, *(more_images or ())), frames)
-        if trust:
-            options.pictures_alone(visuals, "--trust")  # before the model is loaded
         _run(
             visuals,
             question,
@@ -276,7 +274,7 @@ def _run(
             flow = with_trust(
                 vlm,
                 flow,
-                options.pictures_alone(images, "--trust"),
+                images,
                 batch=4 if settings.low_memory else 16,
                 progress=lambda done, total: show("Inserting and deleting", done, total),
             )

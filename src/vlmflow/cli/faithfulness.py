@@ -70,6 +70,14 @@ def faithfulness(
     calibration: Annotated[
         int, typer.Option(help="Samples of the calibration split, on which layers are chosen.")
     ] = 20,
+    combine: Annotated[
+        bool,
+        typer.Option(
+            "--combine",
+            help="Also try normalised sums of the best maps on the calibration split, and report "
+            "the best one.",
+        ),
+    ] = False,
     protocol: Annotated[
         ProtocolName,
         typer.Option(help="vlmflow: black and tokens, 16 steps; eagle: black, 64 regions."),
@@ -145,6 +153,7 @@ def faithfulness(
                 out=out,
                 samples=samples,
                 calibration=calibration,
+                combine=combine,
                 protocol=protocol.value,
                 replacements=replacements,
                 steps=steps,
@@ -180,5 +189,5 @@ def print_faithfulness(study: FaithfulnessStudy) -> None:
     for line in columns(rows, right=True, gap=3):
         typer.echo(printable(line))
     typer.echo()
-    for line in caveats(study.facts, frame):
+    for line in (*caveats(study.facts, frame), *study.combined_lines()):
         typer.echo(printable(line))

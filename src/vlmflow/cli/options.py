@@ -18,7 +18,6 @@ from vlmflow.parameters import split_outside_brackets
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vlmflow.lvlm.chat import VisualSource
     from vlmflow.lvlm.video_files import VideoFile
     from vlmflow.studies.batching.batch_size import Batch
     from vlmflow.truncation.ways import Way
@@ -68,16 +67,6 @@ def open_visuals(paths: Sequence[Path], frames: int | None) -> list[Image | Vide
     if frames is not None and not any(isinstance(visual, VideoFile) for visual in visuals):
         raise InputError(f"--frames {frames} is for video files, but only pictures are given")
     return visuals
-
-
-def pictures_alone(visuals: Sequence[VisualSource], option: str) -> list[Image]:
-    """Return opened pictures, where an option inserts and deletes them and takes no videos."""
-    from PIL.Image import Image
-
-    pictures = [visual for visual in visuals if isinstance(visual, Image)]
-    if len(pictures) < len(visuals):
-        raise InputError(f"{option} inserts and deletes pictures, not videos; leave it out")
-    return pictures
 
 
 def as_target(words: str | None, tokens: str | None) -> str | range | None:

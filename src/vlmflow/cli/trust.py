@@ -19,7 +19,6 @@ from vlmflow.cli.terminal import (
     progress,
     quiet_libraries,
 )
-from vlmflow.errors import InputError
 
 
 class Replacement(str, Enum):
@@ -48,6 +47,7 @@ def trust(
             help="Its layer, counted from 0.", show_default="none, for one map of all layers"
         ),
     ] = None,
+    frames: options.VideoFrames = None,
     replacement: Annotated[
         Replacement, typer.Option(help="What stands where the picture is not shown.")
     ] = Replacement.BLACK,
@@ -62,13 +62,11 @@ def trust(
     revision: options.Revision = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Insert and delete the picture in the order of a map, beside eight random maps.
+    """Insert and delete the picture, or video, in the order of a map, beside eight random maps.
 
     Prints one sentence: whether the map ranks regions better than chance for the model's answer.
     """
     with errors_in_one_line():
-        from vlmflow.lvlm.images import open_image
-        from vlmflow.lvlm.video_files import is_video_file
         from vlmflow.trust.controls import CONTROLS
 
         check_text("the question", question)
@@ -79,9 +77,7 @@ def trust(
         check_range("--batch", batch, 1)
         if layer is not None:
             check_range("--layer", layer, 0)
-        if is_video_file(image):
-            raise InputError(f"video {str(image)!r} cannot be inserted and deleted; give a picture")
-        picture = open_image(image)
+        visuals = options.open_visuals([image], frames)
         with progress() as show:
             show(f"Loading {model}")
             quiet_libraries()
@@ -101,7 +97,7 @@ def trust(
             vlm = vlmflow.load(model, device=device, dtype=dtype and dtype.value, revision=revision)
             show("Measuring")
             flow = vlm.explain(
-                picture,
+                visuals,
                 question,
                 target=words,
                 of=of.value,
@@ -115,7 +111,7 @@ def trust(
                 flow,
                 chosen,
                 layer,
-                images=[picture],
+                images=visuals,
                 replacement=replacement.value,
                 steps=steps,
                 batch=batch,

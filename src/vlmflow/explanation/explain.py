@@ -14,6 +14,7 @@ import torch
 import transformers
 from PIL import Image
 
+from vlmflow.explanation.combined_map import combined_map, with_parts
 from vlmflow.explanation.own_passes import own_map
 from vlmflow.explanation.path import path_map
 from vlmflow.explanation.smoothing import COPIES_AT_ONCE, smoothed_map
@@ -68,12 +69,11 @@ def explain_prompt(
     generated = answer is None and options.of == ANSWER
     prompt, words = explained_prompt(vlm, prompt, question, answer, options)
 
-    direct = {name: signal for name, signal in options.named.items() if signal.in_one_pass}
+    signals = with_parts(options).named
+    direct = {name: signal for name, signal in signals.items() if signal.in_one_pass}
     at_once = 1 if options.low_memory else COPIES_AT_ONCE
     passes = count_passes([prompt.layout], options, direct.values()) + 1  # one without the picture
-    passes += sum(
-        _extra_passes(signal, prompt, options, at_once) for signal in options.named.values()
-    )
+    passes += sum(_extra_passes(own, prompt, options, at_once) for own in signals.values())
     done = 0
 
     def on_pass() -> None:
@@ -97,7 +97,7 @@ def explain_prompt(
     effect = picture_effect(vlm, prompt, measured.log_probabilities)
     prompt = replace(prompt, layout=layout_after_run())
     maps, flags = dict(measured.maps), dict(measured.flags)
-    for name, signal in options.named.items():
+    for name, signal in signals.items():
         if signal.noise is not None:
             maps[name], flags[name] = smoothed_map(
                 vlm, prompt, signal, options, on_pass=on_pass, at_once=at_once
@@ -108,6 +108,10 @@ def explain_prompt(
             )
         elif signal.has_own_passes:
             maps[name], flags[name] = own_map(vlm, prompt, signal, options, on_pass=on_pass)
+    own = {signal: (maps[name], flags[name]) for name, signal in signals.items()}
+    for signal in options.named.values():
+        if signal.made_of:
+            own[signal] = combined_map(signal, own)
     done = max(done, passes - 1)  # a search may have ended early
     on_pass()
     layout = prompt.layout
@@ -128,8 +132,8 @@ def explain_prompt(
         saliency_sum=measured.saliency_sum if options.gradients else None,
         picture_effect=effect,
         text_attention=TextAttention(rows, measured.kept_attention),
-        maps={name: maps[name] for name in options.named},
-        flags={name: flags[name] for name in options.named},
+        maps={name: own[signal][0] for name, signal in options.named.items()},
+        flags={name: own[signal][1] for name, signal in options.named.items()},
         about={name: _info(name, signal, vlm.num_layers) for name, signal in options.named.items()},
         settings={
             **options.to_json(),
@@ -167,7 +171,7 @@ def _info(name: str, signal: Signal, layers: int) -> MapInfo:
     # Only two signals of one class have their parameters in the name.
     parameters = name.removeprefix(signal.known_as())
     return MapInfo(
-        label=(signal.label or signal.known_as()) + (f" {parameters}" if parameters else ""),
+        label=signal.shown_as() + (f" {parameters}" if parameters and not signal.made_of else ""),
         summary=signal.in_one_line(),
         source=signal.source,
         colour=signal.colour,

@@ -119,6 +119,10 @@ def measure(
                 f"signal {name!r} runs passes of its own, about one answer at a time; measure it "
                 "with vlm.explain"
             )
+        if signal.made_of:
+            raise InputError(
+                f"signal {name!r} is made of other signals' maps; measure it with vlm.explain"
+            )
     layers_of = {name: _layers_of(name, signal, len(layers)) for name, signal in chosen.items()}
     on_pass = on_pass or (lambda: None)
     records = [

@@ -180,7 +180,7 @@ class LVLM:
             processor=self.processor,
             name=self.name,
         )
-        prompt = Prompt(inputs, layout, pictures, text, lead=lead)
+        prompt = Prompt(inputs, layout, pictures, text, lead=lead, visuals=visuals)
         self._require_room(len(layout))
         return prompt if answer is None else self.with_answer(prompt, answer)
 

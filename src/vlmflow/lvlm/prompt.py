@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from vlmflow.lvlm.chat import Visual
 from vlmflow.lvlm.layout import TokenLayout
 
 
@@ -31,6 +32,8 @@ class Prompt:
         Text of the answer that stands at the end of ``inputs``, if there is one.
     lead : str
         White space that this model's chat template puts before an answer.
+    visuals : tuple of PIL pictures and Video
+        The same as ``images``, videos with every frame that the model is shown.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -39,6 +42,7 @@ class Prompt:
     text: str
     answer: str | None = None
     lead: str = ""
+    visuals: tuple[Visual, ...] = ()
 
     @property
     def answer_ids(self) -> tuple[int, ...]:

@@ -90,6 +90,7 @@ def _tables(result: Study) -> tuple[str, dict[str, bytes]]:
             "agreement.csv": result.agreement_frame(),
             "drawn_weights.csv": result.drawn_frame(),
             "layers_tried.csv": result.choice_frame(),
+            "combinations_tried.csv": result.combination_frame(),
             "costs.csv": result.cost_frame(),
             "samples.csv": result.sample_frame(),
             "places.csv": result.place_frame(),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from PIL import Image
-
 from vlmflow.errors import InputError
+from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.model import LVLM
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.reading import smallest_box
@@ -22,7 +21,7 @@ EXPLAINED_STEPS = 8
 def with_trust(
     vlm: LVLM,
     flow: InformationFlow,
-    images: Sequence[Image.Image],
+    images: Sequence[VisualSource],
     *,
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
@@ -30,14 +29,14 @@ def with_trust(
     """Return a result with its map, for the whole answer, inserted and deleted.
 
     The map is the one that the result is shown with; of several pictures, the one that holds half
-    of the map in the smallest box comes and goes.
+    of the map in the smallest box comes and goes; of a video, all of it.
 
     Parameters
     ----------
     vlm, flow : LVLM, InformationFlow
         The model, and what it measured.
-    images : sequence of PIL.Image
-        The pictures asked about.
+    images : sequence of pictures and videos
+        All that was asked about.
     batch : int
         Pictures to a forward pass.
     progress : callable, optional

@@ -42,8 +42,14 @@ def pixel_ranks(values: npt.ArrayLike, seed: int = 0) -> npt.NDArray[np.int64]:
     return ranks_over([values], seed)[0]
 
 
-def ranks_over(maps: Sequence[npt.ArrayLike], seed: int = 0) -> list[npt.NDArray[np.int64]]:
-    """Rank the pixels of several pictures' maps in one order; see :func:`pixel_ranks`."""
+def ranks_over(
+    maps: Sequence[npt.ArrayLike], seed: int = 0, frames: Sequence[int] | None = None
+) -> list[npt.NDArray[np.int64]]:
+    """Rank the pixels of several pictures' maps in one order; see :func:`pixel_ranks`.
+
+    ``frames`` says how many frames of a video each map is painted over (None: each over a picture):
+    a pixel that comes in two frames counts twice, so that ranks are numbers of pixels before it.
+    """
     arrays = [np.asarray(values, dtype=np.float64) for values in maps]
     for array in arrays:
         if array.ndim != 2 or not array.size:
@@ -64,10 +70,15 @@ def ranks_over(maps: Sequence[npt.ArrayLike], seed: int = 0) -> list[npt.NDArray
     unseen = np.isnan(strengths)
     order = np.lexsort((np.arange(strengths.size), ties, -strengths, unseen))
     seen = int((~unseen).sum())
+    sizes = [array.size for array in arrays]
+    counts = np.repeat([1] * len(arrays) if frames is None else list(frames), sizes)[order]
     ranks = np.empty(strengths.size, dtype=np.int64)
-    ranks[order[:seen]] = np.arange(seen)
-    ranks[order[seen:]] = np.arange(strengths.size - seen) * seen // max(1, strengths.size - seen)
-    ends = np.cumsum([array.size for array in arrays])[:-1]
+    before = np.cumsum(counts) - counts
+    total = int(counts[:seen].sum())
+    ranks[order[:seen]] = before[:seen]
+    unseen_total = max(1, int(counts[seen:].sum()))
+    ranks[order[seen:]] = (before[seen:] - total) * total // unseen_total
+    ends = np.cumsum(sizes)[:-1]
     parts = np.split(ranks, ends)
     return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
 

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.as_found import as_found
 from vlmflow.lvlm.batch import collate, pad_id
+from vlmflow.lvlm.chat import Visual
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.model_parts import logits_at
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.lvlm.words import words_as_answer
 from vlmflow.removal.chosen import logits_without
 from vlmflow.result.explained_words import ExplainedWords
+from vlmflow.trust.made import Made
 
 BATCH = 16
 
@@ -28,9 +29,9 @@ Question = str | Sequence[Mapping[str, Any]]
 
 def token_probabilities(
     vlm: LVLM,
-    pictures: Sequence[Image.Image],
-    others: Sequence[Image.Image],
-    image: int,
+    shown: Sequence[Visual],
+    others: Sequence[Visual],
+    place: int,
     question: Question,
     answer: Sequence[int],
     *,
@@ -38,14 +39,14 @@ def token_probabilities(
     batch: int = BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Return the probability of every token of an answer, under each of some pictures.
+    """Return the probability of every token of an answer, under each of some pictures or videos.
 
     Parameters
     ----------
     vlm : LVLM
         The model; left as found.
-    pictures : sequence of n PIL.Image
-        What takes the place of picture ``image`` among ``others``, the pictures of the question.
+    shown : sequence of n PIL.Image or Video
+        What takes the place of number ``place`` among ``others``, all that the question is about.
     question, answer
         As for :meth:`vlmflow.LVLM.prepare`; the answer as T token ids.
     words : ExplainedWords, optional
@@ -59,9 +60,7 @@ def token_probabilities(
     -------
     (n, T) float64
     """
-    if type(batch) is not int or batch < 1:
-        raise InputError(f"batch={batch!r}, but a forward pass takes at least one picture")
-    sets = [[*others[:image], picture, *others[image + 1 :]] for picture in pictures]
+    sets = Made(len(shown), lambda n: [*others[:place], shown[n], *others[place + 1 :]])
     scores = answer_logprobs(
         vlm, sets, question, answer, words=words, batch=batch, on_batch=on_batch
     )
@@ -70,7 +69,7 @@ def token_probabilities(
 
 def answer_logprobs(
     vlm: LVLM,
-    sets: Sequence[Sequence[Image.Image]],
+    sets: Sequence[Sequence[Visual]],
     question: Question,
     answer: Sequence[int],
     *,
@@ -78,10 +77,10 @@ def answer_logprobs(
     batch: int = BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Return the log-probability of every token of an answer about each of some sets of pictures.
+    """Return the log-probability of every token of an answer about each of some sets of visuals.
 
-    Parameters are those of :func:`token_probabilities`, but for ``sets``: of n times all pictures
-    of the question.
+    Parameters are those of :func:`token_probabilities`, but for ``sets``: of n times all
+    pictures and videos of the question.
 
     Returns
     -------

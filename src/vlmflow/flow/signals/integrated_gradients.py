@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlmflow.flow.signals.gradient_input import GradientInput
 from vlmflow.flow.signals.layer_view import LayerView
-from vlmflow.flow.signals.signal import Path
+from vlmflow.flow.signals.other_inputs import Path
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vlmflow.errors import InputError
 from vlmflow.flow.signals.llava_cam import LlavaCam
-from vlmflow.flow.signals.signal import Noise
+from vlmflow.flow.signals.other_inputs import Noise
 from vlmflow.parameters import check_integer
 
 

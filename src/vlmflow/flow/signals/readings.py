@@ -5,11 +5,12 @@ from __future__ import annotations
 ATTENTION, SALIENCY, FEATURES = "attention", "saliency", "features"
 HEADS, HEAD_GRADIENTS = "heads", "head_gradients"
 LOGITS, REMOVAL = "logits", "removal"
+MAPS = "maps"
 
-READS = (ATTENTION, SALIENCY, FEATURES, HEADS, HEAD_GRADIENTS, LOGITS, REMOVAL)
+READS = (ATTENTION, SALIENCY, FEATURES, HEADS, HEAD_GRADIENTS, LOGITS, REMOVAL, MAPS)
 """See :attr:`vlmflow.flow.signals.signal.Signal.reads`."""
 
-TOGETHER = ((ATTENTION, SALIENCY), (FEATURES,), (HEADS, HEAD_GRADIENTS), (LOGITS, REMOVAL))
+TOGETHER = ((ATTENTION, SALIENCY), (FEATURES,), (HEADS, HEAD_GRADIENTS), (LOGITS, REMOVAL), (MAPS,))
 """What is seen at the same time: a signal reads of one group alone."""
 
 NEED_GRADIENTS = (SALIENCY, FEATURES, HEAD_GRADIENTS)

@@ -6,24 +6,27 @@ this folder; names and instances are what ``vlm.explain(..., signals=[...])`` ta
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from vlmflow.errors import InputError
 from vlmflow.extensions import Extension
+from vlmflow.flow.signals.other_inputs import Noise as Noise
+from vlmflow.flow.signals.other_inputs import Path as Path
 from vlmflow.flow.signals.readings import (
     FEATURES,
     HEAD_GRADIENTS,
     HEADS,
     LOGITS,
+    MAPS,
     NEED_GRADIENTS,
     READS,
     REMOVAL,
     ROWS,
     TOGETHER,
 )
-from vlmflow.parameters import check_integer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,51 +44,22 @@ POST_ATTENTION_NORM = "post_attention_norm"
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Noisy pictures that a map is averaged over.
-
-    ``copies`` of them, with noise of this standard deviation in normalised pixel values, drawn
-    from ``seed``.
-    """
-
-    copies: int
-    deviation: float
-    seed: int
-
-
-MOST_STEPS = 1000
-"""Points that a path may have; finding them takes a matrix of so many rows and columns."""
-
-BASELINES = ("mean", "zero")
-"""Where a path of image embeddings starts, see :class:`Path`."""
-
-
-@dataclass(frozen=True)
-class Path:
-    """A straight path of the image embeddings, from a baseline ``x'`` to the picture's own ``x``.
-
-    A map is the integral along it, by Gauss and Legendre's rule with ``steps`` points
-    ``x' + a (x - x')``. ``baseline`` is ``"mean"`` (every image token is given the mean of all of
-    the prompt's) or ``"zero"``.
-    """
-
-    steps: int
-    baseline: str = "mean"
-
-    def __post_init__(self) -> None:
-        check_integer("steps", self.steps, least=1, most=MOST_STEPS)
-        if self.baseline not in BASELINES:
-            raise InputError(
-                f"baseline={self.baseline!r} is none of {', '.join(map(repr, BASELINES))}"
-            )
-
-
-@dataclass(frozen=True)
 class Passes:
     """What a map takes: forward and backward passes over one prompt with its answer."""
 
     forward: int
     backward: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A map that another signal is made of.
+
+    Of one ``layer``, or of a signal with one map for all layers, where it is None.
+    """
+
+    signal: Signal
+    layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +94,9 @@ class Signal(Extension):
     ``"saliency"``: rows of attention times its gradient, of all text. ``"features"``: hidden states
     at a hook point of each layer, and their gradient. ``"heads"``: attention of every head and
     position, for :meth:`of_heads`; with ``"head_gradients"`` its gradient, too. ``"logits"`` and
-    ``"removal"``: passes of its own, for :meth:`of_answer`. ``("attention", "saliency")`` go
-    together, and so do the last two pairs; others are seen at different times.
+    ``"removal"``: passes of its own, for :meth:`of_answer`. ``"maps"``: the maps of other signals
+    (which, says :attr:`made_of`), for :meth:`of_maps`. ``("attention", "saliency")`` go together,
+    and so do the last two pairs; others are seen at different times.
     """
 
     rows: ClassVar[str] = "answer"
@@ -192,6 +167,30 @@ class Signal(Extension):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define of_answer")
 
+    def of_maps(self, maps: Tensor) -> Tensor:
+        """For ``"maps"``: make one map of those of other signals, for one target.
+
+        Parameters
+        ----------
+        maps : (K, P)
+            Those of :attr:`made_of`, in this order; 0 everywhere where one is not defined.
+
+        Returns
+        -------
+        (P,)
+            As :meth:`of_layer`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define of_maps")
+
+    @property
+    def made_of(self) -> tuple[Part, ...]:
+        """For ``"maps"``: the maps that it is made of; they are measured in the same passes."""
+        return ()
+
+    def shown_as(self) -> str:
+        """Return what pages and figures call it."""
+        return self.label or self.known_as()
+
     def pool(self, gradient: Tensor) -> Tensor:
         """For ``"features"``: keep less of the gradient than all of it, to save memory.
 
@@ -230,6 +229,14 @@ class Signal(Extension):
         tokens : int
             Answer tokens that are explained beside the whole answer; 0: the whole answer alone.
         """
+        if self.made_of:
+            own = [part.signal for part in self.made_of]
+            together = [one.passes(tokens) for one in own if one.in_one_pass]
+            alone = [one.passes(tokens) for one in dict.fromkeys(own) if not one.in_one_pass]
+            return Passes(
+                max((one.forward for one in together), default=0) + sum(a.forward for a in alone),
+                max((one.backward for one in together), default=0) + sum(a.backward for a in alone),
+            )
         copies = 1
         if self.noise is not None:
             copies = self.noise.copies
@@ -251,6 +258,8 @@ class Signal(Extension):
     @property
     def needs_gradients(self) -> bool:
         """Whether it takes backward passes."""
+        if any(part.signal.needs_gradients for part in self.made_of):
+            return True
         return any(reading in NEED_GRADIENTS for reading in self.all_reads)
 
     @property
@@ -274,7 +283,9 @@ class Signal(Extension):
     @property
     def in_one_pass(self) -> bool:
         """Whether the picture as it is, run once, shows all that it reads."""
-        return self.noise is None and self.path is None and not self.has_own_passes
+        if self.made_of or self.has_own_passes:
+            return False
+        return self.noise is None and self.path is None
 
     @property
     def searched_with(self) -> str:
@@ -283,7 +294,17 @@ class Signal(Extension):
         A map that was searched with a replacement is judged by another one: figures with its own
         are in-sample.
         """
-        return "removal of image tokens" if REMOVAL in self.all_reads else ""
+        if REMOVAL in self.all_reads:
+            return "removal of image tokens"
+        return next(filter(None, (part.signal.searched_with for part in self.made_of)), "")
+
+    def fingerprint(self) -> str:
+        """Hash it, and what it is made of; see :meth:`Extension.fingerprint`."""
+        own = super().fingerprint()
+        if not self.made_of:
+            return own
+        parts = [own, *(part.signal.fingerprint() for part in self.made_of)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def check_declared(self) -> None:
         """Raise InputError for a class that declares nothing, or what does not exist."""
@@ -324,9 +345,17 @@ class Signal(Extension):
     def _check_defined(self, name: str) -> None:
         """Refuse a class without the method that its readings are for, or that cannot be run."""
         method = "of_heads" if self.folds else "of_answer" if self.has_own_passes else "of_layer"
+        method = "of_maps" if MAPS in self.all_reads else method
         if getattr(type(self), method) is getattr(Signal, method):
-            takes = "self, attention, gradient" if self.folds else "self, seen"
-            raise InputError(f"signal {name!r} says nothing: define {method}({takes})")
+            takes = {"of_heads": "self, attention, gradient", "of_maps": "self, maps"}
+            raise InputError(
+                f"signal {name!r} says nothing: define {method}({takes.get(method, 'self, seen')})"
+            )
+        if (MAPS in self.all_reads) != bool(self.made_of):
+            raise InputError(
+                f"signal {name!r} reads maps if, and only if, it says which: declare reads = "
+                "'maps' and the property made_of"
+            )
         if self.has_own_passes and type(self).passes is Signal.passes:
             raise InputError(
                 f"signal {name!r} runs passes of its own: define passes(self, tokens=0), which "

@@ -38,7 +38,10 @@ def faithfulness_page(study: FaithfulnessStudy) -> str:
         model=shown(str(study.model["name"]), NAME_SHOWN),
         headline=headline(study.facts, frame),
         second=second_line(study.facts),
-        caveats=caveats(study.facts, frame),
+        caveats=[
+            *caveats(study.facts, frame),
+            *(shown(line, TEXT_SHOWN) for line in study.combined_lines()),
+        ],
         ways={name: WAYS[name] for name in study.settings.shown},
         differences=inline_figure(
             lambda layout: figure.difference_figure(study, frame, layout),

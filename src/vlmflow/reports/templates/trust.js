@@ -7,10 +7,13 @@ const TRUST_SERIES = [
 
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
 
+const isVideo = (tested) => Boolean(head.pictures[tested.image].frames);
+
 function testedName(tested) {
   const { label, summed, whole } = head.about[tested.signal] ?? { label: tested.signal };
   const where = tested.layer !== null ? `, layer ${tested.layer}` : whole ? ", the whole model" : summed ? `, summed over layers ${summed.join("–")}` : "";
-  return `${label}${where}, for ${targetName(tested.target)}${head.pictures.length > 1 ? `, picture ${tested.image + 1}` : ""}`;
+  const shown = isVideo(tested) ? ", the whole video" : head.pictures.length > 1 ? `, picture ${tested.image + 1}` : "";
+  return `${label}${where}, for ${targetName(tested.target)}${shown}`;
 }
 
 function offerTrust() {
@@ -31,7 +34,7 @@ function showTrust() {
   find("trust-says").textContent = tested.says;
   find("trust-name").textContent = testedName(tested);
   find("trust-show").hidden = !(tested.signal in head.about);
-  find("trust-how").textContent = `The picture appears, and vanishes, in ${tested.steps} steps of equal area, the map's strongest pixels first; ${{ black: "black", blur: "a blurred copy", mean: "its mean colour" }[tested.replacement] ?? tested.replacement} stands where it is not shown. The answer is fixed. ${2 * tested.steps * (1 + tested.random.length)} pictures were shown to the model for this.`;
+  find("trust-how").textContent = `The ${isVideo(tested) ? "video" : "picture"} appears, and vanishes, in ${tested.steps} steps of equal area, the map's strongest pixels first; ${{ black: "black", blur: "a blurred copy", mean: "its mean colour" }[tested.replacement] ?? tested.replacement} stands where it is not shown. The answer is fixed. ${2 * tested.steps * (1 + tested.random.length)} ${isVideo(tested) ? "videos" : "pictures"} were shown to the model for this.`;
   trustCurves(find("trust-chart"), tested);
   trustInterval(find("trust-interval"), tested);
 }

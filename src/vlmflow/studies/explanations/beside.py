@@ -53,7 +53,7 @@ class Beside:
             batch = LOW_MEMORY_BATCH if options.low_memory else BATCH
             # Where no map ranks anything there is nothing to test; the list says so.
             with suppress(InputError):
-                flow = with_trust(vlm, flow, prompt.images, batch=batch)
+                flow = with_trust(vlm, flow, prompt.visuals, batch=batch)
         if self.truncation is not None:
             flow = with_truncation(
                 vlm, flow, prompt, self.truncation, max_new_tokens=options.max_new_tokens

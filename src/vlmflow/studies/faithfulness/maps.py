@@ -67,10 +67,8 @@ def explained(
     Raises
     ------
     InputError
-        For a video, or a family whose tokens have no place in the picture.
+        For a family whose tokens have no place in the picture.
     """
-    if any(prompt.layout.frames):
-        raise InputError("a video cannot be inserted and deleted; ask about its frames as pictures")
     wants = any(signal.needs_gradients for signal in signals.values())
     options = ExplainOptions(
         signals=list(signals.values()),
@@ -78,7 +76,7 @@ def explained(
         low_memory=low_memory,
         gradients=wants,
     )
-    flow = explain(vlm, prompt.images, question, prompt.answer_ids, options)
+    flow = explain(vlm, prompt.visuals, question, prompt.answer_ids, options)
     if not flow.layout.grids:
         raise InputError(flow.layout.grids_missing or "the tokens have no place in the picture")
     return flow
@@ -93,7 +91,10 @@ def signal_map(flow: InformationFlow, signal: str, layer: int | None, target: in
 def control_maps(
     layout: TokenLayout, pictures: Sequence[Image.Image], seed: int
 ) -> dict[str, TokenMap]:
-    """Make the controls of one sample; the random one over its tokens, drawn from the seed."""
+    """Make the controls of one sample; the random one over its tokens, drawn from the seed.
+
+    ``pictures`` are those of the layout; a group of a video's frames has the controls of its first.
+    """
     generator = np.random.default_rng(seed)
     random = generator.random(layout.image_positions.size)
     maps = {RANDOM: TokenMap(random, painted(layout, random))}

@@ -8,8 +8,8 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from vlmflow.errors import InputError
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
@@ -97,10 +97,10 @@ class Appearing:
             shown = token_steps(chosen.values, steps, self.seed)
             scores = logprobs_with_tokens(self.vlm, self.prompt, shown, batch=self.settings.batch)
         else:
-            pictures: Sequence[Image.Image] = self.prompt.images
             sets = picture_steps(
-                pictures,
+                self.prompt.visuals,
                 chosen.painted,
+                frames=self.prompt.layout.frames,
                 replacement=replacement,
                 steps=steps,
                 seed=self.seed,
@@ -153,6 +153,11 @@ def measure_maps(
 ) -> Faithfulness:
     """Measure every map of an answered prompt, and every control."""
     settings = appearing.settings
+    if sample.box is not None and any(prompt.layout.frames):
+        raise InputError(
+            "the sample has a box, which says where in a picture the answer is, but not when in a "
+            "video; leave the box out"
+        )
     flow = explained(
         vlm,
         prompt,

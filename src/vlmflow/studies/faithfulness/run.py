@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from vlmflow.errors import InputError
 from vlmflow.flow.options import ExplainOptions
@@ -16,6 +17,13 @@ from vlmflow.lvlm.as_found import check_untruncated
 from vlmflow.lvlm.model import LVLM
 from vlmflow.result.map_info import MapInfo
 from vlmflow.studies.faithfulness.choice import Tried, layers_chosen
+from vlmflow.studies.faithfulness.combinations import (
+    best_of,
+    candidates,
+    chosen_layers,
+    combinations_tried,
+    singles,
+)
 from vlmflow.studies.faithfulness.maps import check_names, searched_by_removal
 from vlmflow.studies.faithfulness.samples import Kept, Measuring
 from vlmflow.studies.faithfulness.settings import FaithfulnessSettings
@@ -80,11 +88,22 @@ def run_faithfulness(
         measuring = Measuring(vlm, task, named, settings, identity=model_identity(vlm), store=store)
         about = _about(measuring)
         tried = {name: (None,) if about[name].summed else layers for name in named}
-        if not _open(tried):
+        needed = tried if settings.combine else _open(tried)
+        if not needed:
             total -= settings.calibration
-        calibration = _calibrated(measuring, tried, show)
-        chosen = layers_chosen(tried, _differences(calibration), settings)
-        frozen = {choice.signal: choice.layer for choice in chosen if choice.chosen}
+        calibration = _calibrated(measuring, needed, show)
+        frozen = chosen_layers(layers_chosen(tried, _differences(calibration), settings))
+        combined: dict[str, Any] | None = None
+        searched: list[Kept] = []
+        if settings.combine:
+            combined, signal, searched = _combined(measuring, tried, frozen, calibration, show)
+            named = ExplainOptions(signals=[*named.values(), signal]).named
+            name = next(name for name, one in named.items() if one == signal)
+            tried, frozen = {**tried, name: (None,)}, {**frozen, name: None}
+            measuring = Measuring(
+                vlm, task, named, settings, identity=measuring.identity, store=store
+            )
+            about, combined["name"] = _about(measuring), name
         tested = []
         for sample in task.samples("test", settings.samples):
             tested.append(measuring.maps("test", sample, frozen))
@@ -103,6 +122,7 @@ def run_faithfulness(
             "about": {name: info.to_json() for name, info in about.items()},
             "in_sample": [name for name, one in named.items() if searched_by_removal(one)],
             "tried": {name: list(own) for name, own in tried.items()},
+            "combined": combined,
             "calibration": [kept.ids for kept in calibration],
             "test": [kept.ids for kept in tested],
             "drawn": {stage: [kept.ids for kept in own] for stage, own in drawn.items()},
@@ -110,7 +130,13 @@ def run_faithfulness(
         }
         if store is not None:
             store.write("study", record)
-    kept_rows = [*calibration, *tested, *(kept for own in drawn.values() for kept in own), *timed]
+    kept_rows = [
+        *calibration,
+        *searched,
+        *tested,
+        *(kept for own in drawn.values() for kept in own),
+        *timed,
+    ]
     return faithfulness_study_of(
         task,
         json.loads(json.dumps(record)),
@@ -134,6 +160,7 @@ def read_faithfulness(directory: Path, task: Task | None = None) -> Faithfulness
         record = store.record()
         pairs = [*record["calibration"], *record["test"], *record["timed"]]
         pairs += [pair for own in record["drawn"].values() for pair in own]
+        pairs += (record.get("combined") or {"searched": []})["searched"]
         samples = store.get_all(StoredSample, [sample for sample, _ in pairs])
         rows = store.get_all(StoredRecord, [name for _, name in pairs])
     finally:
@@ -158,7 +185,8 @@ def _about(measuring: Measuring) -> dict[str, MapInfo]:
 def _measurements(settings: FaithfulnessSettings) -> int:
     """Count what there is to measure, where no sample fails."""
     sanity, timed = (min(count, settings.samples) for count in (settings.sanity, settings.timed))
-    return settings.calibration + settings.samples + len(STAGES) * sanity + timed
+    calibration = settings.calibration * (1 + settings.combine)
+    return calibration + settings.samples + len(STAGES) * sanity + timed
 
 
 def _open(tried: Mapping[str, Sequence[int | None]]) -> dict[str, Sequence[int | None]]:
@@ -167,23 +195,57 @@ def _open(tried: Mapping[str, Sequence[int | None]]) -> dict[str, Sequence[int |
 
 
 def _calibrated(
-    measuring: Measuring, tried: Mapping[str, Sequence[int | None]], show: Callable[[], None]
+    measuring: Measuring, needed: Mapping[str, Sequence[int | None]], show: Callable[[], None]
 ) -> list[Kept]:
-    """Measure the layers of the signals that have any to choose from."""
-    open_ones, settings = _open(tried), measuring.settings
-    if not open_ones:
+    """Measure maps, at the layers that are tried, on the calibration samples."""
+    settings = measuring.settings
+    if not needed:
         return []
     if not settings.calibration:
         raise InputError(
-            f"calibration=0, but the layer of {', '.join(open_ones)} has to be chosen on "
+            f"calibration=0, but the layer of {', '.join(needed)} has to be chosen on "
             "calibration samples; give some, or name one layer"
         )
     calibrated = []
     for sample in measuring.task.samples("calibration", settings.calibration):
-        calibrated.append(measuring.layers("calibration", sample, open_ones))
+        calibrated.append(measuring.layers("calibration", sample, needed))
         show()
     _require("calibration", calibrated, measuring.task)
     return calibrated
+
+
+def _combined(
+    measuring: Measuring,
+    tried: Mapping[str, Sequence[int | None]],
+    frozen: Mapping[str, int | None],
+    calibration: Sequence[Kept],
+    show: Callable[[], None],
+) -> tuple[dict[str, Any], Signal, list[Kept]]:
+    """Try combinations on the calibration samples; what a record holds of it, and the best."""
+    measured = _differences(calibration)
+    pool = candidates(measuring.signals, tried, frozen, measured)
+    if not pool:
+        raise InputError(
+            "combine=True, but the signals leave nothing to combine; name two or more that are "
+            "measured in one pass, or one with a map per layer"
+        )
+    searching = Measuring(
+        measuring.vlm,
+        measuring.task,
+        pool,
+        measuring.settings,
+        identity=measuring.identity,
+        store=measuring.store,
+    )
+    searched = _calibrated(searching, dict.fromkeys(pool, (None,)), show)
+    parts = singles(measuring.signals, frozen)
+    titles = {name: signal.title for name, signal in pool.items()}
+    rows = combinations_tried(
+        parts, titles, tried, measured, _differences(searched), measuring.settings
+    )
+    best = best_of(rows, single=False)
+    record = {"parts": parts, "titles": titles, "searched": [kept.ids for kept in searched]}
+    return record, next(one for one in pool.values() if one.title == best), searched
 
 
 def _differences(calibration: Sequence[Kept]) -> list[Tried]:

@@ -48,6 +48,7 @@ class FaithfulnessSettings:
 
     samples: int = 100  # Of the test split
     calibration: int = 20  # Of the calibration split, on which each signal's layer is chosen
+    combine: bool = False  # Also try combinations of maps there, and report the best one
     protocol: str = "vlmflow"  # One of PROTOCOLS
     # Of REPLACEMENTS, the first chooses the layers; and steps of a curve. None: the protocol's
     replacements: tuple[str, ...] | None = None
@@ -96,6 +97,14 @@ class FaithfulnessSettings:
                 )
         for layer in self.layers or ():
             check_integer("layer", layer)
+
+        if type(self.combine) is not bool:
+            raise InputError(f"combine={self.combine!r} is neither True nor False")
+        if self.combine and not self.calibration:
+            raise InputError(
+                "calibration=0, but combinations are chosen on calibration samples; give some, or "
+                "leave combine out"
+            )
 
     @property
     def shown(self) -> tuple[str, ...]:

@@ -17,6 +17,12 @@ from vlmflow.result.map_info import MapInfo
 from vlmflow.studies.cliff_layer.measurements import Failure
 from vlmflow.studies.faithfulness import sentences, tables
 from vlmflow.studies.faithfulness.choice import LayerChoice, Tried, layers_chosen
+from vlmflow.studies.faithfulness.combinations import (
+    Combination,
+    best_of,
+    combinations_tried,
+    combined_lines,
+)
 from vlmflow.studies.faithfulness.measurements import Faithfulness, SampleFaithfulness
 from vlmflow.studies.faithfulness.settings import FaithfulnessSettings
 from vlmflow.studies.faithfulness.store import StoredRecord, unpack
@@ -53,6 +59,11 @@ class FaithfulnessStudy:
         Everything else that was asked for.
     failures : tuple of Failure
         Calibration and test samples that could not be measured.
+    combinations : tuple of Combination
+        Single maps and combinations that were tried on the calibration split, the best first; empty
+        where none were asked for.
+    combined : tuple of 2 str, optional
+        Names of the maps of the best combination and of the best single signal there.
     """
 
     task: str
@@ -66,6 +77,8 @@ class FaithfulnessStudy:
     in_sample: tuple[str, ...]
     settings: FaithfulnessSettings
     failures: tuple[Failure, ...] = ()
+    combinations: tuple[Combination, ...] = ()
+    combined: tuple[str, str] | None = None
 
     @property
     def measured(self) -> list[Faithfulness]:
@@ -157,6 +170,16 @@ class FaithfulnessStudy:
         frame = pd.DataFrame([asdict(choice) for choice in self.choices])
         return frame.astype({"layer": "Int64"})
 
+    def combination_frame(self) -> pd.DataFrame:
+        """One row per single map and combination tried on the calibration split."""
+        return pd.DataFrame([asdict(tried) for tried in self.combinations])
+
+    def combined_lines(self) -> list[str]:
+        """Say what the best combination is worth beside the best single map; none: not asked."""
+        if self.combined is None:
+            return []
+        return combined_lines(self.combinations, self.combined, self.pair_frame())
+
     def sample_frame(self) -> pd.DataFrame:
         """One row per sample: question, answer, score, and every map's difference."""
         return tables.sample_frame(self.samples)
@@ -171,6 +194,7 @@ class FaithfulnessStudy:
             "agreement": self.agreement_frame(),
             "drawn_weights": self.drawn_frame(),
             "layers_tried": self.choice_frame(),
+            "combinations_tried": self.combination_frame(),
         }
         return {
             "task": self.task,
@@ -238,6 +262,16 @@ def faithfulness_study_of(
         if own.plain is not None and own.arrays is not None:
             measured = unpack(own.plain, own.arrays)
         tested.append(SampleFaithfulness(samples[sample], own.answer or "", measured, own.failure))
+    combined, tried = record.get("combined"), []
+    if combined is not None:
+        searched = [
+            Tried(samples[sample].cluster, json.loads(plain))
+            for sample, row in combined["searched"]
+            if (plain := rows[row].plain) is not None
+        ]
+        tried = combinations_tried(
+            combined["parts"], combined["titles"], record["tried"], calibration, searched, settings
+        )
     if not any(own.measured is not None for own in tested):
         raise InputError(f"no test sample of {task.name} has an answer that was measured")
     return FaithfulnessStudy(
@@ -258,7 +292,14 @@ def faithfulness_study_of(
         in_sample=tuple(record["in_sample"]),
         settings=settings,
         failures=tuple(failures),
+        combinations=tuple(tried),
+        combined=None if combined is None else (combined["name"], _best_single(combined, tried)),
     )  # fmt: skip
+
+
+def _best_single(combined: Mapping[str, Any], tried: Sequence[Combination]) -> str:
+    best, parts = best_of(tried, single=True), combined["parts"]
+    return next(str(name) for name, (part, _) in parts.items() if part == best)
 
 
 def _settings(plain: Mapping[str, Any]) -> FaithfulnessSettings:
