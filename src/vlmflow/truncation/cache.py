@@ -8,11 +8,10 @@ remembers, for every key, which position it came from.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import (
     Cache,
     DynamicLayer,
@@ -62,29 +61,6 @@ class TruncatedLayer(DynamicLayer):
             positions = torch.arange(self.seen, device=before.keys.device).expand(batch, -1)
             left = self.seen - held
             self._gone, self._pieces = [positions[:, :left]], [positions[:, left:]]
-
-    @classmethod
-    def of_rows(cls, rows: Sequence[DynamicLayer], index: int) -> TruncatedLayer:
-        """Put one layer of several conversations of equal length side by side.
-
-        Conversations that hold fewer keys than the longest start with empty ones. ``rows``, one
-        prompt each, are not changed.
-        """
-        own = [row if isinstance(row, cls) else cls(row, index) for row in rows]
-        joined = copy.copy(own[0])
-        keys, values, positions = (
-            pad_keys([getattr(row, name) for row in own], axis, empty)
-            for name, axis, empty in (("keys", 2, 0), ("values", 2, 0), ("positions", 1, -1))
-        )
-        joined.keys, joined.values, joined._pieces = keys, values, [positions]
-        gone = [row._gone for row in own]
-        joined._gone = []
-        if any(gone):
-            none = positions[:1, :0]
-            joined._gone = [pad_keys([torch.cat([none, *pieces], dim=1) for pieces in gone], 1, -1)]
-        lengths = {int(row.keys.shape[2]) for row in own if row.keys is not None}
-        joined.ragged = len(lengths) > 1 or any(row.ragged for row in own)
-        return joined
 
     @property
     def positions(self) -> Tensor | None:
@@ -233,15 +209,6 @@ class TruncatedLayer(DynamicLayer):
     def _select(self, rows: Tensor) -> None:
         for pieces in (self._pieces, self._gone):
             pieces[:] = [piece[rows.to(piece.device)] for piece in pieces]
-
-
-def pad_keys(rows: Sequence[Tensor], axis: int, empty: int) -> Tensor:
-    """Stack what rows hold per key, (1, ...) each; short ones are led by ``empty``."""
-    longest = max(row.shape[axis] for row in rows)
-    after = [0, 0] * (rows[0].ndim - 1 - axis)
-    return torch.cat([
-        nn.functional.pad(row, (*after, longest - row.shape[axis], 0), value=empty) for row in rows
-    ])  # fmt: skip
 
 
 def bare_copy(cache: Any) -> Any:

@@ -85,7 +85,7 @@ class Engine:
             self.layers, self.image_tokens = beside.layers, beside.image_tokens
             self.family, self.signature = beside.family, beside.signature
         inputs = None if beside is None else beside.stages.inputs
-        self.stages = Stages(model, self.layers, policy, self.family, inputs)
+        self.stages: Stages = Stages(model, self.layers, policy, self.family, inputs)
         self.generate = GenerateCalls(model, self.image_tokens, policy)
         self.call: ForwardCall | None = None
         self.measuring = False
@@ -192,8 +192,12 @@ class Engine:
             watching = watch_attention(self.layers, self.on_attention, only=watched, cached=True)
             self._watching.enter_context(watching)
 
-    def read_call(self, ids: object, arguments: Mapping[str, Any]) -> ForwardCall:
+    def read_call(
+        self, ids: object, arguments: Mapping[str, Any], same: ForwardCall | None = None
+    ) -> ForwardCall:
         """Read what the model or its language model is called with, and measure for an oracle.
+
+        ``same`` is the call where another truncation has read it already.
 
         Raises
         ------
@@ -201,7 +205,7 @@ class Engine:
             If there are no token ids, or a stage keeps more image tokens than there are.
         """
         config = self.model.config
-        call = ForwardCall.of(
+        call = same.afresh() if same is not None else ForwardCall.of(
             ids, arguments, self.image_tokens, self.family, config,
             self.generate.prompt_end, self.generate.padding,
         )  # fmt: skip

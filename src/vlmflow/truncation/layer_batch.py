@@ -29,13 +29,13 @@ class KeysOfMany:
 
     def __init__(self, caches: Sequence[Any]) -> None:
         self._caches = caches
-        self._updates: list[tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Any]]] = []
+        self._updates: list[tuple[Tensor, Tensor, int]] = []
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Note keys and values, (B, heads, n, width)."""
-        self._updates.append((key_states, value_states, args, kwargs))
+        """Note keys and values, (B, heads, n, width); more than these no layer here takes."""
+        self._updates.append((key_states, value_states, layer_idx))
         return key_states, value_states
 
     def __getattr__(self, name: str) -> Any:
@@ -43,21 +43,22 @@ class KeysOfMany:
 
     def hand_out(self) -> None:
         """Give every cache its own, once the layer has run."""
-        for keys, values, args, kwargs in self._updates:
+        for keys, values, layer in self._updates:
             for row, cache in enumerate(self._caches):
-                cache.update(keys[row : row + 1], values[row : row + 1], *args, **kwargs)
+                cache.update(keys[row : row + 1], values[row : row + 1], layer)
 
 
 def can_share_calls(cache: Any, layer: int) -> bool:
     """Whether a cache holds nothing but keys and values, and none yet of this layer."""
     if type(cache) is not DynamicCache or cache.offloading:
         return False
-    held = cache.layers[layer] if layer < len(cache.layers) else None
-    return held is None or (
+    held: Any = cache.layers[layer] if layer < len(cache.layers) else None
+    empty_keys = (
         type(held) in (DynamicLayer, TruncatedLayer)
         and not held.is_initialized
-        and not getattr(held, "window", None)
+        and getattr(held, "window", None) is None
     )
+    return held is None or empty_keys
 
 
 class SideBySide:

@@ -15,7 +15,7 @@ from vlmflow.lvlm.as_found import as_found
 from vlmflow.lvlm.tokens import end_ids, until_end
 from vlmflow.truncation.engine import Engine
 from vlmflow.truncation.shared_prefill import SharedPrefill
-from vlmflow.truncation.side_by_side import Row, batches, joined, room
+from vlmflow.truncation.side_by_side import Row, batches, joined
 from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def shared_answers(
     then decoded side by side (:mod:`vlmflow.truncation.side_by_side`): one step appends a token to
     each. Keys and values of the answers of one batch take at most a quarter of what the model's
     weights take, or 256 MiB where that is more; what does not fit waits for the next batch. Where
-    a cache holds more than keys and values (a state, an encoder's), answers are decoded one by one.
+    a cache or a decoding step holds something that has no rows, answers are decoded one by one.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def shared_answers(
         decoder = _Decoder(model, input_ids, arguments, logits_processor, stopping_criteria)
         together = [[row] for row in rows]
         if decoder.takes_rows(rows[0].cache):
-            together = batches(rows, room(model))
+            together = batches(rows, vlm.model)
         answers: dict[int, Tensor] = {}
         for batch in together:
             numbers = [rows.index(row) for row in batch]
@@ -145,6 +145,8 @@ class _Decoder:
     def go_on(self, rows: Sequence[Row]) -> list[Tensor]:
         """Return prompt and answer of each row, (1, N + T), all of them decoded together."""
         cache = joined([row.cache for row in rows])
+        for row in rows:
+            row.cache = None  # or its keys would be held twice
         ids = self.prompt.expand(len(rows), -1)
         ids = self._append(ids, torch.cat([row.logits for row in rows]))
         engine = next((row.engine for row in rows if row.engine is not None), None)
@@ -160,8 +162,8 @@ class _Decoder:
             ended = self.stopping(ids, None).tolist()
             answers.update({
                 number: row[None]
-                for number, row, over in zip(going, ids, ended, strict=True)
-                if over and number not in answers
+                for number, row, end in zip(going, ids, ended, strict=True)
+                if end and number not in answers
             })  # fmt: skip
             left = [place for place, number in enumerate(going) if number not in answers]
             if not left:
@@ -169,10 +171,14 @@ class _Decoder:
             if 2 * len(left) <= len(going):  # fewer times than a row ends: caches are copied
                 index = torch.tensor(left, device=ids.device)
                 going, ids = [going[place] for place in left], ids[index]
-                cache.batch_select_indices(index)
+                cache.reorder_cache(index)
             arguments = self._counted(arguments, cache)
             inputs = _of_rows(self._inputs(ids[:1], arguments), ids[:, -1:])
-            ids = self._append(ids, self.model(**inputs, return_dict=True).logits[:, -1])
+            assert inputs is not None, "takes_rows has seen a step"
+            logits = self.model(**inputs, return_dict=True).logits[:, -1]
+            # What would follow an end does not matter, and need not be a number.
+            over = torch.tensor([number in answers for number in going], device=logits.device)
+            ids = self._append(ids, logits.masked_fill(over[:, None], 0))
 
     def _inputs(self, ids: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
         inputs: dict[str, Any] = self.model.prepare_inputs_for_generation(
@@ -185,8 +191,8 @@ class _Decoder:
         if not bool(logits.isfinite().all()):
             raise ModelError("the logits are not finite; load the model in float32 or bfloat16")
         if self.processor:  # row by row: some were made for this one prompt
-            rows = zip(ids.split(1), logits.split(1), strict=True)
-            logits = torch.cat([self.processor(row, scores) for row, scores in rows])
+            each = (slice(row, row + 1) for row in range(len(ids)))
+            logits = torch.cat([self.processor(ids[row], logits[row]) for row in each])
         return torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
 
     def _counted(self, arguments: dict[str, Any], cache: Any) -> dict[str, Any]:

@@ -102,9 +102,11 @@ class SharedPrefill:
             As the truncations themselves would raise.
         """
         cache = inputs["past_key_values"]
-        self.branches = [
-            Branch(engine, engine.read_call(ids, inputs), _copy(cache)) for engine in self.engines
-        ]
+        self.branches = []
+        same: ForwardCall | None = None
+        for engine in self.engines:
+            same = engine.read_call(ids, inputs, same)
+            self.branches.append(Branch(engine, same, _copy(cache)))
         watched = set().union(*(branch.policy.watched_layers for branch in self.branches))
         layers = self.engines[0].layers if self.engines else nn.ModuleList()
         with ExitStack() as stack:
