@@ -28,6 +28,9 @@ from vlmflow.truncation.masks import pad_rows
 LEAST_ROOM = 256 * 2**20
 """Bytes that the keys and values of a batch may take however small the model is."""
 
+PADDING = 0.25
+"""Padding in a batch, as a share of what its rows hold, where they hold much."""
+
 SPARE = 32
 """Tokens that room is kept for when a batch's keys and values are copied."""
 
@@ -68,20 +71,24 @@ def batches(rows: Sequence[Row], model: Any) -> list[list[Row]]:
 
     With padding, those of a batch take up to a quarter of what the model's weights take, or
     :data:`LEAST_ROOM` where that is more. A row that takes more by itself is a batch of its own,
-    and so is one whose cache cannot be joined. Rows of about the same size go together.
+    and so is one whose cache cannot be joined. Rows of about the same size go together; where all
+    together would take more than the least room, attention to padding costs more than a batch
+    saves, and padding is kept to :data:`PADDING` of what the rows hold.
     """
     sizes = {id(row): _bytes(row.cache) for row in rows}
-    room = LEAST_ROOM
+    room, padding = LEAST_ROOM, float("inf")
     if len(rows) * sum(map(max, zip(*sizes.values(), strict=False))) > room:
         weights = sum(weight.nbytes for weight in model.parameters())
-        room = max(room, weights // 4)
+        room, padding = max(room, weights // 4), PADDING
     divided: list[list[Row]] = []
     unfilled: dict[int | None, tuple[list[Row], list[int]]] = {}
     for row in sorted(rows, key=lambda row: -sum(sizes[id(row)])):
         own = sizes[id(row)]
         batch, longest = unfilled.get(row.counts_from, ([], own))
         longest = [max(pair) for pair in zip(longest, own, strict=False)]
-        if not batch or not own or (len(batch) + 1) * sum(longest) > room:
+        held = sum(own) + sum(sum(sizes[id(other)]) for other in batch)
+        padded = (len(batch) + 1) * sum(longest)
+        if not batch or not own or padded > min(room, (1 + padding) * held):
             batch, longest = [], own
             divided.append(batch)
         batch.append(row)
