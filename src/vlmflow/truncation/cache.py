@@ -7,6 +7,7 @@ remembers, for every key, which position it came from.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -208,6 +209,14 @@ class TruncatedLayer(DynamicLayer):
     def _select(self, rows: Tensor) -> None:
         for pieces in (self._pieces, self._gone):
             pieces[:] = [piece[rows.to(piece.device)] for piece in pieces]
+
+
+def bare_copy(cache: Any) -> Any:
+    """Copy a cache without its layers, and share nothing with it."""
+    bare = copy.copy(cache)
+    for name, value in vars(cache).items():
+        setattr(bare, name, [] if name == "layers" else copy.deepcopy(value))
+    return bare
 
 
 def hold_fewer_keys(

@@ -58,14 +58,34 @@ def truncated(model: Any, policy: Policy) -> Iterator[TruncatedRun]:
 
 
 class Engine:
-    """The hooks of one truncation, and the call they are in."""
+    """The hooks of one truncation, and the call they are in.
 
-    def __init__(self, model: Any, policy: Policy, family: Family | None = None) -> None:
+    Parameters
+    ----------
+    model, policy, family
+        The model, what is removed, and the model's family (None: looked up).
+    beside : Engine, optional
+        An engine of the same model: what is the same for both is taken from it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        policy: Policy,
+        family: Family | None = None,
+        *,
+        beside: Engine | None = None,
+    ) -> None:
         self.model = model
-        self.layers, self.image_tokens = decoder_layers(model), image_token_ids(model)
-        self.family = family or family_of(model.config.model_type)
-        self.stages = Stages(model, self.layers, policy, self.family)
-        self.signature = inspect.signature(model.forward)
+        if beside is None:
+            self.layers, self.image_tokens = decoder_layers(model), image_token_ids(model)
+            self.family = family or family_of(model.config.model_type)
+            self.signature = inspect.signature(model.forward)
+        else:
+            self.layers, self.image_tokens = beside.layers, beside.image_tokens
+            self.family, self.signature = beside.family, beside.signature
+        inputs = None if beside is None else beside.stages.inputs
+        self.stages: Stages = Stages(model, self.layers, policy, self.family, inputs)
         self.generate = GenerateCalls(model, self.image_tokens, policy)
         self.call: ForwardCall | None = None
         self.measuring = False
@@ -172,8 +192,12 @@ class Engine:
             watching = watch_attention(self.layers, self.on_attention, only=watched, cached=True)
             self._watching.enter_context(watching)
 
-    def read_call(self, ids: object, arguments: Mapping[str, Any]) -> ForwardCall:
+    def read_call(
+        self, ids: object, arguments: Mapping[str, Any], same: ForwardCall | None = None
+    ) -> ForwardCall:
         """Read what the model or its language model is called with, and measure for an oracle.
+
+        ``same`` is the call where another truncation has read it already.
 
         Raises
         ------
@@ -181,7 +205,7 @@ class Engine:
             If there are no token ids, or a stage keeps more image tokens than there are.
         """
         config = self.model.config
-        call = ForwardCall.of(
+        call = same.afresh() if same is not None else ForwardCall.of(
             ids, arguments, self.image_tokens, self.family, config,
             self.generate.prompt_end, self.generate.padding,
         )  # fmt: skip

@@ -128,6 +128,20 @@ class ForwardCall:
             images = is_image.sum(1).tolist()
         return cls(arguments, ids, past, prompt, valid, is_image, images, family, config)
 
+    def afresh(self) -> ForwardCall:
+        """Return the same call before any stage has cut it."""
+        return ForwardCall(
+            self.arguments,
+            self.ids,
+            self.past,
+            self.prompt,
+            self.valid,
+            self.is_image,
+            self.images,
+            self.family,
+            self.config,
+        )
+
     @property
     def length(self) -> int:
         """``N``, the number of the call's own tokens."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmflow.errors import ModelError
 from vlmflow.lvlm.as_found import as_found
 from vlmflow.lvlm.tokens import end_ids, until_end
-from vlmflow.truncation.cache import TruncatedLayer
 from vlmflow.truncation.engine import Engine
 from vlmflow.truncation.shared_prefill import SharedPrefill
+from vlmflow.truncation.side_by_side import Row, batches, joined
 from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
@@ -33,10 +33,11 @@ def shared_answers(
     """Answer one prompt untouched and under every truncation.
 
     The answers are those of :meth:`vlmflow.lvlm.model.LVLM.generate_ids`, one call per truncation.
-    Picture and prompt are run once (:mod:`vlmflow.truncation.shared_prefill`). Each truncated
-    model then checks the untouched answer as a whole: where all of its tokens are the model's own
-    choice, one pass has decoded it; from the first other choice on, decoding goes token by token
-    (as speculative decoding does, Leviathan et al. 2023; exact for greedy decoding).
+    Picture and prompt are run once (:mod:`vlmflow.truncation.shared_prefill`). All answers are
+    then decoded side by side (:mod:`vlmflow.truncation.side_by_side`): one step appends a token to
+    each. Keys and values of the answers of one batch take at most a quarter of what the model's
+    weights take, or 256 MiB where that is more; what does not fit waits for the next batch. Where
+    a cache or a decoding step holds something that has no rows, answers are decoded one by one.
 
     Parameters
     ----------
@@ -61,10 +62,10 @@ def shared_answers(
     ModelError
         If logits are not finite.
     """
-    room = vlm.room_for_answer(prompt, max_new_tokens)
+    longest = vlm.room_for_answer(prompt, max_new_tokens)
     if _runs_more(vlm.model.generation_config):
         return [
-            vlm.generate_ids(prompt, max_new_tokens=room, truncation=policy)
+            vlm.generate_ids(prompt, max_new_tokens=longest, truncation=policy)
             for policy in (None, *policies)
         ]
     model, length = vlm.model, len(prompt.layout)
@@ -88,23 +89,30 @@ def shared_answers(
         inputs = model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **arguments
         )
-        engines = [Engine(vlm.model, policy, vlm.family) for policy in policies]
+        engines: list[Engine] = []
+        for policy in policies:
+            beside = engines[0] if engines else None
+            engines.append(Engine(vlm.model, policy, vlm.family, beside=beside))
         prefill = SharedPrefill(engines, model)
         first, *others = prefill.run(input_ids, inputs).unbind(1)
-        decoder = _Decoder(model, input_ids, arguments, logits_processor, stopping_criteria)
-        own = decoder.go_on(first, inputs["past_key_values"])
-        draft = own[0, length:]
-        answers = [own]
+        rows = [Row(None, inputs["past_key_values"], first)]
         for branch, logits in zip(prefill.branches, others, strict=True):
-            with branch.engine.attached():
-                branch.engine.generate.prompt_end = length  # the draft is not the prompt's
-                answers.append(decoder.go_on(logits, branch.cache, draft))
-        return answers
+            rows.append(Row(branch.engine, branch.cache, logits))
+            branch.cache = None  # a batch holds its own
+        decoder = _Decoder(model, input_ids, arguments, logits_processor, stopping_criteria)
+        together = [[row] for row in rows]
+        if decoder.takes_rows(rows[0].cache):
+            together = batches(rows, vlm.model)
+        answers: dict[int, Tensor] = {}
+        for batch in together:
+            numbers = [rows.index(row) for row in batch]
+            answers.update(zip(numbers, decoder.go_on(batch), strict=True))
+        return [answers[number] for number in range(len(rows))]
 
     with as_found(model), torch.no_grad():
         sequences = model.generate(
             **prompt.inputs,
-            max_new_tokens=room,
+            max_new_tokens=longest,
             do_sample=False,
             num_beams=1,
             use_cache=True,  # whatever the model's own settings say: the answer is the same
@@ -128,62 +136,93 @@ class _Decoder:
         self.model, self.prompt, self.arguments = model, prompt, arguments
         self.processor, self.stopping = processor, stopping
 
-    def go_on(self, logits: Tensor, cache: Any, draft: Tensor | None = None) -> Tensor:
-        """Return prompt and answer, (1, N + T).
+    def takes_rows(self, cache: Any) -> bool:
+        """Whether one step can be run for several rows, given the cached prompt."""
+        ids = nn.functional.pad(self.prompt, (0, 1))
+        arguments = self._counted(self.arguments, cache)
+        return _of_rows(self._inputs(ids, arguments), ids[:, -1:].expand(2, 1)) is not None
 
-        ``logits``, (1, vocabulary), are those after the prompt, which ``cache`` holds; ``draft``,
-        (D,), is an answer that may be the right one.
-        """
-        ids = self._append(self.prompt, logits)
-        if draft is not None and len(draft) > 2 and _can_crop(cache):
-            ids = self._check(ids, draft, cache)
-        arguments = self._counted(self.arguments, cache, ids.shape[1] - self.prompt.shape[1] - 1)
-        while not bool(self.stopping(ids, None).all()):
-            arguments = self._counted(arguments, cache, 1)
-            inputs = self.model.prepare_inputs_for_generation(
-                ids, next_sequence_length=1, **arguments
-            )
-            ids = self._append(ids, self.model(**inputs, return_dict=True).logits[:, -1])
-        return ids
+    def go_on(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return prompt and answer of each row, (1, N + T), all of them decoded together."""
+        cache = joined([row.cache for row in rows])
+        for row in rows:
+            row.cache = None  # or its keys would be held twice
+        ids = self.prompt.expand(len(rows), -1)
+        ids = self._append(ids, torch.cat([row.logits for row in rows]))
+        engine = next((row.engine for row in rows if row.engine is not None), None)
+        with nullcontext() if engine is None else engine.attached():
+            return self._decode(ids, cache)
 
-    def _check(self, ids: Tensor, draft: Tensor, cache: Any) -> Tensor:
-        """Follow the draft for as long as the model agrees, in one pass over all of it."""
-        if int(ids[0, -1]) != int(draft[0]) or bool(self.stopping(ids, None).all()):
-            return ids
-        length = len(draft) - 1  # nothing follows the last token
-        inputs = self.model.prepare_inputs_for_generation(
-            torch.cat([self.prompt, draft[None, :length]], dim=1),
-            next_sequence_length=length,
-            **self._counted(self.arguments, cache, length),
+    def _decode(self, ids: Tensor, cache: Any) -> list[Tensor]:
+        """Append tokens to rows, (B, N + 1), until each has ended."""
+        answers: dict[int, Tensor] = {}
+        going = list(range(len(ids)))
+        arguments = self.arguments
+        while True:
+            ended = self.stopping(ids, None).tolist()
+            answers.update({
+                number: row[None]
+                for number, row, end in zip(going, ids, ended, strict=True)
+                if end and number not in answers
+            })  # fmt: skip
+            left = [place for place, number in enumerate(going) if number not in answers]
+            if not left:
+                return [answers[number] for number in sorted(answers)]
+            if 2 * len(left) <= len(going):  # fewer times than a row ends: caches are copied
+                index = torch.tensor(left, device=ids.device)
+                going, ids = [going[place] for place in left], ids[index]
+                cache.reorder_cache(index)
+            arguments = self._counted(arguments, cache)
+            inputs = _of_rows(self._inputs(ids[:1], arguments), ids[:, -1:])
+            assert inputs is not None, "takes_rows has seen a step"
+            logits = self.model(**inputs, return_dict=True).logits[:, -1]
+            # What would follow an end does not matter, and need not be a number.
+            over = torch.tensor([number in answers for number in going], device=logits.device)
+            ids = self._append(ids, logits.masked_fill(over[:, None], 0))
+
+    def _inputs(self, ids: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
+        inputs: dict[str, Any] = self.model.prepare_inputs_for_generation(
+            ids, next_sequence_length=1, **arguments
         )
-        logits = self.model(**{**inputs, "logits_to_keep": length}, return_dict=True).logits
-        for step in range(length):
-            ids = self._append(ids, logits[:, step])
-            agreed = int(ids[0, -1]) == int(draft[step + 1])
-            if not agreed or bool(self.stopping(ids, None).all()):
-                cache.crop(step + 1 - length)
-                return ids
-        return ids
+        return inputs
 
     def _append(self, ids: Tensor, logits: Tensor) -> Tensor:
         logits = logits.to(ids.device, torch.float32, copy=True)
         if not bool(logits.isfinite().all()):
             raise ModelError("the logits are not finite; load the model in float32 or bfloat16")
-        best = self.processor(ids, logits).argmax(-1, keepdim=True)
-        return torch.cat([ids, best], dim=1)
+        if self.processor:  # row by row: some were made for this one prompt
+            each = (slice(row, row + 1) for row in range(len(ids)))
+            logits = torch.cat([self.processor(ids[row], logits[row]) for row in each])
+        return torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
 
-    def _counted(self, arguments: dict[str, Any], cache: Any, tokens: int) -> dict[str, Any]:
-        """Return what the next call is given after so many more tokens."""
-        arguments = dict(arguments)
+    def _counted(self, arguments: dict[str, Any], cache: Any) -> dict[str, Any]:
+        """Return what the next call is given after one more token."""
         output = CausalLMOutputWithPast(past_key_values=cache)
-        for _ in range(tokens):
-            arguments.update(self.model._update_model_kwargs_for_generation(output, arguments))
-        return arguments
+        counted: dict[str, Any] = self.model._update_model_kwargs_for_generation(
+            output, dict(arguments)
+        )
+        return {**arguments, **counted}
 
 
-def _can_crop(cache: Any) -> bool:
-    """Whether tokens can be taken back: no layer has a state or a window."""
-    return all(
-        type(layer) is DynamicLayer or (isinstance(layer, TruncatedLayer) and layer.window is None)
-        for layer in cache.layers
-    )
+def _of_rows(inputs: dict[str, Any], tokens: Tensor) -> dict[str, Any] | None:
+    """Give every row of ``tokens``, (B, 1), what one row's step is called with.
+
+    None where something is not per row.
+    """
+    rows, given = len(tokens), dict(inputs)
+    if rows == 1:
+        return given
+    if not isinstance(given.get("input_ids"), Tensor):
+        return None
+    for name, value in inputs.items():
+        if name == "input_ids":
+            given[name] = tokens
+        elif name == "position_ids" and isinstance(value, Tensor) and value.ndim > 1:
+            given[name] = value.expand(*value.shape[:-2], rows, -1)  # (..., 1, 1): axes come first
+        elif isinstance(value, Tensor):
+            if value.ndim < 2 or len(value) != 1:
+                return None
+            given[name] = value.expand(rows, *value.shape[1:])
+        elif isinstance(value, (dict, list, tuple)) and value:
+            return None
+    return given

@@ -32,20 +32,30 @@ from vlmflow.truncation.static_cache import TruncatedStaticLayer, is_static
 class Stages:
     """One truncation on one model.
 
+    ``inputs`` are those of another truncation of the model, by layer and whether it re-packs
+    positions; what is missing is added.
+
     Raises
     ------
     InputError, ModelError
         If a layer is out of range, or positions cannot be re-packed.
     """
 
-    def __init__(self, model: Any, layers: nn.ModuleList, policy: Policy, family: Family) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: nn.ModuleList,
+        policy: Policy,
+        family: Family,
+        inputs: dict[tuple[int, bool], LayerInputs] | None = None,
+    ) -> None:
         policy.check_layers(len(layers), type(model).__name__)
         self.policy = policy
         self.starts = frozenset(stage.layer for stage in policy.stages)
-        self._make_inputs = partial(LayerInputs, model, layers, repack=policy.positions == "repack")
-        self.inputs = {
-            index: self._make_inputs(index) for index in range(policy.first_layer, len(layers))
-        }
+        self._make_inputs = partial(LayerInputs, model, layers)
+        self.inputs = {} if inputs is None else inputs
+        for index in range(policy.first_layer, len(layers)):
+            self._inputs_of(index)
         # After so many layers, the first ones, the model adds image features again, by slot.
         self.late = family.execution(model.config).late_features
         # Layers after which every token is wanted at its slot again: those, and the last one,
@@ -137,13 +147,21 @@ class Stages:
             earlier = held.positions
             held.expect(positions, call.length, ragged=ragged)
             ragged = held.ragged
-        inputs = self.inputs.get(layer)
-        if inputs is None:  # an earlier truncation of the conversation began before this one
-            inputs = self.inputs[layer] = self._make_inputs(layer)
+        inputs = self._inputs_of(layer)
         arguments = inputs.arguments(call, cut, given, earlier=earlier, ragged=ragged)
         if held is not None:  # numbers count on where keys have left a sliding window
             earlier = held.all_positions
         return inputs.repacked(call, hidden, positions, earlier, arguments)
+
+    def _inputs_of(self, layer: int) -> LayerInputs:
+        """Return a layer's inputs, made on the first call.
+
+        An earlier truncation of the conversation may have begun before this one's first layer.
+        """
+        key = layer, self.policy.positions == "repack"
+        if key not in self.inputs:
+            self.inputs[key] = self._make_inputs(layer, repack=key[1])
+        return self.inputs[key]
 
     def _check_static(self, call: ForwardCall) -> None:
         """Refuse what a static cache cannot, before anything is put into it."""
@@ -172,7 +190,7 @@ class Stages:
         assert cut is not None
         held.expect(call.positions(cut), call.length)
         rest = {name: value for name, value in given.items() if name != "attention_mask"}
-        arguments = self.inputs[layer].arguments(call, cut, rest)
+        arguments = self._inputs_of(layer).arguments(call, cut, rest)
         mask = held.cut_mask(given.get("attention_mask"), cut.slots)
         return {**arguments, "attention_mask": mask}
 

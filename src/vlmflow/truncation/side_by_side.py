@@ -1,0 +1,209 @@
+"""Answers that are decoded side by side: one prompt's cache under several truncations, as a batch.
+
+Each row is one cached prompt. Per layer, rows hold different numbers of keys; the shorter ones are
+padded, and each key's position says which are empty (:mod:`vlmflow.truncation.cache`), as in any
+batch of truncated prompts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
+
+from vlmflow.truncation.cache import TruncatedLayer, bare_copy
+from vlmflow.truncation.engine import Engine
+from vlmflow.truncation.masks import pad_rows
+
+LEAST_ROOM = 256 * 2**20
+"""Bytes that the keys and values of a batch may take however small the model is."""
+
+PADDING = 0.25
+"""Padding in a batch, as a share of what its rows hold, where they hold much."""
+
+SPARE = 32
+"""Tokens that room is kept for when a batch's keys and values are copied."""
+
+
+@dataclass(eq=False)
+class Row:
+    """One cached prompt, and what follows it."""
+
+    engine: Engine | None  # Truncates its decoding; None: the untouched model
+    cache: Any  # None once it was joined with others
+    logits: Tensor  # (1, vocabulary), after the prompt
+
+    @property
+    def counts_from(self) -> int | None:
+        """First layer that counts positions anew; rows of one batch have to agree on it."""
+        policy = None if self.engine is None else self.engine.stages.policy
+        return policy.first_layer if policy is not None and policy.positions == "repack" else None
+
+
+def can_join(cache: Any) -> bool:
+    """Whether all that a cache holds has rows: keys, values and states of known kinds."""
+    return (
+        type(cache) is DynamicCache
+        and not cache.offloading
+        and all(map(_can_join, cache.layers))
+    )  # fmt: skip
+
+
+def _can_join(layer: Any) -> bool:
+    if type(layer) is LinearAttentionLayer:
+        return not layer.record_past
+    growing = type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, TruncatedLayer)
+    return growing and isinstance(layer.keys, Tensor) and isinstance(layer.values, Tensor)
+
+
+def batches(rows: Sequence[Row], model: Any) -> list[list[Row]]:
+    """Divide rows into batches whose keys and values do not take too much memory.
+
+    With padding, those of a batch take up to a quarter of what the model's weights take, or
+    :data:`LEAST_ROOM` where that is more. A row that takes more by itself is a batch of its own,
+    and so is one whose cache cannot be joined. Rows of about the same size go together; where all
+    together would take more than the least room, attention to padding costs more than a batch
+    saves, and padding is kept to :data:`PADDING` of what the rows hold.
+    """
+    sizes = {id(row): _bytes(row.cache) for row in rows}
+    room, padding = LEAST_ROOM, float("inf")
+    if len(rows) * sum(map(max, zip(*sizes.values(), strict=False))) > room:
+        weights = sum(weight.nbytes for weight in model.parameters())
+        room, padding = max(room, weights // 4), PADDING
+    divided: list[list[Row]] = []
+    unfilled: dict[int | None, tuple[list[Row], list[int]]] = {}
+    for row in sorted(rows, key=lambda row: -sum(sizes[id(row)])):
+        own = sizes[id(row)]
+        batch, longest = unfilled.get(row.counts_from, ([], own))
+        longest = [max(pair) for pair in zip(longest, own, strict=False)]
+        held = sum(own) + sum(sum(sizes[id(other)]) for other in batch)
+        padded = (len(batch) + 1) * sum(longest)
+        if not batch or not own or padded > min(room, (1 + padding) * held):
+            batch, longest = [], own
+            divided.append(batch)
+        batch.append(row)
+        if own:
+            unfilled[row.counts_from] = batch, longest
+    return divided
+
+
+def _bytes(cache: Any) -> list[int]:
+    """Bytes that each layer holds; none where the cache cannot be joined."""
+    layers = cache.layers if can_join(cache) else []
+    return [sum(held.nbytes for held in _held(layer)) for layer in layers]
+
+
+def _held(layer: Any) -> list[Tensor]:
+    if isinstance(layer, LinearAttentionLayer):
+        states = *layer.conv_states.values(), *layer.recurrent_states.values()
+        return [state for state in states if state is not None]
+    return [layer.keys, layer.values]
+
+
+def joined(caches: Sequence[Any]) -> Any:
+    """Put caches of one prompt each, for which :func:`can_join` holds, side by side."""
+    if len(caches) == 1:
+        return caches[0]
+    cache = bare_copy(caches[0])
+    cache.layers = [
+        _joined([other.layers[index] for other in caches], index)
+        for index in range(len(caches[0].layers))
+    ]
+    return cache
+
+
+def _joined(layers: list[Any], index: int) -> Any:
+    """Put one layer of several caches side by side."""
+    if any(isinstance(layer, TruncatedLayer) for layer in layers):
+        return TruncatedRows([
+            layer if isinstance(layer, TruncatedLayer) else TruncatedLayer(layer, index)
+            for layer in layers
+        ])  # fmt: skip
+    if type(layers[0]) is DynamicLayer:
+        return Rows(layers)
+    if isinstance(layers[0], LinearAttentionLayer):
+        return _joined_states(layers)
+    layer = copy.copy(layers[0])  # a window's keys leave at one end: no room is kept at the other
+    layer.keys = torch.cat([each.keys for each in layers])
+    layer.values = torch.cat([each.values for each in layers])
+    return layer
+
+
+def _joined_states(layers: list[LinearAttentionLayer]) -> LinearAttentionLayer:
+    """Put states of a fixed size side by side; ``layers`` are not changed."""
+    layer = copy.copy(layers[0])
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):  # by number of the state; states are written in place
+            setattr(layer, name, dict(value))
+    for name in ("conv_states", "recurrent_states"):
+        for number, state in getattr(layer, name).items():
+            if state is not None:
+                states = [getattr(each, name)[number] for each in layers]
+                getattr(layer, name)[number] = torch.cat(states)
+    return layer
+
+
+class Rows(DynamicLayer):
+    """Keys and values of several conversations, with room for the next ones.
+
+    Growing by concatenation would copy all of them at every step.
+    """
+
+    def __init__(self, rows: Sequence[DynamicLayer]) -> None:
+        vars(self).update(vars(rows[0]))
+        # Of keys and values: a tensor with room, and the part of it that is held
+        self._rooms: dict[str, tuple[Tensor, Tensor]] = {}
+        self.keys, self.values = (
+            self._beside(name, [getattr(row, name) for row in rows]) for name in ("keys", "values")
+        )
+
+    def _beside(self, name: str, rows: list[Tensor]) -> Tensor:
+        """Put states, (1, heads, n, width) each, into one tensor; short ones start with zeros."""
+        first, longest = rows[0], max(row.shape[2] for row in rows)
+        whole = first.new_zeros(len(rows), first.shape[1], longest + SPARE, first.shape[3])
+        for place, row in zip(whole, rows, strict=True):
+            place[:, longest - row.shape[2] : longest] = row[0]
+        self._rooms[name] = whole, whole[:, :, :longest]
+        return self._rooms[name][1]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values; see ``DynamicLayer.update``."""
+        self.keys = self._grown("keys", self.keys, key_states)
+        self.values = self._grown("values", self.values, value_states)
+        return self.keys, self.values
+
+    def _grown(self, name: str, held: Any, new: Tensor) -> Tensor:
+        whole, part = self._rooms[name]
+        length, end = held.shape[2], held.shape[2] + new.shape[2]
+        if part is not held or end > whole.shape[2]:  # rows or keys have left, or it is full
+            whole = held.new_empty(*held.shape[:2], end + SPARE, held.shape[3])
+            whole[:, :, :length] = held
+        whole[:, :, length:end] = new
+        self._rooms[name] = whole, whole[:, :, :end]
+        return self._rooms[name][1]
+
+
+class TruncatedRows(TruncatedLayer, Rows):
+    """The same for conversations of equal length that hold different numbers of keys."""
+
+    def __init__(self, rows: Sequence[TruncatedLayer]) -> None:
+        Rows.__init__(self, rows)
+        lengths = {int(row.keys.shape[2]) for row in rows if row.keys is not None}
+        self.ragged = len(lengths) > 1 or any(row.ragged for row in rows)
+        none = torch.empty(1, 0, dtype=torch.int64, device=self.device)
+        self._pieces, self._gone = (
+            [pad_rows([torch.cat([none, *pieces], dim=1)[0] for pieces in every])[0]]
+            for every in ([row._pieces for row in rows], [row._gone for row in rows])
+        )
