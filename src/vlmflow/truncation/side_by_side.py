@@ -170,8 +170,9 @@ class Rows(DynamicLayer):
     def _beside(self, name: str, rows: list[Tensor]) -> Tensor:
         """Put states, (1, heads, n, width) each, into one tensor; short ones start with zeros."""
         first, longest = rows[0], max(row.shape[2] for row in rows)
-        whole = first.new_zeros(len(rows), first.shape[1], longest + SPARE, first.shape[3])
+        whole = first.new_empty(len(rows), first.shape[1], longest + SPARE, first.shape[3])
         for place, row in zip(whole, rows, strict=True):
+            place[:, : longest - row.shape[2]] = 0  # hidden, but not to be NaN
             place[:, longest - row.shape[2] : longest] = row[0]
         self._rooms[name] = whole, whole[:, :, :longest]
         return self._rooms[name][1]
