@@ -28,7 +28,7 @@ from vlmflow.lvlm.families.table import SUPPORTED
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.tokens import end_ids
 from vlmflow.removal.curve import removal_curves
-from vlmflow.truncation import Truncation
+from vlmflow.truncation import Truncation, side_by_side
 from vlmflow.truncation.shared_answers import shared_answers
 
 QUESTIONS = ("What colour is the circle?", "Is there a blue square in the picture? yes no")
@@ -263,7 +263,8 @@ def test_rows_and_columns_of_patches_are_not_counted_anew(family):
 
 
 @each_family
-def test_shared_answers_are_those_of_generate(family):
+def test_shared_answers_are_those_of_generate(family, monkeypatch):
+    """Decoded side by side at first, then by putting the untouched answer to all."""
     vlm = family.lvlm()
     policies = [
         *(Truncation(1, 0), Truncation(LAYERS - 1, 0), Truncation((1, 2), (0.5, 0.25), "random")),
@@ -276,6 +277,7 @@ def test_shared_answers_are_those_of_generate(family):
             for policy in (None, *policies)
         ]
         assert answers == expected
+        monkeypatch.setattr(side_by_side, "LEAST_ROOM", 1)
 
 
 @pytest.mark.parametrize("name", ["paligemma", "blip-2", "instructblip"])

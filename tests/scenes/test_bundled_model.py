@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+import transformers
 
 import vlmflow
 from tests.support.smollm2 import BUNDLED_MODELS
@@ -13,7 +13,7 @@ from vlmflow.bundled.shelf import BUNDLED
 from vlmflow.scenes import POINTING, samples
 
 # What each model is asked, and the levels that it must reach; the cards have 600 samples.
-COUNTS = {"scenes-llava": 60, "scenes-smollm2": 20}
+COUNTS = {"scenes-llava": 60, "scenes-smollm2": 20, "scenes-smolvlm": 20}
 LEVELS = {
     "scenes-llava": {
         ("scenes-reasoning", "accuracy"): 0.90,
@@ -26,6 +26,17 @@ LEVELS = {
         ("scenes-existence", "accuracy"): 0.97,
         ("scenes-reading", "accuracy"): 0.90,
     },
+    "scenes-smolvlm": {
+        ("scenes-reasoning", "accuracy"): 0.80,
+        ("scenes-existence", "accuracy"): 0.97,
+        ("scenes-reading", "accuracy"): 0.50,
+    },
+}
+# Classes of transformers, and image tokens of a picture
+KINDS = {
+    "scenes-llava": ("LlavaForConditionalGeneration", "LlavaProcessor", 144),
+    "scenes-smollm2": ("LlavaForConditionalGeneration", "LlavaProcessor", 144),
+    "scenes-smolvlm": ("SmolVLMForConditionalGeneration", "Idefics3Processor", 36),
 }
 BLIND = ("scenes-reasoning", "scenes-existence", "scenes-reading")
 
@@ -45,10 +56,15 @@ def test_it_is_small_and_deep_enough(vlm: vlmflow.LVLM) -> None:
     stored = list((BUNDLED / vlm.name).rglob("*"))
     assert sum(path.stat().st_size for path in stored) <= 25e6
     assert not [path for path in stored if path.suffix in (".bin", ".pt", ".pkl")]
-    assert type(vlm.model) is LlavaForConditionalGeneration
-    assert type(vlm.processor) is LlavaProcessor
     assert vlm.num_layers >= 12
-    assert vlm.model.config.image_seq_length >= 144
+
+
+def test_it_is_a_plain_model_of_transformers(vlm: vlmflow.LVLM) -> None:
+    kind, processor, tokens = KINDS[vlm.name]
+    assert type(vlm.model) is getattr(transformers, kind)
+    assert type(vlm.processor) is getattr(transformers, processor)
+    (sample,) = samples(POINTING, "test", 1)
+    assert len(vlm.prepare(sample.picture, sample.question).layout.image_positions) == tokens
 
 
 def test_it_reaches_its_levels(vlm: vlmflow.LVLM, rows: list[Row]) -> None:

@@ -17,6 +17,8 @@ def _missing() -> str:
 
 
 needs_smollm2 = pytest.mark.skipif(bool(_missing()), reason=_missing())
-on_smollm2 = pytest.param("scenes-smollm2", marks=needs_smollm2)
-BUNDLED_MODELS = ("scenes-llava", on_smollm2)
+on_smollm2, on_smolvlm = (
+    pytest.param(name, marks=needs_smollm2) for name in ("scenes-smollm2", "scenes-smolvlm")
+)
+BUNDLED_MODELS = ("scenes-llava", on_smollm2, on_smolvlm)
 """Every bundled model, for ``pytest.mark.parametrize``."""

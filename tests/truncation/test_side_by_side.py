@@ -40,21 +40,29 @@ def calls_of(module, run):
     return outputs
 
 
-def test_logits_are_those_of_each_by_itself(vlm):
+@pytest.mark.parametrize("room", [side_by_side.LEAST_ROOM, 1], ids=["together", "drafted"])
+def test_logits_are_those_of_each_by_itself(vlm, monkeypatch, room):
+    monkeypatch.setattr(side_by_side, "LEAST_ROOM", room)
     prompt = prompt_of(vlm)
     prefill, *steps = calls_of(
         vlm.model.lm_head, lambda: shared_answers(vlm, prompt, POLICIES, max_new_tokens=5)
     )
-    assert [tuple(step.shape[:2]) for step in steps] == [(len(POLICIES) + 1, 1)] * 4
-    rows = torch.cat(steps, dim=1)
+    shapes = [tuple(step.shape[:2]) for step in steps]
+    if room == 1:
+        assert shapes[:4] == [(1, 1)] * 4  # the untouched answer
+        assert any(count > 1 and tokens == 4 for count, tokens in shapes)  # put to others at once
+    else:
+        assert shapes == [(len(POLICIES) + 1, 1)] * 4
+    rows = torch.cat([step.flatten(0, 1) for step in steps])
     for number, policy in enumerate([None, *POLICIES]):
         _, output = vlm.generate_with(
             prompt, max_new_tokens=5, truncation=policy, options={"output_logits": True}
         )
         first, *later = output.logits
         torch.testing.assert_close(prefill[:, number], first, rtol=0, atol=1e-5)
-        # The batch has an order of its own: one of its rows is this one.
-        assert (rows - torch.stack(later, dim=1)).abs().amax((1, 2)).min() < 1e-5
+        # Batches have an order of their own: one of their rows is this one.
+        for logits in later:
+            assert (rows - logits).abs().amax(1).min() < 1e-5
 
 
 def test_rows_end_each_at_its_own_step(vlm):

@@ -122,6 +122,30 @@ def joined(caches: Sequence[Any]) -> Any:
     return cache
 
 
+def can_crop(cache: Any) -> bool:
+    """Whether newest tokens can be taken back: no layer has a state or a window."""
+    return type(cache) is DynamicCache and all(
+        type(layer) in (DynamicLayer, TruncatedLayer, Rows, TruncatedRows)
+        and isinstance(getattr(layer, "keys", None), Tensor)
+        and not getattr(layer, "window", None)
+        for layer in cache.layers
+    )
+
+
+def picked(cache: Any, rows: Sequence[int]) -> Any:
+    """Copy some rows of a cache for which :func:`can_crop` holds."""
+    own = bare_copy(cache)
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        copied = copy.copy(layer)
+        for name, value in vars(layer).items():
+            if isinstance(value, list | dict):
+                setattr(copied, name, value.copy())
+        copied.reorder_cache(torch.tensor(rows, dtype=torch.int64, device=layer.keys.device))
+        own.layers.append(copied)
+    return own
+
+
 def _joined(layers: list[Any], index: int) -> Any:
     """Put one layer of several caches side by side."""
     if any(isinstance(layer, TruncatedLayer) for layer in layers):
