@@ -170,7 +170,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.clock == "cpu" and arguments.device != "cpu":
         parser.error("--clock cpu counts no time of another device: use --device cpu with it")
-    vlm = vlmflow.load("scenes-llava", device=arguments.device)
+    vlm = vlmflow.load("scenes-llava", device=arguments.device, dtype="float32")
     rows = []
     for name in TASKS:
         samples = find_task(name).samples("test", arguments.samples)
