@@ -10,7 +10,8 @@ from vlmflow.truncation.rankings.ranking import Ranking
 
 ALPHA = 0.05
 BETTER, WORSE, UNKNOWN = "better", "worse", "not shown to differ"
-"""Verdicts against random tokens, all tests of a comparison corrected together (Holm)."""
+"""Verdicts against random tokens: the test, all of a comparison corrected together (Holm), and the
+interval have to agree."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ComparedRow:
     @property
     def verdict(self) -> str:
         """:data:`BETTER`, :data:`WORSE` or :data:`UNKNOWN`."""
-        if self.adjusted > ALPHA:
+        if self.adjusted > ALPHA or self.gain.low <= 0 <= self.gain.high:
             return UNKNOWN
         return BETTER if self.gain.value > 0 else WORSE
 
