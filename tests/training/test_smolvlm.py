@@ -68,16 +68,15 @@ def test_it_runs_as_it_is_trained(tower, tmp_path, monkeypatch):
     assert len(positions) == IMAGE_TOKENS == 36
     # The text of a training example, and the features that are put into it, are the model's own.
     text = processor.tokenizer.decode(prompt.inputs["input_ids"][0])
-    assert unfinished.image_text in text
+    assert unfinished.pictures.text in text
     embedded = []
     model.model.text_model.register_forward_pre_hook(
         lambda _module, _args, kwargs: embedded.append(kwargs["inputs_embeds"]), with_kwargs=True
     )
     with torch.no_grad():
         model(**prompt.inputs)
-        pixels = prompt.inputs["pixel_values"][0]
-        features = unfinished.projector(unfinished.features(pixels[None]))
-    torch.testing.assert_close(embedded[0][0, positions], features[0], rtol=1e-4, atol=1e-4)
+        features = unfinished.projector(unfinished.features(prompt.inputs))
+    torch.testing.assert_close(embedded[0][0, positions], features, rtol=1e-4, atol=1e-4)
     # Its tokens are squares that cover the whole picture.
     flow = vlm.explain(sample.picture, sample.question, max_new_tokens=1)
     assert np.isfinite(flow.pixel_map("flow_map")).all()
