@@ -23,6 +23,8 @@ from vlmflow.bundled.smolvlm import IMAGE_TOKENS, build_smolvlm
 from vlmflow.scenes.generator import draw_scene, render
 from vlmflow.scenes.tasks import scene_seed
 
+SAMPLED = 64  # Pictures by which projectors are scaled
+
 Features = Callable[[Mapping[str, Tensor]], Tensor]
 
 
@@ -171,7 +173,7 @@ def _as_long_as_words(
 def _some_features(features: Features, pictures: Pictures) -> Tensor:
     """Features of a few pictures: (image tokens, ...)."""
     rng = np.random.default_rng(0)
-    scenes = [draw_scene(scene_seed("conversation", "train", i)) for i in range(64)]
+    scenes = [draw_scene(scene_seed("conversation", "train", i)) for i in range(SAMPLED)]
     shown = [pictures.show(render(scene), rng).inputs for scene in scenes]
     return torch.cat([features(inputs) for inputs in shown])
 

@@ -68,10 +68,8 @@ def _installed() -> Path | None:
     return next((Path(str(f.locate())) for f in files if f.name == FILE), None)
 
 
-def load_decoder(dtype: torch.dtype = torch.float32, **named: str) -> tuple[LlamaForCausalLM, Any]:
+def load_decoder(dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, Any]:
     """Open the dequantised decoder and its tokenizer as plain transformers objects.
-
-    ``named`` are tokens that the tokenizer is to know by a name (``image_token="<image>"``).
 
     Raises
     ------
@@ -84,9 +82,7 @@ def load_decoder(dtype: torch.dtype = torch.float32, **named: str) -> tuple[Llam
     path = find_weights()
     options = {"gguf_file": path.name}
     # Said here it is saved with the tokenizer; as an attribute it would not be.
-    tokenizer: Any = AutoTokenizer.from_pretrained(
-        path.parent, padding_side="left", **options, **named
-    )
+    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, padding_side="left", **options)
     from_gguf: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **options)
     # A model read from GGUF refuses save_pretrained: its weights go into one that was not.
     plain = {

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import (
     PaddleOCRVLProcessor,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
@@ -47,10 +48,19 @@ def build_qwen() -> tuple[Qwen2_5_VLForConditionalGeneration, PaddleOCRVLProcess
     values get biases of 0. Pictures keep their shape, and their size where that gives 25 to 256
     image tokens of 2 x 2 patches.
     """
-    decoder, tokenizer = load_decoder(**NAMED)
-    tokenizer.add_special_tokens({"additional_special_tokens": [*MARKS, *NAMED.values()]})
-    tokenizer.pad_token = "<|endoftext|>"
-    tokenizer.model_max_length = decoder.config.max_position_embeddings
+    decoder, base = load_decoder()
+    # Made anew: only so are names of tokens, by which the processor finds them, saved with it.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=base.backend_tokenizer,
+        bos_token=base.bos_token,
+        eos_token=base.eos_token,
+        unk_token=base.unk_token,
+        pad_token="<|endoftext|>",
+        extra_special_tokens=[*MARKS, *NAMED.values()],
+        model_max_length=decoder.config.max_position_embeddings,
+        padding_side=base.padding_side,
+        **NAMED,
+    )
     model = Qwen2_5_VLForConditionalGeneration(_config(tokenizer, decoder.config.to_dict()))
     language = model.model.language_model
     weights = add_mean_embeddings(decoder, len(tokenizer))
