@@ -26,13 +26,13 @@ def patch_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy of the patch labels, and the share right where there is something.
 
-    ``patches`` has a channel for each head, in their order.
+    ``patches`` has a channel for each label that has a head, in the order of ``PATCH_LABELS``.
     """
     loss = torch.zeros((), device=features.device)
     right: dict[str, float] = {}
-    for channel, (name, head) in enumerate(heads.items()):
+    for channel, name in enumerate(name for name in PATCH_LABELS if name in heads):
         labels = patches[:, channel]
-        scores = head(features).float()
+        scores = heads[name](features).float()
         weight = torch.ones(scores.shape[-1], device=features.device)
         weight[0] = BACKGROUND_WEIGHT
         loss = loss + nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), weight)
