@@ -8,14 +8,16 @@ conversations, in which a turn sees those before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
+from training.pictures import Pictures
 from training.turns import KINDS, Mixture, draw_turn, shares_at
 from vlmflow.scenes.generator import draw_scene, render
 from vlmflow.scenes.tasks import scene_seed
@@ -27,9 +29,9 @@ SEED_OFFSET = 1_000_000  # examples of this stage share no scene with those of t
 class Example(TypedDict):
     """One training example; ``N`` positions."""
 
-    pixel_values: Tensor  # (3, height, width)
+    picture: dict[str, Tensor]  # What the image processor returns for it
     input_ids: Tensor  # (N,)
-    position_ids: Tensor  # (N,)
+    position_ids: Tensor  # (N,), or (axes, N) where the model counts on several
     blocks: Tensor  # (N,): 0 is seen by all later positions, others by their own block only
     labels: Tensor  # (N,): the next token where it belongs to an answer, else IGNORE
     turns: Tensor  # (N,): number of the turn that a label belongs to, else -1
@@ -41,7 +43,7 @@ class Examples(Dataset[Example]):
     """Examples of steps ``start + 1`` to ``steps``; every example is always the same one."""
 
     processor: Any  # Processor of the model that is trained
-    image_text: str  # What the processor writes for one picture of a training example
+    pictures: Pictures  # How that model is shown them
     length: int  # ``N``, the positions of an example
     # Examples of a step, the last step before these, and the last of these
     batch: int
@@ -61,22 +63,25 @@ class Examples(Dataset[Example]):
         scene = draw_scene(seed)
         rng = np.random.default_rng(np.random.SeedSequence((*seed, 2)))
         shares = shares_at(number // self.batch + 1, self.mixture)
-        pixels = self.processor.image_processor(render(scene), return_tensors="pt")
-        encode = self.processor.tokenizer.encode
-        lead, tail = self._around_question()
-        ids = encode(lead, add_special_tokens=False)
+        shown = self.pictures.show(render(scene), rng)
+        tokenizer = self.processor.tokenizer
+        encode = tokenizer.encode
+        lead, tail = self._around_question(shown.text)
+        ids = torch.tensor(encode(lead, add_special_tokens=False))
+        image_token_id = tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        positions = self.pictures.positions(ids == image_token_id, shown)
         example = Example(
-            pixel_values=pixels["pixel_values"][0],
-            input_ids=torch.full((self.length,), self.processor.tokenizer.pad_token_id),
-            position_ids=torch.zeros(self.length, dtype=torch.long),
+            picture=shown.inputs,
+            input_ids=torch.full((self.length,), tokenizer.pad_token_id),
+            position_ids=positions.new_zeros(*positions.shape[:-1], self.length),
             blocks=torch.full((self.length,), -1),
             labels=torch.full((self.length,), IGNORE),
             turns=torch.full((self.length,), -1),
             kinds=torch.full((self.length,), -1),
         )
         prefix = end = len(ids)
-        example["input_ids"][:prefix] = torch.tensor(ids)
-        example["position_ids"][:prefix] = torch.arange(prefix)
+        example["input_ids"][:prefix] = ids
+        example["position_ids"][..., :prefix] = positions
         example["blocks"][:prefix] = 0
         conversation = bool(rng.random() < self.conversations)
         texts: set[str] = set()
@@ -92,24 +97,34 @@ class Examples(Dataset[Example]):
             start, end = end, end + len(ask) + len(answer)
             if end > self.length:
                 return example
-            first = start if conversation else prefix
+            # Image tokens may share positions: text goes on from the last of these.
+            first = (start if conversation else prefix) + int(positions.max()) + 1 - prefix
             labelled = slice(start + len(ask) - 1, end - 1)
             example["input_ids"][start:end] = torch.tensor(ask + answer)
-            example["position_ids"][start:end] = torch.arange(first, first + end - start)
+            example["position_ids"][..., start:end] = torch.arange(first, first + end - start)
             example["blocks"][start:end] = 0 if conversation else turn + 1
             example["labels"][labelled] = torch.tensor(answer)
             example["turns"][labelled] = turn
             example["kinds"][labelled] = KINDS.index(kind)
             turn += 1
 
-    def _around_question(self) -> tuple[str, str]:
-        """Return what the chat template writes before and after a first question."""
+    def _around_question(self, image_text: str) -> tuple[str, str]:
+        """Return what the processor writes before and after a first question."""
         content = [{"type": "image"}, {"type": "text", "text": "QUESTION"}]
         prompt: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         lead, tail = prompt.split("\nQUESTION")
-        return lead.replace(self.processor.image_token, self.image_text), tail
+        return lead.replace(self.processor.image_token, image_text), tail
+
+
+def collate(examples: Sequence[Example]) -> dict[str, Any]:
+    """Stack examples; ``picture`` has their pictures in a row, as the processor has of several."""
+    texts = [{k: v for k, v in example.items() if k != "picture"} for example in examples]
+    pictures = [example["picture"] for example in examples]
+    batch: dict[str, Any] = default_collate(texts)
+    batch["picture"] = {key: torch.cat([own[key] for own in pictures]) for key in pictures[0]}
+    return batch
 
 
 def may_look(blocks: Tensor) -> Tensor:

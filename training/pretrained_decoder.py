@@ -27,7 +27,7 @@ from training.checkpoints import (
     restore_weights,
     save_checkpoint,
 )
-from training.packing import IGNORE, Examples, may_look
+from training.packing import IGNORE, Examples, collate, may_look
 from training.smollm2_models import BUILDERS, Unfinished
 from training.training_log import TrainingLog
 from training.turn_scores import exact_turns, turn_ids, turn_loss
@@ -69,6 +69,8 @@ RECIPES = {
     "scenes-smollm2": Recipe(rank=32, mixture=MIXTURE),
     # As much text beside each picture as there, whose image tokens are four times as many.
     "scenes-smolvlm": Recipe(rank=16, length=376, steps=1800, decay=500),
+    # And here, beside 91 image tokens, the mean over the resolutions that pictures are drawn at.
+    "scenes-qwen": Recipe(rank=16, length=430, steps=1800, decay=500),
 }
 
 
@@ -99,18 +101,21 @@ def _plain_attention(
 AttentionInterface.register("training-plain", _plain_attention)
 
 
-def _states(unfinished: Unfinished, batch: dict[str, Tensor]) -> Tensor:
+def _states(unfinished: Unfinished, batch: dict[str, Any]) -> Tensor:
     """Run the whole model up to the decoder's last norm: (B, N, width)."""
     language = unfinished.language_model
     with torch.no_grad():
-        features = unfinished.features(batch["pixel_values"])
+        features = unfinished.features(batch["picture"])
     pictures = unfinished.projector(features)
-    hidden = language.embed_tokens(batch["input_ids"]).to(torch.bfloat16)
+    hidden = language.embed_tokens(batch["input_ids"])
     is_image = batch["input_ids"] == unfinished.image_token_id
     hidden = hidden.masked_scatter(is_image[..., None], pictures.to(hidden.dtype))
     mask = torch.zeros(1, dtype=hidden.dtype).expand(len(hidden), 1, *[hidden.shape[1]] * 2)
     mask = mask.masked_fill(~may_look(batch["blocks"]), torch.finfo(hidden.dtype).min)
-    places = language.rotary_emb(hidden, batch["position_ids"])
+    positions = batch["position_ids"]
+    if positions.ndim == 3:  # M-RoPE's axes come first
+        positions = positions.transpose(0, 1)
+    places = language.rotary_emb(hidden, positions)
     for layer in language.layers:
         hidden = layer(hidden, attention_mask=mask, position_embeddings=places)
     return language.norm(hidden)
@@ -158,7 +163,7 @@ def train(name: str, out: Path, until: int | None = None) -> None:
     log = TrainingLog(out / "training_log.csv", fields, start)
     examples = Examples(
         unfinished.processor,
-        unfinished.image_text,
+        unfinished.pictures,
         recipe.length,
         recipe.batch,
         start,
@@ -167,7 +172,9 @@ def train(name: str, out: Path, until: int | None = None) -> None:
         recipe.seed,
         recipe.mixture,
     )
-    loader: Any = DataLoader(examples, recipe.batch, num_workers=1, prefetch_factor=4)
+    loader: Any = DataLoader(
+        examples, recipe.batch, num_workers=1, prefetch_factor=4, collate_fn=collate
+    )
     hits: dict[str, list[float]] = defaultdict(list)
     losses: list[float] = []
     for step, batch in enumerate(loader, start=start + 1):

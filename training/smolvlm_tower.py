@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionTransformer
 
+from training.towers import TowerRecipe, train_tower
 from vlmflow.bundled.shelf import BUNDLED
 from vlmflow.bundled.smolvlm import vision_config
 from vlmflow.scenes.generator import draw_scene, render
 from vlmflow.scenes.tasks import scene_seed
 
-SEED, STEPS, BATCH, RATE, WARM_UP = 0, 600, 32, 1e-3, 30
+SEED, RECIPE = 0, TowerRecipe(steps=600, batch=32, rate=1e-3)
 SEED_OFFSET = 50_000_000  # its pictures are those of no other stage
 
 
@@ -34,13 +34,15 @@ class Pictures(Dataset[Tensor]):
     """Pictures as a tower sees them: (3, height, width)."""
 
     image_processor: Any
-    count: int
+    # Numbers of the first one, and of the one after the last
+    start: int
+    end: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.end - self.start
 
     def __getitem__(self, index: int) -> Tensor:
-        scene = draw_scene(scene_seed("conversation", "train", SEED_OFFSET + index))
+        scene = draw_scene(scene_seed("conversation", "train", SEED_OFFSET + self.start + index))
         pixels: Tensor = self.image_processor(render(scene), return_tensors="pt")["pixel_values"][0]
         return pixels
 
@@ -60,42 +62,33 @@ def start_from_clip(clip: Any) -> SmolVLMVisionTransformer:
     return tower
 
 
-def train(out: Path) -> float:
+def train(out: Path, recipe: TowerRecipe = RECIPE) -> float:
     """Train the tower and write its weights in bfloat16; returns the last error."""
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     donor: Any = AutoModelForImageTextToText.from_pretrained(
         BUNDLED / "scenes-llava", dtype=torch.float32
     )
     clip = donor.model.vision_tower.requires_grad_(False).eval()
-    tower = start_from_clip(clip).train()
-    processor = AutoProcessor.from_pretrained(BUNDLED / "scenes-llava")
-    loader = DataLoader(Pictures(processor.image_processor, STEPS * BATCH), BATCH, num_workers=1)
-    optimizer = torch.optim.AdamW(tower.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    centre = spread = torch.zeros(())
-    errors: list[float] = []
-    for step, pixels in enumerate(loader, start=1):
+    tower = start_from_clip(clip)
+    image_processor = AutoProcessor.from_pretrained(BUNDLED / "scenes-llava").image_processor
+
+    def batches(start: int) -> DataLoader[Tensor]:
+        pictures = Pictures(image_processor, start * recipe.batch, recipe.steps * recipe.batch)
+        return DataLoader(pictures, recipe.batch, num_workers=1)
+
+    def wanted(pixels: Tensor) -> Tensor:
         with torch.no_grad():
-            target = clip(pixels).last_hidden_state[:, 1:]
-            if step == 1:
-                flat = target.flatten(0, 1)
-                centre, spread = flat.mean(0), flat.std(0)
-            target = (target - centre) / spread
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(step / WARM_UP, (STEPS - step) / (STEPS - WARM_UP) + 1e-3)
-        error = functional.mse_loss(tower(pixels).last_hidden_state, target)
-        optimizer.zero_grad(set_to_none=True)
-        error.backward()
-        torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-        optimizer.step()
-        errors.append(error.item())
-        if step % 25 == 0 or step <= 3:
-            print(f"step {step}  error {sum(errors[-25:]) / len(errors[-25:]):.4f}", flush=True)
-    save_file(
-        {name: value.to(torch.bfloat16) for name, value in tower.state_dict().items()},
-        out / "tower.safetensors",
-    )
-    return sum(errors[-25:]) / len(errors[-25:])
+            states: Tensor = clip(pixels).last_hidden_state
+        return states[:, 1:]
+
+    first = wanted(next(iter(batches(0)))).flatten(0, 1)
+    centre, spread = first.mean(0), first.std(0)
+
+    def error_of(pixels: Tensor) -> tuple[Tensor, str]:
+        target = (wanted(pixels) - centre) / spread
+        return functional.mse_loss(tower(pixels).last_hidden_state, target), ""
+
+    return train_tower(nn.ModuleDict({"tower": tower}), batches, error_of, recipe, out)
 
 
 def main() -> None:

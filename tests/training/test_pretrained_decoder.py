@@ -14,7 +14,8 @@ from torch import nn
 
 from tests.support.tiny import tiny_llava
 from training import pretrained_decoder
-from training.packing import IGNORE, Examples, may_look
+from training.packing import IGNORE, Examples, collate, may_look
+from training.pictures import FixedPictures
 from training.smollm2_models import Unfinished
 from training.turn_scores import exact_turns, turn_ids, turn_loss
 from training.turns import KINDS, MAKERS, MIXTURE, WORDS_FIRST, shares_at
@@ -29,11 +30,12 @@ def unfinished() -> Unfinished:
     model, processor = tiny_llava(1)
     processor.chat_template = CHAT_TEMPLATE
     tower = model.model.vision_tower
+    image_text = processor.image_token * model.config.image_seq_length
     return Unfinished(
         processor=processor,
-        image_text=processor.image_token * model.config.image_seq_length,
+        pictures=FixedPictures(processor.image_processor, image_text),
         image_token_id=model.config.image_token_index,
-        features=lambda pixels: tower(pixels).last_hidden_state[:, 1:],
+        features=lambda picture: tower(picture["pixel_values"]).last_hidden_state[:, 1:],
         projector=model.model.multi_modal_projector,
         language_model=model.model.language_model,
     )
@@ -41,13 +43,13 @@ def unfinished() -> Unfinished:
 
 def examples(conversations: float) -> Examples:
     tiny = unfinished()
-    return Examples(tiny.processor, tiny.image_text, LENGTH, 2, 0, 4, conversations, 3, MIXTURE)
+    return Examples(tiny.processor, tiny.pictures, LENGTH, 2, 0, 4, conversations, 3, MIXTURE)
 
 
 @pytest.mark.parametrize("conversations", [0.0, 1.0])
 def test_a_turn_is_answered_as_if_it_stood_alone_or_after_those_before_it(conversations):
     example = examples(conversations)[1]
-    batch = {key: value[None] for key, value in example.items()}
+    batch = collate([example])
     language = unfinished().language_model
     mask = torch.where(may_look(batch["blocks"]), 0.0, torch.finfo(torch.float32).min)
     with torch.no_grad():
@@ -84,7 +86,7 @@ def test_first_turns_are_written_as_the_chat_template_writes_them():
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
         add_generation_prompt=True,
     )
-    assert text.startswith(prompt.replace(tiny.processor.image_token, tiny.image_text))
+    assert text.startswith(prompt.replace(tiny.processor.image_token, tiny.pictures.text))
 
 
 def test_every_step_has_its_mixture():

@@ -1,4 +1,8 @@
-"""SmolVLM's architecture on the pretrained decoder: transformers runs it as it is trained."""
+"""SmolVLM's and Qwen2.5-VL's architectures on the pretrained decoder itself.
+
+transformers runs them as they are trained. Most of what is true of Qwen2.5-VL's is tried on a tiny
+decoder, in ``test_qwen.py``.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,11 @@ import vlmflow
 from tests.support.smollm2 import needs_smollm2
 from training import smollm2_models
 from training.smolvlm_tower import start_from_clip
+from vlmflow.bundled import smolqwen, smolvlm
 from vlmflow.bundled.assembly import PARTS, add_tuned
 from vlmflow.bundled.shelf import BUNDLED
+from vlmflow.bundled.smollm2 import load_decoder
+from vlmflow.bundled.smolqwen import build_qwen
 from vlmflow.bundled.smolvlm import IMAGE_TOKENS, build_smolvlm
 from vlmflow.scenes import samples
 
@@ -40,12 +47,16 @@ def test_the_tower_starts_with_the_weights_it_has_a_place_for(tower):
             assert torch.equal(value, theirs[name]), name
 
 
+@pytest.fixture(scope="module")
+def base():
+    return load_decoder()  # takes long
+
+
 @needs_smollm2
-def test_it_runs_as_it_is_trained(tower, tmp_path, monkeypatch):
+def test_it_runs_as_it_is_trained(tower, base, tmp_path, monkeypatch):
     save_file(tower[1].state_dict(), tmp_path / "tower.safetensors")
+    monkeypatch.setattr(smolvlm, "load_decoder", lambda: copy.deepcopy(base))
     model, processor = build_smolvlm()
-    again = copy.deepcopy(model), processor  # building takes long
-    monkeypatch.setattr(smollm2_models, "build_smolvlm", lambda: again)
     unfinished = smollm2_models.scenes_smolvlm(tmp_path)
     generator = torch.Generator().manual_seed(0)
     layer = model.model.text_model.layers[3].mlp.up_proj.weight
@@ -68,16 +79,37 @@ def test_it_runs_as_it_is_trained(tower, tmp_path, monkeypatch):
     assert len(positions) == IMAGE_TOKENS == 36
     # The text of a training example, and the features that are put into it, are the model's own.
     text = processor.tokenizer.decode(prompt.inputs["input_ids"][0])
-    assert unfinished.image_text in text
+    assert unfinished.pictures.text in text
     embedded = []
     model.model.text_model.register_forward_pre_hook(
         lambda _module, _args, kwargs: embedded.append(kwargs["inputs_embeds"]), with_kwargs=True
     )
     with torch.no_grad():
         model(**prompt.inputs)
-        pixels = prompt.inputs["pixel_values"][0]
-        features = unfinished.projector(unfinished.features(pixels[None]))
-    torch.testing.assert_close(embedded[0][0, positions], features[0], rtol=1e-4, atol=1e-4)
+        features = unfinished.projector(unfinished.features(prompt.inputs))
+    torch.testing.assert_close(embedded[0][0, positions], features, rtol=1e-4, atol=1e-4)
     # Its tokens are squares that cover the whole picture.
     flow = vlm.explain(sample.picture, sample.question, max_new_tokens=1)
     assert np.isfinite(flow.pixel_map("flow_map")).all()
+
+
+@needs_smollm2
+def test_text_is_the_same_to_qwens_architecture(base, monkeypatch):
+    monkeypatch.setattr(smolqwen, "load_decoder", lambda: copy.deepcopy(base))
+    model, processor = build_qwen()
+    tokenizer = processor.tokenizer
+    text = "The capital of France is Paris, and Italy's is"
+    ids = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        wanted, own = base[0](**ids).logits, model(**ids).logits
+    assert own.shape[-1] == wanted.shape[-1] + 4  # picture and video, and the marks around them
+    torch.testing.assert_close(own[..., :-4], wanted, rtol=1e-5, atol=1e-5)
+    assert ids["input_ids"].tolist() == [base[1].encode(text)]
+
+    (sample,) = samples("scenes-existence", "test", 1)
+    prompt = vlmflow.LVLM(model, processor).prepare(sample.picture, sample.question)
+    tokens = "<|image_pad|>" * len(prompt.layout.image_positions)
+    assert tokenizer.decode(prompt.inputs["input_ids"][0]).endswith(
+        f"<|im_start|>user\n<|vision_start|>{tokens}<|vision_end|>\n{sample.question}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )

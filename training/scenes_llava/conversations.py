@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
@@ -230,8 +231,16 @@ def patch_labels(scene: Scene) -> torch.Tensor:
     """
     left, top = (scene.width - scene.side) / 2, (scene.height - scene.side) / 2
     centres = (np.arange(GRID) + 0.5) / GRID * scene.side
-    x, y = centres[None, :] + left, centres[:, None] + top
-    labels = np.zeros((len(PATCH_LABELS), GRID, GRID), dtype=np.int64)
+    labels = labels_under(scene, centres[None, :] + left, centres[:, None] + top)
+    return torch.from_numpy(labels.reshape(len(PATCH_LABELS), -1))
+
+
+def labels_under(scene: Scene, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Label what lies at points of a picture, (1, columns) and (rows, 1) of its pixels.
+
+    Of shape ``(len(PATCH_LABELS), rows, columns)``; 0 means nothing.
+    """
+    labels = np.zeros((len(PATCH_LABELS), y.shape[0], x.shape[1]), dtype=np.int64)
     for thing in scene.objects:
         number = thing.number
         values = (
@@ -246,4 +255,4 @@ def patch_labels(scene: Scene) -> torch.Tensor:
             inside = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
             for channel, value in enumerate(values):
                 labels[channel][inside] = value
-    return torch.from_numpy(labels.reshape(len(PATCH_LABELS), -1))
+    return labels

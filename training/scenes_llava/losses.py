@@ -24,14 +24,17 @@ def patch_heads(model: LlavaForConditionalGeneration) -> nn.ModuleDict:
 def patch_loss(
     heads: nn.ModuleDict, features: torch.Tensor, patches: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy of the patch labels, and the share right where there is something."""
+    """Cross-entropy of the patch labels, and the share right where there is something.
+
+    ``patches`` has a channel for each label that has a head, in the order of ``PATCH_LABELS``.
+    """
     loss = torch.zeros((), device=features.device)
     right: dict[str, float] = {}
-    for channel, (name, classes) in enumerate(PATCH_LABELS.items()):
+    for channel, name in enumerate(name for name in PATCH_LABELS if name in heads):
         labels = patches[:, channel]
-        weight = torch.ones(classes, device=features.device)
-        weight[0] = BACKGROUND_WEIGHT
         scores = heads[name](features).float()
+        weight = torch.ones(scores.shape[-1], device=features.device)
+        weight[0] = BACKGROUND_WEIGHT
         loss = loss + nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), weight)
         right[name] = (scores.argmax(-1) == labels)[labels > 0].float().mean().item()
     return loss, right

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from vlmflow.bundled.smollm2 import SHA256, build_llava, find_weights
+from vlmflow.bundled.smolqwen import build_qwen
 from vlmflow.bundled.smolvlm import build_smolvlm
 from vlmflow.errors import InputError, ModelError, Note
 from vlmflow.files import staged
@@ -56,6 +57,15 @@ PARTS = {
         build=build_smolvlm,
         decoder="model.text_model",
         whole={"projector": "model.connector.modality_projection", "tower": "model.vision_model"},
+    ),
+    "scenes-qwen": Parts(
+        build=build_qwen,
+        decoder="model.language_model",
+        whole={
+            "projector": "model.visual.merger",
+            "tower.patch_embed": "model.visual.patch_embed",
+            "tower.blocks": "model.visual.blocks",
+        },
     ),
 }
 
