@@ -76,8 +76,9 @@ def check_batch(batch: object) -> Batch:
     """
     if batch == "auto":
         return "auto"
-    if isinstance(batch, str):
-        raise InputError(f"batch={batch!r} is unknown; give a number of samples, or auto")
-    check_integer("batch", batch, least=1)
+    try:
+        check_integer("batch", batch, least=1)
+    except InputError as error:
+        raise InputError(f"{error}, or auto") from None
     assert isinstance(batch, int)
     return batch
