@@ -118,7 +118,10 @@ def removal_figure(models: Mapping[str, Sequence[Evidence]]) -> Figure:
         for panel in panels[-2:]:
             panel.set_xlabel("layer / number of layers")
             panel.tick_params(labelbottom=True)
-        panels[0].legend(frameon=False)
+        # Every model once, whichever panels it is in.
+        drawn_lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+        named = [name for name in models if name in drawn_lines]
+        panels[0].legend([drawn_lines[name] for name in named], named, frameon=False)
     return figure
 
 
