@@ -87,11 +87,11 @@ def test_studies_take_a_file_of_questions_about_videos(files):
 
 def test_maps_of_videos_are_tested(files, monkeypatch):
     monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 1)
-    asked = ("clip.mp4", "What is it?", "--max-new-tokens", 1)
+    question = ("clip.mp4", "What is it?", "--max-new-tokens", 1)
     by_map = ("--signal", "attention", "--layer", 1, "--frames", 3, "--steps", 2)
-    (line,) = said("trust", *asked, *by_map).splitlines()
+    (line,) = said("trust", *question, *by_map).splitlines()
     assert "The attention at layer 1 ranks regions" in line
-    said("explain", *asked, "--signals", "attention", "--whole", "--trust", "--out", "out")
+    said("explain", *question, "--signals", "attention", "--whole", "--trust", "--out", "out")
     (tested,) = InformationFlow.load(files / "out").trust
     assert f"{tested.difference:+.3f}" in str(tested)
 

@@ -34,15 +34,15 @@ class Batches:
 
     Parameters
     ----------
-    asked : int or "auto"
+    size : int or "auto"
         Prompts at once.
     device : torch.device
         Where the model's inputs go: its memory decides how many prompts are "auto".
     """
 
-    def __init__(self, asked: Batch, device: torch.device) -> None:
-        self.asked, self.device = asked, device
-        self.size = None if asked == "auto" else BatchSize(asked)
+    def __init__(self, size: Batch, device: torch.device) -> None:
+        self.device = device
+        self.size = None if size == "auto" else BatchSize(size)
 
     def plan(self, prepared: Sequence[Prepared], work: Work[_Result]) -> list[list[int]]:
         """Say which samples go together, by their places; what could not be prepared, alone.

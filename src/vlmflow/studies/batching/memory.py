@@ -45,8 +45,8 @@ def free_memory(device: torch.device) -> int | None:
         return int(free) + int(unused)
     if device.type != "cpu":
         return None
-    found = [value for value in (_of_machine(), _of_container()) if value is not None]
-    return min(found, default=None)
+    limits = [value for value in (_of_machine(), _of_container()) if value is not None]
+    return min(limits, default=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

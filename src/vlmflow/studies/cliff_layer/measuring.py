@@ -72,8 +72,8 @@ class Measuring:
             return {place: self.preparer.prepare(window.samples[place]) for place in window.lacking}
 
         measured: Measured = []
-        found = self._windows(split, count, knockout=knockout)
-        for window, prepared in self.preparer.ahead(prepare, found):
+        looked_up = self._windows(split, count, knockout=knockout)
+        for window, prepared in self.preparer.ahead(prepare, looked_up):
             measured += self._measured(window, prepared, show, knockout=knockout)
         return measured
 

@@ -70,7 +70,7 @@ def candidates(
     means = {name: _values(calibration, name, tried[name].index(frozen[name])).mean()
              for name in parts}  # fmt: skip
     best = sorted(parts, key=lambda name: -means[name])[:BEST]
-    found = [
+    candidates = [
         Combined(f"{parts[one][0]}+{parts[other][0]}", scale)
         for one, other in pairs_of(best, 2)
         for scale in SCALES
@@ -78,10 +78,10 @@ def candidates(
     for name in best:
         ends = [layer for layer in tried[name] if layer]
         places = np.linspace(0, len(ends) - 1, min(SUMS, len(ends))).round().astype(int)
-        found += [
+        candidates += [
             Combined(f"{named[name].title}:0-{ends[place]}") for place in dict.fromkeys(places)
         ]
-    return ExplainOptions(signals=found).named if found else {}
+    return ExplainOptions(signals=candidates).named if found else {}
 
 
 def combinations_tried(
