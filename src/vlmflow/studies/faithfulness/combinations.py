@@ -81,7 +81,7 @@ def candidates(
         candidates += [
             Combined(f"{named[name].title}:0-{ends[place]}") for place in dict.fromkeys(places)
         ]
-    return ExplainOptions(signals=candidates).named if found else {}
+    return ExplainOptions(signals=candidates).named if candidates else {}
 
 
 def combinations_tried(
