@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import vlmflow
 
 @dataclass(frozen=True)
-class Mine(vlmflow.Ranking):
+class Powered(vlmflow.Ranking):
     power: int = 1
     word: str = ""
 
@@ -70,9 +70,9 @@ def test_nothing_is_removed_unless_something_says_so():
 def test_a_ranking_of_a_file_with_parameters(tmp_path, monkeypatch):
     (tmp_path / "ranks_for_lmms.py").write_text(OWN, "utf-8")
     monkeypatch.chdir(tmp_path)
-    flat = read("layer=2,keep=3,rank_by=ranks_for_lmms:Mine,power=2,word=a").way(12)
+    flat = read("layer=2,keep=3,rank_by=ranks_for_lmms:Powered,power=2,word=a").way(12)
     # Quotes keep lmms-eval from splitting at a comma inside brackets.
-    quoted = read("layer=2,keep=3,rank_by='ranks_for_lmms:Mine(power=2,word=a)'").way(12)
+    quoted = read("layer=2,keep=3,rank_by='ranks_for_lmms:Powered(power=2,word=a)'").way(12)
     assert flat == quoted
     assert (flat.ranking.power, flat.ranking.word) == (2, "a")
 

@@ -22,7 +22,7 @@ from vlmflow.lvlm.layout import Segment, TokenLayout
 from vlmflow.lvlm.videos import Frames
 from vlmflow.result import parts, storage
 from vlmflow.result.information_flow import InformationFlow
-from vlmflow.studies.truncations.down_sample import down_sampled
+from vlmflow.studies.truncations.down_sample import down_sampled, grows
 
 each_family = pytest.mark.parametrize("family", VIDEO_FAMILIES, ids=lambda family: family.name)
 
@@ -272,7 +272,23 @@ def test_what_transformers_cannot_take_together_is_refused():
         named("qwen3_vl").lvlm().prepare(video(1), "What is it?")
 
 
-def test_a_video_is_not_down_sampled():
-    vlm = named("qwen2_vl").lvlm()
-    with pytest.raises(InputError, match="a video is not down-sampled"):
-        down_sampled(vlm, vlm.prepare(video(), "What is it?"), "What is it?", 0.5, growing=True)
+@each_family
+def test_a_down_sampled_video_has_as_many_frames_of_fewer_tokens(family):
+    vlm = family.lvlm()
+    whole = vlm.prepare(video(), "What is it?")
+    growing = grows(vlm, whole, "What is it?")
+    if family.name == "llava_onevision":  # makes every frame into the same grid
+        assert not growing
+        with pytest.raises(InputError, match=r"do not say where .*; --controls random leaves this"):
+            down_sampled(vlm, whole, "What is it?", 0.5, growing=growing)
+        return
+    smaller, rest = down_sampled(vlm, whole, "What is it?", 0.5, growing=growing)
+    assert rest is None
+    assert smaller.layout.frames == whole.layout.frames
+    assert smaller.layout.image_positions.size < whole.layout.image_positions.size
+    (shown,), (before,) = smaller.visuals, whole.visuals
+    assert shown.seconds == before.seconds
+    for frame, own in zip(shown.frames, before.frames, strict=True):
+        assert frame.size < own.size
+        same = own.resize(frame.size, Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(np.asarray(frame), np.asarray(same))

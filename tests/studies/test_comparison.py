@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from vlmflow import cli
 from vlmflow.errors import InputError
 from vlmflow.reports.comparison.latex import latex, latex_table
 from vlmflow.reports.comparison.page import comparison_page
-from vlmflow.statistics.intervals import paired_difference
+from vlmflow.statistics.intervals import Estimate, paired_difference
 from vlmflow.statistics.paired_tests import holm_adjusted, sign_flip_p_value
 from vlmflow.studies.comparison.arms import compared_rankings, compared_truncations
 from vlmflow.studies.comparison.comparison import Comparison
@@ -96,6 +96,23 @@ def test_verdicts_follow_the_corrected_tests(comparison):
     assert "saliency" not in words  # it looks at the answer
 
 
+@pytest.mark.parametrize(
+    ("adjusted", "gain", "wanted"),
+    [
+        (0.04, (0.1, 0.01, 0.2), BETTER),
+        (0.04, (-0.1, -0.2, -0.01), WORSE),
+        (0.06, (0.1, 0.01, 0.2), UNKNOWN),  # the interval alone is not corrected
+        (0.04, (0.1, -0.01, 0.2), UNKNOWN),  # the test alone
+        (0.04, (-0.1, -0.2, 0.01), UNKNOWN),
+        (0.05, (0.1, 0.01, 0.2), BETTER),
+        (0.04, (0.1, 0.0, 0.2), UNKNOWN),
+    ],
+)
+def test_a_verdict_takes_the_corrected_test_and_the_interval(comparison, adjusted, gain, wanted):
+    row = replace(comparison.rows[0], adjusted=adjusted, gain=Estimate(*gain))
+    assert row.verdict == wanted
+
+
 def test_random_tokens_at_equal_cost():
     scores = np.array([[0.0, 1.0], [1.0, 1.0]])
     for cost, wanted in [
@@ -137,6 +154,29 @@ def test_samples_that_fail_under_one_arm_are_left_out_of_all():
     assert comparison.count == 98
     assert len({row["n"] for row in comparison.frame().to_dict("records")}) == 1
     assert "2 samples failed under some arm" in comparison_page(comparison)
+
+
+def test_a_ranking_that_fails_on_every_sample_is_left_out_by_name():
+    plan = plan_of(["diversity", "top_left"])
+    study = synthetic_study(plan, accuracy, failed={
+        (f"test-{number}", f"layer 2, keep {keep} % by top_left"): f"no places <b>{HOSTILE}"
+        for number in range(100) for keep in (50, 25)
+    })  # fmt: skip
+    for name, seconds in study.seconds.items():
+        if name.endswith("by top_left"):  # what cannot answer is not timed either
+            seconds[:] = [None] * len(seconds)
+    comparison = Comparison(study)
+    other = Comparison(synthetic_study(plan_of(["diversity"]), accuracy))
+    assert comparison.count == 100
+    assert comparison.is_timed
+    assert [(r.ranking, r.gain, r.adjusted) for r in comparison.rows] == [
+        (r.ranking, r.gain, r.adjusted) for r in other.rows
+    ]
+    page = comparison_page(comparison)
+    assert "top_left failed on every sample and is left out: no places &lt;b&gt;" in page
+    # One that fails on some is compared, on the other samples.
+    some = {("test-3", "layer 2, keep 50 % by top_left"): "no places"}
+    assert Comparison(synthetic_study(plan, accuracy, failed=some)).left_out == {}
 
 
 def test_pages_and_tables_hold_hostile_texts():
@@ -223,7 +263,7 @@ def test_the_command_takes_a_class_of_the_working_directory(tmp_path, monkeypatc
     processor.save_pretrained(tmp_path / "model")
     (tmp_path / "my_rankings.py").write_text(
         "from dataclasses import dataclass\nimport vlmflow\n\n"
-        "@dataclass(frozen=True)\nclass Mine(vlmflow.Ranking):\n    '''Mine.'''\n"
+        "@dataclass(frozen=True)\nclass Foldered(vlmflow.Ranking):\n    '''Of a folder.'''\n"
         "    power: float = 1.0\n\n    def scores(self, seen):\n"
         "        return seen.hidden[seen.image].float().norm(dim=-1) ** self.power\n"
     )
@@ -231,13 +271,13 @@ def test_the_command_takes_a_class_of_the_working_directory(tmp_path, monkeypatc
     request.addfinalizer(lambda: sys.modules.pop("my_rankings", None))
     before = list(sys.path)
     arguments = [
-        *("compare", "--rank-by", "my_rankings:Mine(power=2)", "--against", "diversity"),
+        *("compare", "--rank-by", "my_rankings:Foldered(power=2)", "--against", "diversity"),
         *("--task", "scenes-existence", "--layer", "1", "--keep", "0.5,4", "--samples", "2"),
         *("--timed", "0", "--model", "model", "--out", "out"),
     ]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
-    assert "mine(power=2)" in result.output
+    assert "foldered(power=2)" in result.output
     assert sys.path == before
     table = (tmp_path / "out" / "comparison.tex").read_text()
     (tmp_path / "out" / "comparison.tex").unlink()

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,14 @@ from PIL import Image
 import vlmflow
 from tests.support.families import FAMILIES
 from tests.support.tiny import tiny_llava
-from vlmflow import LVLM, Truncation
+from vlmflow import LVLM, Ranking, Truncation
 from vlmflow.errors import InputError
+from vlmflow.lvlm.resolution import with_image_settings
+from vlmflow.studies.batching.ahead import prepare
 from vlmflow.studies.samples import StoredSample, model_identity
 from vlmflow.studies.store import Store, writing
-from vlmflow.studies.truncations import dry_run
+from vlmflow.studies.truncations import answering, dry_run
+from vlmflow.studies.truncations.answering import WorkItem, answer_sample
 from vlmflow.studies.truncations.arms import arms_of, mean_share
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.plan import Plan, read_plan
@@ -33,8 +36,10 @@ from vlmflow.studies.truncations.results import read_study
 from vlmflow.studies.truncations.run import run_study
 from vlmflow.studies.truncations.store import STUDY, StoredResult
 from vlmflow.tasks.folder import FolderTask
+from vlmflow.tasks.registry import as_task
 from vlmflow.truncation.amounts import amount
 from vlmflow.truncation.rankings.random import Random
+from vlmflow.truncation.rankings.top_left import TopLeft
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +255,15 @@ def test_the_corner_has_about_as_many_tokens_as_wanted(vlm, share, kept):
     assert policy.keep == amount(kept)
 
 
+def test_a_picture_of_one_tile_is_shrunk_for_smolvlm():
+    (family,) = [family for family in FAMILIES if family.name == "smolvlm"]
+    vlm = with_image_settings(family.lvlm(), {"do_image_splitting": False})
+    prompt, policy = smaller(vlm, Image.new("RGB", (24, 24), "red"), 0.25)
+    assert len(prompt.layout.grids) == 1
+    assert policy == Truncation(0, prompt.layout.image_positions.size // 4, TopLeft())
+    assert vlm.generate_ids(prompt, max_new_tokens=2, truncation=policy)
+
+
 def growing_model():
     """A model whose image tokens grow with the picture, and whose FLOPs nobody can compute."""
     (family,) = [family for family in FAMILIES if family.name == "qwen2_vl"]
@@ -282,6 +296,40 @@ def test_costs_that_cannot_be_computed_are_told_by_the_formula(questions, tmp_pa
 
 
 # --- running ---
+
+
+@dataclass(frozen=True)
+class NeverRanks(Ranking):
+    """Fails on every prompt."""
+
+    def scores(self, seen):
+        raise InputError("nothing to rank by")
+
+
+def test_an_arm_that_fails_leaves_the_others_their_answers(vlm, questions, monkeypatch):
+    """It is found by halves, so that few others are answered apart from the rest."""
+    plans = [Truncation(1, keep, NeverRanks() if keep == 5 else "uniform") for keep in range(1, 9)]
+    items = [
+        WorkItem(arm, arm.name)
+        for arm in arms_of([("", plan) for plan in plans], 4, controls=(), seed=0)
+    ]
+    (sample,) = as_task(str(questions)).samples("test", 1)
+    calls = []
+    whole = answering.shared_answers
+    monkeypatch.setattr(
+        answering, "shared_answers", lambda *given, **more: calls.append(1) or whole(*given, **more)
+    )
+    results = answer_sample(vlm, prepare(vlm, sample), items, 4)
+    assert [result.id for result in results] == [item.id for item in items]
+    assert len(calls) < len(items)
+    for item, result in zip(items, results, strict=True):
+        if item.arm.truncation is not None and item.arm.truncation.ranking == NeverRanks():
+            assert result.failure == "InputError: nothing to rank by"
+        else:
+            alone = vlm.generate(
+                sample.pictures, sample.question, max_new_tokens=4, truncation=item.arm.truncation
+            )
+            assert result.answer == alone
 
 
 def test_answers_are_those_of_the_model_one_by_one(vlm, questions, tmp_path):

@@ -11,6 +11,7 @@ from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError, ModelError
 from vlmflow.tasks.registry import find_task
+from vlmflow.truncation import stages
 from vlmflow.truncation.rankings.registry import RANKINGS
 from vlmflow.truncation.shared_answers import shared_answers
 
@@ -52,6 +53,23 @@ def test_answers_are_those_of_generate(policies, options):
         answers = shared_answers(vlm, prompt, policies, max_new_tokens=6)
         assert answers == one_by_one(vlm, prompt, policies, 6)
         assert len(set(answers)) > 2  # random weights: truncations do change the answer
+
+
+def test_oracles_of_one_signal_measure_once(monkeypatch):
+    vlm = LVLM(*tiny_llava(3))
+    measured = []
+    first = stages.first_token_maps
+
+    def counted(model, layers, call, signal):
+        measured.append(signal)
+        return first(model, layers, call, signal)
+
+    monkeypatch.setattr(stages, "first_token_maps", counted)
+    policies = [Truncation(2, keep, name) for name in ("saliency", "llava_cam") for keep in (2, 5)]
+    for pictures in (1, 2):
+        measured.clear()
+        shared_answers(vlm, prompt_of(vlm, pictures=pictures), policies, max_new_tokens=2)
+        assert sorted(measured) == ["llava_cam", "saliency"]
 
 
 def test_sliding_windows_decode_step_by_step():

@@ -110,7 +110,7 @@ def compare(
 
 def print_comparison(comparison: Comparison) -> None:
     """Print the finding and one line per ranking."""
-    from vlmflow.studies.comparison.sentences import headline, keep_words
+    from vlmflow.studies.comparison.sentences import headline, keep_words, left_out_words
 
     typer.echo(
         printable(
@@ -134,6 +134,8 @@ def print_comparison(comparison: Comparison) -> None:
     ]
     for line in columns(rows, right=True, gap=3):
         typer.echo(printable(line))
+    for words in left_out_words(comparison.left_out):
+        typer.echo(f"\n{printable(words)}")
     typer.echo("\n* differs from random tokens, corrected for all tests together")
 
 

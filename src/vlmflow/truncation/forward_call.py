@@ -82,6 +82,8 @@ class ForwardCall:
     maps: list[Tensor] | None = None
     # Of every layer that was cut: positions of the rows that it was given, (B, n)
     given: dict[int, Tensor] = field(default_factory=dict)
+    # Such maps by their signal, for all truncations of the call
+    measured: dict[Hashable, list[Tensor]] = field(default_factory=dict)
     _made: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -140,6 +142,7 @@ class ForwardCall:
             self.images,
             self.family,
             self.config,
+            measured=self.measured,
         )
 
     @property

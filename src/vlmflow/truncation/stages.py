@@ -92,7 +92,10 @@ class Stages:
                 "which a call with candidates for it does not have; generate without "
                 "prompt_lookup_num_tokens and assistant_model, or choose another ranking"
             )
-        call.maps = first_token_maps(model, layers, call, self.policy.ranking.signal)
+        signal = self.policy.ranking.signal
+        if signal not in call.measured:
+            call.measured[signal] = first_token_maps(model, layers, call, signal)
+        call.maps = call.measured[signal]
 
     def hidden_for(self, call: ForwardCall, layer: int, hidden: Tensor) -> Tensor:
         """Return the hidden states that a layer is given: (B, n before, width) -> (B, n, width)."""

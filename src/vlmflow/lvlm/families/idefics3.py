@@ -8,10 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlmflow.lvlm.families.base import Family, PromptPictures, setting, token_runs
+from vlmflow.lvlm.families.base import (
+    Family,
+    PromptPictures,
+    places_in,
+    setting,
+    token_runs,
+)
 from vlmflow.lvlm.families.tiles import tile_grids
 from vlmflow.lvlm.geometry import MapUnavailableError, require_pipeline
-from vlmflow.lvlm.grids import ImageGrid
+from vlmflow.lvlm.grids import FloatArray, ImageGrid
 
 
 class Idefics3(Family):
@@ -42,6 +48,26 @@ class Idefics3(Family):
             size = prompt.image_sizes[image]
             grids += tile_grids(image, run, size, rows, cols, side, side)
         return tuple(grids)
+
+    def places(
+        self, first: int, tokens: int, inputs: Mapping[str, Any], config: Any
+    ) -> FloatArray | None:
+        """Known of one picture in one tile; see :meth:`Family.places`.
+
+        How the tiles of a larger picture lie is not among the model's inputs. ``generate`` may
+        encode pictures before it calls the model: the tower's own picture size stands in for them.
+        """
+        del first  # the one picture's own tokens say all
+        pixels = inputs.get("pixel_values")
+        tall = wide = config.vision_config.image_size
+        if pixels is not None:
+            tall, wide = pixels.shape[-2:]
+        if tall != wide:
+            return None
+        side = tall // config.vision_config.patch_size // config.scale_factor
+        if tokens != side**2:
+            return None
+        return places_in([(side, side)], 0, tokens)
 
     def image_settings(self, processor: Any, config: Any, tokens: int) -> Mapping[str, Any] | None:
         """Bound the longer side in tiles; see :meth:`Family.image_settings`."""

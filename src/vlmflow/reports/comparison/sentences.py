@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlmflow.escape_invisible import shown
+from vlmflow.studies.comparison.sentences import left_out_words
 from vlmflow.studies.truncations.sentences import NAME_SHOWN, changed_by, many, percent
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def cost_words(comparison: Comparison) -> str:
 
 def cautions(comparison: Comparison) -> list[str]:
     """Say what to be wary of."""
-    lines = []
+    lines = left_out_words(comparison.left_out)
     left_out = len(comparison.study.samples["test"]) - comparison.count
     if left_out:
         lines.append(f"{many(left_out, 'sample')} failed under some arm and are left out.")

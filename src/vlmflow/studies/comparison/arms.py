@@ -98,6 +98,11 @@ def is_uniform(ranking: Ranking) -> bool:
     return isinstance(ranking, Uniform)
 
 
+def is_control(ranking: Ranking) -> bool:
+    """Whether a ranking stands in every comparison: random tokens, or the even spread."""
+    return isinstance(ranking, Random | Uniform)
+
+
 def _mapping(item: object) -> Mapping[str, object]:
     if not isinstance(item, Mapping) or "preset" in item:
         raise InputError(f"{item!r} is not a truncation")

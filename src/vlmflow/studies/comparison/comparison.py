@@ -16,7 +16,7 @@ from vlmflow.escape_invisible import shown
 from vlmflow.notebook import fragment
 from vlmflow.statistics.intervals import Estimate, mean_estimate, paired_difference
 from vlmflow.statistics.paired_tests import holm_adjusted, sign_flip_p_value
-from vlmflow.studies.comparison.arms import is_comparison
+from vlmflow.studies.comparison.arms import is_comparison, is_control
 from vlmflow.studies.comparison.equal_cost import scores_at_cost
 from vlmflow.studies.comparison.rows import UNKNOWN, ComparedRow, RandomRow
 from vlmflow.studies.comparison.sentences import headline
@@ -70,6 +70,20 @@ class Comparison:
     def count(self) -> int:
         """Test samples that every arm has answered; only these are compared."""
         return len(self._samples)
+
+    @cached_property
+    def left_out(self) -> Mapping[Ranking, str]:
+        """Rankings that are not compared, for they failed on every test sample, and why."""
+        answered = self.study.answered_by(self.study.arms[:1], "test")
+        found: dict[Ranking, str] = {}
+        for arm in self.study.arms if answered else ():
+            policy = arm.truncation
+            if arm.kind != "truncation" or policy is None or is_control(policy.ranking):
+                continue
+            if not self.study.answered_by([arm], "test"):
+                reason = self.study.answers[answered[0].id, arm.name].failure
+                found.setdefault(policy.ranking, reason or "")
+        return found
 
     @property
     def draws(self) -> int:
@@ -185,13 +199,24 @@ class Comparison:
     def _by_keep(self) -> Mapping[Amount, list[Arm]]:
         groups: dict[Amount, list[Arm]] = {}
         for arm in self.study.arms:
-            if arm.kind == "truncation" and arm.truncation is not None:
+            if arm in self._arms and arm.kind == "truncation" and arm.truncation is not None:
                 groups.setdefault(arm.truncation.stages[0].keep, []).append(arm)
         return groups
 
     @cached_property
     def _samples(self) -> tuple[Any, ...]:
-        return self.study.answered_by(self.study.arms, "test")
+        return self.study.answered_by(self._arms, "test")
+
+    @cached_property
+    def _arms(self) -> tuple[Arm, ...]:
+        """Those of the study but for rankings that are left out."""
+        return tuple(
+            arm
+            for arm in self.study.arms
+            if arm.kind != "truncation"
+            or arm.truncation is None
+            or arm.truncation.ranking not in self.left_out
+        )
 
     @cached_property
     def _clusters(self) -> list[str]:
@@ -202,7 +227,8 @@ class Comparison:
         return {
             summary.arm.name: summary
             for summary in self.study.summaries
-            if summary.split == "test" and summary.arm.kind == "truncation"
+            if summary.split == "test" and summary.arm in self._arms
+            if summary.arm.kind == "truncation"
         }
 
     @cached_property

@@ -60,16 +60,23 @@ def _whole_pictures(
     cut = [policy for policy in policies if policy is not None]
     try:
         own, *others = shared_answers(vlm, prompt, cut, max_new_tokens=max_new_tokens)
-    except Exception:  # whichever arm it was, the others are answered alone
+        rest = iter(others)
         return {
-            item.id: _alone(vlm, prompt, item, item.arm.truncation, max_new_tokens, prompt)
-            for item in items
+            item.id: _result(
+                vlm, prompt, item, policy, own if policy is None else next(rest), prompt
+            )
+            for item, policy in zip(items, policies, strict=True)
         }
-    results, rest = {}, iter(others)
-    for item, policy in zip(items, policies, strict=True):
-        ids = own if policy is None else next(rest)
-        results[item.id] = _result(vlm, prompt, item, policy, ids, prompt)
-    return results
+    except Exception as error:  # see answer_sample
+        if len(items) == 1:
+            return {items[0].id: _failed(items[0], error)}
+    # Whichever arm it was: few others are answered apart from the rest.
+    half = len(items) // 2
+    return {
+        name: result
+        for part in (items[:half], items[half:])
+        for name, result in _whole_pictures(vlm, prompt, part, max_new_tokens).items()
+    }
 
 
 def _smaller_pictures(

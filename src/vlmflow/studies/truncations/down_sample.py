@@ -1,29 +1,33 @@
-"""The control that throws away detail: a smaller picture with fewer image tokens."""
+"""The control that throws away detail: a smaller picture or video with fewer image tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from PIL import Image
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.videos import Video
 from vlmflow.truncation.truncation import Truncation
+from vlmflow.trust.curves import places_of
 
 if TYPE_CHECKING:
+    from vlmflow.lvlm.chat import Visual
     from vlmflow.lvlm.grids import Grid
     from vlmflow.lvlm.model import LVLM
     from vlmflow.lvlm.prompt import Prompt
 
 
 def grows(vlm: LVLM, whole: Prompt, question: str) -> bool:
-    """Whether a much smaller picture has fewer image tokens.
+    """Whether a much smaller picture or video has fewer image tokens.
 
     Much: large pictures may be scaled down to the same size by the processor.
     """
-    _refuse_videos(whole)
-    small = vlm.prepare([_resized(picture, 1 / 8) for picture in whole.images], question)
+    small = vlm.prepare([_resized(visual, 1 / 8) for visual in whole.visuals], question)
     return small.layout.image_positions.size < whole.layout.image_positions.size
 
 
@@ -31,6 +35,8 @@ def down_sampled(
     vlm: LVLM, whole: Prompt, question: str, share: float, *, growing: bool
 ) -> tuple[Prompt, Truncation | None]:
     """Prepare a prompt whose pictures have fewer image tokens because they are smaller.
+
+    Of a video every frame is smaller; it has as many of them, at the same times.
 
     A model whose image tokens grow with the picture (``growing``, as :func:`grows` says) is simply
     given a smaller one. A model that always makes a picture into the same grid gets it shrunk into
@@ -41,37 +47,48 @@ def down_sampled(
     Raises
     ------
     InputError
-        If the boxes of image tokens are not known, or the prompt shows a video.
+        If it has to be shrunk into a corner, and the boxes of image tokens are not known, or the
+        model's inputs do not say which of them are the corner's.
     """
-    _refuse_videos(whole)
     if growing:
         tokens = share * whole.layout.image_positions.size
-        return _nearest(vlm, whole.images, question, tokens), None
+        return _nearest(vlm, whole.visuals, question, tokens), None
     grids = whole.layout.grids
     if not grids or len({grid.shape for grid in grids}) > 1:
         reason = whole.layout.grids_missing or "its pictures have grids of different shapes"
         raise InputError(f"a picture cannot be down-sampled for {vlm.name}: {reason}")
+    tokens = int(whole.layout.image_positions.size)
+    if vlm.family.places(0, tokens, whole.inputs, vlm.model.config) is None:
+        raise InputError(
+            f"a picture cannot be down-sampled for {vlm.name}: its inputs do not say where in a "
+            "picture image tokens lie; --controls random leaves this control out"
+        )
     rows, columns = _corner(grids[0], share)
-    shrunk = [_into_corner(whole.images[grid.image], grid, rows, columns) for grid in grids]
+    places = places_of(whole.visuals, whole.layout.frames)
+    first = {places[grid.image][0]: grid for grid in reversed(grids)}
+    shrunk = [
+        _each(visual, partial(_into_corner, grid=first[number], rows=rows, columns=columns))
+        for number, visual in enumerate(whole.visuals)
+    ]
     kept = rows * columns * len(grids)
     return vlm.prepare(shrunk, question), Truncation(0, kept, rank_by="top_left")
 
 
-def _refuse_videos(whole: Prompt) -> None:
-    if whole.layout.frames:
-        raise InputError(
-            "a video is not down-sampled: this control is one of pictures; "
-            "--controls random leaves it out"
-        )
+def _each(visual: Visual, change: Callable[[Image.Image], Image.Image]) -> Visual:
+    """Change a picture, or every frame of a video."""
+    if not isinstance(visual, Video):
+        return change(visual)
+    frames = cast("Sequence[Image.Image]", visual.frames)  # a prompt's are read
+    return replace(visual, frames=tuple(change(frame) for frame in frames))
 
 
-def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, goal: float) -> Prompt:
+def _nearest(vlm: LVLM, whole: Sequence[Visual], question: str, goal: float) -> Prompt:
     """Find the size whose number of tokens comes nearest to the goal, in a few steps."""
     tried: list[tuple[float, float, Prompt]] = []
     low, high = 0.0, 1.0
     for _ in range(8):
         scale = (low + high) / 2
-        prompt = vlm.prepare([_resized(picture, scale) for picture in whole], question)
+        prompt = vlm.prepare([_resized(visual, scale) for visual in whole], question)
         tokens = prompt.layout.image_positions.size
         # Of pictures with as many tokens, the largest shows most.
         tried.append((abs(tokens - goal), -scale, prompt))
@@ -79,9 +96,12 @@ def _nearest(vlm: LVLM, whole: Sequence[Image.Image], question: str, goal: float
     return min(tried, key=lambda attempt: attempt[:2])[2]
 
 
-def _resized(picture: Image.Image, scale: float) -> Image.Image:
-    width, height = (max(2, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+def _resized(visual: Visual, scale: float) -> Visual:
+    def resized(picture: Image.Image) -> Image.Image:
+        width, height = (max(2, round(side * scale)) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+    return _each(visual, resized)
 
 
 def _corner(grid: Grid, share: float) -> tuple[int, int]:
