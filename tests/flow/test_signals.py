@@ -10,6 +10,8 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from tests.support.reference import Reference, measure_slowly
 from tests.support.tiny import tiny_llava
+from vlmflow.flow import measure as measuring
+from vlmflow.flow import sample_record
 from vlmflow.flow.measure import EMPTY, OK, UNDEFINED, Measurement, measure
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.layer_view import LayerView
@@ -269,6 +271,29 @@ def test_whole_answer_alone_equals_the_sum_over_its_tokens():
     for name in signals:
         assert_close(alone.maps[name][:, 0], summed.maps[name][:, 0], FLOAT32, name)
     assert_close(alone.saliency_sum[:, 0], summed.saliency_sum[:, 0], FLOAT32, "S")
+
+
+@pytest.mark.parametrize("held", ["none", "one_layer", "all"])
+def test_attention_held_between_tokens_changes_nothing(held, monkeypatch):
+    """Not a bit: what is held is what would be rebuilt."""
+    vlm = lvlm(kv_heads=2)
+    prompt = vlm.prepare(picture(), "What is it?", "a red circle")
+    wanted = fast(vlm, prompt, low_memory=True)  # which holds none
+    rows, heads = len(prompt.layout.text_rows), vlm.model.config.text_config.num_attention_heads
+    layer = 4 * heads * rows * len(prompt.layout)
+    built = []
+    whole = sample_record.attention_rows
+    monkeypatch.setattr(
+        sample_record, "attention_rows", lambda *given: built.append(1) or whole(*given)
+    )
+    known = {"none": layer - 1, "one_layer": layer, "all": vlm.num_layers * layer}[held]
+    monkeypatch.setattr(measuring, "KNOWN_BYTES", known)
+    measured = fast(vlm, prompt)
+    assert len(built) == {"none": 0, "one_layer": 1, "all": vlm.num_layers}[held]
+    for name in SIGNALS:
+        np.testing.assert_array_equal(measured.maps[name], wanted.maps[name])
+    np.testing.assert_array_equal(measured.saliency_sum, wanted.saliency_sum)
+    np.testing.assert_array_equal(measured.attention_share, wanted.attention_share)
 
 
 @pytest.mark.parametrize(

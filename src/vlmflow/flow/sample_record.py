@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from vlmflow.errors import InputError, ModelError
-from vlmflow.flow.attention_rows import AttentionCall, mean_attention, signed_saliency
+from vlmflow.flow.attention_rows import (
+    AttentionCall,
+    attention_rows,
+    mean_attention,
+    signed_saliency,
+)
 from vlmflow.flow.fold import BackwardFold, ForwardFold
 from vlmflow.flow.segment_flow import attention_share, segment_saliency
 from vlmflow.flow.signals.layer_view import LayerView
@@ -57,7 +62,8 @@ class SampleRecord:
     for each signal on features what its ``pool`` leaves. ``signals`` has them by the names of their
     maps, ``layers_of`` the layers that each has maps of. ``point`` is where the image embeddings
     stand on a path. ``kept_rows`` are positions, sorted and all of them text rows, whose attention
-    to every position is kept beside what is reduced.
+    to every position is kept beside what is reduced. Between the passes of one token and the next
+    so many ``known_bytes`` of attention may be held instead of being rebuilt.
     """
 
     def __init__(
@@ -69,6 +75,8 @@ class SampleRecord:
         layers_of: Mapping[str, range],
         point: PathPoint | None = None,
         kept_rows: IntArray | None = None,
+        *,
+        known_bytes: int = 0,
     ) -> None:
         self.index = index
         self.kept_rows = np.empty(0, np.int64) if kept_rows is None else kept_rows
@@ -78,7 +86,7 @@ class SampleRecord:
         self.layout = layout
         self.per_token = per_token
         self.signals = signals
-        self.tokens = len(layout.answer_positions)
+        self.tokens, self._image_tokens = len(layout.answer_positions), len(layout.image_positions)
         self.targets = 1 + self.tokens * per_token
         self.layers_with_attention: set[int] = set()
         self._on_saliency = {n: s for n, s in signals.items() if SALIENCY in s.all_reads}
@@ -94,6 +102,8 @@ class SampleRecord:
         self._values: dict[tuple[str, int, int], Tensor] = {}
         self._sums: dict[tuple[str, int], Tensor] = {}
         self._places: dict[torch.device, _Places] = {}
+        self._known_bytes = known_bytes
+        self._known: dict[int, Tensor] = {}  # Of layers: A of the text rows, (heads, R, N)
         self._kept: dict[int, Tensor] = {}  # Of every layer: (K, N) half
 
     def on_attention(self, layer: int, call: AttentionCall) -> None:
@@ -111,7 +121,14 @@ class SampleRecord:
         """
         places = self._at(call.query.device)
         attended = places.attended if first else None
-        signed, attention = signed_saliency(call, gradient, self.index, places.text_rows, attended)
+        signed, attention = signed_saliency(
+            call,
+            gradient,
+            self.index,
+            places.text_rows,
+            attended,
+            known=self._known_rows(layer, call, places.text_rows),
+        )
         if attention is not None:
             self._record_attention(layer, places, attention)
         to_image = None
@@ -254,6 +271,15 @@ class SampleRecord:
             result[layer] = rows.cpu().numpy()
         return result
 
+    def _known_rows(self, layer: int, call: AttentionCall, rows: Tensor) -> Tensor | None:
+        """Return A of the text rows, (heads, R, N), kept between passes; None: does not fit."""
+        if layer not in self._known:
+            size = 4 * call.query.shape[1] * len(rows) * call.key.shape[2]
+            if (len(self._known) + 1) * size > self._known_bytes:
+                return None
+            self._known[layer] = attention_rows(call, self.index, rows)
+        return self._known[layer]
+
     def _record_attention(self, layer: int, places: _Places, rows: Tensor) -> None:
         """Record (attended rows, N) of attention: shares of the segments, and maps."""
         self.layers_with_attention.add(layer)
@@ -282,7 +308,7 @@ class SampleRecord:
     def _record_map(self, view: LayerView, target: int) -> None:
         """Record what the signal makes of the view."""
         values = self.signals[view.name].of_layer(view)
-        expected = len(self.layout.image_positions)
+        expected = self._image_tokens
         if not isinstance(values, Tensor) or values.shape != (expected,):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise InputError(
