@@ -29,7 +29,7 @@ from torch import Tensor
 from vlmflow.errors import InputError
 from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.lvlm.families import Family
-from vlmflow.truncation.masks import take
+from vlmflow.truncation.masks import places_of_true, take
 
 T = TypeVar("T")
 
@@ -56,6 +56,7 @@ class PromptRows:
     slots: Tensor  # (n,) int64: their slots, -1 where empty
     image: Tensor  # (P,) int64: which of them are image tokens
     text: Tensor  # (U,) int64: which are text after the first image token
+    count: int  # How many rows are not empty
 
 
 @dataclass(eq=False)
@@ -166,6 +167,15 @@ class ForwardCall:
         real = True if self.valid is None else self.valid[:, -self.length :]
         return ~self.is_image & real & (self._all_slots < self.prompt)
 
+    @cached_property
+    def text_ids(self) -> list[list[int]]:
+        """Ids of each prompt's :attr:`is_text`."""
+        whole = torch.stack([self.ids, self.is_text.to(self.ids)]).tolist()
+        return [
+            [token for token, is_text in zip(ids, texts, strict=True) if is_text]
+            for ids, texts in zip(*whole, strict=True)
+        ]
+
     def cut_at(self, layer: int) -> Cut | None:
         """Return the last cut at or before a layer."""
         return next((cut for cut in reversed(self.cuts) if cut.layer <= layer), None)
@@ -186,8 +196,15 @@ class ForwardCall:
         # Empty rows, -1, lie before the first image token, too.
         first = self.is_image.int().argmax(1).to(device)
         is_text &= slots > first[:, None]
+        masks = torch.stack([is_image, is_text, slots >= 0])
+        images, texts, rows = masks.sum(-1).tolist()  # a GPU is waited for once, for all prompts
         return [
-            PromptRows(slots[row], is_image[row].nonzero()[:, 0], is_text[row].nonzero()[:, 0])
+            PromptRows(
+                slots[row],
+                places_of_true(is_image[row], images[row]),
+                places_of_true(is_text[row], texts[row]),
+                rows[row],
+            )
             for row in range(len(slots))
         ]
 

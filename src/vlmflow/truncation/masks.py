@@ -34,6 +34,14 @@ def take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
     return tensor.expand(whole).gather(axis, index.expand(shape))
 
 
+def places_of_true(mask: Tensor, count: int) -> Tensor:
+    """Return where a mask, (n,) bool, is True: (count,) int64, in order.
+
+    ``count`` says how often, so that a GPU is not waited for, as ``nonzero`` would.
+    """
+    return mask.to(torch.uint8).sort(descending=True, stable=True).indices[:count]
+
+
 def pad_rows(rows: list[Tensor]) -> tuple[Tensor, bool]:
     """Stack index rows of different lengths, short ones led by -1; say whether any is short."""
     lengths = [len(row) for row in rows]

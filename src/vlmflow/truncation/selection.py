@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,10 +14,10 @@ from vlmflow.flow.attention_rows import AttentionCall
 from vlmflow.truncation.exit_signals.signal import ExitSignal
 from vlmflow.truncation.exit_signals.view import ExitView
 from vlmflow.truncation.forward_call import Cut, ForwardCall
-from vlmflow.truncation.masks import pad_rows, take
+from vlmflow.truncation.masks import pad_rows, places_of_true, take
 from vlmflow.truncation.policy import Policy
 from vlmflow.truncation.rankings.candidates import Candidates, of_picture
-from vlmflow.truncation.rankings.ranking import Ranking
+from vlmflow.truncation.rankings.ranking import Ranking, highest
 from vlmflow.truncation.within_pictures import select_within
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -117,6 +118,7 @@ def choose(
     keep = next(stage.keep for stage in policy.stages if stage.layer == layer)
     ranking, rows = policy.ranking, call.rows_at(layer, hidden.device)
     stay, kept, removed, pictures = [], [], [], []
+    doubts: list[_Doubt] = []
     for row, own in enumerate(rows):
         count = min(keep.of(call.images[row]), len(own.image)) if len(own.image) else 0
         chosen = own.image[:0] if leaves[row] else own.image
@@ -140,19 +142,25 @@ def choose(
                 of_left = came[call.image_numbers(row, own.slots[own.image]).to(came.device)]
                 picked = select_within(count, of_left, came, partial(_choose_in, ranking, seen))
             else:
-                picked = _checked(ranking.select(seen, count), count, ranking, len(own.image))
+                picked, doubt = _pick(ranking, seen, count)
+                doubts.append(doubt)
             chosen = own.image[picked]
         staying = own.slots >= 0
         staying[own.image] = False
         staying[chosen] = True
-        gone = own.image[~staying[own.image]]
-        if policy.remainder == "average":
+        goes = ~staying[own.image]
+        gone = own.image[places_of_true(goes, len(own.image) - len(chosen))]
+        pictures.append(
+            (of_left[places_of_true(~goes, len(chosen))], of_left[places_of_true(goes, len(gone))])
+        )
+        left = own.count - len(gone)
+        if policy.remainder == "average" and len(gone):
             staying[gone[-1:]] = True
+            left += 1
         kept.append(chosen)
         removed.append(gone)
-        is_kept = staying[own.image]
-        pictures.append((of_left[is_kept], of_left[~is_kept]))
-        stay.append(staying.nonzero()[:, 0])
+        stay.append(places_of_true(staying, left))
+    _settle(doubts)
     local, ragged = pad_rows(stay)
     slots = torch.stack([own.slots for own in rows])
     return Cut(
@@ -178,25 +186,58 @@ def _pictures(call: ForwardCall, row: int, ranking: Ranking, device: torch.devic
     return numbers.to(device)
 
 
+@dataclass(frozen=True, eq=False)
+class _Doubt:
+    """Whether a ranking chose as it should, not yet read off the device."""
+
+    wrong: Tensor  # () bool
+    reason: Callable[[], str]
+
+
+def _settle(doubts: list[_Doubt]) -> None:
+    """Read all of them at once; InputError for the first that is true."""
+    wrong = torch.stack([doubt.wrong for doubt in doubts]).tolist() if doubts else []
+    for doubt, is_wrong in zip(doubts, wrong, strict=True):
+        if is_wrong:
+            raise InputError(doubt.reason())
+
+
+def _pick(ranking: Ranking, seen: Candidates, count: int) -> tuple[Tensor, _Doubt]:
+    """Choose among all image tokens that a ranking sees: indices into them, and a doubt."""
+    if type(ranking).select is Ranking.select:
+        scores = ranking.scores_of_each(seen)
+        return highest(scores, count), _Doubt(scores.isnan().any(), lambda: ranking.no_number)
+    chosen, tokens = ranking.select(seen, count), len(seen.image)
+    wrong = _out_of_order(chosen, count, ranking, tokens)
+    doubt = _Doubt(wrong, lambda: _not_chosen(chosen, count, ranking, tokens))
+    return chosen.long().clamp(0, tokens - 1), doubt  # an index out of range would end a GPU's work
+
+
 def _choose_in(
     ranking: Ranking, seen: Candidates, tokens: Tensor, keep: int, picture: int
 ) -> Tensor:
     """Choose among some of the image tokens that a ranking could see."""
-    chosen = ranking.select(of_picture(seen, tokens, picture), keep)
-    return _checked(chosen, keep, ranking, len(tokens))
+    picked, doubt = _pick(ranking, of_picture(seen, tokens, picture), keep)
+    _settle([doubt])
+    return picked
 
 
-def _checked(chosen: Tensor, count: int, ranking: Ranking, tokens: int) -> Tensor:
-    """Refuse a choice that is not ``count`` different image tokens in order."""
+def _out_of_order(chosen: Tensor, count: int, ranking: Ranking, tokens: int) -> Tensor:
+    """Say, () bool, whether these are not different image tokens in order; refuse other shapes."""
+    whole = isinstance(chosen, Tensor) and chosen.dtype in _INTEGERS and chosen.shape == (count,)
+    if not whole:
+        raise InputError(_not_chosen(chosen, count, ranking, tokens))
+    first, last = chosen.new_tensor([-1]), chosen.new_tensor([tokens])
+    return (torch.cat([first, chosen, last]).diff() <= 0).any()
+
+
+def _not_chosen(chosen: object, count: int, ranking: Ranking, tokens: int) -> str:
+    """Say what a ranking gave instead of ``count`` different image tokens in order."""
     shown = f"a {type(chosen).__name__}"
     if isinstance(chosen, Tensor):
-        if chosen.dtype in _INTEGERS and chosen.shape == (count,):
-            ends = chosen.new_tensor([-1]), chosen.new_tensor([tokens])
-            if bool((torch.cat([ends[0], chosen, ends[1]]).diff() > 0).all()):
-                return chosen.long()
         values = chosen.flatten()[:8].tolist()
         shown = f"shape {tuple(chosen.shape)} with {values}{'...' if chosen.numel() > 8 else ''}"
-    raise InputError(
+    return (
         f"ranking {ranking.title} was to choose {count} of {tokens} image tokens, but select gave "
         f"{shown}: return that many different indices, increasing"
     )

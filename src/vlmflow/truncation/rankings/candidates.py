@@ -151,8 +151,7 @@ class Candidates:
 
         It does not depend on the batch that the prompt is in.
         """
-        ids = self._call.ids[self._row][self._call.is_text[self._row]].tolist()
-        drawn: tuple[object, ...] = (seed, self.layer, ids)
+        drawn: tuple[object, ...] = (seed, self.layer, self._call.text_ids[self._row])
         if self._picture is not None:
             drawn = (*drawn, self._picture)
         return torch.Generator().manual_seed(zlib.crc32(repr(drawn).encode()))

@@ -98,6 +98,13 @@ class Ranking(Extension):
         (keep,) int64
             Indices into ``seen.image``, increasing.
         """
+        scores = self.scores_of_each(seen)
+        if bool(scores.isnan().any()):
+            raise InputError(self.no_number)
+        return highest(scores, keep)
+
+    def scores_of_each(self, seen: Candidates) -> Tensor:
+        """Return :meth:`scores`, NaN among them; InputError where they are not (P,)."""
         scores = self.scores(seen)
         if not hasattr(scores, "isnan"):
             raise InputError(
@@ -109,9 +116,12 @@ class Ranking(Extension):
                 f"ranking {self.title} gave scores of shape {tuple(scores.shape)}, but there are "
                 f"{len(seen.image)} image tokens: return one score for each"
             )
-        if bool(scores.isnan().any()):
-            raise InputError(f"ranking {self.title} gave a score that is not a number (NaN)")
-        return scores.sort(descending=True, stable=True).indices[:keep].sort().values
+        return scores
+
+    @property
+    def no_number(self) -> str:
+        """What is wrong where a score is NaN."""
+        return f"ranking {self.title} gave a score that is not a number (NaN)"
 
     def flops(self, size: RankingSize) -> int:
         """Count the operations of its matrix products at one stage.
@@ -172,3 +182,8 @@ class Ranking(Extension):
     def is_oracle(self) -> bool:
         """Whether it looks at the answer."""
         return "answer" in self.all_reads
+
+
+def highest(scores: Tensor, keep: int) -> Tensor:
+    """Return the indices, increasing, of the ``keep`` highest scores, of equal ones the earlier."""
+    return scores.sort(descending=True, stable=True).indices[:keep].sort().values
