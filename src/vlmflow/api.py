@@ -12,12 +12,12 @@ import torch
 from vlmflow.errors import InputError
 from vlmflow.files import as_path
 from vlmflow.flow.signals.signal import Signal
+from vlmflow.lvlm.batch_size import Batch
 from vlmflow.lvlm.chat import VisualSource, opened
 from vlmflow.lvlm.loading import open_model
 from vlmflow.model_api import LVLM as LVLM
 from vlmflow.parameters import check_integer, given_list
 from vlmflow.reports.directory import write_directory
-from vlmflow.studies.batching.batch_size import Batch
 from vlmflow.studies.cliff_layer.run import run_cliff_study
 from vlmflow.studies.cliff_layer.settings import CHANGED, TOLERANCE, CliffSettings
 from vlmflow.studies.cliff_layer.study import CliffStudy

@@ -18,8 +18,8 @@ from vlmflow.parameters import split_outside_brackets
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vlmflow.lvlm.batch_size import Batch
     from vlmflow.lvlm.video_files import VideoFile
-    from vlmflow.studies.batching.batch_size import Batch
     from vlmflow.truncation.ways import Way
 
 
