@@ -31,9 +31,9 @@ from random_llava import clocked
 import vlmflow
 from vlmflow import LVLM
 from vlmflow.lvlm.batch import collate, pad_id
+from vlmflow.lvlm.batch_size import BatchSize
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.studies.batching.ahead import Prepared, Preparer
-from vlmflow.studies.batching.batch_size import BatchSize
 from vlmflow.studies.batching.batches import Batches
 from vlmflow.studies.cliff_layer.measurements import measure_samples
 from vlmflow.tasks.registry import find_task

@@ -12,12 +12,12 @@ import torch
 from vlmflow.errors import InputError
 from vlmflow.files import as_path
 from vlmflow.flow.signals.signal import Signal
+from vlmflow.lvlm.batch_size import Batch
 from vlmflow.lvlm.chat import VisualSource, opened
 from vlmflow.lvlm.loading import open_model
 from vlmflow.model_api import LVLM as LVLM
 from vlmflow.parameters import check_integer, given_list
 from vlmflow.reports.directory import write_directory
-from vlmflow.studies.batching.batch_size import Batch
 from vlmflow.studies.cliff_layer.run import run_cliff_study
 from vlmflow.studies.cliff_layer.settings import CHANGED, TOLERANCE, CliffSettings
 from vlmflow.studies.cliff_layer.study import CliffStudy
@@ -167,7 +167,7 @@ def faithfulness(
     layers: Sequence[int] | None = None,
     sanity: int = 4,
     timed: int = 2,
-    batch: int = 16,
+    batch: Batch = "auto",
     low_memory: bool = False,
     draws: int = 2000,
     seed: int = 0,
@@ -212,9 +212,10 @@ def faithfulness(
         Test samples whose maps are compared with those of drawn weights.
     timed : int
         Test samples on which each signal's cost is measured.
-    batch : int
-        Pictures, or subsets of tokens, to a forward pass. Numbers depend on it in their last
-        digits, so that with another one everything is measured again.
+    batch : int or "auto"
+        Pictures, or subsets of tokens, to a forward pass; "auto": as many as memory holds, which is
+        estimated from a first pass (16 at most). Where memory runs out, it is halved. Numbers
+        depend on it in their last digits, so that with another one everything is measured again.
     low_memory : bool
         Recompute layers in backward passes instead of keeping their activations.
     draws, seed : int

@@ -34,7 +34,8 @@ def reason(error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: torch's own errors are RuntimeErrors, one for every device."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
-    is_torch = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    text = str(error).lower()
+    is_torch = isinstance(error, RuntimeError) and any(word in text for word in words)
     return isinstance(error, MemoryError) or is_torch
 
 

@@ -11,6 +11,7 @@ from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm import model as lvlm_model
 from vlmflow.lvlm.as_found import check_untruncated
+from vlmflow.lvlm.batch_size import Batch
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.removal.answer_curve import answered
@@ -22,7 +23,6 @@ from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.truncation import Truncation
 from vlmflow.trust.curves import STEPS
 from vlmflow.trust.of_explanation import with_trust
-from vlmflow.trust.scoring import BATCH
 from vlmflow.trust.trust import trust
 
 
@@ -92,8 +92,8 @@ class LVLM(lvlm_model.LVLM):
             through which no gradient passes (quantised activations), and where time is short.
         trust : bool
             Also test the map that the result is shown with, as :meth:`trust` does, in 8 steps: 144
-            short forward passes, in batches of 16 (4 with ``low_memory``). It is kept in the
-            result's ``trust``, and the report has a panel of it.
+            short forward passes, as many at once as memory holds (4 with ``low_memory``). It is
+            kept in the result's ``trust``, and the report has a panel of it.
         truncation : Truncation, optional
             Also let the model answer under it, and keep which image tokens each layer saw then
             (``truncated``). What is explained is the untouched model's answer.
@@ -124,8 +124,7 @@ class LVLM(lvlm_model.LVLM):
         flow = explain(self, images, question, answer, options, progress=progress)
         if trust:
             visuals = self.prepare(images, question).visuals
-            batch = 4 if low_memory else BATCH
-            flow = with_trust(self, flow, visuals, batch=batch, progress=progress)
+            flow = with_trust(self, flow, visuals, low_memory=low_memory, progress=progress)
         if truncation is not None:
             prompt = self.prepare(images, question)
             flow = with_truncation(self, flow, prompt, truncation, max_new_tokens=max_new_tokens)
@@ -142,7 +141,7 @@ class LVLM(lvlm_model.LVLM):
         image: int = 0,
         replacement: str = "black",
         steps: int = STEPS,
-        batch: int = BATCH,
+        batch: Batch = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> Trust:
         """Test whether the answer depends on what a map points at, by insertion and deletion.
@@ -168,8 +167,12 @@ class LVLM(lvlm_model.LVLM):
         replacement : str
             ``"black"``, ``"blur"`` or ``"mean"`` colour, of each frame its own, before the
             processor.
-        steps, batch : int
-            Steps of a curve, and pictures to a forward pass.
+        steps : int
+            Steps of a curve.
+        batch : int or "auto"
+            Pictures to a forward pass; "auto": as many as memory holds, which is estimated from a
+            first pass (16 at most). Where memory runs out, it is halved. Scores depend on it in
+            their last digits.
         progress : callable, optional
             Called with ``(pictures done, pictures in all)``.
 

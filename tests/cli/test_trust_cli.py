@@ -59,6 +59,8 @@ def test_a_map_of_the_whole_model_needs_no_layer_and_no_gradient(asked, monkeypa
         (("--layer", "2"), "is summed over layers: leave layer out"),
         (("--signal", "saliency", "--layer", "99"), "layer=99, but this model has 12"),
         (("--steps", "0"), "--steps"),
+        (("--batch", "0"), "'0' is neither auto nor a number from 1 on"),
+        (("--batch", "none"), "'none' is neither auto nor a number from 1 on"),
         (("--layer", "-1"), "--layer"),
         (("--replacement", "pink"), "replacement"),
     ],

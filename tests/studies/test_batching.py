@@ -13,12 +13,12 @@ from tests.support.families import FAMILIES
 from tests.support.tiny import tiny_llava
 from tests.support.tiny_family import picture
 from vlmflow import LVLM
-from vlmflow.errors import InputError
+from vlmflow.errors import InputError, is_out_of_memory
+from vlmflow.lvlm.batch_size import MOST, UNMEASURED, BatchSize, check_batch
+from vlmflow.lvlm.memory import free_memory, watched
 from vlmflow.studies.batching import batches as batching
 from vlmflow.studies.batching.ahead import Prepared, Preparer, ahead
-from vlmflow.studies.batching.batch_size import MOST, UNMEASURED, BatchSize, check_batch
 from vlmflow.studies.batching.batches import Batches, windows
-from vlmflow.studies.batching.memory import free_memory, is_out_of_memory, watched
 from vlmflow.tasks.base import TaskSample
 
 CPU = torch.device("cpu")
@@ -46,9 +46,10 @@ def test_a_batch_of_longer_prompts_holds_fewer():
 
 def test_automatic_sizes_follow_memory():
     assert BatchSize.measured(100, taken=1000, free=10_000) == BatchSize(6, 100)
-    assert BatchSize.measured(100, taken=1000, free=10**9) == BatchSize(MOST, 100)
+    # Memory for 64 prompts of 100 tokens is memory for 16 of twice as many.
+    assert BatchSize.measured(100, taken=600, free=64_000) == BatchSize(MOST, 200)
     assert BatchSize.measured(100, taken=1000, free=10) == BatchSize(1, 100)
-    assert BatchSize.measured(100, taken=0, free=10**6) == BatchSize(MOST, 100)
+    assert BatchSize.measured(100, taken=0, free=10**6).room(1000) == MOST
     for taken, free in ((None, 10), (10, None)):
         assert BatchSize.measured(100, taken, free) == BatchSize(UNMEASURED, 100)
 
@@ -165,7 +166,7 @@ def test_an_automatic_size_is_estimated_once_from_a_prompt_that_runs(monkeypatch
     items = [prepared(0, "x", error=InputError("broken")), prepared(7, "a"), prepared(5, "b")]
     assert batches.plan(items, work) == [[0], [2, 1]]
     assert ran == [["a"]]
-    assert batches.size.tokens == 7
+    assert batches.size.room(7) == MOST
     assert batches.plan(items, work) == [[0], [2, 1]]
     assert ran == [["a"]]
 
@@ -190,6 +191,7 @@ def test_memory_that_a_block_takes_is_seen():
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
             True,
         ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), True),
         (RuntimeError("MPS backend out of memory (MPS allocated"), True),
         (RuntimeError("shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),

@@ -38,7 +38,7 @@ class Half(vlmflow.Signal):
         return values
 
 
-def reads_the_middle(_vlm, sets, _question, answer, *, batch):
+def reads_the_middle(_vlm, sets, _question, answer, *, passes):
     """A model that is as sure as the share of the picture's middle that is shown."""
     whole = np.asarray(sets[len(sets) // 2][0])[10:30, 10:30]
     seen = [(np.asarray(own)[10:30, 10:30] == whole).all(-1).mean() for (own,) in sets]

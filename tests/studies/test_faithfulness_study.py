@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import unescape
 
@@ -19,10 +21,11 @@ from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, cli
 from vlmflow.errors import InputError
 from vlmflow.flow.signals.region_removal import RegionRemoval
+from vlmflow.lvlm.batch_size import MOST
 from vlmflow.reports.faithfulness.page import faithfulness_page
 from vlmflow.statistics.rank_correlation import spearman
+from vlmflow.studies.faithfulness import measurements, sentences, tables
 from vlmflow.studies.faithfulness import samples as measuring
-from vlmflow.studies.faithfulness import sentences, tables
 from vlmflow.studies.faithfulness.choice import Tried, layers_chosen
 from vlmflow.studies.faithfulness.maps import TokenMap, control_maps, searched_by_removal
 from vlmflow.studies.faithfulness.measurements import Appearing, Faithfulness
@@ -31,6 +34,7 @@ from vlmflow.studies.faithfulness.settings import FaithfulnessSettings
 from vlmflow.tasks.base import Task, TaskSample
 from vlmflow.trust.controls import CONTROLS
 from vlmflow.trust.localisation import intersection_over_union, tam_scores
+from vlmflow.trust.passes import Passes
 from vlmflow.trust.randomised import randomised
 from vlmflow.trust.words import words_of
 
@@ -354,6 +358,102 @@ def test_an_interrupted_study_goes_on_and_failures_are_named(vlm, tmp_path, monk
     assert json.dumps(ended.to_json()) == json.dumps(whole.to_json())
 
 
+SIZED = {**QUICK, "samples": 2, "steps": 4, "sanity": 0, "timed": 0, "layers": (1,)}
+
+
+def sized(vlm, batch):
+    """A study of both kinds of passes, with eight stages to a curve."""
+    settings = FaithfulnessSettings(**SIZED, replacements=("black", "tokens"), batch=batch)
+    return run_faithfulness(vlm, Noise(), ["saliency"], settings)
+
+
+def curves(study):
+    return np.stack([means for own in study.measured for means in own.means.values()])
+
+
+@pytest.fixture(scope="module")
+def one_by_one(vlm):
+    return sized(vlm, 1)
+
+
+@contextmanager
+def little_memory(vlm, rows, ran):
+    """A model that takes so many sequences at once, and no more."""
+
+    def before(layer, args, kwargs):
+        count = len(args[0] if args else kwargs["hidden_states"])
+        if count > rows:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {count} sequences.")
+        ran.append(count)
+
+    handle = vlm.decoder_layers[0].register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_curves_do_not_depend_on_how_many_pictures_are_shown_at_once(vlm, one_by_one):
+    assert [own.batch for own in one_by_one.measured] == [1, 1]
+    for batch, used in ((3, 3), ("auto", MOST)):
+        other = sized(vlm, batch)
+        np.testing.assert_allclose(curves(other), curves(one_by_one), rtol=1e-5, atol=1e-6)
+        assert [own.batch for own in other.measured] == [used] * 2
+        assert other.sample_frame()["batch"].tolist() == [used] * 2
+        plain = other.to_json()
+        assert (plain["smallest_batch"], plain["largest_batch"]) == (used, used)
+        assert plain["settings"]["batch"] == batch
+
+
+def test_where_memory_runs_out_a_pass_is_halved_and_so_are_later_ones(vlm, one_by_one):
+    ran = []
+    with little_memory(vlm, 2, ran):
+        study = sized(vlm, 8)
+    assert study.failures == ()
+    np.testing.assert_allclose(curves(study), curves(one_by_one), rtol=1e-5, atol=1e-6)
+    assert max(ran) == 2
+    plain = study.to_json()
+    assert (plain["smallest_batch"], plain["largest_batch"]) == (2, 2)
+
+
+def test_where_not_even_one_picture_fits_the_sample_fails_in_a_sentence(vlm):
+    tested = next(iter(Noise().samples("test", 1)))
+    scored = measurements.answer_logprobs
+
+    def without_memory(model, sets, question, answer, *, passes):
+        whole = np.asarray(sets[SIZED["steps"]][0])
+        is_first = np.array_equal(whole, np.asarray(tested.pictures[0]))
+        with little_memory(model, 0 if is_first else MOST, []):
+            return scored(model, sets, question, answer, passes=passes)
+
+    settings = FaithfulnessSettings(**SIZED, replacements=("black",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measurements, "answer_logprobs", without_memory)
+        study = run_faithfulness(vlm, Noise(), ["saliency"], settings)
+    (failure,) = study.failures
+    assert failure.key == tested.key
+    assert failure.reason == "OutOfMemoryError: CUDA out of memory: 1 sequences."
+    assert len(study.measured) == 1
+
+
+def test_the_next_sample_is_prepared_beside_the_model(vlm):
+    prepared = []
+    prepare = LVLM.prepare
+
+    def noted(self, pictures, question, *rest):
+        if not rest and threading.current_thread() is not threading.main_thread():
+            prepared.append(np.asarray(pictures[0]))
+        return prepare(self, pictures, question, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LVLM, "prepare", noted)
+        sized(vlm, "auto")
+    tested = list(Noise().samples("test", 2))
+    assert len(prepared) == len(tested)  # one layer leaves nothing to calibrate
+    for own, sample in zip(prepared, tested, strict=True):
+        np.testing.assert_array_equal(own, np.asarray(sample.pictures[0]))
+
+
 def test_where_every_sample_fails_the_first_is_named(vlm):
     broken = Noise(broken=("calibration-0", "calibration-1"))
     quick = {**QUICK, "samples": 1}
@@ -426,7 +526,7 @@ def test_eagle_replays_regions(vlm):
     """Maps of the same means over regions are the same map, wherever in them their peaks are."""
     sample = next(iter(Noise().samples("test", 1)))
     prompt = vlm.prepare(sample.pictures, sample.question, "red circle")
-    eagle = FaithfulnessSettings(protocol="eagle", batch=64)
+    eagle, passes = FaithfulnessSettings(protocol="eagle"), {"black": Passes(64, vlm.device)}
     means = np.random.default_rng(0).random((8, 8))
     maps = []
     for place in ((0, 0), (4, 3)):
@@ -434,12 +534,14 @@ def test_eagle_replays_regions(vlm):
         values[place[0] :: 5, place[1] :: 5] = means
         maps.append(TokenMap(np.zeros(1), (values,)))
     curves = [
-        Appearing(vlm, prompt, sample.question, eagle, 0).means(one, "black", 64) for one in maps
+        Appearing(vlm, prompt, sample.question, eagle, 0, passes).means(one, "black", 64)
+        for one in maps
     ]
     np.testing.assert_array_equal(*curves)
     pixels = FaithfulnessSettings(replacements=("black",), steps=4)
     others = [
-        Appearing(vlm, prompt, sample.question, pixels, 0).means(one, "black", 4) for one in maps
+        Appearing(vlm, prompt, sample.question, pixels, 0, passes).means(one, "black", 4)
+        for one in maps
     ]
     assert not np.array_equal(*others)
 
@@ -468,6 +570,10 @@ def test_maps_searched_by_removal_are_marked(study):
         ({"layers": [9]}, "layer=9, but the model has 3 decoder layers"),
         ({"steps": 0}, "steps=0"),
         ({"samples": 0}, "samples=0"),
+        ({"batch": 0}, "batch=0; give an integer from 1 .*, or auto"),
+        ({"batch": "none"}, "batch='none'; give an integer"),
+        ({"batch": True}, "batch=True; give an integer"),
+        ({"batch": 1.5}, "batch=1.5; give an integer"),
         ({"sanity": -1}, "sanity=-1"),
         ({"calibration": 0}, "calibration=0, but the layer of saliency has to be chosen"),
         ({"signals": ["nothing"]}, "signal 'nothing' is unknown"),
@@ -578,6 +684,9 @@ def test_the_command_writes_everything_and_reports(tmp_path):
         (["scenes-juggling"], "unknown task 'scenes-juggling'"),
         (["scenes-reading", "--samples", "0"], "--samples 0 is out of range"),
         (["scenes-reading", "--signals", "nothing"], "signal 'nothing' is unknown"),
+        (["scenes-reading", "--batch", "none"], "'none' is neither auto nor a number from 1 on"),
+        (["scenes-reading", "--batch", "0"], "'0' is neither auto nor a number from 1 on"),
+        (["scenes-reading", "--batch", "1.5"], "'1.5' is neither auto nor a number from 1 on"),
         (["scenes-reading", "--protocol", "eagle", "--steps", "3"], "protocol='eagle' has 64"),
         (["scenes-reading", "--replacement", "pink"], "'pink'"),
     ],

@@ -17,6 +17,7 @@ from vlmflow.errors import InputError
 from vlmflow.lvlm.model_parts import logits_at
 from vlmflow.result.map_trust import Curves
 from vlmflow.statistics.student import t_quantile
+from vlmflow.trust.passes import Passes
 from vlmflow.trust.scoring import logprobs_with_tokens, token_probabilities
 from vlmflow.trust.trust import ORDERS
 
@@ -28,7 +29,9 @@ def test_scores_are_those_of_plain_forward_passes(family):
     vlm = family.lvlm()
     pictures = [picture(seed, (40, 40)) for seed in range(3)]
     answer = vlm.prepare(pictures[0], "What?", "1 2").answer_ids
-    fast = token_probabilities(vlm, pictures, pictures[:1], 0, "What?", answer, batch=2)
+    fast = token_probabilities(
+        vlm, pictures, pictures[:1], 0, "What?", answer, passes=Passes(2, vlm.device)
+    )
     for shown, row in zip(pictures, fast, strict=True):
         prompt = vlm.prepare(shown, "What?", answer)
         with torch.no_grad():
@@ -37,7 +40,7 @@ def test_scores_are_those_of_plain_forward_passes(family):
         np.testing.assert_allclose(row, own, rtol=1e-4, atol=1e-7)
     # With all image tokens, as the untouched prompt; with none, as a truncation from layer 0 on.
     shown = np.stack([np.full(prompt.layout.image_positions.size, one) for one in (True, False)])
-    whole, none = logprobs_with_tokens(vlm, prompt, shown)
+    whole, none = logprobs_with_tokens(vlm, prompt, shown, Passes("auto", vlm.device))
     with torch.no_grad(), vlmflow.Truncation(0, 0)(vlm.model):
         rows = torch.from_numpy(prompt.layout.answer_rows)
         logits = logits_at(vlm.model, prompt.inputs, rows)[0].log_softmax(-1)
@@ -61,7 +64,7 @@ def test_removed_tokens_are_those_that_a_mask_hides():
     prompt = vlm.prepare(None, messages, "1 2")
     rng = np.random.default_rng(0)
     shown = rng.random((5, prompt.layout.image_positions.size)) < [[0.1], [0.3], [0.5], [0.8], [1]]
-    fast = logprobs_with_tokens(vlm, prompt, shown, batch=2)
+    fast = logprobs_with_tokens(vlm, prompt, shown, Passes(2, vlm.device))
     length = len(prompt.layout)
     for own, row in zip(shown, fast, strict=True):
         mask = torch.ones(1, length, dtype=torch.long)
@@ -137,6 +140,8 @@ def test_what_cannot_be_tested_is_refused(explained):
         vlm.trust(turn, "flow_map")
     with pytest.raises(InputError, match="'pink' is none of"):
         vlm.trust(flow, "flow_map", replacement="pink")
+    with pytest.raises(InputError, match=r"batch='none'; give an integer from 1 .*, or auto"):
+        vlm.trust(flow, "flow_map", batch="none")
     with vlmflow.Truncation(2, 3)(vlm.model), pytest.raises(InputError, match="untouched"):
         vlm.trust(flow, "flow_map")
 

@@ -34,7 +34,7 @@ from vlmflow.truncation.presets import PRESETS
 from vlmflow.truncation.rankings.registry import DEFAULT, RANKINGS, as_ranking
 from vlmflow.truncation.truncation import Truncation
 from vlmflow.trust.of_explanation import EXPLAINED_STEPS
-from vlmflow.trust.scoring import BATCH
+from vlmflow.trust.passes import LOW_MEMORY
 
 TEXT_CHARACTERS = 20_000
 
@@ -184,7 +184,7 @@ def test(
             target,
             images=pictures,
             steps=EXPLAINED_STEPS,
-            batch=4 if low_memory else BATCH,
+            batch=LOW_MEMORY if low_memory else "auto",
             progress=lambda done, total: job.progress("Inserting and deleting", done, total),
         )
     others = [

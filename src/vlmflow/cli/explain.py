@@ -114,7 +114,7 @@ def explain(
         typer.Option(
             "--trust",
             help="Also test the map of the report by insertion and deletion, beside eight random "
-            "orders: 144 short forward passes, in batches of 16.",
+            "orders: 144 short forward passes, as many at once as memory holds.",
         ),
     ] = False,
     truncate: Annotated[
@@ -275,7 +275,7 @@ def _run(
                 vlm,
                 flow,
                 images,
-                batch=4 if settings.low_memory else 16,
+                low_memory=settings.low_memory,
                 progress=lambda done, total: show("Inserting and deleting", done, total),
             )
         if truncation is not None:

@@ -104,7 +104,7 @@ def faithfulness(
         int, typer.Option(help="Test samples whose maps are compared under drawn weights.")
     ] = 4,
     timed: Annotated[int, typer.Option(help="Test samples on which costs are measured.")] = 2,
-    batch: Annotated[int, typer.Option(help="Pictures to a forward pass.")] = 16,
+    batch: options.PicturesAtOnce = "auto",
     low_memory: Annotated[
         bool,
         typer.Option("--low-memory", help="Recompute layers instead of keeping activations."),
@@ -122,7 +122,7 @@ def faithfulness(
     with errors_in_one_line(CONTINUES):
         for option, value, least in (
             *(("--samples", samples, 1), ("--calibration", calibration, 0)),
-            *(("--sanity", sanity, 0), ("--timed", timed, 0), ("--batch", batch, 1)),
+            *(("--sanity", sanity, 0), ("--timed", timed, 0)),
             *(("--seed", seed, 0), ("--steps", 1 if steps is None else steps, 1)),
             *(("--layer", one, 0) for one in layer or ()),
         ):
@@ -160,7 +160,7 @@ def faithfulness(
                 layers=layer or None,
                 sanity=sanity,
                 timed=timed,
-                batch=batch,
+                batch=options.as_batch(batch),
                 low_memory=low_memory,
                 seed=seed,
                 progress=lambda done, total: show(

@@ -18,8 +18,8 @@ from vlmflow.parameters import split_outside_brackets
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vlmflow.lvlm.batch_size import Batch
     from vlmflow.lvlm.video_files import VideoFile
-    from vlmflow.studies.batching.batch_size import Batch
     from vlmflow.truncation.ways import Way
 
 
@@ -39,10 +39,10 @@ def path(text: str | Path) -> Path:
         raise typer.BadParameter(str(error)) from error
 
 
-def samples_at_once(text: str) -> str:
+def at_once(text: str) -> str:
     """Read a batch size, as Typer parses values."""
     if text != "auto" and not re.fullmatch(r"[1-9]\d{0,8}", text):
-        raise typer.BadParameter(f"{text!r} is neither auto nor a number of samples from 1 on.")
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1 on.")
     return text
 
 
@@ -129,8 +129,17 @@ SamplesAtOnce = Annotated[
     typer.Option(
         "--batch",
         metavar="auto|N",
-        parser=samples_at_once,
+        parser=at_once,
         help="Samples at once; auto: as many as memory holds.",
+    ),
+]
+PicturesAtOnce = Annotated[
+    str,
+    typer.Option(
+        "--batch",
+        metavar="auto|N",
+        parser=at_once,
+        help="Pictures to a forward pass; auto: as many as memory holds.",
     ),
 ]
 TargetWords = Annotated[

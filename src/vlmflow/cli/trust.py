@@ -55,7 +55,7 @@ def trust(
     target_tokens: options.TargetTokens = None,
     of: options.TargetOf = options.Of.ANSWER,
     steps: Annotated[int, typer.Option(help="Steps of equal area.")] = 64,
-    batch: Annotated[int, typer.Option(help="Pictures to a forward pass.")] = 16,
+    batch: options.PicturesAtOnce = "auto",
     max_new_tokens: options.MaxNewTokens = 64,
     device: options.Device = None,
     dtype: options.NumberFormat = None,
@@ -74,7 +74,6 @@ def trust(
             check_text("--target", target)
         check_range("--max-new-tokens", max_new_tokens, 1)
         check_range("--steps", steps, 1)
-        check_range("--batch", batch, 1)
         if layer is not None:
             check_range("--layer", layer, 0)
         visuals = options.open_visuals([image], frames)
@@ -114,7 +113,7 @@ def trust(
                 images=visuals,
                 replacement=replacement.value,
                 steps=steps,
-                batch=batch,
+                batch=options.as_batch(batch),
                 progress=lambda done, total: show("Inserting and deleting", done, total),
             )
     if not as_json:

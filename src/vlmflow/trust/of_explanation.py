@@ -11,11 +11,11 @@ from vlmflow.lvlm.model import LVLM
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.reading import smallest_box
 from vlmflow.result.shown_map import shown_map
-from vlmflow.trust.scoring import BATCH
+from vlmflow.trust.passes import LOW_MEMORY
 from vlmflow.trust.trust import trust
 
 EXPLAINED_STEPS = 8
-"""Steps of a curve. With the map and eight random orders 144 pictures, 9 batches of 16."""
+"""Steps of a curve. With the map and eight random orders 144 pictures."""
 
 
 def with_trust(
@@ -23,7 +23,7 @@ def with_trust(
     flow: InformationFlow,
     images: Sequence[VisualSource],
     *,
-    batch: int = BATCH,
+    low_memory: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> InformationFlow:
     """Return a result with its map, for the whole answer, inserted and deleted.
@@ -37,8 +37,9 @@ def with_trust(
         The model, and what it measured.
     images : sequence of pictures and videos
         All that was asked about.
-    batch : int
-        Pictures to a forward pass.
+    low_memory : bool
+        Show the model :data:`~vlmflow.trust.passes.LOW_MEMORY` pictures at once; otherwise as many
+        as memory holds.
     progress : callable, optional
         Called with ``(pictures done, pictures in all)``.
 
@@ -60,7 +61,7 @@ def with_trust(
         images=images,
         image=0 if reading is None else reading.image,
         steps=EXPLAINED_STEPS,
-        batch=batch,
+        batch=LOW_MEMORY if low_memory else "auto",
         progress=progress,
     )
     return dataclasses.replace(flow, trust=(*flow.trust, tested))

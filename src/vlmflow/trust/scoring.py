@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vlmflow.errors import InputError
 from vlmflow.lvlm.as_found import as_found
 from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.chat import Visual
@@ -21,8 +20,7 @@ from vlmflow.lvlm.words import words_as_answer
 from vlmflow.removal.chosen import logits_without
 from vlmflow.result.explained_words import ExplainedWords
 from vlmflow.trust.made import Made
-
-BATCH = 16
+from vlmflow.trust.passes import Passes
 
 Question = str | Sequence[Mapping[str, Any]]
 
@@ -36,7 +34,7 @@ def token_probabilities(
     answer: Sequence[int],
     *,
     words: ExplainedWords | None = None,
-    batch: int = BATCH,
+    passes: Passes,
     on_batch: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Return the probability of every token of an answer, under each of some pictures or videos.
@@ -51,8 +49,8 @@ def token_probabilities(
         As for :meth:`vlmflow.LVLM.prepare`; the answer as T token ids.
     words : ExplainedWords, optional
         Whose tokens the answer's are, where they are not the whole answer's.
-    batch : int
-        Pictures to a forward pass.
+    passes : Passes
+        How many pictures go to a forward pass.
     on_batch : callable, optional
         Called with the number of pictures done.
 
@@ -62,7 +60,7 @@ def token_probabilities(
     """
     sets = Made(len(shown), lambda n: [*others[:place], shown[n], *others[place + 1 :]])
     scores = answer_logprobs(
-        vlm, sets, question, answer, words=words, batch=batch, on_batch=on_batch
+        vlm, sets, question, answer, words=words, passes=passes, on_batch=on_batch
     )
     return np.exp(scores)
 
@@ -74,7 +72,7 @@ def answer_logprobs(
     answer: Sequence[int],
     *,
     words: ExplainedWords | None = None,
-    batch: int = BATCH,
+    passes: Passes,
     on_batch: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Return the log-probability of every token of an answer about each of some sets of visuals.
@@ -86,30 +84,34 @@ def answer_logprobs(
     -------
     (n, T) float64
     """
-    _check_batch(batch)
     ids = torch.tensor(answer)
-    rows = []
-    for start in range(0, len(sets), batch):
-        prompts = [vlm.prepare(own, question) for own in sets[start : start + batch]]
+
+    def prepared(number: int) -> Prompt:
+        prompt = vlm.prepare(sets[number], question)
         if words is None:
-            prompts = [vlm.with_answer(prompt, answer) for prompt in prompts]
-        else:
-            prompts = [
-                words_as_answer(vlm, prompt, words.first, answer, words.before)
-                for prompt in prompts
-            ]
+            return vlm.with_answer(prompt, answer)
+        return words_as_answer(vlm, prompt, words.first, answer, words.before)
+
+    first = prepared(0)  # says how long all of them are
+
+    def scored(numbers: range) -> npt.NDArray[np.float64]:
+        prompts = [first if number == 0 else prepared(number) for number in numbers]
         inputs, layouts = collate(prompts, pad_id(vlm.processor.tokenizer))
         at = torch.from_numpy(layouts[0].answer_rows).to(vlm.device)  # at the end of every row
         with as_found(vlm.model), torch.no_grad():
             logits = logits_at(vlm.model, inputs, at)
-        rows.append(_own(logits, ids))
+        return _own(logits, ids)
+
+    rows = []
+    for numbers, scores in passes.over(len(sets), len(first.layout), scored):
+        rows.append(scores)
         if on_batch is not None:
-            on_batch(start + len(prompts))
+            on_batch(numbers.stop)
     return np.concatenate(rows)
 
 
 def logprobs_with_tokens(
-    vlm: LVLM, prompt: Prompt, shown: npt.NDArray[np.bool_], *, batch: int = BATCH
+    vlm: LVLM, prompt: Prompt, shown: npt.NDArray[np.bool_], passes: Passes
 ) -> npt.NDArray[np.float64]:
     """Return the log-probability of an answer's tokens where some of its image tokens are left.
 
@@ -121,20 +123,21 @@ def logprobs_with_tokens(
         The model; left as found. The prompt carries its answer of T tokens.
     shown : (n, P) bool
         Image tokens that are left.
-    batch : int
-        Subsets to a forward pass, which runs the untouched prompt as well.
+    passes : Passes
+        How many subsets go to a forward pass, which runs the untouched prompt as well.
 
     Returns
     -------
     (n, T) float64
     """
-    _check_batch(batch)
     ids = torch.tensor(prompt.answer_ids)
-    rows = []
-    for start in range(0, len(shown), batch):
-        removed = torch.from_numpy(~shown[start : start + batch])
-        rows.append(_own(logits_without(vlm, prompt, removed)[1:], ids))
-    return np.concatenate(rows)
+
+    def scored(numbers: range) -> npt.NDArray[np.float64]:
+        removed = torch.from_numpy(~shown[numbers.start : numbers.stop])
+        return _own(logits_without(vlm, prompt, removed)[1:], ids)
+
+    scores = [own for _, own in passes.over(len(shown), len(prompt.layout), scored)]
+    return np.concatenate(scores)
 
 
 def _own(logits: Tensor, ids: Tensor) -> npt.NDArray[np.float64]:
@@ -143,8 +146,3 @@ def _own(logits: Tensor, ids: Tensor) -> npt.NDArray[np.float64]:
     own = scores.gather(2, ids.to(scores.device).expand(len(scores), -1)[..., None])[..., 0]
     values: npt.NDArray[np.float64] = own.double().cpu().numpy()
     return values
-
-
-def _check_batch(batch: object) -> None:
-    if type(batch) is not int or batch < 1:
-        raise InputError(f"batch={batch!r}, but a forward pass takes at least one picture")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.batch_size import Batch
 from vlmflow.lvlm.chat import Visual, VisualSource
 from vlmflow.lvlm.geometry import paint
 from vlmflow.lvlm.model import LVLM
@@ -20,7 +21,8 @@ from vlmflow.result.map_info import MapInfo
 from vlmflow.result.map_trust import Curves, FloatArray, Trust
 from vlmflow.trust.controls import CONTROLS, control_map
 from vlmflow.trust.curves import STEPS, measure_curves, places_of
-from vlmflow.trust.scoring import BATCH, token_probabilities
+from vlmflow.trust.passes import Passes
+from vlmflow.trust.scoring import token_probabilities
 
 ORDERS = 8
 """Random orders beside a map."""
@@ -35,7 +37,7 @@ def trust(
     image: int = 0,
     replacement: str = "black",
     steps: int = STEPS,
-    batch: int = BATCH,
+    batch: Batch = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Trust:
     """Insert and delete a picture or video in the order of a map; see :meth:`vlmflow.LVLM.trust`.
@@ -43,6 +45,7 @@ def trust(
     ``chosen`` is the map: signal, layer and target.
     """
     signal, layer, target = chosen
+    passes = Passes(batch, vlm.device)
     prompt = _same_prompt(vlm, flow, images)
     visuals, layout = prompt.visuals, flow.layout
     if not 0 <= image < len(layout.image_sizes):
@@ -93,7 +96,7 @@ def trust(
 
         probabilities = token_probabilities(
             vlm, shown, visuals, chosen_place, flow.question, answer,
-            words=flow.words, batch=batch, on_batch=on_batch,
+            words=flow.words, passes=passes, on_batch=on_batch,
         )  # fmt: skip
         done += len(shown)
         own: FloatArray = probabilities[:, place - 1] if place else probabilities.mean(1)

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import torch
 
+from vlmflow.errors import is_out_of_memory
+from vlmflow.lvlm.batch_size import Batch, BatchSize
+from vlmflow.lvlm.memory import free_memory, release, watched
 from vlmflow.studies.batching.ahead import Prepared
-from vlmflow.studies.batching.batch_size import Batch, BatchSize
-from vlmflow.studies.batching.memory import free_memory, is_out_of_memory, watched
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -85,10 +86,9 @@ class Batches:
             return [error]
         parts = [[item] for item in batch]
         if is_out_of_memory(error):
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if self.size is not None and self.size.most >= len(batch):
-                self.size = BatchSize(len(batch), self.size.tokens).halved
+            release(self.device)
+            if self.size is not None:
+                self.size = self.size.halved(len(batch))
             half = len(batch) // 2
             parts = [list(batch[:half]), list(batch[half:])]
         return [result for part in parts for result in self.run(work, part)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.batch_size import Batch, check_batch
 from vlmflow.parameters import check_integer
-from vlmflow.studies.batching.batch_size import Batch, check_batch
 
 TOLERANCE, CHANGED = 0.1, 0.05
 """Defaults: mean KL in nats that removal may cost, and the share of answers it may change."""

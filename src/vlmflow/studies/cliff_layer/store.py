@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
+from vlmflow.lvlm.batch_size import Batch
 from vlmflow.removal.answer_curve import AnswerCurve
 from vlmflow.removal.curve import RemovalCurve
 from vlmflow.removal.knockout import Knockout
-from vlmflow.studies.batching.batch_size import Batch
 from vlmflow.studies.cliff_layer.measurements import SIGNALS, SampleMeasurement
 from vlmflow.studies.samples import StoredSample, as_text
 from vlmflow.studies.store_kind import StoreKind

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
     from vlmflow.truncation.truncation import Truncation
 
-LOW_MEMORY_BATCH, BATCH = 4, 16
-"""Passes of a map's test at a time."""
-
 
 @dataclass(frozen=True)
 class Beside:
@@ -50,10 +47,9 @@ class Beside:
     ) -> InformationFlow:
         """Return a result with what is wanted."""
         if self.trust:
-            batch = LOW_MEMORY_BATCH if options.low_memory else BATCH
             # Where no map ranks anything there is nothing to test; the list says so.
             with suppress(InputError):
-                flow = with_trust(vlm, flow, prompt.visuals, batch=batch)
+                flow = with_trust(vlm, flow, prompt.visuals, low_memory=options.low_memory)
         if self.truncation is not None:
             flow = with_truncation(
                 vlm, flow, prompt, self.truncation, max_new_tokens=options.max_new_tokens

@@ -30,6 +30,7 @@ from vlmflow.trust.localisation import (
     pointing,
     tam_scores,
 )
+from vlmflow.trust.passes import Passes
 from vlmflow.trust.scoring import answer_logprobs, logprobs_with_tokens
 from vlmflow.trust.variants import curves_of, token_means
 from vlmflow.trust.words import words_of
@@ -59,6 +60,8 @@ class Faithfulness:
     places: FloatArray | None  # (M, 4): PLACES; NaN where one has none. None without a box
     without: float  # Mean probability of the answer's tokens without any image token; NaN: unknown
     values: FloatArray  # (M, P): the maps themselves
+    # Pictures, or subsets of tokens, to a forward pass; None: measured before that was recorded
+    batch: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,22 +83,36 @@ class Appearing:
     vlm, prompt, question : LVLM, Prompt, str
         What is answered; the prompt carries the answer.
     settings : FaithfulnessSettings
-        How much at once, and whether regions come whole.
+        Whether regions come whole.
     seed : int
         Breaks ties.
+    passes : dict of str to Passes
+        Of every replacement, how much goes to a forward pass.
     """
 
     def __init__(
-        self, vlm: LVLM, prompt: Prompt, question: str, settings: FaithfulnessSettings, seed: int
+        self,
+        vlm: LVLM,
+        prompt: Prompt,
+        question: str,
+        settings: FaithfulnessSettings,
+        seed: int,
+        passes: Mapping[str, Passes],
     ) -> None:
         self.vlm, self.prompt, self.question = vlm, prompt, question
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed, self.passes = settings, seed, passes
+
+    @property
+    def batch(self) -> int:
+        """How much goes to a forward pass by what is known now: under all replacements."""
+        return min(own.room(len(self.prompt.layout)) for own in self.passes.values())
 
     def means(self, chosen: TokenMap, replacement: str, steps: int) -> FloatArray:
         """Return :func:`token_means` of a map: (3, 2, steps + 1)."""
+        passes = self.passes[replacement]
         if replacement == TOKENS:
             shown = token_steps(chosen.values, steps, self.seed)
-            scores = logprobs_with_tokens(self.vlm, self.prompt, shown, batch=self.settings.batch)
+            scores = logprobs_with_tokens(self.vlm, self.prompt, shown, passes)
         else:
             sets = picture_steps(
                 self.prompt.visuals,
@@ -107,7 +124,7 @@ class Appearing:
                 regions=self.settings.regions,
             )
             scores = answer_logprobs(
-                self.vlm, sets, self.question, self.prompt.answer_ids, batch=self.settings.batch
+                self.vlm, sets, self.question, self.prompt.answer_ids, passes=passes
             )
         return token_means(*both_ways(scores, steps))
 
@@ -185,6 +202,7 @@ def measure_maps(
         places=None if sample.box is None else _places(flow, maps, layers, sample.box),
         without=float("nan") if effect is None else float(effect.without_picture.mean()),
         values=np.stack([chosen.values for chosen in maps.values()]),
+        batch=appearing.batch,
     )
 
 

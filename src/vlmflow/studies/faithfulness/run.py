@@ -100,13 +100,11 @@ def run_faithfulness(
             named = ExplainOptions(signals=[*named.values(), signal]).named
             name = next(name for name, one in named.items() if one == signal)
             tried, frozen = {**tried, name: (None,)}, {**frozen, name: None}
-            measuring = Measuring(
-                vlm, task, named, settings, identity=measuring.identity, store=store
-            )
+            measuring = measuring.of(named)
             about, combined["name"] = _about(measuring), name
         tested = []
-        for sample in task.samples("test", settings.samples):
-            tested.append(measuring.maps("test", sample, frozen))
+        for kept in measuring.maps("test", task.samples("test", settings.samples), frozen):
+            tested.append(kept)
             show()
         _require("test", tested, task)
         answered = [kept for kept in tested if kept.record.arrays is not None]
@@ -207,8 +205,9 @@ def _calibrated(
             "calibration samples; give some, or name one layer"
         )
     calibrated = []
-    for sample in measuring.task.samples("calibration", settings.calibration):
-        calibrated.append(measuring.layers("calibration", sample, needed))
+    samples = measuring.task.samples("calibration", settings.calibration)
+    for kept in measuring.layers("calibration", samples, needed):
+        calibrated.append(kept)
         show()
     _require("calibration", calibrated, measuring.task)
     return calibrated
@@ -229,15 +228,7 @@ def _combined(
             "combine=True, but the signals leave nothing to combine; name two or more that are "
             "measured in one pass, or one with a map per layer"
         )
-    searching = Measuring(
-        measuring.vlm,
-        measuring.task,
-        pool,
-        measuring.settings,
-        identity=measuring.identity,
-        store=measuring.store,
-    )
-    searched = _calibrated(searching, dict.fromkeys(pool, (None,)), show)
+    searched = _calibrated(measuring.of(pool), dict.fromkeys(pool, (None,)), show)
     parts = singles(measuring.signals, frozen)
     titles = {name: signal.title for name, signal in pool.items()}
     rows = combinations_tried(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from vlmflow.errors import InputError
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
+from vlmflow.studies.batching.ahead import Prepared, Preparer, prepare
 from vlmflow.studies.faithfulness.cost import costs
 from vlmflow.studies.faithfulness.maps import explained
 from vlmflow.studies.faithfulness.measurements import (
@@ -28,6 +30,7 @@ from vlmflow.studies.faithfulness.store import StoredRecord, pack, record_id, un
 from vlmflow.studies.samples import StoredSample, failure_reason, stored_sample
 from vlmflow.studies.store import Store
 from vlmflow.tasks.base import Task, TaskSample
+from vlmflow.trust.passes import Passes
 
 Found = tuple[str, bytes | None]
 """What a measurement comes to: JSON, and arrays."""
@@ -45,6 +48,20 @@ class Kept:
     def ids(self) -> tuple[str, str]:
         """Ids of both, for the record of a study."""
         return self.stored.id, self.record.id
+
+
+@dataclass(frozen=True)
+class _LookedUp:
+    """A sample, the id of its measurement, and that where it is stored and did not fail."""
+
+    sample: TaskSample
+    stored: StoredSample
+    name: str
+    record: StoredRecord | None
+
+
+Measure = Callable[[_LookedUp, Prompt], Found]
+"""Measures a sample, whose prompt carries its answer."""
 
 
 class Measuring:
@@ -72,23 +89,40 @@ class Measuring:
     ) -> None:
         self.vlm, self.task, self.signals, self.settings = vlm, task, signals, settings
         self.identity, self.store = identity, store
-        self.shared = {
-            "signals": {name: signal.fingerprint() for name, signal in signals.items()},
-            "batch": settings.batch,
-            "low_memory": settings.low_memory,
-            "seed": settings.seed,
-            "length": task.max_new_tokens,
-        }
+        # What memory holds is learned once for all samples, of each replacement by itself: removing
+        # tokens takes other passes than showing pictures.
+        self.passes = {name: Passes(settings.batch, vlm.device) for name in settings.shown}
+        self.preparer = Preparer(vlm)
         self.appears = {"regions": settings.regions}
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What every measurement depends on; of the batch, what was asked for.
+
+        How much "auto" was differs between machines, and changes the last digits alone.
+        """
+        return {
+            "signals": {name: signal.fingerprint() for name, signal in self.signals.items()},
+            "batch": self.settings.batch,
+            "low_memory": self.settings.low_memory,
+            "seed": self.settings.seed,
+            "length": self.task.max_new_tokens,
+        }
+
+    def of(self, signals: Mapping[str, Signal]) -> Measuring:
+        """Return one that measures other signals, and knows what this one has learned."""
+        other = copy.copy(self)
+        other.signals = signals
+        return other
 
     def about(self, split: str, sample: TaskSample) -> Kept:
         """Say what every signal's maps are: label, colour, source, whether one for all layers."""
 
-        def measure(_stored: StoredSample, prompt: Prompt) -> Found:
+        def measure(item: _LookedUp, prompt: Prompt) -> Found:
             flow = explained(
                 self.vlm,
                 prompt,
-                sample.question,
+                item.sample.question,
                 self.signals,
                 per_token=False,
                 low_memory=self.settings.low_memory,
@@ -98,18 +132,18 @@ class Measuring:
         return self._once(split, sample, "about", {}, measure)
 
     def layers(
-        self, split: str, sample: TaskSample, tried: Mapping[str, Sequence[int | None]]
-    ) -> Kept:
-        """Measure insertion minus deletion at every layer that is tried."""
+        self, split: str, samples: Iterable[TaskSample], tried: Mapping[str, Sequence[int | None]]
+    ) -> Iterator[Kept]:
+        """Measure insertion minus deletion at every layer that is tried, sample by sample."""
 
-        def measure(stored: StoredSample, prompt: Prompt) -> Found:
+        def measure(item: _LookedUp, prompt: Prompt) -> Found:
             differences = layer_differences(
                 self.vlm,
                 prompt,
-                sample.question,
+                item.sample.question,
                 {name: self.signals[name] for name in tried},
                 tried,
-                self._appearing(stored, sample, prompt),
+                self._appearing(item, prompt),
             )
             return json.dumps(differences), None
 
@@ -118,22 +152,22 @@ class Measuring:
             "replacement": self.settings.shown[0],
             "steps": self.settings.count,
         }
-        return self._once(split, sample, "layers", more, measure)
+        return self._each(split, samples, "layers", lambda _: more, measure)
 
-    def maps(self, split: str, sample: TaskSample, layers: Layers) -> Kept:
-        """Measure every map, and every control."""
+    def maps(self, split: str, samples: Iterable[TaskSample], layers: Layers) -> Iterator[Kept]:
+        """Measure every map, and every control, sample by sample."""
 
-        def measure(stored: StoredSample, prompt: Prompt) -> Found:
-            appearing = self._appearing(stored, sample, prompt)
-            return pack(measure_maps(self.vlm, prompt, sample, self.signals, layers, appearing))
+        def measure(item: _LookedUp, prompt: Prompt) -> Found:
+            appearing = self._appearing(item, prompt)
+            measured = measure_maps(self.vlm, prompt, item.sample, self.signals, layers, appearing)
+            return pack(measured)
 
         more = self.appears | {
             "layers": dict(layers),
             "replacements": self.settings.shown,
             "steps": self.settings.count,
-            "box": sample.box,
         }
-        return self._once(split, sample, "maps", more, measure)
+        return self._each(split, samples, "maps", lambda own: more | {"box": own.box}, measure)
 
     def drawn(self, kept: Kept, layers: Layers, stage: str) -> Kept:
         """Compare the maps of the model as it is now, with drawn weights, with those it had.
@@ -142,7 +176,7 @@ class Measuring:
         """
         trained = _unpacked(kept)
 
-        def measure(_stored: StoredSample, prompt: Prompt) -> Found:
+        def measure(_item: _LookedUp, prompt: Prompt) -> Found:
             agreement = agreement_with(
                 self.vlm,
                 prompt,
@@ -171,7 +205,7 @@ class Measuring:
     def cost(self, split: str, sample: TaskSample) -> Kept:
         """Measure what every signal costs."""
 
-        def measure(_stored: StoredSample, prompt: Prompt) -> Found:
+        def measure(_item: _LookedUp, prompt: Prompt) -> Found:
             measured = costs(
                 self.vlm,
                 prompt,
@@ -183,58 +217,98 @@ class Measuring:
 
         return self._once(split, sample, "cost", {}, measure)
 
+    def _each(
+        self,
+        split: str,
+        samples: Iterable[TaskSample],
+        purpose: str,
+        more: Callable[[TaskSample], Mapping[str, Any]],
+        measure: Measure,
+    ) -> Iterator[Kept]:
+        """Take each sample's measurement from the store, or make it; the next is prepared then."""
+
+        def look_up(sample: TaskSample) -> _LookedUp:
+            return self._look_up(split, sample, purpose, more(sample))
+
+        def prepared(item: _LookedUp) -> Prepared | None:
+            return self.preparer.prepare(item.sample) if item.record is None else None
+
+        for item, ready in self.preparer.ahead(prepared, map(look_up, samples)):
+            yield self._kept(item, ready, measure, None)
+
     def _once(
         self,
         split: str,
         sample: TaskSample,
         purpose: str,
         more: Mapping[str, Any],
-        measure: Callable[[StoredSample, Prompt], Found],
+        measure: Measure,
         *,
         answer: Sequence[int] | None = None,
     ) -> Kept:
-        """Take a measurement from the store, or measure it; one that failed is tried again.
+        """Take a measurement from the store, or make it."""
+        item = self._look_up(split, sample, purpose, more)
+        ready = prepare(self.vlm, sample) if item.record is None else None
+        return self._kept(item, ready, measure, answer)
+
+    def _look_up(
+        self, split: str, sample: TaskSample, purpose: str, more: Mapping[str, Any]
+    ) -> _LookedUp:
+        """Look for a measurement in the store; one that failed is to be tried again."""
+        stored = stored_sample(self.task.name, split, sample)
+        name, record = self._id(stored, purpose, more), None
+        if self.store is not None:
+            record = self.store.get(StoredRecord, [name]).get(name)
+        failed = record is not None and record.failure is not None
+        return _LookedUp(sample, stored, name, None if failed else record)
+
+    def _kept(
+        self,
+        item: _LookedUp,
+        prepared: Prepared | None,
+        measure: Measure,
+        answer: Sequence[int] | None,
+    ) -> Kept:
+        """Measure what is not stored.
 
         Whatever goes wrong with a sample becomes the reason of its failure: a study of hundreds of
         samples must not end at one broken picture.
         """
-        stored = stored_sample(self.task.name, split, sample)
-        name = self._id(stored, purpose, more)
-        if self.store is not None:
-            record = self.store.get(StoredRecord, [name]).get(name)
-            if record is not None and record.failure is None:
-                return Kept(sample, stored, record)
-        try:
-            prompt = self._answered(sample, answer)
-            plain, arrays, said = None, None, ""
-            if prompt is not None:
-                plain, arrays = measure(stored, prompt)
-                said = prompt.answer or ""
-            record = StoredRecord(name, said, None, plain, arrays)
-        except Exception as error:
-            record = StoredRecord(name, None, failure_reason(error), None, None)
-        if self.store is not None:
-            self.store.add(*self.store.changed([stored]), record)
-        return Kept(sample, stored, record)
+        record = item.record
+        if record is None:
+            assert prepared is not None
+            try:
+                prompt = self._answered(prepared, answer)
+                plain, arrays, said = None, None, ""
+                if prompt is not None:
+                    plain, arrays = measure(item, prompt)
+                    said = prompt.answer or ""
+                record = StoredRecord(item.name, said, None, plain, arrays)
+            except Exception as error:
+                record = StoredRecord(item.name, None, failure_reason(error), None, None)
+            if self.store is not None:
+                self.store.add(*self.store.changed([item.stored]), record)
+        return Kept(item.sample, item.stored, record)
 
     def _id(self, stored: StoredSample, purpose: str, more: Mapping[str, Any]) -> str:
         return record_id(self.identity, stored.id, purpose, self.shared | dict(more))
 
-    def _answered(self, sample: TaskSample, answer: Sequence[int] | None) -> Prompt | None:
+    def _answered(self, prepared: Prepared, answer: Sequence[int] | None) -> Prompt | None:
         """Put a question, and the model's own greedy answer; None where it ends at once."""
-        if not sample.pictures:
+        if not prepared.sample.pictures:
             raise InputError("the sample has no picture, so no map can point anywhere")
-        prompt = self.vlm.prepare(sample.pictures, sample.question)
+        prompt = prepared.ready
         if answer is not None:
             return self.vlm.with_answer(prompt, answer)
         ids = self.vlm.generate_ids(prompt, max_new_tokens=self.task.max_new_tokens)
         return self.vlm.with_answer(prompt, ids) if ids else None
 
-    def _appearing(self, stored: StoredSample, sample: TaskSample, prompt: Prompt) -> Appearing:
+    def _appearing(self, item: _LookedUp, prompt: Prompt) -> Appearing:
         # The same draws for a sample whatever else is measured.
-        entropy = [int(stored.id[:8], 16), self.settings.seed]
+        entropy = [int(item.stored.id[:8], 16), self.settings.seed]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        return Appearing(self.vlm, prompt, sample.question, self.settings, seed)
+        question = item.sample.question
+        return Appearing(self.vlm, prompt, question, self.settings, seed, self.passes)
 
 
 def _unpacked(kept: Kept) -> Faithfulness:

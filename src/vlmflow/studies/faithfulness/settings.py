@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.batch_size import Batch, check_batch
 from vlmflow.parameters import check_integer
 from vlmflow.trust.replacement import REPLACEMENTS as PICTURE_REPLACEMENTS
 
@@ -58,7 +59,7 @@ class FaithfulnessSettings:
     # which each signal's cost is measured
     sanity: int = 4
     timed: int = 2
-    batch: int = 16  # Pictures, or subsets of tokens, to a forward pass
+    batch: Batch = "auto"  # Pictures, or subsets of tokens, to a forward pass
     low_memory: bool = False  # Recompute layers in backward passes instead of keeping activations
     # Draws and seed of the bootstraps
     draws: int = 2000
@@ -67,9 +68,10 @@ class FaithfulnessSettings:
     def __post_init__(self) -> None:
         for name, least in (
             *(("samples", 1), ("calibration", 0), ("sanity", 0), ("timed", 0)),
-            *(("batch", 1), ("draws", 1), ("seed", 0)),
+            *(("draws", 1), ("seed", 0)),
         ):
             check_integer(name, getattr(self, name), least=least)
+        check_batch(self.batch)
         if self.protocol not in PROTOCOLS:
             raise InputError(f"protocol={self.protocol!r} is none of {', '.join(PROTOCOLS)}")
         own = PROTOCOLS[self.protocol]

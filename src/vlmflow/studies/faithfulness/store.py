@@ -59,6 +59,7 @@ def pack(measured: Faithfulness) -> tuple[str, bytes]:
         "flags": measured.flags,
         "tokens": measured.tokens,
         "ids": measured.ids,
+        "batch": measured.batch,
         "without": None if np.isnan(measured.without) else measured.without,
     }
     contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
@@ -78,4 +79,5 @@ def unpack(plain: str, arrays: bytes) -> Faithfulness:
         places=values.get("places"),
         without=float("nan") if texts["without"] is None else texts["without"],
         values=values["values"],
+        batch=texts.get("batch"),
     )

@@ -203,6 +203,8 @@ class FaithfulnessStudy:
             "samples": len(self.samples),
             "without_answer": self.silent,
             "failures": [asdict(failure) for failure in self.failures],
+            "largest_batch": max(self._batches, default=None),
+            "smallest_batch": min(self._batches, default=None),
             "signals": {name: info.to_json() for name, info in self.about.items()},
             "in_sample": list(self.in_sample),
             **{
@@ -224,6 +226,11 @@ class FaithfulnessStudy:
             second=sentences.second_line(self.facts),
             rows=sentences.main_rows(self.facts, frame),
         )
+
+    @property
+    def _batches(self) -> list[int]:
+        """Pictures, or subsets of tokens, to a forward pass: where that was recorded."""
+        return [own.batch for own in self.measured if own.batch is not None]
 
     @property
     def _draws(self) -> tuple[int, int]:

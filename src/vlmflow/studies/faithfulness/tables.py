@@ -247,7 +247,10 @@ def cost_frame(costs: Sequence[Mapping[str, Mapping[str, float]]]) -> pd.DataFra
 
 
 def sample_frame(samples: Sequence[SampleFaithfulness]) -> pd.DataFrame:
-    """One row per sample: question, answer, score, and insertion minus deletion of every map."""
+    """Give one row per sample: question, answer, score, and insertion minus deletion of every map.
+
+    ``batch`` is how many pictures, or subsets of tokens, went to a forward pass.
+    """
     rows = []
     for own in samples:
         row: dict[str, Any] = {
@@ -257,6 +260,7 @@ def sample_frame(samples: Sequence[SampleFaithfulness]) -> pd.DataFrame:
             "reference": " | ".join(own.sample.references),
             "answer": None if own.failure else own.answer,
             "score": own.score,
+            "batch": None if own.measured is None else own.measured.batch,
             "failure": own.failure,
         }
         if own.measured is not None:
@@ -267,7 +271,7 @@ def sample_frame(samples: Sequence[SampleFaithfulness]) -> pd.DataFrame:
                     for name, value in zip(own.measured.maps, values, strict=True)
                 }
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"batch": "Int64"})
 
 
 def _tested(

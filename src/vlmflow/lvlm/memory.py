@@ -49,13 +49,10 @@ def free_memory(device: torch.device) -> int | None:
     return min(limits, default=None)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(
-        re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE)
-    )
+def release(device: torch.device) -> None:
+    """Give back what a device keeps for later, so that a smaller piece of work can have it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _reset_peak() -> int | None:

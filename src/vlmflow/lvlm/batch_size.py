@@ -31,9 +31,9 @@ class BatchSize:
     most : int
         Prompts at once.
     tokens : int, optional
-        Length of the prompt whose memory was measured; a batch with a longer one holds fewer, by
-        the square of their ratio (the attention of a model that keeps all of its scores). None:
-        lengths do not matter.
+        Longest prompts of which memory holds so many; a batch with a longer one holds fewer, by the
+        square of their ratio (the attention of a model that keeps all of its scores). None: lengths
+        do not matter.
     """
 
     most: int
@@ -44,26 +44,30 @@ class BatchSize:
         """Estimate it from what one prompt of so many tokens took, and from the free memory."""
         if taken is None or free is None:
             return cls(UNMEASURED, tokens)
-        return cls(max(1, min(MOST, int(_SHARE * free / max(taken, 1)))), tokens)
+        count = _SHARE * free / max(taken, 1)
+        if count < MOST:
+            return cls(max(1, int(count)), tokens)
+        # Where memory holds more than anyone is given, longer prompts need not be fewer.
+        return cls(MOST, int(tokens * (count / MOST) ** 0.5))
 
-    @property
-    def halved(self) -> BatchSize:
-        """What is left of it when memory has run out."""
-        return replace(self, most=max(1, self.most // 2))
+    def halved(self, count: int) -> BatchSize:
+        """Return what is left of it when memory has run out for so many prompts."""
+        return self if self.most < count else replace(self, most=max(1, count // 2))
+
+    def room(self, length: int) -> int:
+        """Return how many prompts of a length go together."""
+        if self.tokens is None or length <= self.tokens:
+            return self.most
+        return max(1, int(self.most * (self.tokens / length) ** 2))
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Put prompts of these lengths into batches of similar ones: their places, each once."""
         batches: list[list[int]] = []
         for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
-            if not batches or len(batches[-1]) >= self._room(lengths[place]):
+            if not batches or len(batches[-1]) >= self.room(lengths[place]):
                 batches.append([])
             batches[-1].append(place)
         return batches
-
-    def _room(self, length: int) -> int:
-        if self.tokens is None or length <= self.tokens:
-            return self.most
-        return max(1, int(self.most * (self.tokens / length) ** 2))
 
 
 def check_batch(batch: object) -> Batch:
