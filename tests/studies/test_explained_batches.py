@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 import vlmflow
 from tests.support.families import FAMILIES, SIZES, picture
 from tests.support.tiny import tiny_llava
+from tests.support.tiny_video import WITHOUT_EXPERTS as VIDEO_FAMILIES
+from tests.support.tiny_video import video
 from vlmflow import LVLM, ExplainOptions, cli
 from vlmflow.errors import InputError, ModelError
 from vlmflow.explanation import without_picture
@@ -42,6 +44,11 @@ def samples_for(family):
         TaskSample(str(number), pictures, question, ("red",))
         for number, (pictures, question) in enumerate(zip(shown, QUESTIONS, strict=True))
     ]
+
+
+def share_of(family):
+    """What may differ: linear attention runs in chunks, which padding moves, and rounds more."""
+    return 1e-4 if family.model_type.startswith("qwen3_5") else 1e-5
 
 
 def assert_alike(own, alone, share=1e-5):
@@ -82,14 +89,12 @@ def test_a_batch_is_explained_as_its_samples_are_alone(family, how):
     options = ExplainOptions(SIGNALS, max_new_tokens=4, **how)
     prepared = [prepare(vlm, sample) for sample in samples]
     assert len({len(item.prompt.layout) for item in prepared}) > 1
-    # Linear attention runs in chunks, which padding moves: some more roundings.
-    share = 1e-4 if family.model_type.startswith("qwen3_5") else 1e-5
     for sample, together in zip(samples, explained_together(vlm, prepared, options), strict=True):
         own = information_flow(vlm, together, options)
         assert own.settings["batch"] == 3
         alone = explain(vlm, sample.pictures, sample.question, None, options)
         assert alone.settings["batch"] == 1
-        assert_alike(own, alone, share)
+        assert_alike(own, alone, share_of(family))
 
 
 def talking_llava():
@@ -289,6 +294,27 @@ def test_what_a_model_does_not_take_together_is_explained_alone(tmp_path):
     explained = explain_all(vlm, tmp_path, Shapes(), batch=2, count=2)
     assert not explained.failures
     assert explained.settings["largest_batch"] == 1
+
+
+@pytest.mark.parametrize("family", VIDEO_FAMILIES, ids=lambda family: family.name)
+def test_videos_and_pictures_are_explained_as_they_are_alone(family, tmp_path):
+    """Together where transformers takes them so, else one by one."""
+    vlm = family.lvlm()
+
+    class Clips(Lengths):
+        def samples(self, split, count=None):
+            shown = (video(), picture(1, SIZES[1]), video(5, size=SIZES[1], seed=4))
+            for number, (visual, question) in enumerate(zip(shown, QUESTIONS, strict=True)):
+                yield TaskSample(str(number), (visual,), question, ("red",))
+
+    explained = explain_all(vlm, tmp_path, Clips(), batch=3, count=3)
+    assert not explained.failures
+    apart = family.model_type in ("glm4v", "llava_onevision")
+    assert explained.settings["largest_batch"] == (1 if apart else 3)
+    for sample, own in zip(Clips().samples("test"), flows_of(explained, tmp_path), strict=True):
+        alone = explain(vlm, sample.pictures, sample.question, None, OPTIONS)
+        assert own.layout.frames == alone.layout.frames
+        assert_alike(own, alone, share_of(family))
 
 
 def test_a_layout_that_a_run_says_is_that_of_its_own_sample():

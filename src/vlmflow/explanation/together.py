@@ -11,9 +11,9 @@ answer's probability without the picture. What is not:
   (:func:`vlmflow.explanation.explain.information_flow`).
 * Families that learn from the run itself which pixels a token shows (BLIP-2) are answered together
   and measured one by one.
-* What a model does not take in one batch raises here: videos of different lengths, or pictures of
-  different shape where transformers wants them alike. The caller explains such prompts alone
-  (:meth:`vlmflow.studies.batching.batches.Batches.run`).
+* What a model does not take in one batch raises: videos of different lengths, videos beside
+  pictures, or pictures of different shape where transformers wants them alike. The caller explains
+  such prompts alone (:meth:`vlmflow.studies.batching.batches.Batches.run`).
 """
 
 from __future__ import annotations
