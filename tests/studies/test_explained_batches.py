@@ -48,11 +48,11 @@ def samples_for(family):
 
 def share_of(family):
     """What may differ: linear attention runs in chunks, which padding moves, and rounds more."""
-    return 1e-4 if family.model_type.startswith("qwen3_5") else 1e-5
+    return 1e-4 if family.model_type.startswith("qwen3_5") else 2e-5
 
 
-def assert_alike(own, alone, share=1e-5):
-    """Every number of two results is the same, up to a share of itself and of the largest."""
+def assert_alike(own, alone, share=2e-5):
+    """Every number of two results is the same, up to a share of the largest of its array."""
     assert own.answer == alone.answer
     assert own.targets == alone.targets
     assert own.layout.tokens == alone.layout.tokens
@@ -70,7 +70,7 @@ def assert_alike(own, alone, share=1e-5):
             assert values is None
             continue
         atol = share * np.abs(expected).max()
-        np.testing.assert_allclose(values, expected, rtol=share, atol=atol, err_msg=name)
+        np.testing.assert_allclose(values, expected, rtol=0, atol=atol, err_msg=name)
     for name, flags in alone.flags.items():
         np.testing.assert_array_equal(own.flags[name], flags)
     np.testing.assert_array_equal(own.text_attention.rows, alone.text_attention.rows)
