@@ -1,7 +1,8 @@
-"""Samples per second of cliff studies in batches, against one sample at a time.
+"""Samples per second in batches, of cliff studies and explanations, against one at a time.
 
     python benchmarks/throughput.py                  # scenes-llava, existence; CPU or GPU
     python benchmarks/throughput.py --dtype bfloat16 --model scenes-smollm2
+    python benchmarks/throughput.py --only explain --sizes 1 16 --dtype float32
 
 For each batch size, taking turns in one process, over the same prepared samples:
 
@@ -12,6 +13,9 @@ answers
     Greedy answers: one prefill and a few steps that a batch shares.
 cliff
     All that a cliff study measures of a sample: answer, removal curve and signals.
+explain
+    All that ``vlmflow explain TASK`` measures of a sample by default: answer, one forward pass, one
+    backward pass per answer token, and one forward pass without the picture.
 
 Beside the times: answers that differ from those one by one, which is rounding (none in float32),
 and what ``--batch auto`` would choose.
@@ -30,12 +34,15 @@ from random_llava import clocked
 
 import vlmflow
 from vlmflow import LVLM
+from vlmflow.explanation.explain import information_flow
+from vlmflow.flow.options import ExplainOptions
 from vlmflow.lvlm.batch import collate, pad_id
 from vlmflow.lvlm.batch_size import BatchSize
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.studies.batching.ahead import Prepared, Preparer
 from vlmflow.studies.batching.batches import Batches
 from vlmflow.studies.cliff_layer.measurements import measure_samples
+from vlmflow.studies.explanations.explaining import explained_together
 from vlmflow.tasks.registry import find_task
 
 SIZES = (1, 2, 4, 8, 16)
@@ -68,18 +75,33 @@ def works(vlm: LVLM, length: int) -> dict[str, Callable]:
     def cliff(batch: Sequence[Prepared]) -> list[str]:
         return [measured.answer for measured in measure_samples(vlm, batch, length)]
 
-    return {"forward": forward, "answers": answers, "cliff": cliff}
+    def explain(batch: Sequence[Prepared]) -> list[str]:
+        options = ExplainOptions(max_new_tokens=length)
+        explained = explained_together(vlm, batch, options)
+        return [information_flow(vlm, own, options).answer for own in explained]
+
+    return {"forward": forward, "answers": answers, "cliff": cliff, "explain": explain}
 
 
-def measure(vlm: LVLM, prepared: list[Prepared], length: int, runs: int) -> dict:
+def automatic(vlm: LVLM, prepared: list[Prepared], work: Callable) -> int:
+    """What ``--batch auto`` would choose."""
+    batches = Batches("auto", vlm.device)
+    batches.plan(prepared, work)
+    assert batches.size is not None
+    return batches.size.most
+
+
+def measure(
+    vlm: LVLM, prepared: list[Prepared], chosen: dict[str, Callable], sizes: list[int], runs: int
+) -> dict:
     device = str(vlm.device)
     rows = {}
-    for name, work in works(vlm, length).items():
-        seconds: dict[int, list[float]] = {size: [] for size in SIZES}
+    for name, work in chosen.items():
+        seconds: dict[int, list[float]] = {size: [] for size in sizes}
         differing = {}
         expected = in_batches(prepared, 1, work)  # a warm-up, too
         for _ in range(runs):
-            for size in SIZES:
+            for size in sizes:
                 taken, results = clocked(
                     lambda size=size, work=work: in_batches(prepared, size, work), device
                 )
@@ -94,7 +116,7 @@ def measure(vlm: LVLM, prepared: list[Prepared], length: int, runs: int) -> dict
                 ),
                 "differing": differing[size],
             }
-            for size in SIZES
+            for size in sizes
         }
     return rows
 
@@ -109,22 +131,27 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="forward, answers, cliff, explain")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="1 is always measured")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    sizes = sorted({1, *arguments.sizes})
     vlm = vlmflow.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
     task = find_task(arguments.task)
     preparer = Preparer(vlm)
     prepared = [preparer.prepare(sample) for sample in task.samples("test", arguments.samples)]
-    automatic = Batches("auto", vlm.device)
-    automatic.plan(prepared, works(vlm, task.max_new_tokens)["cliff"])
-    assert automatic.size is not None
-    rows = measure(vlm, prepared, task.max_new_tokens, arguments.runs)
+    chosen = works(vlm, task.max_new_tokens)
+    if arguments.only:
+        chosen = {name: chosen[name] for name in arguments.only}
+    studies = [name for name in ("cliff", "explain") if name in chosen]
+    auto = {name: automatic(vlm, prepared, chosen[name]) for name in studies}
+    rows = measure(vlm, prepared, chosen, sizes, arguments.runs)
     print(
-        f"{arguments.model}, {arguments.task}, {arguments.samples} samples, "
-        f"{torch.get_num_threads()} threads; --batch auto chooses {automatic.size.most}"
+        f"{arguments.model}, {vlm.model.dtype}, {arguments.task}, {arguments.samples} samples, "
+        f"{torch.get_num_threads()} threads; --batch auto chooses {auto}"
     )
-    for name, sizes in rows.items():
-        for size, row in sizes.items():
+    for name, by_size in rows.items():
+        for size, row in by_size.items():
             print(
                 f"{name:8} batch {size:2}: {row['samples per second']:7.2f} samples/s, "
                 f"{row['gain']:5.2f} x batch 1, {row['differing']} answers differ"

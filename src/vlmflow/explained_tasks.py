@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 from vlmflow.files import as_path
 from vlmflow.flow.options import ExplainOptions
+from vlmflow.lvlm.batch_size import Batch, check_batch
 from vlmflow.model_api import LVLM
 from vlmflow.parameters import check_integer
 from vlmflow.reports.answers.directory import write_answers
+from vlmflow.studies.explanations.answers import ExplainedTask
 from vlmflow.studies.explanations.beside import Beside
-from vlmflow.studies.explanations.run import ExplainedTask
 from vlmflow.tasks.base import check_split
 from vlmflow.tasks.registry import TaskLike, as_task
 from vlmflow.truncation.truncation import Truncation
@@ -24,6 +25,7 @@ def explain_task(
     out: str | os.PathLike[str],
     samples: int = 20,
     split: str = "test",
+    batch: Batch = "auto",
     options: ExplainOptions | None = None,
     trust: bool = False,
     truncation: Truncation | None = None,
@@ -46,6 +48,10 @@ def explain_task(
         How many, from the first on.
     split : str
         ``"calibration"`` or ``"test"``.
+    batch : int or "auto"
+        How many samples are answered and measured together, those of similar length; ``"auto"``: as
+        many as memory holds. Where it runs out, a batch is halved. It changes results in their last
+        digits; in half precision now and then an answer.
     options : ExplainOptions, optional
         What is measured, as for :meth:`vlmflow.LVLM.explain`.
     trust, truncation : bool, Truncation, optional
@@ -60,6 +66,7 @@ def explain_task(
     """
     check_integer("samples", samples, least=1)
     check_split(split)
+    check_batch(batch)
     return write_answers(
         vlm,
         as_task(task),
@@ -67,6 +74,7 @@ def explain_task(
         as_path(out),
         split=split,
         count=samples,
+        batch=batch,
         beside=Beside(trust, truncation),
         progress=progress,
     )

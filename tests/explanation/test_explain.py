@@ -262,7 +262,7 @@ def test_options_that_cannot_be_used_are_named(vlm, picture, options, message):
 
 
 def test_model_that_answers_nothing(vlm, picture, monkeypatch):
-    monkeypatch.setattr(LVLM, "generate_ids", lambda *_args, **_options: ())
+    monkeypatch.setattr(LVLM, "generate_batch", lambda *_args, **_options: [()])
     with pytest.raises(InputError, match=r"nothing to explain: pass answer="):
         vlm.explain(picture, QUESTION)
 

@@ -135,6 +135,9 @@ def numbers() -> Iterator[BadInput]:
     for value in ("x", "", "nan", "-1", "inf", "0"):
         yield BadInput(put(EXPORT, "--memory", value), "memory")
         yield BadInput(put(REPRODUCE, "--memory", value), "memory")
+    for value in ("x", "", "0", "-1", "1.5", "0x10", "\u202e3", HUGE):
+        yield BadInput(("explain", TASK, "--batch", value), "batch")
+    yield BadInput((*EXPLAIN, "--batch", "2"), "--batch is for a task")
     for option in ("--risk", "--loss", "--confidence", "--keep"):
         for value in ("x", "", "nan", "-1", "inf", "1"):
             yield BadInput(put(CERTIFY, option, value), option[2:])

@@ -164,6 +164,8 @@ def test_an_automatic_size_is_estimated_once_from_a_prompt_that_runs(monkeypatch
     monkeypatch.setattr(batching, "free_memory", lambda device: 10**12)
     batches = Batches("auto", CPU)
     items = [prepared(0, "x", error=InputError("broken")), prepared(7, "a"), prepared(5, "b")]
+    assert batches.plan(items[:2], work) == [[0], [1]]
+    assert ran == []  # one goes alone whatever memory holds
     assert batches.plan(items, work) == [[0], [2, 1]]
     assert ran == [["a"]]
     assert batches.size.room(7) == MOST

@@ -16,7 +16,7 @@ from tests.support.browser import OpenPage, running_browser
 from tests.support.tiny import tiny_llava
 from vlmflow import cli
 from vlmflow.errors import InputError
-from vlmflow.studies.explanations import run as explaining
+from vlmflow.studies.explanations import explaining
 
 OPTIONS = vlmflow.ExplainOptions(signals=["saliency"], per_token=False, max_new_tokens=3)
 
@@ -73,7 +73,11 @@ def test_each_answer_is_explained_as_on_its_own(vlm, explained):
             signals=OPTIONS.signals, per_token=False, max_new_tokens=3,
         )  # fmt: skip
         assert stored.answer == alone.answer == answer.answer
-        np.testing.assert_array_equal(stored.maps["saliency"], alone.maps["saliency"])
+        # float32, measured together with others: some roundings of the largest value.
+        expected = alone.maps["saliency"]
+        np.testing.assert_allclose(
+            stored.maps["saliency"], expected, rtol=0, atol=1e-5 * expected.max()
+        )
         assert (folder / "out" / answer.folder / "report.html").is_file()
 
 

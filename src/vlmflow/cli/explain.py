@@ -134,6 +134,16 @@ def explain(
     split: Annotated[
         Split | None, typer.Option(help="Of a task: which split.", show_default="test")
     ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            metavar="auto|N",
+            parser=options.at_once,
+            help="Of a task: samples at once; auto: as many as memory holds.",
+            show_default="auto",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Explain one answer and write the report, or the answers to a task and a folder of reports.
@@ -169,6 +179,7 @@ def explain(
                 str(image),
                 samples=20 if samples is None else samples,
                 split="test" if split is None else split.value,
+                batch="auto" if batch is None else options.as_batch(batch),
                 out=out,
                 as_json=as_json,
                 model=model,
@@ -178,7 +189,8 @@ def explain(
                 truncate=truncate,
             )
             return
-        for option, choice in {"--samples": samples, "--split": split}.items():
+        of_task = {"--samples": samples, "--split": split, "--batch": batch}
+        for option, choice in of_task.items():
             if choice is not None:
                 raise InputError(
                     f"{option} is for a task; {printable(repr(question))} is one question"

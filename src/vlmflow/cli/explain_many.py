@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from vlmflow.cli.terminal import check_range, notes, printable, progress, quiet_libraries
 from vlmflow.errors import InputError
+
+if TYPE_CHECKING:
+    from vlmflow.lvlm.batch_size import Batch
 
 
 def explain_many(
@@ -17,6 +20,7 @@ def explain_many(
     *,
     samples: int,
     split: str,
+    batch: Batch,
     out: Path,
     as_json: bool,
     model: str,
@@ -45,6 +49,7 @@ def explain_many(
             out=out,
             samples=samples,
             split=split,
+            batch=batch,
             options=options,
             trust=trust,
             truncation=truncation,
@@ -59,6 +64,7 @@ def explain_many(
             "model": explained.model,
             "samples": len(explained.answers),
             "failed": failed,
+            "largest_batch": explained.settings["largest_batch"],
             explained.metric: mean,
             "page": str(page),
         }

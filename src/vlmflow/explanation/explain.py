@@ -1,12 +1,10 @@
-"""Explain one answer: generate it if need be, measure, and put the result together."""
+"""Explain an answer: generate it if need be, measure, and put the result together."""
 
 from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,35 +12,38 @@ import torch
 import transformers
 from PIL import Image
 
+from vlmflow.errors import InputError
+from vlmflow.explanation.answering import Asked, Question, answered_together
 from vlmflow.explanation.combined_map import combined_map, with_parts
 from vlmflow.explanation.own_passes import own_map
 from vlmflow.explanation.path import path_map
 from vlmflow.explanation.smoothing import COPIES_AT_ONCE, smoothed_map
-from vlmflow.explanation.without_picture import picture_effect
-from vlmflow.explanation.words import explained_prompt, texts_of
+from vlmflow.explanation.together import SharedMeasurement, measured_together, signals_at_once
+from vlmflow.explanation.words import texts_of
 from vlmflow.flow.axes import WHOLE_ANSWER
-from vlmflow.flow.measure import count_passes, measure
+from vlmflow.flow.measure import count_passes
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 from vlmflow.lvlm.as_found import check_untruncated
-from vlmflow.lvlm.build_layout import recorded_layout
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.model import LVLM
 from vlmflow.lvlm.prompt import Prompt
-from vlmflow.result.explained_words import ANSWER
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.map_info import MapInfo
-from vlmflow.result.text_attention import TextAttention, kept_rows
+from vlmflow.result.text_attention import TextAttention
 from vlmflow.version import __version__
 
 DISPLAY_SIDE = 1024
 """Longest side in pixels of the picture copies in a result."""
 
+BATCH = "batch"
+"""Setting of a result that says how many prompts were answered and measured together."""
+
 
 def explain(
     vlm: LVLM,
     images: VisualSource | Sequence[VisualSource] | None,
-    question: str | Sequence[Mapping[str, Any]],
+    question: Question,
     answer: str | Sequence[int] | None = None,
     options: ExplainOptions | None = None,
     *,
@@ -52,28 +53,11 @@ def explain(
     check_untruncated(vlm.model, "an explanation")
     options = options or ExplainOptions()
     options.check_model(vlm.decoder_layers)
-    prompt = vlm.prepare(images, question)
-    return explain_prompt(vlm, prompt, question, answer, options, progress=progress)
-
-
-def explain_prompt(
-    vlm: LVLM,
-    prompt: Prompt,
-    question: str | Sequence[Mapping[str, Any]],
-    answer: str | Sequence[int] | None,
-    options: ExplainOptions,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-) -> InformationFlow:
-    """Measure it for a question that is prepared; see :meth:`vlmflow.LVLM.explain`."""
-    generated = answer is None and options.of == ANSWER
-    prompt, words = explained_prompt(vlm, prompt, question, answer, options)
-
-    signals = with_parts(options).named
-    direct = {name: signal for name, signal in signals.items() if signal.in_one_pass}
-    at_once = 1 if options.low_memory else COPIES_AT_ONCE
-    passes = count_passes([prompt.layout], options, direct.values()) + 1  # one without the picture
-    passes += sum(_extra_passes(own, prompt, options, at_once) for own in signals.values())
+    asked = Asked(vlm.prepare(images, question), question, answer)
+    (answered,) = answered_together(vlm, [asked], options)
+    if isinstance(answered, InputError):
+        raise answered
+    passes = _count_passes(answered.prompt, options)
     done = 0
 
     def on_pass() -> None:
@@ -82,20 +66,38 @@ def explain_prompt(
         if progress is not None:
             progress(min(done, passes), passes)
 
-    rows = kept_rows(prompt.layout, vlm.num_layers)
-    with recorded_layout(vlm.model, vlm.processor, vlm.family, prompt) as layout_after_run:
-        measured = measure(
-            vlm.model,
-            vlm.decoder_layers,
-            prompt.inputs,
-            [prompt.layout],
-            options,
-            signals=direct,
-            kept_rows=[rows],
-            on_pass=on_pass,
-        )[0]
-    effect = picture_effect(vlm, prompt, measured.log_probabilities)
-    prompt = replace(prompt, layout=layout_after_run())
+    (measured,) = measured_together(vlm, [answered], options, on_pass=on_pass)
+    flow = information_flow(vlm, measured, options, on_pass=on_pass)
+    done = max(done, passes - 1)  # a search may have ended early
+    on_pass()
+    return flow
+
+
+def information_flow(
+    vlm: LVLM,
+    shared: SharedMeasurement,
+    options: ExplainOptions,
+    *,
+    on_pass: Callable[[], None] | None = None,
+) -> InformationFlow:
+    """Run what signals do not share with others, and put the result of one answer together.
+
+    Parameters
+    ----------
+    vlm, shared, options
+        The model, what :func:`~vlmflow.explanation.together.measured_together` measured with it,
+        and the options of that.
+    on_pass : callable, optional
+        Called after each pass.
+
+    Raises
+    ------
+    InputError, ModelError
+        For a signal that fits neither the model nor the prompt.
+    """
+    answered, measured = shared.answered, shared.measured
+    prompt, signals = answered.prompt, with_parts(options).named
+    at_once = _copies_at_once(options)
     maps, flags = dict(measured.maps), dict(measured.flags)
     for name, signal in signals.items():
         if signal.noise is not None:
@@ -112,17 +114,15 @@ def explain_prompt(
     for signal in options.named.values():
         if signal.made_of:
             own[signal] = combined_map(signal, own)
-    done = max(done, passes - 1)  # a search may have ended early
-    on_pass()
     layout = prompt.layout
     tokens = tuple(layout.tokens[position] for position in layout.answer_positions)
-    whole = WHOLE_ANSWER if words is None else words.text
+    whole = WHOLE_ANSWER if answered.words is None else answered.words.text
     return InformationFlow(
         model=vlm.name,
-        question=" ".join(texts_of(question)),
+        question=" ".join(texts_of(answered.question)),
         prompt=prompt.text,
         answer=prompt.answer or "",
-        words=words,
+        words=answered.words,
         answer_tokens=tokens,
         targets=(whole, *tokens) if options.per_token else (whole,),
         layout=layout,
@@ -130,15 +130,16 @@ def explain_prompt(
         attention_share=measured.attention_share,
         saliency_mean=measured.saliency_mean if options.gradients else None,
         saliency_sum=measured.saliency_sum if options.gradients else None,
-        picture_effect=effect,
-        text_attention=TextAttention(rows, measured.kept_attention),
+        picture_effect=shared.effect,
+        text_attention=TextAttention(shared.rows, measured.kept_attention),
         maps={name: own[signal][0] for name, signal in options.named.items()},
         flags={name: own[signal][1] for name, signal in options.named.items()},
         about={name: _info(name, signal, vlm.num_layers) for name, signal in options.named.items()},
         settings={
             **options.to_json(),
-            "answer_generated": generated,
+            "answer_generated": answered.generated,
             "answer_ids": list(prompt.answer_ids),
+            BATCH: answered.together,
             "target_values": measured.target_values.tolist(),
             "device": str(vlm.device),
             "model": vlm.config_summary(),
@@ -150,6 +151,18 @@ def explain_prompt(
             "python": platform.python_version(),
         },
     )
+
+
+def _copies_at_once(options: ExplainOptions) -> int:
+    return 1 if options.low_memory else COPIES_AT_ONCE
+
+
+def _count_passes(prompt: Prompt, options: ExplainOptions) -> int:
+    """Count all passes about one answer, a batch of copies as one."""
+    signals = with_parts(options).named
+    shared = count_passes([prompt.layout], options, signals_at_once(options).values())
+    own = (_extra_passes(s, prompt, options, _copies_at_once(options)) for s in signals.values())
+    return shared + 1 + sum(own)  # one without the picture
 
 
 def _extra_passes(signal: Signal, prompt: Prompt, options: ExplainOptions, at_once: int) -> int:

@@ -34,7 +34,8 @@ def explained_prompt(
     vlm, prompt : LVLM, Prompt
         A prompt without an answer.
     question, answer
-        What it was prepared from, as for :meth:`vlmflow.LVLM.explain`; None: the model answers.
+        What it was prepared from and what is answered to it, as for :meth:`vlmflow.LVLM.explain`;
+        no answer where words of the question or prompt are explained.
     options : ExplainOptions
         ``target`` names the words, ``of`` their text.
 
@@ -57,13 +58,7 @@ def explained_prompt(
                 "answer; leave one of the two out"
             )
         return _of_prompt(vlm, prompt, question, options)
-    if answer is None:
-        answer = vlm.generate_ids(prompt, max_new_tokens=options.max_new_tokens)
-        if not answer:
-            raise InputError(
-                f"{vlm.name} ends its answer before the first token, so there is nothing to "
-                f"explain: pass answer=..."
-            )
+    assert answer is not None
     answered = vlm.with_answer(prompt, answer)
     if options.target is None:
         return answered, None

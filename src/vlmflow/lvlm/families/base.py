@@ -177,12 +177,18 @@ class Family(ABC):
     ) -> Iterator[Callable[[], tuple[Grid, ...]]]:
         """Record grids that only a run of the model says; most families do not need it.
 
-        The prompt is the one that the model is going to run on; the model is left as it was found.
+        The prompt is the one that the model is going to run on, in a batch of one; the model is
+        left as it was found.
         Yields a function to be called after a forward pass, which returns the grids, or nothing; it
         raises :class:`MapUnavailableError` as :meth:`grids` does.
         """
         del model, prompt
         yield tuple
+
+    @property
+    def has_recorded_grids(self) -> bool:
+        """Whether :meth:`recorded_grids` follows a run, which is then of a single prompt."""
+        return type(self).recorded_grids is not Family.recorded_grids
 
     def execution(self, config: Any) -> Execution:
         """Say how a model of the family with this configuration runs."""

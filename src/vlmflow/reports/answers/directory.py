@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from vlmflow.files import staged, write_files
 from vlmflow.flow.options import ExplainOptions
+from vlmflow.lvlm.batch_size import Batch
 from vlmflow.reports.answers.page import REPORT, answers_page
 from vlmflow.reports.write import report
 from vlmflow.result.information_flow import InformationFlow
+from vlmflow.studies.explanations.answers import ExplainedTask
 from vlmflow.studies.explanations.beside import NOTHING_BESIDE, Beside
-from vlmflow.studies.explanations.run import ExplainedTask, explain_samples
+from vlmflow.studies.explanations.run import explain_samples
 from vlmflow.tasks.base import Task, TaskSample
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def write_answers(
     *,
     split: str,
     count: int,
+    batch: Batch,
     beside: Beside = NOTHING_BESIDE,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExplainedTask:
@@ -42,6 +45,7 @@ def write_answers(
             _write,
             split=split,
             count=count,
+            batch=batch,
             beside=beside,
             progress=progress,
         )

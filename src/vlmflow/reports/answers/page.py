@@ -16,7 +16,7 @@ from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.visual_bytes import first_picture
 from vlmflow.reports.content_policy import digest
 from vlmflow.reports.plain_page import plain_page, script
-from vlmflow.studies.explanations.run import ExplainedAnswer, ExplainedTask
+from vlmflow.studies.explanations.answers import ExplainedAnswer, ExplainedTask
 
 NAME_SHOWN, TEXT_SHOWN, SIDE = 120, 300, 96
 REPORT = "report.html"

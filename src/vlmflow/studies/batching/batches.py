@@ -49,7 +49,7 @@ class Batches:
         """Say which samples go together, by their places; what could not be prepared, alone.
 
         The first time, where nobody said how many, the first prompt is run once to see how much
-        memory one takes, and its result is forgotten.
+        memory one takes, and its result is forgotten. A single prompt is a batch in any case.
         """
         lengths = {
             place: len(item.prompt.layout)
@@ -57,8 +57,8 @@ class Batches:
             if item.prompt is not None
         }
         alone = [[place] for place in range(len(prepared)) if place not in lengths]
-        if not lengths:
-            return alone
+        if not lengths or (self.size is None and len(lengths) == 1):
+            return alone + [[place] for place in lengths]
         if self.size is None:
             place, tokens = next(iter(lengths.items()))
             self.size = self._estimate(prepared[place], tokens, work)
