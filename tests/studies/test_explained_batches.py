@@ -383,8 +383,8 @@ def test_from_the_command_line(tmp_path):
             in (tmp_path / batch / "index.html").read_text()
         )
     for arguments, phrase in {
-        (questions, "--batch", "0"): "'0' is neither auto nor a number of samples from 1 on",
-        (questions, "--batch", "x"): "'x' is neither auto nor a number of samples from 1 on",
+        (questions, "--batch", "0"): "'0' is neither auto nor a number from 1 on",
+        (questions, "--batch", "x"): "'x' is neither auto nor a number from 1 on",
         (tmp_path / "0.png", "What?", "--batch", "2"): "--batch is for a task; 'What?' is one",
         (tmp_path / "0.png", "What?", "--batch", "auto"): "--batch is for a task; 'What?' is one",
     }.items():

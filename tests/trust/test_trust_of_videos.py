@@ -16,6 +16,7 @@ from vlmflow.errors import InputError
 from vlmflow.lvlm.model_parts import logits_at
 from vlmflow.lvlm.videos import Frames
 from vlmflow.trust.curves import measure_curves, picture_steps
+from vlmflow.trust.passes import Passes
 from vlmflow.trust.replacement import background
 from vlmflow.trust.scoring import answer_logprobs, logprobs_with_tokens
 
@@ -148,8 +149,9 @@ def test_image_tokens_of_videos_are_removed_before_the_decoder(name):
     prompt = vlm.prepare(video(4), "What?", "1 2")
     tokens = prompt.layout.image_positions.size
     shown = np.stack([np.full(tokens, True), np.full(tokens, False)])
-    whole, none = logprobs_with_tokens(vlm, prompt, shown)
-    (plain,) = answer_logprobs(vlm, [prompt.visuals], "What?", prompt.answer_ids)
+    passes = Passes(2, vlm.device)
+    whole, none = logprobs_with_tokens(vlm, prompt, shown, passes)
+    (plain,) = answer_logprobs(vlm, [prompt.visuals], "What?", prompt.answer_ids, passes=passes)
     np.testing.assert_allclose(whole, plain, rtol=1e-4)
     with torch.no_grad(), vlmflow.Truncation(0, 0)(vlm.model):
         rows = torch.from_numpy(prompt.layout.answer_rows)

@@ -76,20 +76,10 @@ def answered_together(
 def _generated(
     vlm: LVLM, asked: Sequence[Asked], options: ExplainOptions
 ) -> dict[int, tuple[int, ...]]:
-    """Generate the answers that are not given, by the places of their prompts.
-
-    Nearly always in one batch: only prompts that leave less room than the longest answer takes are
-    answered apart from the others.
-    """
-    if options.of != ANSWER:
+    """Generate the answers that are not given, by the places of their prompts."""
+    places = [place for place, own in enumerate(asked) if own.answer is None]
+    if options.of != ANSWER or not places:
         return {}
-    places_of: dict[int, list[int]] = {}
-    for place, own in enumerate(asked):
-        if own.answer is None:
-            room = vlm.room_for_answer(own.prompt, options.max_new_tokens)
-            places_of.setdefault(room, []).append(place)
-    generated: dict[int, tuple[int, ...]] = {}
-    for room, places in places_of.items():
-        prompts = [asked[place].prompt for place in places]
-        generated.update(zip(places, vlm.generate_batch(prompts, max_new_tokens=room), strict=True))
-    return generated
+    prompts = [asked[place].prompt for place in places]
+    answers = vlm.generate_batch(prompts, max_new_tokens=options.max_new_tokens)
+    return dict(zip(places, answers, strict=True))

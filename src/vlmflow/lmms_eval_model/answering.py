@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vlmflow.errors import InputError, VlmflowError
 from vlmflow.lmms_eval_model.generation import Ends, Generation
 from vlmflow.lmms_eval_model.prompts import as_prompt
+from vlmflow.lvlm.batch import in_groups
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM, Truncating
@@ -125,13 +126,9 @@ def _answered(
 ) -> list[Answer]:
     """Answer a batch: prompts without pictures, and those with less room, apart from the others."""
     ends = Ends(vlm.processor.tokenizer, generation.until)
-    groups: dict[tuple[bool, int], list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        room = vlm.room_for_answer(prompt, generation.max_new_tokens)
-        groups.setdefault((bool(prompt.images), room), []).append(number)
-    answers = {}
-    for (has_pictures, room), numbers in groups.items():
-        group = [prompts[number] for number in numbers]
+
+    def answered(group: list[Prompt], kind: tuple[bool, int]) -> list[Answer]:
+        has_pictures, room = kind
         longest = max(len(prompt.layout) for prompt in group)
         criteria = ends.criteria(longest)
         stopping = {} if criteria is None else {"stopping_criteria": criteria}
@@ -141,9 +138,16 @@ def _answered(
             truncation=policy if has_pictures else None,
             options={**generation.options, **stopping},
         )
-        for number, prompt, ids in zip(numbers, group, rows, strict=True):
-            answers[number] = Answer(ends.cut(ids), len(prompt.layout), len(ids))
-    return [answers[number] for number in range(len(prompts))]
+        return [
+            Answer(ends.cut(ids), len(prompt.layout), len(ids))
+            for prompt, ids in zip(group, rows, strict=True)
+        ]
+
+    kinds = [
+        (bool(prompt.images), vlm.room_for_answer(prompt, generation.max_new_tokens))
+        for prompt in prompts
+    ]
+    return in_groups(prompts, kinds, answered)
 
 
 def refusal(kind: str) -> InputError:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.layout import TokenLayout
 from vlmflow.lvlm.prompt import Prompt
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Result = TypeVar("_Result")
+
+
+def in_groups(
+    prompts: Sequence[Prompt],
+    keys: Sequence[_Key],
+    work: Callable[[list[Prompt], _Key], Sequence[_Result]],
+) -> list[_Result]:
+    """Do work on the prompts of each key together; results come in the order of the prompts."""
+    places: dict[_Key, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    results: dict[int, _Result] = {}
+    for key, own in places.items():
+        results.update(zip(own, work([prompts[place] for place in own], key), strict=True))
+    return [results[place] for place in range(len(prompts))]
 
 
 def collate(

@@ -14,7 +14,7 @@ from torch import nn
 
 from vlmflow.errors import InputError
 from vlmflow.lvlm.as_found import as_found, bare_model
-from vlmflow.lvlm.batch import collate, pad_id
+from vlmflow.lvlm.batch import collate, in_groups, pad_id
 from vlmflow.lvlm.build_layout import build_layout
 from vlmflow.lvlm.chat import Visual, VisualSource, conversation, render, texts
 from vlmflow.lvlm.encoding import encode, in_prompt_order, read_videos
@@ -235,8 +235,8 @@ class LVLM:
         tuple of int
             Without the end token. Empty if the model ends at once.
         """
-        ids, _ = self.generate_with(prompt, max_new_tokens=max_new_tokens, truncation=truncation)
-        return ids
+        own = self.generate_with(prompt, max_new_tokens=max_new_tokens, truncation=truncation)
+        return own[0]
 
     def generate_with(
         self,
@@ -262,20 +262,18 @@ class LVLM:
         output
             What ``model.generate`` returned with ``return_dict_in_generate=True``.
         """
-        length = len(prompt.layout)
-        max_new_tokens = self.room_for_answer(prompt, max_new_tokens)
         ends = end_ids(self.model, self.processor.tokenizer)
         block = nullcontext() if truncation is None else truncation(self.model)
         with as_found(self.model), torch.no_grad(), block:
             output = self.model.generate(
                 **prompt.inputs,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=self.room_for_answer(prompt, max_new_tokens),
                 do_sample=False,
                 num_beams=1,
                 return_dict_in_generate=True,
                 **(options or {}),
             )
-        return until_end(output.sequences[0, length:].tolist(), ends), output
+        return until_end(output.sequences[0, len(prompt.layout) :].tolist(), ends), output
 
     def generate_batch(
         self,
@@ -299,15 +297,19 @@ class LVLM:
         list of tuple of int
             Each answer without its end token; empty where the model ends at once.
         """
+        rooms = [self.room_for_answer(prompt, max_new_tokens) for prompt in prompts]
+        if len(set(rooms)) > 1:  # those near the model's last position are answered apart
+            return in_groups(prompts, rooms, lambda group, room: self.generate_batch(
+                group, max_new_tokens=room, truncation=truncation, options=options
+            ))  # fmt: skip
         tokenizer = self.processor.tokenizer
         inputs, _ = collate(prompts, pad_id(tokenizer))
-        ends = end_ids(self.model, tokenizer)
-        settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+        settings = {"max_new_tokens": rooms[0], "do_sample": False, "num_beams": 1}
         block = nullcontext() if truncation is None else truncation(self.model)
         with as_found(self.model), torch.no_grad(), block:
             sequences = self.model.generate(**inputs, **(settings | dict(options or {})))
-        answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-        return [until_end(ids, ends) for ids in answers]
+        ends, start = end_ids(self.model, tokenizer), inputs["input_ids"].shape[1]
+        return [until_end(ids, ends) for ids in sequences[:, start:].tolist()]
 
     def room_for_answer(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Return how many tokens an answer may have: never more than the model has positions for.
@@ -321,9 +323,8 @@ class LVLM:
         if prompt.answer is not None:
             raise InputError("the prompt already carries an answer: start from one without")
         limit = max_positions(self.model)
-        if limit is None:
-            return max_new_tokens
-        return max(1, min(max_new_tokens, limit - len(prompt.layout)))
+        left = max_new_tokens if limit is None else limit - len(prompt.layout)
+        return max(1, min(max_new_tokens, left))
 
     def generate(
         self,
