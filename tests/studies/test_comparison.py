@@ -92,8 +92,11 @@ def test_verdicts_follow_the_corrected_tests(comparison):
     }
     assert next(iter(verdicts)) == "saliency"  # the largest gain first
     words = headline("t", comparison.layer, comparison.keeps, comparison.rows)
-    assert "at 50 %: diversity; at 25 %: diversity" in words
-    assert "saliency" not in words  # it looks at the answer
+    # saliency looks at the answer, and is none of them.
+    assert words.endswith(
+        "of 4 rankings 1 beat random tokens at 50 %, 1 at 25 %; furthest above is diversity, by "
+        "30.0 points at 50 %"
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,20 @@ def test_without_times_cost_is_operations():
     row = comparison.rows[0]
     assert row.cost == pytest.approx(comparison.study.summaries[-1].flops_share, abs=0.3)
     assert row.gain_at_cost.value == pytest.approx(row.gain.value)
+
+
+def test_whether_the_picture_is_needed_is_said_of_test_samples():
+    """Calibration samples are few where nothing is timed: here one, from which nothing follows."""
+
+    def needed(arm, split):
+        return float(split == "calibration") if arm.kind == "no image" else accuracy(arm, split)
+
+    plan = plan_of(["diversity"], timed=0)
+    assert "is not shown to need its picture" not in comparison_page(
+        Comparison(synthetic_study(plan, needed))
+    )
+    everywhere = Comparison(synthetic_study(plan, lambda *_: 1.0))
+    assert "is not shown to need its picture" in comparison_page(everywhere)
 
 
 def test_samples_that_fail_under_one_arm_are_left_out_of_all():

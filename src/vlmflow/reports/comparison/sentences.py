@@ -28,9 +28,14 @@ def second_line(comparison: Comparison) -> str:
 def cost_words(comparison: Comparison) -> str:
     """Say what cost is, and how long it was measured for."""
     if not comparison.is_timed:
+        if comparison.is_counted:
+            return (
+                "Cost is the operations of a prefill with the ranking in it, counted, not timed; "
+                "the untouched model's are 1."
+            )
         return (
-            "Cost is the operations of a prefill with the ranking in it, counted, not timed; "
-            "the untouched model's are 1."
+            "Cost is the operations of the decoder by FastV's formula, without the ranking's own, "
+            "since this model's cannot be counted; the untouched model's are 1."
         )
     return (
         "Cost is the measured time of a prefill with the ranking in it, arms taking turns, the "
@@ -51,7 +56,11 @@ def cautions(comparison: Comparison) -> list[str]:
             f"{', '.join(oracles)} look at the answer, which no method can: upper bounds, not "
             "methods."
         )
-    no_image = next(s for s in comparison.study.summaries if s.arm.kind == "no image")
+    no_image = next(
+        summary
+        for summary in comparison.study.summaries
+        if summary.arm.kind == "no image" and summary.split == "test"
+    )
     lost = no_image.difference
     if lost is not None and lost.high >= 0:
         lines.append(

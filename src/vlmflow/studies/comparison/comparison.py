@@ -92,8 +92,13 @@ class Comparison:
 
     @property
     def is_timed(self) -> bool:
-        """Whether cost is measured time; otherwise it is operations, counted."""
+        """Whether cost is measured time; otherwise operations, by a formula if they are unknown."""
         return all(summary.prefill_share is not None for summary in self._summaries.values())
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether operations are the model's own, counted, and no formula's."""
+        return all(summary.flops_share is not None for summary in self._summaries.values())
 
     @cached_property
     def untouched(self) -> Estimate:
@@ -275,7 +280,7 @@ class Comparison:
 
     def _cost(self, arm: Arm) -> float | None:
         summary = self._summaries[arm.name]
-        return summary.prefill_share if self.is_timed else summary.flops_share
+        return summary.prefill_share if self.is_timed else summary.cost_share
 
     def _random_cost(self, keep: Amount) -> float | None:
         costs = [self._cost(arm) for arm in self._random_arms(keep)]

@@ -10,7 +10,6 @@ from vlmflow.studies.truncations.sentences import NAME_SHOWN, many
 from vlmflow.truncation.amounts import Amount
 from vlmflow.truncation.rankings.ranking import Ranking
 
-NAMED = 4
 REASON_SHOWN = 300
 
 
@@ -29,20 +28,21 @@ def left_out_words(left_out: Mapping[Ranking, str]) -> list[str]:
 
 
 def headline(task: str, layer: int, keeps: Sequence[Amount], rows: Sequence[ComparedRow]) -> str:
-    """Say which rankings beat random tokens, and at how many tokens."""
+    """Say how many rankings beat random tokens at each number of tokens, and which by most."""
     where = f"{shown(task, NAME_SHOWN)}, image tokens chosen at layer {layer}"
-    total = len({row.ranking for row in rows})
-    parts = []
-    for keep in keeps:
-        winners = [
-            shown(row.ranking.title, NAME_SHOWN)
-            for row in rows
-            if row.keep == keep and row.verdict == BETTER and not row.ranking.is_oracle
-        ]
-        if winners:
-            names = ", ".join(winners[:NAMED])
-            more = f" and {len(winners) - NAMED} more" if len(winners) > NAMED else ""
-            parts.append(f"at {keep_words(keep)}: {names}{more}")
-    if not parts:
-        return f"{where}: none of {many(total, 'ranking')} is shown to beat random tokens"
-    return f"{where}: of {many(total, 'ranking')} those beat random tokens {'; '.join(parts)}"
+    methods = [row for row in rows if not row.ranking.is_oracle]
+    total = many(len({row.ranking for row in methods}), "ranking")
+    winners = [row for row in methods if row.verdict == BETTER]
+    if not winners:
+        return f"{where}: none of {total} is shown to beat random tokens"
+    counts = [
+        (sum(row.keep == keep for row in winners) or "none", keep_words(keep)) for keep in keeps
+    ]
+    (first, most), *rest = counts
+    more = "".join(f", {count} at {words}" for count, words in rest)
+    best = max(winners, key=lambda row: row.gain.value)
+    return (
+        f"{where}: of {total} {first} beat random tokens at {most}{more}; furthest above is "
+        f"{shown(best.ranking.title, NAME_SHOWN)}, by {100 * best.gain.value:.1f} points at "
+        f"{keep_words(best.keep)}"
+    )
