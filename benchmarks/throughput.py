@@ -34,6 +34,7 @@ from random_llava import clocked
 
 import vlmflow
 from vlmflow import LVLM
+from vlmflow.errors import InputError
 from vlmflow.explanation.explain import information_flow
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.lvlm.batch import collate, pad_id
@@ -78,7 +79,10 @@ def works(vlm: LVLM, length: int) -> dict[str, Callable]:
     def explain(batch: Sequence[Prepared]) -> list[str]:
         options = ExplainOptions(max_new_tokens=length)
         explained = explained_together(vlm, batch, options)
-        return [information_flow(vlm, own, options).answer for own in explained]
+        return [
+            str(own) if isinstance(own, InputError) else information_flow(vlm, own, options).answer
+            for own in explained
+        ]
 
     return {"forward": forward, "answers": answers, "cliff": cliff, "explain": explain}
 
@@ -131,7 +135,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="forward, answers, cliff, explain")
+    parser.add_argument("--only", nargs="+", choices=("forward", "answers", "cliff", "explain"))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="1 is always measured")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

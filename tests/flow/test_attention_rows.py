@@ -9,6 +9,7 @@ import torch
 
 from vlmflow.flow.attention_rows import (
     AttentionCall,
+    all_attention_rows,
     attention_rows,
     gradient_rows,
     mean_attention,
@@ -145,3 +146,16 @@ def test_double_precision_stays():
 def test_no_rows():
     nothing = torch.zeros(0, dtype=torch.long)
     assert mean_attention(_call(), 0, nothing).shape == (0, LENGTH)
+
+
+@pytest.mark.parametrize("budget", [1, 2000, 2**20])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_all_rows_in_pieces_are_the_rows(key_heads, budget):
+    call = _call(key_heads, causal=True)
+    whole = all_attention_rows(call, 1, ROWS, budget=budget)
+    torch.testing.assert_close(whole, attention_rows(call, 1, ROWS), rtol=1e-6, atol=1e-7)
+    gradient = torch.randn(BATCH, LENGTH, HEADS, VALUE_WIDTH)
+    for known in (None, whole):
+        saliency, _ = signed_saliency(call, gradient, 1, ROWS, known=known, budget=budget)
+        wanted = (whole * gradient_rows(call, gradient, 1, ROWS)).sum(0)
+        torch.testing.assert_close(saliency, wanted, rtol=1e-5, atol=1e-6)

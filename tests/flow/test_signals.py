@@ -282,9 +282,9 @@ def test_attention_held_between_tokens_changes_nothing(held, monkeypatch):
     rows, heads = len(prompt.layout.text_rows), vlm.model.config.text_config.num_attention_heads
     layer = 4 * heads * rows * len(prompt.layout)
     built = []
-    whole = sample_record.attention_rows
+    whole = sample_record.all_attention_rows
     monkeypatch.setattr(
-        sample_record, "attention_rows", lambda *given: built.append(1) or whole(*given)
+        sample_record, "all_attention_rows", lambda *given: built.append(1) or whole(*given)
     )
     known = {"none": layer - 1, "one_layer": layer, "all": vlm.num_layers * layer}[held]
     monkeypatch.setattr(measuring, "KNOWN_BYTES", known)

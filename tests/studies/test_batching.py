@@ -100,7 +100,7 @@ def test_what_fails_ahead_is_raised_in_its_turn_and_no_thread_stays():
 
 
 def test_windows_take_what_is_there():
-    assert list(windows(iter(range(batching.WINDOW + 1)))) == [
+    assert list(windows(iter(range(batching.WINDOW + 1)), "auto")) == [
         list(range(batching.WINDOW)),
         [batching.WINDOW],
     ]

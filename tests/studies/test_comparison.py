@@ -175,10 +175,11 @@ def test_samples_that_fail_under_one_arm_are_left_out_of_all():
 
 def test_a_ranking_that_fails_on_every_sample_is_left_out_by_name():
     plan = plan_of(["diversity", "top_left"])
-    study = synthetic_study(plan, accuracy, failed={
+    failed = {
         (f"test-{number}", f"layer 2, keep {keep} % by top_left"): f"no places <b>{HOSTILE}"
         for number in range(100) for keep in (50, 25)
-    })  # fmt: skip
+    }  # fmt: skip
+    study = synthetic_study(plan, accuracy, failed=failed)
     for name, seconds in study.seconds.items():
         if name.endswith("by top_left"):  # what cannot answer is not timed either
             seconds[:] = [None] * len(seconds)
@@ -190,7 +191,12 @@ def test_a_ranking_that_fails_on_every_sample_is_left_out_by_name():
         (r.ranking, r.gain, r.adjusted) for r in other.rows
     ]
     page = comparison_page(comparison)
-    assert "top_left failed on every sample and is left out: no places &lt;b&gt;" in page
+    words = "top_left failed on every sample and is left out, at keep 50 %: no places"
+    assert words in page.replace("\N{NO-BREAK SPACE}", " ")
+    assert latex("top_left failed on every sample") in latex_table(comparison)
+    assert "top_left failed on every sample" in comparison._repr_html_()
+    with pytest.raises(InputError, match=r"no ranking could be compared: top_left failed .* 50 %"):
+        Comparison(synthetic_study(plan_of(["top_left"]), accuracy, failed=failed))
     # One that fails on some is compared, on the other samples.
     some = {("test-3", "layer 2, keep 50 % by top_left"): "no places"}
     assert Comparison(synthetic_study(plan, accuracy, failed=some)).left_out == {}

@@ -19,7 +19,9 @@ from tests.support.tiny_video import WITHOUT_EXPERTS as VIDEO_FAMILIES
 from tests.support.tiny_video import video
 from vlmflow import LVLM, ExplainOptions, cli
 from vlmflow.errors import InputError, ModelError
+from vlmflow.explanation import together as measuring
 from vlmflow.explanation import without_picture
+from vlmflow.explanation.answering import Asked, answered_together
 from vlmflow.explanation.explain import explain, information_flow
 from vlmflow.flow.signals.region_removal import RegionRemoval
 from vlmflow.lvlm.model_parts import image_token_ids
@@ -91,7 +93,7 @@ def test_a_batch_is_explained_as_its_samples_are_alone(family, how):
     assert len({len(item.prompt.layout) for item in prepared}) > 1
     for sample, together in zip(samples, explained_together(vlm, prepared, options), strict=True):
         own = information_flow(vlm, together, options)
-        assert own.settings["batch"] == 3
+        assert own.settings["batch"] == (1 if vlm.family.has_recorded_grids else 3)
         alone = explain(vlm, sample.pictures, sample.question, None, options)
         assert alone.settings["batch"] == 1
         assert_alike(own, alone, share_of(family))
@@ -223,7 +225,7 @@ def test_an_answer_that_ends_at_once_fails_alone(vlm, tmp_path, monkeypatch):
     (failed,) = explained.failures
     assert failed.sample.key == "k5"
     assert "ends its answer before the first token" in failed.failure
-    assert [answer.batch for answer in explained.answers if answer.failure is None] == [6] * 5
+    assert [answer.batch for answer in explained.answers if answer.failure is None] == [5] * 5
 
 
 def test_prompts_with_less_room_are_answered_apart(tmp_path):
@@ -247,6 +249,40 @@ def test_prompts_with_less_room_are_answered_apart(tmp_path):
     assert [len(flow.answer_tokens) for flow in flows] == rooms
     for sample, own in zip(Lengths().samples("test"), flows, strict=True):
         assert_alike(own, explain(vlm, sample.pictures, sample.question, None, options))
+
+
+def test_answers_of_different_length_are_measured_apart_token_by_token(monkeypatch):
+    """Rows of short answers would run as often as the longest one has tokens."""
+    vlm = LVLM(*talking_llava())
+    asked = [
+        Asked(vlm.prepare(picture(number, (50, 40)), "What is it?"), "What is it?", [5] * length)
+        for number, length in enumerate([1, 10, 2, 9, 8, 1])
+    ]
+    rows = []
+    whole = measuring.measure
+
+    def counted(model, layers, inputs, *given, **options):
+        rows.append(len(inputs["input_ids"]))
+        return whole(model, layers, inputs, *given, **options)
+
+    monkeypatch.setattr(measuring, "measure", counted)
+    for per_token, wanted in [(True, [3, 1, 2]), (False, [6])]:
+        options = replace(OPTIONS, per_token=per_token)
+        rows.clear()
+        measured = measuring.measured_together(vlm, answered_together(vlm, asked, options), options)
+        assert rows == wanted
+        lengths = [len(own.answered.prompt.answer_ids) for own in measured]
+        assert lengths == [1, 10, 2, 9, 8, 1]
+        assert [own.batch for own in measured] == ([2, 3, 1, 3, 3, 2] if per_token else [6] * 6)
+
+
+def test_a_model_that_returns_mappings_answers():
+    model, processor = talking_llava()
+    vlm = LVLM(model, processor)
+    prompt = vlm.prepare(picture(1, (50, 40)), "What is it?")
+    plain = vlm.generate_batch([prompt], max_new_tokens=3)
+    model.generation_config.return_dict_in_generate = True
+    assert vlm.generate_batch([prompt], max_new_tokens=3) == plain
 
 
 def test_a_batch_without_memory_is_halved(vlm, tmp_path, forwards):

@@ -522,11 +522,23 @@ def test_bad_scores_are_refused(scores, message):
         (torch.tensor([4, 3, 2, 1, 0]), r"shape \(5,\) with \[4, 3, 2, 1, 0\]"),
         (torch.tensor([0, 1, 2, 3, 16]), r"shape \(5,\) with \[0, 1, 2, 3, 16\]"),
         (torch.tensor([-1, 1, 2, 3, 4]), r"shape \(5,\) with \[-1, 1, 2, 3, 4\]"),
+        (torch.tensor([5, 3, 5, 6, 7], dtype=torch.uint8), r"shape \(5,\) with \[5, 3, 5, 6, 7\]"),
         (torch.tensor([0.0, 1, 2, 3, 4]), r"shape \(5,\) with \[0\.0, 1\.0"),
         (torch.tensor([True] * 5), r"shape \(5,\) with \[True, True"),
         ([0, 1, 2, 3, 4], "a list"),
     ],
-    ids=["twice", "few", "many", "unsorted", "above", "below", "fractions", "mask", "list"],
+    ids=[
+        "twice",
+        "few",
+        "many",
+        "unsorted",
+        "above",
+        "below",
+        "bytes",
+        "fractions",
+        "mask",
+        "list",
+    ],
 )
 def test_bad_choices_are_refused(chosen, shown):
     @dataclass(frozen=True)

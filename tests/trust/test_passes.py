@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmflow.errors import InputError
-from vlmflow.lvlm.batch_size import MOST
+from vlmflow.lvlm.batch_size import MOST, BatchSize
 from vlmflow.trust import passes as module
 from vlmflow.trust.passes import Passes
 
@@ -54,6 +54,16 @@ def test_where_memory_runs_out_that_pass_is_halved_and_those_to_come():
     assert run(passes, 8, most=3) == [8, 4, 2, 2, 2, 2]
     assert run(passes, 4, most=3) == [2, 2]
     assert passes.room(10) == 2
+
+
+def test_what_ran_out_for_a_long_prompt_leaves_short_ones_their_number():
+    passes = Passes("auto", CPU)
+    passes.size = BatchSize(16, 100)
+    assert passes.room(200) == 4
+    passes.size = passes.size.halved(4, 200)
+    assert (passes.room(200), passes.room(100)) == (2, 8)
+    passes.size = passes.size.halved(4, 200)  # another batch that was made before
+    assert passes.room(200) == 2
 
 
 @pytest.mark.parametrize("batch", [2, "auto"])

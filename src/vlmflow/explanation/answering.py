@@ -34,7 +34,6 @@ class Answered:
     question: Question
     words: ExplainedWords | None  # None: the whole answer
     generated: bool  # Whether the model has answered
-    together: int  # Prompts of its batch, itself included
 
 
 def answered_together(
@@ -69,7 +68,7 @@ def answered_together(
         except InputError as error:
             answered.append(error)
         else:
-            answered.append(Answered(prompt, own.question, words, place in generated, len(asked)))
+            answered.append(Answered(prompt, own.question, words, place in generated))
     return answered
 
 

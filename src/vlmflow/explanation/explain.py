@@ -139,7 +139,7 @@ def information_flow(
             **options.to_json(),
             "answer_generated": answered.generated,
             "answer_ids": list(prompt.answer_ids),
-            BATCH: answered.together,
+            BATCH: shared.batch,
             "target_values": measured.target_values.tolist(),
             "device": str(vlm.device),
             "model": vlm.config_summary(),

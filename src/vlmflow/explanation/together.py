@@ -9,6 +9,8 @@ answer's probability without the picture. What is not:
 * Signals with passes of their own, over noisy pictures or along a path run one answer after the
   other, after the shared passes, and so do maps that are made of others'
   (:func:`vlmflow.explanation.explain.information_flow`).
+* Answers of different length with ``per_token``: every row would run as often as the longest has
+  tokens.
 * Families that learn from the run itself which pixels a token shows (BLIP-2) are answered together
   and measured one by one.
 * What a model does not take in one batch raises: videos of different lengths, videos beside
@@ -37,6 +39,9 @@ from vlmflow.lvlm.model import LVLM
 from vlmflow.result.picture_effect import PictureEffect
 from vlmflow.result.text_attention import kept_rows
 
+_ALIKE = 0.8
+"""Of the longest answer's tokens that each has that is measured with it, token by token."""
+
 
 @dataclass(frozen=True, eq=False)
 class SharedMeasurement:
@@ -46,6 +51,7 @@ class SharedMeasurement:
     measured: Measurement  # Of the prompt's own N positions
     rows: IntArray  # (K,): positions whose attention is kept
     effect: PictureEffect | None
+    batch: int  # Answers that were measured together, this one included
 
 
 def signals_at_once(options: ExplainOptions) -> dict[str, Signal]:
@@ -79,15 +85,17 @@ def measured_together(
     ModelError
         If logits or gradients are not finite, or the model cannot be followed.
     """
-    if len(answered) > 1 and vlm.family.has_recorded_grids:
-        return [
-            measured
-            for own in answered
-            for measured in measured_together(vlm, [own], options, on_pass=on_pass)
-        ]
-    prompts = [own.prompt for own in answered]
-    if not prompts:
+    if not answered:
         return []
+    groups = _groups(answered, per_token=options.per_token, alone=vlm.family.has_recorded_grids)
+    if len(groups) > 1:
+        measured: dict[int, SharedMeasurement] = {}
+        for places in groups:
+            own = [answered[place] for place in places]
+            together = measured_together(vlm, own, options, on_pass=on_pass)
+            measured.update(zip(places, together, strict=True))
+        return [measured[place] for place in range(len(answered))]
+    prompts = [own.prompt for own in answered]
     inputs, layouts = collate(prompts, pad_id(vlm.processor.tokenizer))
     # Rows are chosen by the prompt's own length, whatever stands beside it in the batch.
     rows = [kept_rows(prompt.layout, vlm.num_layers) for prompt in prompts]
@@ -115,11 +123,31 @@ def measured_together(
             _without_padding(measured, offset),
             kept,
             effect,
+            len(prompts),
         )
         for own, layout, measured, offset, kept, effect in zip(
             answered, final, measurements, padding, rows, effects, strict=True
         )
     ]
+
+
+def _groups(answered: Sequence[Answered], *, per_token: bool, alone: bool) -> list[list[int]]:
+    """Say which answers are measured together, by their places.
+
+    With a backward pass per token, all rows run as often as the longest answer has tokens: answers
+    go together whose lengths are within :data:`_ALIKE` of each other.
+    """
+    if alone:
+        return [[place] for place in range(len(answered))]
+    lengths = [len(own.prompt.answer_ids) for own in answered]
+    if not per_token:
+        return [list(range(len(answered)))]
+    groups: list[list[int]] = []
+    for place in sorted(range(len(answered)), key=lambda place: -lengths[place]):
+        if not groups or lengths[place] < _ALIKE * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
 
 
 def _without_padding(measured: Measurement, padding: int) -> Measurement:

@@ -77,6 +77,20 @@ def attention_rows(
     return widened.softmax(-1)[..., :-1].flatten(0, 1)
 
 
+def all_attention_rows(
+    call: AttentionCall, sample: int, rows: Tensor, *, budget: int = BUDGET
+) -> Tensor:
+    """All heads' :func:`attention_rows`, (heads, R, N), in pieces that keep to a budget."""
+    shape = (call.query.shape[1], len(rows), call.key.shape[2])
+    whole = torch.empty(shape, dtype=_wide_dtype(call.query), device=call.query.device)
+    per_key_head = whole.view(call.key.shape[1], -1, *shape[1:])
+    for part, heads in _pieces(call, rows, budget):
+        piece = attention_rows(call, sample, rows[part], heads)
+        own = per_key_head[heads, :, part]
+        own.copy_(piece.view(own.shape))
+    return whole
+
+
 def gradient_rows(
     call: AttentionCall,
     output_gradient: Tensor,
@@ -163,8 +177,8 @@ def mixed_rows(
 
 
 def _empty(call: AttentionCall, rows: Tensor) -> Tensor:
-    dtype = torch.promote_types(call.query.dtype, torch.float32)
-    return torch.zeros(len(rows), call.key.shape[2], dtype=dtype, device=call.query.device)
+    shape = (len(rows), call.key.shape[2])
+    return torch.zeros(shape, dtype=_wide_dtype(call.query), device=call.query.device)
 
 
 def _pieces(call: AttentionCall, rows: Tensor, budget: int) -> Iterator[tuple[slice, slice]]:
@@ -186,7 +200,11 @@ def _pieces(call: AttentionCall, rows: Tensor, budget: int) -> Iterator[tuple[sl
 
 def _wide(tensor: Tensor) -> Tensor:
     """At least float32: bf16 q, k, v are exact in it, only the products would be rounded."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(_wide_dtype(tensor))
+
+
+def _wide_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _grouped(per_head: Tensor, call: AttentionCall, key_heads: slice) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlmflow.errors import InputError, ModelError
 from vlmflow.flow.attention_rows import (
     AttentionCall,
-    attention_rows,
+    all_attention_rows,
     mean_attention,
     signed_saliency,
 )
@@ -102,7 +102,7 @@ class SampleRecord:
         self._values: dict[tuple[str, int, int], Tensor] = {}
         self._sums: dict[tuple[str, int], Tensor] = {}
         self._places: dict[torch.device, _Places] = {}
-        self._known_bytes = known_bytes
+        self._known_bytes = known_bytes if self.targets > 2 else 0
         self._known: dict[int, Tensor] = {}  # Of layers: A of the text rows, (heads, R, N)
         self._kept: dict[int, Tensor] = {}  # Of every layer: (K, N) half
 
@@ -274,10 +274,11 @@ class SampleRecord:
     def _known_rows(self, layer: int, call: AttentionCall, rows: Tensor) -> Tensor | None:
         """Return A of the text rows, (heads, R, N), kept between passes; None: does not fit."""
         if layer not in self._known:
-            size = 4 * call.query.shape[1] * len(rows) * call.key.shape[2]
+            width = max(4, call.query.element_size())
+            size = width * call.query.shape[1] * len(rows) * call.key.shape[2]
             if (len(self._known) + 1) * size > self._known_bytes:
                 return None
-            self._known[layer] = attention_rows(call, self.index, rows)
+            self._known[layer] = all_attention_rows(call, self.index, rows)
         return self._known[layer]
 
     def _record_attention(self, layer: int, places: _Places, rows: Tensor) -> None:

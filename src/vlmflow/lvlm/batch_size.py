@@ -50,9 +50,12 @@ class BatchSize:
         # Where memory holds more than anyone is given, longer prompts need not be fewer.
         return cls(MOST, int(tokens * (count / MOST) ** 0.5))
 
-    def halved(self, count: int) -> BatchSize:
-        """Return what is left of it when memory has run out for so many prompts."""
-        return self if self.most < count else replace(self, most=max(1, count // 2))
+    def halved(self, count: int, tokens: int) -> BatchSize:
+        """Return what is left of it when memory has run out for so many prompts of a length."""
+        room = self.room(tokens)
+        if room < count:  # it was halved already
+            return self
+        return replace(self, most=max(1, self.most * (count // 2) // room))
 
     def room(self, length: int) -> int:
         """Return how many prompts of a length go together."""

@@ -235,8 +235,7 @@ class LVLM:
         tuple of int
             Without the end token. Empty if the model ends at once.
         """
-        own = self.generate_with(prompt, max_new_tokens=max_new_tokens, truncation=truncation)
-        return own[0]
+        return self.generate_with(prompt, max_new_tokens=max_new_tokens, truncation=truncation)[0]
 
     def generate_with(
         self,
@@ -305,9 +304,10 @@ class LVLM:
         tokenizer = self.processor.tokenizer
         inputs, _ = collate(prompts, pad_id(tokenizer))
         settings = {"max_new_tokens": rooms[0], "do_sample": False, "num_beams": 1}
+        settings |= {**(options or {}), "return_dict_in_generate": False}
         block = nullcontext() if truncation is None else truncation(self.model)
         with as_found(self.model), torch.no_grad(), block:
-            sequences = self.model.generate(**inputs, **(settings | dict(options or {})))
+            sequences = self.model.generate(**inputs, **settings)
         ends, start = end_ids(self.model, tokenizer), inputs["input_ids"].shape[1]
         return [until_end(ids, ends) for ids in sequences[:, start:].tolist()]
 
@@ -322,9 +322,8 @@ class LVLM:
         check_integer("max_new_tokens", max_new_tokens, least=1)
         if prompt.answer is not None:
             raise InputError("the prompt already carries an answer: start from one without")
-        limit = max_positions(self.model)
-        left = max_new_tokens if limit is None else limit - len(prompt.layout)
-        return max(1, min(max_new_tokens, left))
+        limit = max_positions(self.model) or len(prompt.layout) + max_new_tokens
+        return max(1, min(max_new_tokens, limit - len(prompt.layout)))
 
     def generate(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmflow.errors import InputError
 from vlmflow.flow.attention_rows import AttentionCall
@@ -118,7 +118,7 @@ def choose(
     keep = next(stage.keep for stage in policy.stages if stage.layer == layer)
     ranking, rows = policy.ranking, call.rows_at(layer, hidden.device)
     stay, kept, removed, pictures = [], [], [], []
-    doubts: list[_Doubt] = []
+    checks: list[_Check] = []
     for row, own in enumerate(rows):
         count = min(keep.of(call.images[row]), len(own.image)) if len(own.image) else 0
         chosen = own.image[:0] if leaves[row] else own.image
@@ -142,8 +142,8 @@ def choose(
                 of_left = came[call.image_numbers(row, own.slots[own.image]).to(came.device)]
                 picked = select_within(count, of_left, came, partial(_choose_in, ranking, seen))
             else:
-                picked, doubt = _pick(ranking, seen, count)
-                doubts.append(doubt)
+                picked, check = _pick(ranking, seen, count)
+                checks.append(check)
             chosen = own.image[picked]
         staying = own.slots >= 0
         staying[own.image] = False
@@ -160,7 +160,7 @@ def choose(
         kept.append(chosen)
         removed.append(gone)
         stay.append(places_of_true(staying, left))
-    _settle(doubts)
+    _raise_first(checks)
     local, ragged = pad_rows(stay)
     slots = torch.stack([own.slots for own in rows])
     return Cut(
@@ -187,48 +187,49 @@ def _pictures(call: ForwardCall, row: int, ranking: Ranking, device: torch.devic
 
 
 @dataclass(frozen=True, eq=False)
-class _Doubt:
+class _Check:
     """Whether a ranking chose as it should, not yet read off the device."""
 
     wrong: Tensor  # () bool
     reason: Callable[[], str]
 
 
-def _settle(doubts: list[_Doubt]) -> None:
+def _raise_first(checks: list[_Check]) -> None:
     """Read all of them at once; InputError for the first that is true."""
-    wrong = torch.stack([doubt.wrong for doubt in doubts]).tolist() if doubts else []
-    for doubt, is_wrong in zip(doubts, wrong, strict=True):
+    wrong = torch.stack([check.wrong for check in checks]).tolist() if checks else []
+    for check, is_wrong in zip(checks, wrong, strict=True):
         if is_wrong:
-            raise InputError(doubt.reason())
+            raise InputError(check.reason())
 
 
-def _pick(ranking: Ranking, seen: Candidates, count: int) -> tuple[Tensor, _Doubt]:
-    """Choose among all image tokens that a ranking sees: indices into them, and a doubt."""
+def _pick(ranking: Ranking, seen: Candidates, count: int) -> tuple[Tensor, _Check]:
+    """Choose among all image tokens that a ranking sees: indices into them, to be checked."""
     if type(ranking).select is Ranking.select:
         scores = ranking.scores_of_each(seen)
-        return highest(scores, count), _Doubt(scores.isnan().any(), lambda: ranking.no_number)
+        return highest(scores, count), _Check(scores.isnan().any(), lambda: ranking.no_number)
     chosen, tokens = ranking.select(seen, count), len(seen.image)
-    wrong = _out_of_order(chosen, count, ranking, tokens)
-    doubt = _Doubt(wrong, lambda: _not_chosen(chosen, count, ranking, tokens))
-    return chosen.long().clamp(0, tokens - 1), doubt  # an index out of range would end a GPU's work
+    places = _as_places(chosen, count, ranking, tokens)
+    wrong = (nn.functional.pad(places, (1, 0), value=-1).diff() <= 0).any() | (
+        places >= tokens
+    ).any()
+    check = _Check(wrong, lambda: _not_chosen(chosen, count, ranking, tokens))
+    return places.clamp(0, tokens - 1), check  # an index out of range would end a GPU's work
 
 
 def _choose_in(
     ranking: Ranking, seen: Candidates, tokens: Tensor, keep: int, picture: int
 ) -> Tensor:
     """Choose among some of the image tokens that a ranking could see."""
-    picked, doubt = _pick(ranking, of_picture(seen, tokens, picture), keep)
-    _settle([doubt])
+    picked, check = _pick(ranking, of_picture(seen, tokens, picture), keep)
+    _raise_first([check])
     return picked
 
 
-def _out_of_order(chosen: Tensor, count: int, ranking: Ranking, tokens: int) -> Tensor:
-    """Say, () bool, whether these are not different image tokens in order; refuse other shapes."""
-    whole = isinstance(chosen, Tensor) and chosen.dtype in _INTEGERS and chosen.shape == (count,)
-    if not whole:
-        raise InputError(_not_chosen(chosen, count, ranking, tokens))
-    first, last = chosen.new_tensor([-1]), chosen.new_tensor([tokens])
-    return (torch.cat([first, chosen, last]).diff() <= 0).any()
+def _as_places(chosen: object, count: int, ranking: Ranking, tokens: int) -> Tensor:
+    """Return what a ranking chose as (count,) int64; refuse another shape, and no integers."""
+    if isinstance(chosen, Tensor) and chosen.dtype in _INTEGERS and chosen.shape == (count,):
+        return chosen.long()
+    raise InputError(_not_chosen(chosen, count, ranking, tokens))
 
 
 def _not_chosen(chosen: object, count: int, ranking: Ranking, tokens: int) -> str:

@@ -73,7 +73,7 @@ class Passes:
                 continue
             # Only here are the frames gone that the error holds, with their tensors.
             assert self.size is not None
-            self.size = self.size.halved(len(items))
+            self.size = self.size.halved(len(items), tokens)
             release(self.device)
 
     def room(self, tokens: int) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vlmflow.escape_invisible import shown
 from vlmflow.studies.comparison.rows import UNKNOWN
-from vlmflow.studies.comparison.sentences import keep_words
+from vlmflow.studies.comparison.sentences import keep_words, left_out_words
 from vlmflow.studies.truncations.sentences import NAME_SHOWN
 
 if TYPE_CHECKING:
@@ -18,10 +18,13 @@ _ESCAPES = {
     "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 
+SENTENCE = 400
+"""Characters of a sentence, at most."""
 
-def latex(text: str) -> str:
-    """Write a text so that LaTeX sets it as it stands."""
-    return "".join(_ESCAPES.get(character, character) for character in shown(text, NAME_SHOWN))
+
+def latex(text: str, most: int = NAME_SHOWN) -> str:
+    """Write a text, or its first characters, so that LaTeX sets it as it stands."""
+    return "".join(_ESCAPES.get(character, character) for character in shown(text, most))
 
 
 def latex_table(comparison: Comparison) -> str:
@@ -61,6 +64,7 @@ def latex_table(comparison: Comparison) -> str:
         f"n = {comparison.count}, untouched {100 * comparison.untouched.value:.1f} \\%;",
         f"% points; bold: differs from random tokens ({comparison.draws} draws) at 5 \\% after "
         f"Holm's correction for {len(comparison.rows)} tests; $^\\dagger$ looks at the answer.",
+        *(f"% {latex(words, SENTENCE)}" for words in left_out_words(comparison.left_out)),
     ]
     return "\n".join(lines) + "\n"
 

@@ -23,10 +23,10 @@ WINDOW = 32
 """Samples that are prepared before batches of similar lengths are made of them."""
 
 
-def windows(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    """Take items by :data:`WINDOW`; the last ones may be fewer."""
-    rest = iter(items)
-    while window := list(islice(rest, WINDOW)):
+def windows(items: Iterable[_Item], size: Batch) -> Iterator[list[_Item]]:
+    """Take items by :data:`WINDOW`, the last ones maybe fewer; one by one for a batch of one."""
+    rest, at_once = iter(items), 1 if size == 1 else WINDOW
+    while window := list(islice(rest, at_once)):
         yield window
 
 
@@ -88,7 +88,8 @@ class Batches:
         if is_out_of_memory(error):
             release(self.device)
             if self.size is not None:
-                self.size = self.size.halved(len(batch))
+                longest = max(len(item.ready.layout) for item in batch)
+                self.size = self.size.halved(len(batch), longest)
             half = len(batch) // 2
             parts = [list(batch[:half]), list(batch[half:])]
         return [result for part in parts for result in self.run(work, part)]

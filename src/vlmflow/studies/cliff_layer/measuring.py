@@ -83,7 +83,8 @@ class Measuring:
         def hashed(sample: TaskSample) -> StoredSample:
             return stored_sample(self.task.name, split, sample)
 
-        for pairs in windows(ahead(hashed, self.task.samples(split, count), WINDOW)):
+        pairs_of_all = ahead(hashed, self.task.samples(split, count), WINDOW)
+        for pairs in windows(pairs_of_all, self.settings.batch):
             samples, stored = [sample for sample, _ in pairs], [own for _, own in pairs]
             window = _Window(samples, stored, self._read_plan(stored), {})
             self._read_kept(window, window.plan or [], knockout=knockout)

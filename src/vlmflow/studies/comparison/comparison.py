@@ -19,7 +19,7 @@ from vlmflow.statistics.paired_tests import holm_adjusted, sign_flip_p_value
 from vlmflow.studies.comparison.arms import is_comparison, is_control
 from vlmflow.studies.comparison.equal_cost import scores_at_cost
 from vlmflow.studies.comparison.rows import UNKNOWN, ComparedRow, RandomRow
-from vlmflow.studies.comparison.sentences import headline
+from vlmflow.studies.comparison.sentences import headline, keep_words, left_out_words
 from vlmflow.studies.truncations.arms import Arm
 from vlmflow.studies.truncations.results import DRAWS, StudyResult
 from vlmflow.studies.truncations.sentences import NAME_SHOWN, difference_words, percent
@@ -48,6 +48,8 @@ class Comparison:
                 "this study does not compare rankings with random tokens on one layer; make it "
                 "with vlmflow.compare or 'vlmflow compare'"
             )
+        if self.left_out and not self._methods:
+            raise InputError(f"no ranking could be compared: {left_out_words(self.left_out)[0]}")
         if not self._samples:
             failures = [failure for failure in self.study.failures if failure.split == "test"]
             why = f": {shown(failures[0].reason, 300)}" if failures else ""
@@ -82,7 +84,8 @@ class Comparison:
                 continue
             if not self.study.answered_by([arm], "test"):
                 reason = self.study.answers[answered[0].id, arm.name].failure
-                found.setdefault(policy.ranking, reason or "")
+                where = f"at keep {keep_words(policy.stages[0].keep)}: {reason}"
+                found.setdefault(policy.ranking, where)
         return found
 
     @property
@@ -181,6 +184,7 @@ class Comparison:
         return fragment(
             "vlmflow.studies.comparison",
             headline=headline(self.study.task.name, self.layer, self.keeps, self.rows),
+            left_out=left_out_words(self.left_out),
             keeps=[str(keep) for keep in self.keeps],
             random=[percent(self.random_rows[keep].score.value) for keep in self.keeps],
             rows=[
@@ -207,6 +211,16 @@ class Comparison:
             if arm in self._arms and arm.kind == "truncation" and arm.truncation is not None:
                 groups.setdefault(arm.truncation.stages[0].keep, []).append(arm)
         return groups
+
+    @property
+    def _methods(self) -> list[Arm]:
+        """Those of rankings that are asked about, not of random tokens or the even spread."""
+        return [
+            arm
+            for arms in self._by_keep.values()
+            for arm in arms
+            if arm.truncation is not None and not is_control(arm.truncation.ranking)
+        ]
 
     @cached_property
     def _samples(self) -> tuple[Any, ...]:

@@ -19,9 +19,12 @@ def keep_words(keep: Amount) -> str:
 
 
 def left_out_words(left_out: Mapping[Ranking, str]) -> list[str]:
-    """Say of each ranking that failed on every sample why it is not compared."""
+    """Say of each ranking that failed on every sample at some number of tokens why it is not there.
+
+    ``left_out`` says where and why.
+    """
     return [
-        f"{shown(ranking.title, NAME_SHOWN)} failed on every sample and is left out: "
+        f"{shown(ranking.title, NAME_SHOWN)} failed on every sample and is left out, "
         f"{shown(reason, REASON_SHOWN)}"
         for ranking, reason in left_out.items()
     ]

@@ -88,7 +88,7 @@ class Explaining:
     ) -> None:
         self.vlm, self.task, self.options, self.beside = vlm, task, options, beside
         self.folder, self.write = folder, write
-        self.batches = Batches(batch, vlm.device)
+        self.batch, self.batches = batch, Batches(batch, vlm.device)
         self.preparer = Preparer(vlm)
         identity = model_identity(vlm)
         self.depends_on = [identity, options.to_json(), *([beside.to_json()] if beside else [])]
@@ -121,7 +121,7 @@ class Explaining:
             return _LookedUp(sample, name, mark, answer)
 
         numbered = enumerate(self.task.samples(split, count))
-        for pairs in windows(ahead(look_up, numbered, WINDOW)):
+        for pairs in windows(ahead(look_up, numbered, WINDOW), self.batch):
             yield [item for _, item in pairs]
 
     def _explained(

@@ -54,7 +54,12 @@ def answer_sample(
 
 
 def _whole_pictures(
-    vlm: LVLM, prompt: Prompt, items: Sequence[WorkItem], max_new_tokens: int
+    vlm: LVLM,
+    prompt: Prompt,
+    items: Sequence[WorkItem],
+    max_new_tokens: int,
+    *,
+    is_part: bool = False,
 ) -> dict[str, StoredResult]:
     policies = [item.arm.truncation for item in items]
     cut = [policy for policy in policies if policy is not None]
@@ -70,13 +75,17 @@ def _whole_pictures(
     except Exception as error:  # see answer_sample
         if len(items) == 1:
             return {items[0].id: _failed(items[0], error)}
+    if not is_part:
+        try:
+            shared_answers(vlm, prompt, [], max_new_tokens=1)
+        except Exception as error:  # what fails untouched is not looked for arm by arm
+            return {item.id: _failed(item, error) for item in items}
     # Whichever arm it was: few others are answered apart from the rest.
     half = len(items) // 2
-    return {
-        name: result
-        for part in (items[:half], items[half:])
-        for name, result in _whole_pictures(vlm, prompt, part, max_new_tokens).items()
-    }
+    results: dict[str, StoredResult] = {}
+    for part in (items[:half], items[half:]):
+        results |= _whole_pictures(vlm, prompt, part, max_new_tokens, is_part=True)
+    return results
 
 
 def _smaller_pictures(

@@ -53,15 +53,15 @@ def down_sampled(
     if growing:
         tokens = share * whole.layout.image_positions.size
         return _nearest(vlm, whole.visuals, question, tokens), None
-    grids = whole.layout.grids
+    grids, what = whole.layout.grids, "a video" if whole.layout.frames else "a picture"
     if not grids or len({grid.shape for grid in grids}) > 1:
         reason = whole.layout.grids_missing or "its pictures have grids of different shapes"
-        raise InputError(f"a picture cannot be down-sampled for {vlm.name}: {reason}")
+        raise InputError(f"{what} cannot be down-sampled for {vlm.name}: {reason}")
     tokens = int(whole.layout.image_positions.size)
     if vlm.family.places(0, tokens, whole.inputs, vlm.model.config) is None:
         raise InputError(
-            f"a picture cannot be down-sampled for {vlm.name}: its inputs do not say where in a "
-            "picture image tokens lie; --controls random leaves this control out"
+            f"{what} cannot be down-sampled for {vlm.name}: its inputs do not say where in a "
+            "picture or frame image tokens lie; --controls random leaves this control out"
         )
     rows, columns = _corner(grids[0], share)
     places = places_of(whole.visuals, whole.layout.frames)
