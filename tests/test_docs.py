@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 import vlmflow
 from tests.support.clips import clip
 from tests.support.lmms_logs import logged
+from tests.support.number_format import QUICK
 from tests.support.tiny import tiny_llava
 from tests.support.tiny_video import named, video
 from vlmflow import cli
@@ -185,13 +186,13 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         del settings["sweep"]
         example.write_text(yaml.safe_dump(settings), "utf-8")
     if name == "faithfulness":
-        names |= {"vlmflow": vlmflow, "vlm": vlmflow.load("scenes-llava")}
+        names |= {"vlmflow": vlmflow, "vlm": vlmflow.load("scenes-llava", dtype=QUICK)}
     if name.startswith("certify"):
         names["few"] = CertifySettings(
             risk=0.5, calibration=10, samples=1, layers=(11,), keeps=(0.0,), timed=0
         )
     if name == "certify":
-        vlm = vlmflow.load("scenes-llava")
+        vlm = vlmflow.load("scenes-llava", dtype=QUICK)
         inputs = vlm.prepare("picture.png", "What is it?").inputs
         names |= {"vlmflow": vlmflow, "vlm": vlm, "model": vlm.model, "inputs": inputs}
         names |= {"picture": "picture.png", "question": "What is it?"}

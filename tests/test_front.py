@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import vlmflow
+from tests.support.number_format import QUICK
 
 
 @pytest.fixture(scope="module")
 def vlm():
-    return vlmflow.load("scenes-llava")
+    return vlmflow.load("scenes-llava", dtype=QUICK)
 
 
 @pytest.fixture(scope="module")

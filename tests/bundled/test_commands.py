@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vlmflow
+from tests.support.number_format import QUICKLY
 from tests.support.smollm2 import BUNDLED_MODELS
 from vlmflow import cli
 from vlmflow.bundled.shelf import bundled_models
@@ -29,7 +30,8 @@ def question(tmp_path_factory):
 
 
 def run(*arguments):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    given = [str(argument) for argument in arguments]
+    result = CliRunner().invoke(cli.app, [*given, *QUICKLY])
     assert result.exit_code == 0, result.output
     return result
 

@@ -516,3 +516,11 @@ def test_generate_refuses_bad_settings_before_loading(no_model, picture, argumen
 )
 def test_generate_refuses_what_the_model_does_not_have(model, picture, settings, phrases):
     refused(run("generate", picture, QUESTION, "--model", model, "--truncate", settings), *phrases)
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "words"),
+    [(32, 10.0, "3.2/s"), (5, 105.0, "21 s each"), (1, 1.0, "1.0/s"), (0, 3.0, "0.0/s")],
+)
+def test_how_fast_samples_go(count, seconds, words):
+    assert terminal.pace_words(count, seconds) == words

@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vlmflow
+from tests.support.number_format import QUICKLY
 from vlmflow import cli
 from vlmflow.errors import ModelError
 
@@ -123,7 +124,8 @@ INTERRUPTED = textwrap.dedent(
     ],
 )
 def test_ctrl_c_while_modules_are_imported_shows_no_trace(picture, module):
-    arguments = ["explain", str(picture), "What?", "--out", str(picture.parent / "out" / "deep")]
+    out = str(picture.parent / "out" / "deep")
+    arguments = ["explain", str(picture), "What?", "--whole", "--out", out, *QUICKLY]
     done = finished(
         [sys.executable, "-c", INTERRUPTED, module, *arguments], capture_output=True, text=True
     )

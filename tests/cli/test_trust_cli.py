@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import vlmflow
+from tests.support.number_format import QUICKLY
 from vlmflow import cli
 
 
@@ -21,7 +22,7 @@ def asked(tmp_path_factory):
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli.app, ["trust", *map(str, arguments)])
+    return CliRunner().invoke(cli.app, ["trust", *map(str, arguments), *QUICKLY])
 
 
 def test_one_sentence_and_one_object(asked):
@@ -74,7 +75,7 @@ def test_what_cannot_be_tested_is_refused(asked, options, message):
 
 def test_an_explanation_is_tested_as_it_is_made(asked, tmp_path, monkeypatch):
     monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
-    arguments = ["explain", *asked, "--signals", "attention", "--whole", "--trust"]
+    arguments = ["explain", *asked, "--signals", "attention", "--whole", "--trust", *QUICKLY]
     said = CliRunner().invoke(cli.app, [*arguments, "--out", str(tmp_path / "one")])
     assert said.exit_code == 0, said.output
     first, sentence = said.stdout.splitlines()
@@ -88,6 +89,7 @@ def test_an_explanation_is_tested_as_it_is_made(asked, tmp_path, monkeypatch):
 def test_the_answers_to_a_task_are_tested_and_truncated(tmp_path, monkeypatch):
     monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
     arguments = ["explain", "scenes-reading", "--samples", "1", "--signals", "attention", "--whole"]
+    arguments += QUICKLY
     arguments += ["--trust", "--truncate", "layer=6,keep=8", "--out", str(tmp_path / "all")]
     said = CliRunner().invoke(cli.app, arguments)
     assert said.exit_code == 0, said.output

@@ -7,6 +7,7 @@ import pytest
 import transformers
 
 import vlmflow
+from tests.support.number_format import QUICK
 from tests.support.smollm2 import BUNDLED_MODELS
 from training.evaluate import Row, evaluate
 from vlmflow.bundled.shelf import BUNDLED
@@ -43,7 +44,7 @@ BLIND = ("scenes-reasoning", "scenes-existence", "scenes-reading")
 
 @pytest.fixture(scope="module", params=BUNDLED_MODELS)
 def vlm(request: pytest.FixtureRequest) -> vlmflow.LVLM:
-    return vlmflow.load(request.param)
+    return vlmflow.load(request.param, dtype=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_without_the_picture_it_falls_to_near_chance(rows: list[Row]) -> None:
 
 
 def test_the_flow_map_points_at_the_object_asked_about() -> None:
-    vlm = vlmflow.load("scenes-llava")
+    vlm = vlmflow.load("scenes-llava", dtype=QUICK)
     hits = []
     for sample in samples(POINTING, "test", 40):
         flow = vlm.explain(sample.picture, sample.question, signals=("flow_map",), per_token=False)

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support.number_format import QUICK
 from vlmflow.app.engine import Engine, ModelChoice
 from vlmflow.app.limits import Limits
 from vlmflow.app.run import listening, server_of
@@ -114,7 +115,7 @@ def running_app(
     """Run an app; its model is loaded when something asks for it."""
     limits = limits or Limits()
     listener = listening("127.0.0.1", 0)
-    engine = Engine(ModelChoice(model, device="cpu"), limits)
+    engine = Engine(ModelChoice(model, device="cpu", dtype=QUICK), limits)
     app = App(engine, limits)
     server = server_of(app, token)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

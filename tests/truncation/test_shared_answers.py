@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import vlmflow
+from tests.support.number_format import QUICK
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM, Truncation
 from vlmflow.errors import InputError, ModelError
@@ -84,7 +85,7 @@ def test_sliding_windows_decode_step_by_step():
 
 def test_answers_that_agree_for_a_while_and_then_end():
     """On a trained model most truncated answers follow the untouched one, whole or in part."""
-    vlm = vlmflow.load("scenes-llava", device="cpu")
+    vlm = vlmflow.load("scenes-llava", device="cpu", dtype=QUICK)
     policies = [Truncation(layer, 0) for layer in (0, 5, 7, 10)]
     policies.append(Truncation(2, 0.3, "uniform"))
     agreed = differed_late = 0

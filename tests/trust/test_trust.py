@@ -12,6 +12,7 @@ from PIL import Image
 
 import vlmflow
 from tests.support.families import FAMILIES, picture
+from tests.support.number_format import QUICK
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
 from vlmflow.lvlm.model_parts import logits_at
@@ -78,7 +79,7 @@ def test_removed_tokens_are_those_that_a_mask_hides():
 
 @pytest.fixture(scope="module")
 def explained():
-    vlm = vlmflow.load("scenes-llava")
+    vlm = vlmflow.load("scenes-llava", dtype=QUICK)
     shown, question = vlmflow.sample("scenes-reading", index=3)
     return vlm, vlm.explain(shown, question)
 

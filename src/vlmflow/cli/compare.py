@@ -16,6 +16,7 @@ from vlmflow.cli.terminal import (
     columns,
     errors_in_one_line,
     notes,
+    pace_words,
     printable,
     progress,
     quiet_libraries,
@@ -92,8 +93,8 @@ def compare(
             began = time.monotonic()
 
             def show_progress(now: Progress) -> None:
-                rate = now.new / max(time.monotonic() - began, 1e-3)
-                line = f"{data.name}: {now.done} of {now.total} samples, {rate:.1f}/s"
+                pace = pace_words(now.new, time.monotonic() - began)
+                line = f"{data.name}: {now.done} of {now.total} samples, {pace}"
                 show(line, now.done, now.total)
 
             with notes():

@@ -24,6 +24,7 @@ from vlmflow.cli.terminal import (
     columns,
     errors_in_one_line,
     notes,
+    pace_words,
     printable,
     progress,
     quiet_libraries,
@@ -158,8 +159,8 @@ def study(
             began = time.monotonic()
 
             def show_progress(now: Progress) -> None:
-                rate = now.new / max(time.monotonic() - began, 1e-3)
-                line = f"{plan.task}: {now.done} of {now.total} samples, {rate:.1f}/s"
+                pace = pace_words(now.new, time.monotonic() - began)
+                line = f"{plan.task}: {now.done} of {now.total} samples, {pace}"
                 if now.score is not None:
                     line += f", untouched {100 * now.score:.1f} %"
                 show(line, now.done, now.total)

@@ -146,6 +146,12 @@ def columns(rows: Sequence[Sequence[str]], *, right: bool = False, gap: int = 2)
     return lines
 
 
+def pace_words(count: int, seconds: float) -> str:
+    """Say how fast so many samples went: ``"3.2/s"``, or ``"21 s each"``."""
+    rate = count / max(seconds, 1e-3)
+    return f"{rate:.1f}/s" if rate >= 1 or not count else f"{1 / rate:.0f} s each"
+
+
 def quiet_libraries() -> None:
     """Keep other libraries' notices and bars off the terminal; ours say what is going on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
