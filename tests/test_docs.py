@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 import vlmflow
 from tests.support.clips import clip
 from tests.support.lmms_logs import logged
-from tests.support.number_format import QUICK
+from tests.support.number_format import QUICK, quick_by_default
 from tests.support.tiny import tiny_llava
 from tests.support.tiny_video import named, video
 from vlmflow import cli
@@ -175,6 +175,7 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
     monkeypatch.chdir(folder)
     monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
     png_alone(monkeypatch)
+    quick_by_default(monkeypatch)
     text = (DOCS / f"{name}.md").read_text("utf-8")
     assert CliRunner().invoke(cli.app, ["sample", "--out", "."]).exit_code == 0
     shutil.copy("questions.jsonl", "my-questions.jsonl")

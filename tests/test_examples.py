@@ -13,6 +13,7 @@ import yaml
 from nbclient import NotebookClient
 
 import vlmflow
+from tests.support.number_format import quick_by_default
 from tests.test_docs import png_alone
 from vlmflow.studies.truncations.plan import Plan
 
@@ -46,6 +47,7 @@ def test_a_script_runs_as_it_stands(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
     png_alone(monkeypatch)
+    quick_by_default(monkeypatch)
     monkeypatch.setattr(sys, "argv", [str(path)])
     assert len(path.read_text("utf-8").splitlines()) < 40
     runpy.run_path(str(path), run_name="__main__")

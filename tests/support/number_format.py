@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
+
+from vlmflow.lvlm import loading
 
 
 def _lacks_bfloat16() -> bool:
@@ -20,3 +23,10 @@ QUICK = "float32" if _lacks_bfloat16() else None
 
 QUICKLY = () if QUICK is None else ("--dtype", QUICK)
 """The same as options of a command."""
+
+
+def quick_by_default(monkeypatch: Any) -> None:
+    """Open models in that format where nobody names another: for pages that run as they stand."""
+    if QUICK is not None:
+        asked_for = loading._dtype
+        monkeypatch.setattr(loading, "_dtype", lambda dtype: asked_for(dtype or QUICK))
