@@ -155,7 +155,7 @@ def test_all_rows_in_pieces_are_the_rows(key_heads, budget):
     whole = all_attention_rows(call, 1, ROWS, budget=budget)
     torch.testing.assert_close(whole, attention_rows(call, 1, ROWS), rtol=1e-6, atol=1e-7)
     gradient = torch.randn(BATCH, LENGTH, HEADS, VALUE_WIDTH)
-    for known in (None, whole):
-        saliency, _ = signed_saliency(call, gradient, 1, ROWS, known=known, budget=budget)
+    for held in (None, whole):
+        saliency, _ = signed_saliency(call, gradient, 1, ROWS, held=held, budget=budget)
         wanted = (whole * gradient_rows(call, gradient, 1, ROWS)).sum(0)
         torch.testing.assert_close(saliency, wanted, rtol=1e-5, atol=1e-6)

@@ -286,8 +286,8 @@ def test_attention_held_between_tokens_changes_nothing(held, monkeypatch):
     monkeypatch.setattr(
         sample_record, "all_attention_rows", lambda *given: built.append(1) or whole(*given)
     )
-    known = {"none": layer - 1, "one_layer": layer, "all": vlm.num_layers * layer}[held]
-    monkeypatch.setattr(measuring, "KNOWN_BYTES", known)
+    fits = {"none": layer - 1, "one_layer": layer, "all": vlm.num_layers * layer}[held]
+    monkeypatch.setattr(measuring, "HELD_BYTES", fits)
     measured = fast(vlm, prompt)
     assert len(built) == {"none": 0, "one_layer": 1, "all": vlm.num_layers}[held]
     for name in SIGNALS:

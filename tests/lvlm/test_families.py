@@ -308,8 +308,8 @@ def test_places_read_off_the_inputs_are_those_of_the_grids(family):
         count = len(prompt.layout.image_positions)
         places = vlm.family.places(first, count, inputs, vlm.model.config)
         first += count
-        known = WITH_PLACES | (OF_ONE_TILE if len(prompt.layout.grids) == 1 else set())
-        assert (places is not None) == (vlm.model.config.model_type in known)
+        placed = WITH_PLACES | (OF_ONE_TILE if len(prompt.layout.grids) == 1 else set())
+        assert (places is not None) == (vlm.model.config.model_type in placed)
         if places is None:
             continue
         for grid in prompt.layout.grids:

@@ -254,7 +254,7 @@ def test_prompts_with_less_room_are_answered_apart(tmp_path):
 def test_answers_of_different_length_are_measured_apart_token_by_token(monkeypatch):
     """Rows of short answers would run as often as the longest one has tokens."""
     vlm = LVLM(*talking_llava())
-    asked = [
+    questions = [
         Asked(vlm.prepare(picture(number, (50, 40)), "What is it?"), "What is it?", [5] * length)
         for number, length in enumerate([1, 10, 2, 9, 8, 1])
     ]
@@ -269,7 +269,9 @@ def test_answers_of_different_length_are_measured_apart_token_by_token(monkeypat
     for per_token, wanted in [(True, [3, 1, 2]), (False, [6])]:
         options = replace(OPTIONS, per_token=per_token)
         rows.clear()
-        measured = measuring.measured_together(vlm, answered_together(vlm, asked, options), options)
+        measured = measuring.measured_together(
+            vlm, answered_together(vlm, questions, options), options
+        )
         assert rows == wanted
         lengths = [len(own.answered.prompt.answer_ids) for own in measured]
         assert lengths == [1, 10, 2, 9, 8, 1]

@@ -10,7 +10,7 @@ from vlmflow.lvlm import loading
 
 
 def _lacks_bfloat16() -> bool:
-    """Whether this is an x86 processor without instructions for bfloat16: 5 to 60 times slower."""
+    """Whether this is an x86 processor without instructions for bfloat16, which is slow there."""
     try:
         flags = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:  # not Linux: nobody says

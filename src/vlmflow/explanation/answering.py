@@ -37,13 +37,13 @@ class Answered:
 
 
 def answered_together(
-    vlm: LVLM, asked: Sequence[Asked], options: ExplainOptions
+    vlm: LVLM, questions: Sequence[Asked], options: ExplainOptions
 ) -> list[Answered | InputError]:
     """Answer prompts in one left-padded batch, and find what is explained of each.
 
     Parameters
     ----------
-    vlm, asked : LVLM, sequence of Asked
+    vlm, questions : LVLM, sequence of Asked
         The model, left exactly as found, and what it is asked.
     options : ExplainOptions
         The longest answer, and which words are explained.
@@ -54,9 +54,9 @@ def answered_together(
         In the order of the prompts. An error is that of one prompt alone: the model ends its answer
         before the first token, or there are no such words.
     """
-    generated = _generated(vlm, asked, options)
+    generated = _generated(vlm, questions, options)
     answered: list[Answered | InputError] = []
-    for place, own in enumerate(asked):
+    for place, own in enumerate(questions):
         answer = generated.get(place, own.answer)
         try:
             if place in generated and not answer:
@@ -73,12 +73,12 @@ def answered_together(
 
 
 def _generated(
-    vlm: LVLM, asked: Sequence[Asked], options: ExplainOptions
+    vlm: LVLM, questions: Sequence[Asked], options: ExplainOptions
 ) -> dict[int, tuple[int, ...]]:
     """Generate the answers that are not given, by the places of their prompts."""
-    places = [place for place, own in enumerate(asked) if own.answer is None]
+    places = [place for place, own in enumerate(questions) if own.answer is None]
     if options.of != ANSWER or not places:
         return {}
-    prompts = [asked[place].prompt for place in places]
+    prompts = [questions[place].prompt for place in places]
     answers = vlm.generate_batch(prompts, max_new_tokens=options.max_new_tokens)
     return dict(zip(places, answers, strict=True))

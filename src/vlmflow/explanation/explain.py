@@ -53,8 +53,8 @@ def explain(
     check_untruncated(vlm.model, "an explanation")
     options = options or ExplainOptions()
     options.check_model(vlm.decoder_layers)
-    asked = Asked(vlm.prepare(images, question), question, answer)
-    (answered,) = answered_together(vlm, [asked], options)
+    one = Asked(vlm.prepare(images, question), question, answer)
+    (answered,) = answered_together(vlm, [one], options)
     if isinstance(answered, InputError):
         raise answered
     passes = _count_passes(answered.prompt, options)

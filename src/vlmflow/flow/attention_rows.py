@@ -128,21 +128,21 @@ def signed_saliency(
     rows: Tensor,
     attended: Tensor | None = None,
     *,
-    known: Tensor | None = None,
+    held: Tensor | None = None,
     budget: int = BUDGET,
 ) -> tuple[Tensor, Tensor | None]:
     """``sum_h A_h * dA_h``, ``(R, N)``: saliency flow before the absolute value.
 
     It is linear in the target, so the sum over answer tokens is that of the whole answer. With
     ``attended``, (R,) bool, :func:`mean_attention` of those rows comes with it: A is rebuilt once
-    for both, or not at all where all of its rows are ``known``, (heads, R, N).
+    for both, or not at all where all of its rows are ``held``, (heads, R, N).
     """
     saliency, attention = _empty(call, rows), None if attended is None else _empty(call, rows)
     for part, heads in _pieces(call, rows, budget):
-        if known is None:
+        if held is None:
             product = attention_rows(call, sample, rows[part], heads)
         else:
-            product = known.view(call.key.shape[1], -1, *known.shape[1:])[heads, :, part]
+            product = held.view(call.key.shape[1], -1, *held.shape[1:])[heads, :, part]
             product = product.flatten(0, 1).clone()
         if attention is not None and attended is not None:
             chosen = attended[part]

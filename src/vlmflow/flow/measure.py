@@ -31,7 +31,7 @@ from vlmflow.lvlm.layout import SEGMENTS, TokenLayout
 
 Float32Array = npt.NDArray[np.float32]
 
-KNOWN_BYTES = 256 * 2**20
+HELD_BYTES = 256 * 2**20
 """Memory for attention that is kept between the passes of a batch's tokens, not with low memory."""
 
 OK, UNDEFINED, EMPTY, NO_ATTENTION = range(len(FLAGS))
@@ -128,7 +128,7 @@ def measure(
             )
     layers_of = {name: _layers_of(name, signal, len(layers)) for name, signal in chosen.items()}
     on_pass = on_pass or (lambda: None)
-    known_bytes = KNOWN_BYTES * (options.per_token and not options.low_memory)
+    held_bytes = HELD_BYTES * (options.per_token and not options.low_memory)
     records = [
         SampleRecord(
             index,
@@ -138,7 +138,7 @@ def measure(
             layers_of,
             None if path is None else path[index],
             None if kept_rows is None else kept_rows[index],
-            known_bytes=known_bytes // len(layouts),
+            held_bytes=held_bytes // len(layouts),
         )
         for index, layout in enumerate(layouts)
     ]

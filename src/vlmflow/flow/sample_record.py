@@ -63,7 +63,7 @@ class SampleRecord:
     maps, ``layers_of`` the layers that each has maps of. ``point`` is where the image embeddings
     stand on a path. ``kept_rows`` are positions, sorted and all of them text rows, whose attention
     to every position is kept beside what is reduced. Between the passes of one token and the next
-    so many ``known_bytes`` of attention may be held instead of being rebuilt.
+    so many ``held_bytes`` of attention may be held instead of being rebuilt.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SampleRecord:
         point: PathPoint | None = None,
         kept_rows: IntArray | None = None,
         *,
-        known_bytes: int = 0,
+        held_bytes: int = 0,
     ) -> None:
         self.index = index
         self.kept_rows = np.empty(0, np.int64) if kept_rows is None else kept_rows
@@ -102,8 +102,8 @@ class SampleRecord:
         self._values: dict[tuple[str, int, int], Tensor] = {}
         self._sums: dict[tuple[str, int], Tensor] = {}
         self._places: dict[torch.device, _Places] = {}
-        self._known_bytes = known_bytes if self.targets > 2 else 0
-        self._known: dict[int, Tensor] = {}  # Of layers: A of the text rows, (heads, R, N)
+        self._held_bytes = held_bytes if self.targets > 2 else 0
+        self._held: dict[int, Tensor] = {}  # Of layers: A of the text rows, (heads, R, N)
         self._kept: dict[int, Tensor] = {}  # Of every layer: (K, N) half
 
     def on_attention(self, layer: int, call: AttentionCall) -> None:
@@ -127,7 +127,7 @@ class SampleRecord:
             self.index,
             places.text_rows,
             attended,
-            known=self._known_rows(layer, call, places.text_rows),
+            held=self._held_rows(layer, call, places.text_rows),
         )
         if attention is not None:
             self._record_attention(layer, places, attention)
@@ -271,15 +271,15 @@ class SampleRecord:
             result[layer] = rows.cpu().numpy()
         return result
 
-    def _known_rows(self, layer: int, call: AttentionCall, rows: Tensor) -> Tensor | None:
+    def _held_rows(self, layer: int, call: AttentionCall, rows: Tensor) -> Tensor | None:
         """Return A of the text rows, (heads, R, N), kept between passes; None: does not fit."""
-        if layer not in self._known:
+        if layer not in self._held:
             width = max(4, call.query.element_size())
             size = width * call.query.shape[1] * len(rows) * call.key.shape[2]
-            if (len(self._known) + 1) * size > self._known_bytes:
+            if (len(self._held) + 1) * size > self._held_bytes:
                 return None
-            self._known[layer] = all_attention_rows(call, self.index, rows)
-        return self._known[layer]
+            self._held[layer] = all_attention_rows(call, self.index, rows)
+        return self._held[layer]
 
     def _record_attention(self, layer: int, places: _Places, rows: Tensor) -> None:
         """Record (attended rows, N) of attention: shares of the segments, and maps."""

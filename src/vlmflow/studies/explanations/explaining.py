@@ -61,8 +61,8 @@ def explained_together(
     InputError, ModelError
         Whatever is wrong with the batch.
     """
-    asked = [Asked(item.ready, item.sample.question) for item in batch]
-    outcomes = answered_together(vlm, asked, options)
+    questions = [Asked(item.ready, item.sample.question) for item in batch]
+    outcomes = answered_together(vlm, questions, options)
     answered = [outcome for outcome in outcomes if isinstance(outcome, Answered)]
     measured = iter(measured_together(vlm, answered, options))
     return [next(measured) if isinstance(outcome, Answered) else outcome for outcome in outcomes]
