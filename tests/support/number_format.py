@@ -6,8 +6,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from vlmflow.lvlm import loading
-
 
 def _lacks_bfloat16() -> bool:
     """Whether this is an x86 processor without instructions for bfloat16, which is slow there."""
@@ -28,5 +26,7 @@ QUICKLY = () if QUICK is None else ("--dtype", QUICK)
 def quick_by_default(monkeypatch: Any) -> None:
     """Open models in that format where nobody names another: for pages that run as they stand."""
     if QUICK is not None:
+        from vlmflow.lvlm import loading  # here, for torch: the app's server is tested without it
+
         asked_for = loading._dtype
         monkeypatch.setattr(loading, "_dtype", lambda dtype: asked_for(dtype or QUICK))
