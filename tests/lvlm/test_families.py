@@ -264,20 +264,31 @@ def test_rows_and_columns_of_patches_are_not_counted_anew(family):
 
 @each_family
 def test_shared_answers_are_those_of_generate(family, monkeypatch):
-    """Decoded side by side at first, then by putting the untouched answer to all."""
+    """Prompts together, then each alone by putting the untouched answer to all truncations."""
     vlm = family.lvlm()
     policies = [
         *(Truncation(1, 0), Truncation(LAYERS - 1, 0), Truncation((1, 2), (0.5, 0.25), "random")),
         Truncation(0, 0.5, "diversity"),
     ]
-    for prompt in prompts(vlm, (None, None)):
-        answers = shared_answers(vlm, prompt, policies, max_new_tokens=4)
-        expected = [
+    if not family.model_type.startswith(("qwen", "glm", "blip")):  # one number per token
+        policies.append(Truncation(2, 3, "value_norm", positions="repack"))
+    batch = prompts(vlm, (None, None))
+    expected = [
+        [
             vlm.generate_ids(prompt, max_new_tokens=4, truncation=policy)
             for policy in (None, *policies)
         ]
-        assert answers == expected
-        monkeypatch.setattr(side_by_side, "LEAST_ROOM", 1)
+        for prompt in batch
+    ]
+    starts = []  # of prompts that were decoded together: how many rows the first step has
+    vlm.model.get_output_embeddings().register_forward_hook(
+        lambda _module, args, _output: starts.append(len(args[0]))
+    )
+    assert shared_answers(vlm, batch, policies, max_new_tokens=4) == expected
+    assert starts[0] == len(batch)
+    assert max(starts) >= len(batch) * len(policies)
+    monkeypatch.setattr(side_by_side, "LEAST_ROOM", 1)
+    assert shared_answers(vlm, batch, policies, max_new_tokens=4) == expected
 
 
 @pytest.mark.parametrize("name", ["paligemma", "blip-2", "instructblip"])

@@ -31,6 +31,11 @@ def vlm():
     return LVLM(model, processor)
 
 
+def longer(vlm, seed):
+    """A prompt with two pictures."""
+    return prompt_of(vlm, seed=seed, pictures=2)
+
+
 def calls_of(module, run):
     """Outputs of a module during a run."""
     outputs = []
@@ -45,7 +50,7 @@ def test_logits_are_those_of_each_by_itself(vlm, monkeypatch, room):
     monkeypatch.setattr(side_by_side, "LEAST_ROOM", room)
     prompt = prompt_of(vlm)
     prefill, *steps = calls_of(
-        vlm.model.lm_head, lambda: shared_answers(vlm, prompt, POLICIES, max_new_tokens=5)
+        vlm.model.lm_head, lambda: shared_answers(vlm, [prompt], POLICIES, max_new_tokens=5)[0]
     )
     shapes = [tuple(step.shape[:2]) for step in steps]
     if room == 1:
@@ -65,12 +70,61 @@ def test_logits_are_those_of_each_by_itself(vlm, monkeypatch, room):
             assert (rows - logits).abs().amax(1).min() < 1e-5
 
 
+def test_logits_of_prompts_together_are_those_of_each_by_itself(vlm):
+    prompts = [prompt_of(vlm), prompt_of(vlm, seed=2), longer(vlm, seed=3)]
+    prefill, *steps = calls_of(
+        vlm.model.lm_head, lambda: shared_answers(vlm, prompts, POLICIES, max_new_tokens=5)
+    )
+    count = len(POLICIES) + 1
+    assert [tuple(step.shape[:2]) for step in steps] == [(len(prompts) * count, 1)] * 4
+    for row, prompt in enumerate(prompts):
+        for number, policy in enumerate([None, *POLICIES]):
+            _, output = vlm.generate_with(
+                prompt, max_new_tokens=5, truncation=policy, options={"output_logits": True}
+            )
+            first, *later = output.logits
+            torch.testing.assert_close(prefill[row : row + 1, number], first, rtol=0, atol=1e-5)
+            for step, logits in zip(steps, later, strict=True):
+                # Truncations have an order of their own, prompts keep theirs.
+                of_prompt = step[:, 0].unflatten(0, (count, len(prompts)))[:, row]
+                assert (of_prompt - logits).abs().amax(1).min() < 1e-5
+
+
+def test_prompts_end_each_at_its_own_step(vlm):
+    prompts = [prompt_of(vlm), longer(vlm, seed=3), prompt_of(vlm, seed=2)]
+    long = shared_answers(vlm, prompts, POLICIES, max_new_tokens=8)
+    ends = sorted({ids[place] for own in long for place, ids in enumerate(own)})
+    vlm.model.generation_config.eos_token_id = ends[::3]
+    ended = shared_answers(vlm, prompts, POLICIES, max_new_tokens=8)
+    assert len({len(ids) for own in ended for ids in own}) > 2
+    assert ended == [one_by_one(vlm, prompt, POLICIES, 8) for prompt in prompts]
+
+
+def test_as_many_prompts_go_together_as_their_keys_have_room(vlm, monkeypatch):
+    prompts = [prompt_of(vlm, seed=seed) for seed in range(4)]
+    expected = [one_by_one(vlm, prompt, POLICIES, 3) for prompt in prompts]
+    config = vlm.model.config.text_config
+    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    of_token = config.num_hidden_layers * 2 * heads * width * 4  # float32
+    of_prompt = (len(POLICIES) + 1) * len(prompts[0].layout) * of_token
+    weights = sum(weight.nbytes for weight in vlm.model.parameters()) // 4
+    assert weights < 2 * of_prompt  # or it would be the room
+    monkeypatch.setattr(side_by_side, "LEAST_ROOM", int(2.5 * of_prompt))
+    answers = []
+    outputs = calls_of(
+        vlm.model.lm_head,
+        lambda: answers.extend(shared_answers(vlm, prompts, POLICIES, max_new_tokens=3)),
+    )
+    assert answers == expected
+    assert [len(output) for output in outputs if output.shape[1] > 1] == [2, 2]
+
+
 def test_rows_end_each_at_its_own_step(vlm):
     prompt = prompt_of(vlm, seed=2)
-    long = shared_answers(vlm, prompt, POLICIES, max_new_tokens=8)
+    long = shared_answers(vlm, [prompt], POLICIES, max_new_tokens=8)[0]
     ends = sorted({ids[place] for place, ids in enumerate(long)})
     vlm.model.generation_config.eos_token_id = ends
-    ended = shared_answers(vlm, prompt, POLICIES, max_new_tokens=8)
+    ended = shared_answers(vlm, [prompt], POLICIES, max_new_tokens=8)[0]
     assert len({len(ids) for ids in ended}) > 2
     assert ended == one_by_one(vlm, prompt, POLICIES, 8)
 
@@ -78,11 +132,14 @@ def test_rows_end_each_at_its_own_step(vlm):
 def test_what_generate_prepares_for_one_prompt_stays_with_it(vlm):
     """This processor holds the ids of the prompt, one row."""
     prompt = prompt_of(vlm)
-    plain = shared_answers(vlm, prompt, POLICIES[:3], max_new_tokens=5)
+    plain = shared_answers(vlm, [prompt], POLICIES[:3], max_new_tokens=5)[0]
     vlm.model.generation_config.encoder_repetition_penalty = 3.0
-    punished = shared_answers(vlm, prompt, POLICIES[:3], max_new_tokens=5)
+    punished = shared_answers(vlm, [prompt], POLICIES[:3], max_new_tokens=5)[0]
     assert punished == one_by_one(vlm, prompt, POLICIES[:3], 5)
     assert punished != plain
+    prompts = [longer(vlm, seed=4), prompt]
+    expected = [one_by_one(vlm, own, POLICIES[:3], 5) for own in prompts]
+    assert shared_answers(vlm, prompts, POLICIES[:3], max_new_tokens=5) == expected
 
 
 def rows_of(vlm, policies):
@@ -99,7 +156,7 @@ def rows_of(vlm, policies):
         logits = prefill.run(inputs["input_ids"], inputs)[:, :1]
     caches = [inputs["past_key_values"], *(branch.cache for branch in prefill.branches)]
     return [
-        side_by_side.Row(engine, cache, logits[:, 0])
+        side_by_side.CachedPrompts(engine, cache, logits[:, 0])
         for engine, cache in zip([None, *engines], caches, strict=True)
     ]
 
@@ -120,7 +177,7 @@ def test_a_batch_takes_no_more_memory_than_stated(vlm, monkeypatch):
     assert 1 < len(parts) < len(rows)
     assert all(bytes_of(part) <= room for part in parts)
     prompt = prompt_of(vlm)
-    answers = shared_answers(vlm, prompt, POLICIES, max_new_tokens=4)
+    answers = shared_answers(vlm, [prompt], POLICIES, max_new_tokens=4)[0]
     assert answers == one_by_one(vlm, prompt, POLICIES, 4)
 
 
@@ -145,5 +202,5 @@ def test_a_layer_that_reads_more_of_its_cache_than_keys_is_called_alone(vlm):
         return output
 
     layer.forward = shares
-    assert shared_answers(vlm, prompt, POLICIES, max_new_tokens=4) == expected
+    assert shared_answers(vlm, [prompt], POLICIES, max_new_tokens=4)[0] == expected
     assert [rows for rows, _ in seen[:4]] == [1] * 4

@@ -1,7 +1,7 @@
-"""One call of a decoder layer for several sequences of equal length, each with a cache of its own.
+"""One call of a decoder layer for several batches of equal size, each with a cache of its own.
 
 A layer costs about as much for a few tokens as for many, so short sequences share its calls. What
-each was to be called with is put side by side; its keys and values go to its own cache.
+each batch was to be called with is put side by side; its keys and values go to its own cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class CannotBatchError(Exception):
 
 
 class KeysOfMany:
-    """Takes the place of the caches of several sequences, all empty at the layer that is called.
+    """Takes the place of the caches of several batches, all empty at the layer that is called.
 
     Anything but keys and values would be one for all, so asking for it raises
     :class:`CannotBatchError`.
@@ -44,8 +44,9 @@ class KeysOfMany:
     def hand_out(self) -> None:
         """Give every cache its own, once the layer has run."""
         for keys, values, layer in self._updates:
-            for row, cache in enumerate(self._caches):
-                cache.update(keys[row : row + 1], values[row : row + 1], layer)
+            parts = (states.chunk(len(self._caches)) for states in (keys, values))
+            for cache, own_keys, own_values in zip(self._caches, *parts, strict=True):
+                cache.update(own_keys, own_values, layer)
 
 
 def can_share_calls(cache: Any, layer: int) -> bool:
@@ -62,9 +63,13 @@ def can_share_calls(cache: Any, layer: int) -> bool:
 
 
 class SideBySide:
-    """Puts the keyword arguments of calls side by side; the same ones are joined once."""
+    """Puts the keyword arguments of calls with ``rows`` sequences each side by side.
 
-    def __init__(self) -> None:
+    The same ones are joined once.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
         self._made: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
     def arguments(self, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -85,12 +90,15 @@ class SideBySide:
             return None
         key = tuple(map(id, values))
         if key not in self._made:  # the values are held, so that their ids stay their own
-            self._made[key] = (values, _joined(name, values))
+            self._made[key] = (values, _joined(name, values, self.rows))
         return self._made[key][1]
 
 
-def _joined(name: str, values: list[Any]) -> Any:
-    """Join one argument of several calls along the axis of sequences."""
+def _joined(name: str, values: list[Any], rows: int) -> Any:
+    """Join one argument of several calls along the axis of sequences, of which each has ``rows``.
+
+    What is the same for all sequences of a call may be there once.
+    """
     first = values[0]
     if isinstance(first, Tensor):
         if name == "position_ids":
@@ -99,13 +107,14 @@ def _joined(name: str, values: list[Any]) -> Any:
             axis = first.ndim - 3 if name.startswith("position_embeddings") else 0
         if any(not isinstance(value, Tensor) or value.shape != first.shape for value in values):
             raise CannotBatchError(name)
-        if axis < 0 or first.ndim < 2 or first.shape[axis] != 1:
+        if axis < 0 or first.ndim < 2 or first.shape[axis] not in (1, rows):
             raise CannotBatchError(name)
-        return torch.cat(values, dim=axis)
+        each = [*first.shape[:axis], rows, *first.shape[axis + 1 :]]
+        return torch.cat([value.expand(each) for value in values], dim=axis)
     if isinstance(first, (tuple, list)):
-        return type(first)(_joined(name, list(parts)) for parts in zip(*values, strict=True))
+        return type(first)(_joined(name, list(parts), rows) for parts in zip(*values, strict=True))
     if isinstance(first, dict):
-        return {key: _joined(name, [value[key] for value in values]) for key in first}
+        return {key: _joined(name, [value[key] for value in values], rows) for key in first}
     if any(value is not first for value in values):
         raise CannotBatchError(name)
     return first

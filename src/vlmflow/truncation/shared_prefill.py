@@ -1,4 +1,4 @@
-"""One prefill of a prompt that several truncations share.
+"""One prefill of a prompt, or of a batch of prompts, that several truncations share.
 
 The untouched model runs as always. After each decoder layer, a hook runs the same layer once more
 for every truncation that has begun by then, over the tokens that it has left; those that have left
@@ -43,18 +43,18 @@ class LayerCall:
     """What a layer is to be called with for one branch."""
 
     branch: Branch
-    hidden: Tensor  # (1, n, width)
+    hidden: Tensor  # (B, n, width)
     arguments: Mapping[str, Any]
 
 
 @dataclass(eq=False)
 class Branch:
-    """One truncation of the prompt."""
+    """One truncation of the prompts."""
 
     engine: Engine  # Truncates the decoding that follows; its stages are this prefill's, too
-    call: ForwardCall  # The prompt, and what the stages have left of it
-    cache: Any  # What the truncated model holds of the prompt afterwards
-    hidden: Tensor | None = None  # (1, n, width), after the layer that ran last
+    call: ForwardCall  # The prompts, and what the stages have left of it
+    cache: Any  # What the truncated model holds of the prompts afterwards
+    hidden: Tensor | None = None  # (B, n, width), after the layer that ran last
 
     @property
     def policy(self) -> Policy:
@@ -78,22 +78,22 @@ class SharedPrefill:
         self.branches: list[Branch] = []
         self._running: Sequence[Branch] = ()
         self._apart = False  # Whether the layers take something that is not per branch
-        self._joined = SideBySide()
+        self._joined = SideBySide(1)
         self._before_late: Tensor | None = None
 
     def run(self, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Run one prompt; :attr:`branches` then hold what each truncation has cached.
+        """Run B prompts; :attr:`branches` then hold what each truncation has cached.
 
         Parameters
         ----------
-        ids : (1, N) int64
-            The prompt.
+        ids : (B, N) int64
+            The prompts, padded on the left.
         inputs : mapping
-            What the runner's forward takes, one prompt, with an empty ``past_key_values``.
+            What the runner's forward takes, with an empty ``past_key_values``.
 
         Returns
         -------
-        (1, 1 + branches, vocabulary)
+        (B, 1 + branches, vocabulary)
             Logits after the last token, of the untouched model and then of each branch.
 
         Raises
@@ -102,7 +102,7 @@ class SharedPrefill:
             As the truncations themselves would raise.
         """
         cache = inputs["past_key_values"]
-        self.branches = []
+        self.branches, self._joined = [], SideBySide(len(ids))
         same: ForwardCall | None = None
         for engine in self.engines:
             same = engine.read_call(ids, inputs, same)
@@ -124,7 +124,7 @@ class SharedPrefill:
             first = branch.policy.first_layer
             branch.cache.layers[:first] = [_shared(layer) for layer in cache.layers[:first]]
             branch.hidden = None
-        self._joined = SideBySide()
+        self._joined = SideBySide(1)  # what it has joined is needed no more
         return logits
 
     def _on_attention(self, layer: int, attention: AttentionCall, _output: Tensor) -> None:
@@ -144,7 +144,7 @@ class SharedPrefill:
             for branch in self.branches
             if index >= branch.policy.first_layer
         ]
-        for together in self._batches(calls, index, main.shape[1]):
+        for together in self._batches(calls, index, main.shape[0] * main.shape[1]):
             self._run(together, index, module, args[1:])
         engine = self.engines[0]  # all are of the same model
         self._before_late = main_after if index < engine.stages.late else None
@@ -179,7 +179,7 @@ class SharedPrefill:
     ) -> list[list[LayerCall]]:
         """Divide a layer's calls into those that are run together.
 
-        Together they bring no more tokens than the prompt's ``length``, or :data:`MOST_ROWS`.
+        Together they bring no more tokens than the prompts' ``length``, or :data:`MOST_ROWS`.
         """
         alone: list[list[LayerCall]] = []
         equal: dict[tuple[int, bool], list[LayerCall]] = defaultdict(list)
@@ -190,15 +190,16 @@ class SharedPrefill:
             else:
                 key = call.hidden.shape[1], call.arguments.get("attention_mask") is None
                 equal[key].append(call)
-        for (tokens, _), same in equal.items():
-            most = max(1, max(length, MOST_ROWS) // max(1, tokens))
+        for same in equal.values():
+            tokens = max(1, same[0].hidden.shape[0] * same[0].hidden.shape[1])
+            most = max(1, max(length, MOST_ROWS) // tokens)
             alone += [same[start : start + most] for start in range(0, len(same), most)]
         return alone
 
     def _run(
         self, calls: Sequence[LayerCall], index: int, module: nn.Module, args: tuple[Any, ...]
     ) -> None:
-        """Run a layer for branches that have equally many tokens left, (1, n, width) each."""
+        """Run a layer for branches that have equally many tokens left, (B, n, width) each."""
         self._running = [call.branch for call in calls]
         try:
             if len(calls) == 1:
@@ -214,7 +215,7 @@ class SharedPrefill:
         finally:
             self._running = ()
         hidden = output[0] if isinstance(output, tuple) else output
-        for call, rows in zip(calls, hidden.split(1), strict=True):
+        for call, rows in zip(calls, hidden.chunk(len(calls)), strict=True):
             stages, branch = call.branch.engine.stages, call.branch
             whole = index in stages.whole_after
             branch.hidden = stages.put_back(branch.call, index, rows) if whole else rows

@@ -1,8 +1,9 @@
-"""Answers that are decoded side by side: one prompt's cache under several truncations, as a batch.
+"""Answers that are decoded side by side: cached prompts under several truncations, as a batch.
 
-Each row is one cached prompt. Per layer, rows hold different numbers of keys; the shorter ones are
-padded, and each key's position says which are empty (:mod:`vlmflow.truncation.cache`), as in any
-batch of truncated prompts.
+The prompts, B of them and padded to one length, are cached together under each truncation, in B
+rows; the rows of all truncations make a batch, one truncation after the other. Per layer, rows hold
+different numbers of keys; the shorter ones are padded, and each key's position says which are empty
+(:mod:`vlmflow.truncation.cache`), as in any batch of truncated prompts.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ SPARE = 32
 
 
 @dataclass(eq=False)
-class Row:
-    """One cached prompt, and what follows it."""
+class CachedPrompts:
+    """B prompts as one truncation has cached them, and what follows them."""
 
-    engine: Engine | None  # Truncates its decoding; None: the untouched model
-    cache: Any  # None once it was joined with others
-    logits: Tensor  # (1, vocabulary), after the prompt
+    engine: Engine | None  # Truncates their decoding; None: the untouched model
+    cache: Any  # Of B rows; None once it was joined with others
+    logits: Tensor  # (B, vocabulary), after the prompts
 
     @property
     def counts_from(self) -> int | None:
-        """First layer that counts positions anew; rows of one batch have to agree on it."""
+        """First layer that counts positions anew; all of one batch have to agree on it."""
         policy = None if self.engine is None else self.engine.stages.policy
         return policy.first_layer if policy is not None and policy.positions == "repack" else None
 
@@ -66,35 +67,40 @@ def _can_join(layer: Any) -> bool:
     return growing and isinstance(layer.keys, Tensor) and isinstance(layer.values, Tensor)
 
 
-def batches(rows: Sequence[Row], model: Any) -> list[list[Row]]:
-    """Divide rows into batches whose keys and values do not take too much memory.
+def batches(parts: Sequence[CachedPrompts], model: Any) -> list[list[CachedPrompts]]:
+    """Divide what truncations have cached into batches whose keys and values are not too large.
 
     With padding, those of a batch take up to a quarter of what the model's weights take, or
-    :data:`LEAST_ROOM` where that is more. A row that takes more by itself is a batch of its own,
-    and so is one whose cache cannot be joined. Rows of about the same size go together; where all
-    together would take more than the least room, attention to padding costs more than a batch
-    saves, and padding is kept to :data:`PADDING` of what the rows hold.
+    :data:`LEAST_ROOM` where that is more. What takes more by itself is a batch of its own, and so
+    is a cache that cannot be joined. Caches of about the same size go together; where all together
+    would take more than the least room, attention to padding costs more than a batch saves, and
+    padding is kept to :data:`PADDING` of what they hold.
     """
-    sizes = {id(row): _bytes(row.cache) for row in rows}
+    sizes = {id(part): _bytes(part.cache) for part in parts}
     room, padding = LEAST_ROOM, float("inf")
-    if len(rows) * sum(map(max, zip(*sizes.values(), strict=False))) > room:
-        weights = sum(weight.nbytes for weight in model.parameters())
-        room, padding = max(room, weights // 4), PADDING
-    divided: list[list[Row]] = []
-    unfilled: dict[int | None, tuple[list[Row], list[int]]] = {}
-    for row in sorted(rows, key=lambda row: -sum(sizes[id(row)])):
-        own = sizes[id(row)]
-        batch, longest = unfilled.get(row.counts_from, ([], own))
+    if len(parts) * sum(map(max, zip(*sizes.values(), strict=False))) > room:
+        room, padding = room_for_keys(model), PADDING
+    divided: list[list[CachedPrompts]] = []
+    unfilled: dict[int | None, tuple[list[CachedPrompts], list[int]]] = {}
+    for part in sorted(parts, key=lambda part: -sum(sizes[id(part)])):
+        own = sizes[id(part)]
+        batch, longest = unfilled.get(part.counts_from, ([], own))
         longest = [max(pair) for pair in zip(longest, own, strict=False)]
         held = sum(own) + sum(sum(sizes[id(other)]) for other in batch)
         padded = (len(batch) + 1) * sum(longest)
         if not batch or not own or padded > min(room, (1 + padding) * held):
             batch, longest = [], own
             divided.append(batch)
-        batch.append(row)
+        batch.append(part)
         if own:
-            unfilled[row.counts_from] = batch, longest
+            unfilled[part.counts_from] = batch, longest
     return divided
+
+
+def room_for_keys(model: Any) -> int:
+    """Return the bytes that the keys and values of a batch may take where they take many."""
+    weights = sum(int(weight.nbytes) for weight in model.parameters())
+    return max(LEAST_ROOM, weights // 4)
 
 
 def _bytes(cache: Any) -> list[int]:
@@ -111,7 +117,7 @@ def _held(layer: Any) -> list[Tensor]:
 
 
 def joined(caches: Sequence[Any]) -> Any:
-    """Put caches of one prompt each, for which :func:`can_join` holds, side by side."""
+    """Put caches of B prompts each, for which :func:`can_join` holds, side by side."""
     if len(caches) == 1:
         return caches[0]
     cache = bare_copy(caches[0])
@@ -183,21 +189,23 @@ class Rows(DynamicLayer):
     Growing by concatenation would copy all of them at every step.
     """
 
-    def __init__(self, rows: Sequence[DynamicLayer]) -> None:
-        vars(self).update(vars(rows[0]))
+    def __init__(self, parts: Sequence[DynamicLayer]) -> None:
+        vars(self).update(vars(parts[0]))
         # Of keys and values: a tensor with room, and the part of it that is held
         self._rooms: dict[str, tuple[Tensor, Tensor]] = {}
         self.keys, self.values = (
-            self._beside(name, [getattr(row, name) for row in rows]) for name in ("keys", "values")
+            self._beside(name, [getattr(part, name) for part in parts])
+            for name in ("keys", "values")
         )
 
-    def _beside(self, name: str, rows: list[Tensor]) -> Tensor:
-        """Put states, (1, heads, n, width) each, into one tensor; short ones start with zeros."""
-        first, longest = rows[0], max(row.shape[2] for row in rows)
-        whole = first.new_empty(len(rows), first.shape[1], longest + SPARE, first.shape[3])
-        for place, row in zip(whole, rows, strict=True):
-            place[:, : longest - row.shape[2]] = 0  # hidden, but not to be NaN
-            place[:, longest - row.shape[2] : longest] = row[0]
+    def _beside(self, name: str, parts: list[Tensor]) -> Tensor:
+        """Put states, (B, heads, n, width) each, into one tensor; short ones start with zeros."""
+        first, longest = parts[0], max(part.shape[2] for part in parts)
+        rows = sum(map(len, parts))
+        whole = first.new_empty(rows, first.shape[1], longest + SPARE, first.shape[3])
+        for places, part in zip(whole.chunk(len(parts)), parts, strict=True):
+            places[:, :, : longest - part.shape[2]] = 0  # hidden, but not to be NaN
+            places[:, :, longest - part.shape[2] : longest] = part
         self._rooms[name] = whole, whole[:, :, :longest]
         return self._rooms[name][1]
 
@@ -223,12 +231,13 @@ class Rows(DynamicLayer):
 class TruncatedRows(TruncatedLayer, Rows):
     """The same for conversations of equal length that hold different numbers of keys."""
 
-    def __init__(self, rows: Sequence[TruncatedLayer]) -> None:
-        Rows.__init__(self, rows)
-        lengths = {int(row.keys.shape[2]) for row in rows if row.keys is not None}
-        self.ragged = len(lengths) > 1 or any(row.ragged for row in rows)
-        none = torch.empty(1, 0, dtype=torch.int64, device=self.device)
+    def __init__(self, parts: Sequence[TruncatedLayer]) -> None:
+        Rows.__init__(self, parts)
+        lengths = {int(part.keys.shape[2]) for part in parts if part.keys is not None}
+        self.ragged = len(lengths) > 1 or any(part.ragged for part in parts)
+        assert parts[0].keys is not None
+        none = torch.empty(len(parts[0].keys), 0, dtype=torch.int64, device=self.device)
         self._pieces, self._gone = (
-            [pad_rows([torch.cat([none, *pieces], dim=1)[0] for pieces in every])[0]]
-            for every in ([row._pieces for row in rows], [row._gone for row in rows])
+            [pad_rows([row for pieces in every for row in torch.cat([none, *pieces], dim=1)])[0]]
+            for every in ([part._pieces for part in parts], [part._gone for part in parts])
         )

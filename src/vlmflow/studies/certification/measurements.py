@@ -55,7 +55,7 @@ def measure(
         for layer in layers
         for keep in amounts
     ]
-    answers = shared_answers(vlm, prompt, policies, max_new_tokens=max_new_tokens)
+    (answers,) = shared_answers(vlm, [prompt], policies, max_new_tokens=max_new_tokens)
     readings = read_exits(vlm, prompt, signals, layers)
     tokenizer = vlm.processor.tokenizer
     return Measured(

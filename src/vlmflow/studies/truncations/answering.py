@@ -64,7 +64,7 @@ def _whole_pictures(
     policies = [item.arm.truncation for item in items]
     cut = [policy for policy in policies if policy is not None]
     try:
-        own, *others = shared_answers(vlm, prompt, cut, max_new_tokens=max_new_tokens)
+        ((own, *others),) = shared_answers(vlm, [prompt], cut, max_new_tokens=max_new_tokens)
         rest = iter(others)
         return {
             item.id: _result(
@@ -77,7 +77,7 @@ def _whole_pictures(
             return {items[0].id: _failed(items[0], error)}
     if not is_part:
         try:
-            shared_answers(vlm, prompt, [], max_new_tokens=1)
+            shared_answers(vlm, [prompt], [], max_new_tokens=1)
         except Exception as error:  # what fails untouched is not looked for arm by arm
             return {item.id: _failed(item, error) for item in items}
     # Whichever arm it was: few others are answered apart from the rest.
@@ -119,7 +119,7 @@ def _alone(
 ) -> StoredResult:
     try:
         cut = [] if policy is None else [policy]
-        ids = shared_answers(vlm, prompt, cut, max_new_tokens=max_new_tokens)[-1]
+        ids = shared_answers(vlm, [prompt], cut, max_new_tokens=max_new_tokens)[0][-1]
         return _result(vlm, prompt, item, policy, ids, whole)
     except Exception as error:  # see answer_sample
         return _failed(item, error)
