@@ -125,7 +125,7 @@ def measure(
                 lambda p=prompt: vlm.generate_ids(p, max_new_tokens=length), device, clock
             )
             shared, shared_ids = timed(
-                lambda p=prompt: shared_answers(vlm, p, chosen, max_new_tokens=length),
+                lambda p=prompt: shared_answers(vlm, [p], chosen, max_new_tokens=length)[0],
                 device,
                 clock,
             )

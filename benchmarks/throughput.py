@@ -1,4 +1,4 @@
-"""Samples per second in batches, of cliff studies and explanations, against one at a time.
+"""Samples per second in batches, of studies and explanations, against one at a time.
 
     python benchmarks/throughput.py                  # scenes-llava, existence; CPU or GPU
     python benchmarks/throughput.py --dtype bfloat16 --model scenes-smollm2
@@ -13,6 +13,11 @@ answers
     Greedy answers: one prefill and a few steps that a batch shares.
 cliff
     All that a cliff study measures of a sample: answer, removal curve and signals.
+study
+    Answers of a sample untouched and under twenty truncations, as ``vlmflow study`` makes them. How
+    many of a batch are decoded together is limited by what their keys and values take.
+certify
+    All that ``vlmflow certify`` measures of a sample: answers under sixteen exits, and signals.
 explain
     All that ``vlmflow explain TASK`` measures of a sample by default: answer, one forward pass, one
     backward pass per answer token, and one forward pass without the picture.
@@ -31,6 +36,7 @@ from pathlib import Path
 
 import torch
 from random_llava import clocked
+from study import policies
 
 import vlmflow
 from vlmflow import LVLM
@@ -42,11 +48,17 @@ from vlmflow.lvlm.batch_size import BatchSize
 from vlmflow.lvlm.prompt import Prompt
 from vlmflow.studies.batching.ahead import Prepared, Preparer
 from vlmflow.studies.batching.batches import Batches
+from vlmflow.studies.certification.measurements import measure as measure_exits
+from vlmflow.studies.certification.run import all_signals
+from vlmflow.studies.certification.settings import CertifySettings
 from vlmflow.studies.cliff_layer.measurements import measure_samples
 from vlmflow.studies.explanations.explaining import explained_together
 from vlmflow.tasks.registry import find_task
+from vlmflow.truncation.shared_answers import shared_answers
 
 SIZES = (1, 2, 4, 8, 16)
+
+WORKS = ("forward", "answers", "cliff", "study", "certify", "explain")
 
 
 def in_batches(prepared: Sequence[Prepared], size: int, work: Callable) -> list:
@@ -84,7 +96,28 @@ def works(vlm: LVLM, length: int) -> dict[str, Callable]:
             for own in explained
         ]
 
-    return {"forward": forward, "answers": answers, "cliff": cliff, "explain": explain}
+    twenty = policies(vlm.num_layers)
+
+    def study(batch: Sequence[Prepared]) -> list[list[tuple[int, ...]]]:
+        return shared_answers(vlm, prompts(batch), twenty, max_new_tokens=length)
+
+    settings = CertifySettings()
+    exits, signals = settings.exit_layers(vlm.num_layers), all_signals()
+
+    def certify(batch: Sequence[Prepared]) -> list[list[list[int]]]:
+        measured = measure_exits(
+            vlm, prompts(batch), exits, settings.amounts(), settings.rank_by, signals, length
+        )
+        return [[answer["ids"] for answer in one.answers] for one in measured]
+
+    return {
+        "forward": forward,
+        "answers": answers,
+        "cliff": cliff,
+        "study": study,
+        "certify": certify,
+        "explain": explain,
+    }
 
 
 def automatic(vlm: LVLM, prepared: list[Prepared], work: Callable) -> int:
@@ -135,7 +168,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=("forward", "answers", "cliff", "explain"))
+    parser.add_argument("--only", nargs="+", choices=WORKS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="1 is always measured")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -147,7 +180,7 @@ def main() -> None:
     chosen = works(vlm, task.max_new_tokens)
     if arguments.only:
         chosen = {name: chosen[name] for name in arguments.only}
-    studies = [name for name in ("cliff", "explain") if name in chosen]
+    studies = [name for name in WORKS[2:] if name in chosen]
     auto = {name: automatic(vlm, prepared, chosen[name]) for name in studies}
     rows = measure(vlm, prepared, chosen, sizes, arguments.runs)
     print(

@@ -51,11 +51,11 @@ def worker_processes():
 
 def test_one_worker_is_killed_and_the_table_is_the_same(cluster, model, tmp_path):
     questions = write_questions(tmp_path, 12)
-    plan = plan_of(questions, model=str(model), samples=6, calibration=6, device="cpu")
+    plan = plan_of(questions, model=str(model), samples=6, calibration=6, device="cpu", batch=2)
     killed = []
 
     def kill_one(now):
-        if now.done == 3:
+        if now.done >= 3 and not killed:
             victim = worker_processes()[0]
             os.kill(victim.pid, signal.SIGKILL)
             killed.append(victim.pid)
@@ -77,15 +77,15 @@ def test_a_piece_that_kills_every_worker_is_told_as_failed(cluster, model, tmp_p
     from vlmflow.studies.truncations import ray_workers
 
     class Mortal(ray_workers.Worker):
-        def answer(self, piece, length):
-            if "3" in piece.sample.question:
+        def answer(self, pieces, length):
+            if any("3" in piece.sample.question for piece in pieces):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().answer(piece, length)
+            return super().answer(pieces, length)
 
     monkeypatch.setattr(ray_workers, "Worker", Mortal)
     monkeypatch.setattr(ray_workers, "TRIES", 2)  # every one starts a worker anew
     questions = write_questions(tmp_path)
-    plan = plan_of(questions, model=str(model), timed=0)
+    plan = plan_of(questions, model=str(model), timed=0, batch=3)
     run_with("ray:2", plan, tmp_path / "out")
     study = read_study(tmp_path / "out")
     assert {(failure.split, failure.key) for failure in study.failures} == {("calibration", "4")}

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import vlmflow
@@ -27,8 +28,8 @@ from vlmflow.lvlm.resolution import with_image_settings
 from vlmflow.studies.batching.ahead import prepare
 from vlmflow.studies.samples import StoredSample, model_identity
 from vlmflow.studies.store import Store, writing
-from vlmflow.studies.truncations import answering, dry_run
-from vlmflow.studies.truncations.answering import WorkItem, answer_sample
+from vlmflow.studies.truncations import answering, dry_run, in_batches
+from vlmflow.studies.truncations.answering import WorkItem, answer_samples
 from vlmflow.studies.truncations.arms import arms_of, mean_share
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.plan import Plan, read_plan
@@ -40,6 +41,7 @@ from vlmflow.tasks.registry import as_task
 from vlmflow.truncation.amounts import amount
 from vlmflow.truncation.rankings.random import Random
 from vlmflow.truncation.rankings.top_left import TopLeft
+from vlmflow.truncation.shared_answers import shared_answers
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,8 @@ def table_of(directory):
         ({"task": "x", "truncations": ["layer=1,keep=0"], "samples": True}, "samples=True"),
         ({"task": "x", "truncations": ["layer=1,keep=0"], "max_loss": "2 %"}, "max_loss='2 %'"),
         ({"task": "x", "truncations": ["layer=1,keep=0"], "max_new_tokens": 0}, "max_new_tokens"),
+        ({"task": "x", "truncations": ["layer=1,keep=0"], "batch": "all"}, "batch='all'"),
+        ({"task": "x", "truncations": ["layer=1,keep=0"], "batch": 0}, "batch=0"),
         ({"task": 3, "truncations": ["layer=1,keep=0"]}, "task=3"),
         ({"task": "x", "truncations": "layer=1,keep=0"}, "is not a list"),
         ({"task": "x", "truncations": [3]}, "truncation 3"),
@@ -319,7 +323,7 @@ def test_an_arm_that_fails_leaves_the_others_their_answers(vlm, questions, monke
     monkeypatch.setattr(
         answering, "shared_answers", lambda *given, **more: calls.append(1) or whole(*given, **more)
     )
-    results = answer_sample(vlm, prepare(vlm, sample), items, 4)
+    (results,) = answer_samples(vlm, [prepare(vlm, sample)], [items], 4)
     assert [result.id for result in results] == [item.id for item in items]
     assert len(calls) < len(items)
     for item, result in zip(items, results, strict=True):
@@ -332,12 +336,16 @@ def test_an_arm_that_fails_leaves_the_others_their_answers(vlm, questions, monke
             assert result.answer == alone
 
 
-def test_answers_are_those_of_the_model_one_by_one(vlm, questions, tmp_path):
-    plan = plan_of(questions)
+@pytest.mark.parametrize(
+    ("batch", "done"), [(1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 6, 8]), ("auto", [8])]
+)
+def test_answers_are_those_of_the_model_one_by_one(vlm, questions, tmp_path, batch, done):
+    plan = plan_of(questions, batch=batch)
     steps = []
     run_study(plan, tmp_path / "out", vlm=vlm, progress=steps.append)
     study = read_study(tmp_path / "out")
-    assert [step.done for step in steps] == list(range(1, 9))
+    assert [step.done for step in steps] == done
+    assert study.about["largest_batch"] == done[0]
     assert steps[-1].total == 8
     for split in ("calibration", "test"):
         for stored, sample in zip(study.samples[split], study.task.samples(split, 4), strict=True):
@@ -366,7 +374,7 @@ def test_nothing_is_computed_twice(vlm, questions, tmp_path, monkeypatch):
     def refuse(*_args, **_options):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("vlmflow.studies.truncations.run.answer_sample", refuse)
+    monkeypatch.setattr(in_batches, "answer_samples", refuse)
     steps = []
     run_study(plan, tmp_path / "out", vlm=vlm, progress=steps.append)
     assert steps[-1].done == 8
@@ -374,18 +382,15 @@ def test_nothing_is_computed_twice(vlm, questions, tmp_path, monkeypatch):
 
 
 def test_a_further_truncation_computes_only_itself(vlm, questions, tmp_path, monkeypatch):
-    from vlmflow.studies.truncations import run
-
     plan = plan_of(questions, timed=0)
     run_study(plan, tmp_path / "out", vlm=vlm)
     names = []
-    answer = run.answer_sample
 
-    def noting(model, sample, arms, length):
-        names.extend(item.arm.name for item in arms)
-        return answer(model, sample, arms, length)
+    def noting(model, batch, items, length):
+        names.extend(item.arm.name for own in items for item in own)
+        return answer_samples(model, batch, items, length)
 
-    monkeypatch.setattr(run, "answer_sample", noting)
+    monkeypatch.setattr(in_batches, "answer_samples", noting)
     more = replace(plan, truncations=(*plan.truncations, "layer=3,keep=0"))
     run_study(more, tmp_path / "out", vlm=vlm)
     assert set(names) == {"layer 3, keep 0"}  # its down-sampled control is half's
@@ -430,24 +435,63 @@ def test_failed_samples_are_told_and_left_out(vlm, questions, tmp_path):
 
 
 def test_what_failed_is_tried_again_and_nothing_else(vlm, questions, tmp_path, monkeypatch):
-    from vlmflow.studies.truncations import run
+    def failing(model, batch, items, length):
+        results = answer_samples(model, batch, items, length)
+        return [
+            [replace(result, answer=None, failure="no memory") for result in own]
+            if prepared.sample.key == "6"
+            else own
+            for prepared, own in zip(batch, results, strict=True)
+        ]
 
-    answer = run.answer_sample
-
-    def failing(model, sample, items, length):
-        results = answer(model, sample, items, length)
-        return [replace(r, answer=None, failure="no memory") for r in results] \
-            if sample.sample.key == "6" else results  # fmt: skip
-
-    monkeypatch.setattr(run, "answer_sample", failing)
+    monkeypatch.setattr(in_batches, "answer_samples", failing)
     run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm)
     assert [failure.reason for failure in read_study(tmp_path / "out").failures] == ["no memory"]
-    monkeypatch.setattr(run, "answer_sample", answer)
+    monkeypatch.setattr(in_batches, "answer_samples", answer_samples)
     steps = []
     run_study(plan_of(questions, timed=0), tmp_path / "out", vlm=vlm, progress=steps.append)
     assert (steps[-1].done, steps[-1].new) == (8, 1)
     run_study(plan_of(questions, timed=0), tmp_path / "whole", vlm=vlm)
     pd.testing.assert_frame_equal(table_of(tmp_path / "out"), table_of(tmp_path / "whole"))
+
+
+def test_samples_that_lack_other_arms_are_answered_apart(vlm, questions, tmp_path, monkeypatch):
+    """As when a study with more truncations takes over one that was ended in between."""
+    out = tmp_path / "out"
+    few = plan_of(questions, timed=0, truncations=("layer=1,keep=0",), controls=())
+    run_study(replace(few, calibration=1, samples=2), out, vlm=vlm)
+    batches = []
+
+    def noting(model, batch, items, length):
+        batches.append((len(batch), sorted({len(own) for own in items})))
+        return answer_samples(model, batch, items, length)
+
+    monkeypatch.setattr(in_batches, "answer_samples", noting)
+    more = replace(few, truncations=("layer=1,keep=0", "layer=2,keep=3"))
+    run_study(more, out, vlm=vlm)
+    assert batches[0][0] == 1  # to see how much memory one takes
+    assert sorted(batches[1:]) == [(3, [1]), (5, [4])]
+    run_study(replace(more, batch=1), tmp_path / "singly", vlm=vlm)
+    pd.testing.assert_frame_equal(table_of(out), table_of(tmp_path / "singly"))
+
+
+def test_a_batch_without_memory_is_halved(vlm, questions, tmp_path, monkeypatch):
+    sizes = []
+
+    def small(model, prompts, policies, **more):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return shared_answers(model, prompts, policies, **more)
+
+    monkeypatch.setattr(answering, "shared_answers", small)
+    plan = plan_of(questions, timed=0, batch=4)
+    run_study(plan, tmp_path / "out", vlm=vlm)
+    # Both batches were put together before; down-sampled pictures are answered alone.
+    assert [size for size in sizes if size > 1] == [4, 2, 2, 4, 2, 2]
+    monkeypatch.undo()
+    run_study(replace(plan, batch=1), tmp_path / "singly", vlm=vlm)
+    pd.testing.assert_frame_equal(table_of(tmp_path / "out"), table_of(tmp_path / "singly"))
 
 
 def test_another_group_of_a_sample_is_taken_over(vlm, questions, tmp_path):
@@ -570,7 +614,7 @@ from tests.support.tiny import tiny_llava
 from vlmflow import LVLM
 from vlmflow.studies.truncations.run import run_study
 run_study(
-    plan_of(sys.argv[1], timed=0), Path(sys.argv[2]), vlm=LVLM(*tiny_llava(7, layers=4)),
+    plan_of(sys.argv[1], timed=0, batch=1), Path(sys.argv[2]), vlm=LVLM(*tiny_llava(7, layers=4)),
     progress=lambda now: print(now.done, flush=True),
 )
 """
@@ -601,7 +645,7 @@ def test_a_plan_answers_the_first_samples_and_keeps_them(vlm, questions, tmp_pat
     monkeypatch.setattr(dry_run, "PROBED", 3)
     plan = Plan(
         task=str(questions), truncations=("layer=1,keep=0",), samples=4, calibration=4, timed=0,
-        controls=(),
+        controls=(), batch=1,
     )  # fmt: skip
     out = tmp_path / "study"
     first = dry_run.estimate_study(plan, out, vlm=vlm)
@@ -617,3 +661,13 @@ def test_a_plan_answers_the_first_samples_and_keeps_them(vlm, questions, tmp_pat
     assert (last.stored, last.probed, last.seconds) == (6, 2, None)
     run_study(plan, tmp_path / "whole", vlm=vlm)
     assert read_study(out).arm_frame().equals(read_study(tmp_path / "whole").arm_frame())
+
+
+def test_a_plan_ends_with_the_batch_in_which_it_has_seen_enough(
+    vlm, questions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dry_run, "PROBED", 4)
+    plan = plan_of(questions, timed=0, controls=(), batch=3)
+    estimate = dry_run.estimate_study(plan, tmp_path / "study", vlm=vlm)
+    assert (estimate.samples, estimate.probed) == (8, 6)
+    assert "8 samples x 4 arms = 32, of which 24 are there" in estimate.lines()[0]

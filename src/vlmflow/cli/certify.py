@@ -78,6 +78,7 @@ def certify(
     ] = None,
     timed: Annotated[int, typer.Option(help="Test samples whose prefill is timed.")] = 8,
     seed: Annotated[int, typer.Option(help="Which question of each picture, and the order.")] = 0,
+    batch: options.SamplesAtOnce = "auto",
     device: options.Device = None,
     dtype: options.NumberFormat = None,
     revision: options.Revision = None,
@@ -109,6 +110,7 @@ def certify(
                 rank_by=rank_by or DEFAULT,
                 timed=timed,
                 seed=seed,
+                batch=options.as_batch(batch),
             )
             named = exit_signals(ALL if signals is None else signals.split(","))
             data = as_task(task)

@@ -96,7 +96,8 @@ def study(
         bool,
         typer.Option(
             "--plan",
-            help="Answer the first 20 samples, say what all will take, and stop; they are kept.",
+            help="Answer the first 20 samples, and those in a batch with them, say what all will "
+            "take, and stop; they are kept.",
         ),
     ] = False,
     imports: Annotated[
@@ -111,6 +112,15 @@ def study(
     metric: Annotated[
         str | None,
         typer.Option(help="Of imported runs.", show_default="the first that scores every sample"),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            parser=options.at_once,
+            help="Samples at once; auto: as many as memory holds.",
+            show_default="auto",
+        ),
     ] = None,
     device: options.Device = None,
     dtype: options.NumberFormat = None,
@@ -133,6 +143,7 @@ def study(
             "timed": timed,
             "seed": seed,
             "controls": controls and [name for name in controls.split(",") if name != "none"],
+            "batch": batch and options.as_batch(batch),
             "device": device,
             "dtype": dtype and dtype.value,
             "revision": revision,

@@ -42,7 +42,7 @@ class Batches:
     """
 
     def __init__(self, size: Batch, device: torch.device) -> None:
-        self.device = device
+        self.given, self.device = size, device
         self.size = None if size == "auto" else BatchSize(size)
 
     def plan(self, prepared: Sequence[Prepared], work: Work[_Result]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""One sample: its answer under every exit, and what exit signals say of it."""
+"""Samples: their answers under every exit, and what exit signals say of them."""
 
 from __future__ import annotations
 
@@ -36,34 +36,41 @@ class Measured:
 
 def measure(
     vlm: LVLM,
-    prompt: Prompt,
+    prompts: Sequence[Prompt],
     layers: Sequence[int],
     amounts: Sequence[Any],
     rank_by: str,
     signals: Mapping[str, ExitSignal],
     max_new_tokens: int,
-) -> Measured:
-    """Answer a prompt untouched and under every exit, and read the signals of the untouched run.
+) -> list[Measured]:
+    """Answer prompts untouched and under every exit, and read the signals of the untouched runs.
+
+    Answers of all prompts are made together; signals are read prompt by prompt, as a policy would.
 
     Raises
     ------
     InputError, ModelError
-        Whatever is wrong with it.
+        Whatever is wrong with one of them.
     """
     policies = [
         Truncation(layer, keep, rank_by) if keep else Truncation(layer, 0)
         for layer in layers
         for keep in amounts
     ]
-    (answers,) = shared_answers(vlm, [prompt], policies, max_new_tokens=max_new_tokens)
-    readings = read_exits(vlm, prompt, signals, layers)
     tokenizer = vlm.processor.tokenizer
-    return Measured(
-        answers=[{"text": answer_text(tokenizer, ids), "ids": list(ids)} for ids in answers],
-        signals=readings.values,
-        states=readings.states,
-        text=readings.text,
-    )
+    measured = []
+    answers = shared_answers(vlm, prompts, policies, max_new_tokens=max_new_tokens)
+    for prompt, own in zip(prompts, answers, strict=True):
+        readings = read_exits(vlm, prompt, signals, layers)
+        measured.append(
+            Measured(
+                answers=[{"text": answer_text(tokenizer, ids), "ids": list(ids)} for ids in own],
+                signals=readings.values,
+                states=readings.states,
+                text=readings.text,
+            )
+        )
+    return measured
 
 
 def outcomes_of(

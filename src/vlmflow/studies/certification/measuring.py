@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.lvlm.tokens import answer_text
 from vlmflow.studies.batching.ahead import Prepared, Preparer
+from vlmflow.studies.batching.batches import Batches, Work, windows
 from vlmflow.studies.certification.findings import Run
 from vlmflow.studies.certification.measurements import Measured, measure
 from vlmflow.studies.certification.settings import CertifySettings
@@ -22,10 +23,12 @@ from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
-    from vlmflow.lvlm.prompt import Prompt
 
 Pairs = list[tuple[TaskSample, Measured]]
 """Samples that could be measured, in order."""
+
+_Row = tuple[str, str, bytes | None]
+"""What is stored of a sample: its untouched answer, JSON, and arrays."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Measuring:
         self.vlm, self.task, self.signals, self.settings = vlm, task, signals, settings
         self.layers, self.store = layers, store
         self.identity = model_identity(vlm)
+        self.batches = Batches(settings.batch, vlm.device)
+        self.largest = 0  # Samples of the largest batch that was measured
         self.failures: list[str] = []
 
     def exits(self, split: str, samples: Sequence[TaskSample], show: Callable[[], None]) -> Pairs:
@@ -65,24 +70,24 @@ class Measuring:
             "length": self.task.max_new_tokens,
         }
 
-        def work(prompt: Prompt) -> tuple[str, str, bytes | None]:
+        def work(batch: Sequence[Prepared]) -> list[_Row]:
             measured = measure(
                 self.vlm,
-                prompt,
+                [prepared.ready for prepared in batch],
                 self.layers,
                 self.settings.amounts(),
                 self.settings.rank_by,
                 self.signals,
                 self.task.max_new_tokens,
             )
-            return measured.answers[0]["text"], *pack(measured)
+            return [(one.answers[0]["text"], *pack(one)) for one in measured]
 
-        pairs = []
-        for sample, row in self._each(split, samples, "exits", options, work):
-            show()
-            if row.plain is not None and row.arrays is not None:
-                pairs.append((sample, unpack(row.plain, row.arrays)))
-        return pairs
+        rows = self._each(split, samples, "exits", options, work, self.batches, show)
+        return [
+            (sample, unpack(row.plain, row.arrays))
+            for sample, row in rows
+            if row.plain is not None and row.arrays is not None
+        ]
 
     def runs(self, policy: ExitPolicy, pairs: Pairs, show: Callable[[], None]) -> list[Run]:
         """Answer samples under a policy by ``generate``, and compare with their own answers."""
@@ -92,18 +97,18 @@ class Measuring:
             "length": self.task.max_new_tokens,
         }
 
-        def work(prompt: Prompt) -> tuple[str, str, None]:
+        def work(batch: Sequence[Prepared]) -> list[_Row]:
             with policy(self.vlm.model) as run:
-                ids = self.vlm.generate_ids(prompt, max_new_tokens=self.task.max_new_tokens)
+                ids = self.vlm.generate_ids(batch[0].ready, max_new_tokens=self.task.max_new_tokens)
             text = answer_text(self.vlm.processor.tokenizer, ids)
             exit_layer = int(run.exit_layers[0])
-            plain = json.dumps({"ids": list(ids), "text": text, "exit_layer": exit_layer})
-            return text, plain, None
+            return [(text, json.dumps({"ids": ids, "text": text, "exit_layer": exit_layer}), None)]
 
         runs = []
-        rows = self._each("test", [sample for sample, _ in pairs], "policy", options, work)
+        singly = Batches(1, self.vlm.device)  # as a prompt is answered that comes alone
+        own_samples = [sample for sample, _ in pairs]
+        rows = self._each("test", own_samples, "policy", options, work, singly, show)
         for (_, measured), (sample, row) in zip(pairs, rows, strict=True):
-            show()
             if row.plain is None:
                 continue
             own, then = measured.answers[0], json.loads(row.plain)
@@ -121,8 +126,10 @@ class Measuring:
         samples: Sequence[TaskSample],
         purpose: str,
         options: Mapping[str, Any],
-        work: Callable[[Prompt], tuple[str, str, bytes | None]],
-    ) -> Iterator[tuple[TaskSample, StoredExits]]:
+        work: Work[_Row],
+        batches: Batches,
+        show: Callable[[], None],
+    ) -> list[tuple[TaskSample, StoredExits]]:
         """Take each sample's measurement from the store, or make it and put it there."""
         preparer = Preparer(self.vlm)
 
@@ -133,26 +140,51 @@ class Measuring:
             failed = row is not None and row.failure is not None  # it is tried again
             return _LookedUp(sample, stored, name, None if failed else row)
 
-        def prepare(item: _LookedUp) -> Prepared | None:
-            return preparer.prepare(item.sample) if item.row is None else None
+        def prepare(window: list[_LookedUp]) -> dict[int, Prepared]:
+            return {
+                place: preparer.prepare(item.sample)
+                for place, item in enumerate(window)
+                if item.row is None
+            }
 
-        for item, prepared in preparer.ahead(prepare, map(look_up, samples)):
-            row = item.row
-            if row is None:
-                assert prepared is not None
-                row = self._measured(item.name, prepared, work)
-                self.store.add(*self.store.changed([item.stored]), row)
-            if row.failure is not None:
-                self.failures.append(f"{item.sample.key}: {row.failure}")
-            yield item.sample, row
+        rows: list[tuple[TaskSample, StoredExits]] = []
+        looked_up = windows(map(look_up, samples), batches.given)
+        for window, prepared in preparer.ahead(prepare, looked_up):
+            own = self._rows(window, prepared, work, batches, show)
+            rows += [(item.sample, row) for item, row in zip(window, own, strict=True)]
+            for item, row in zip(window, own, strict=True):
+                if row.failure is not None:
+                    self.failures.append(f"{item.sample.key}: {row.failure}")
+        return rows
 
-    @staticmethod
-    def _measured(
-        name: str, prepared: Prepared, work: Callable[[Prompt], tuple[str, str, bytes | None]]
-    ) -> StoredExits:
-        """Measure one sample; a study must not end at one broken picture."""
-        try:
-            answer, plain, arrays = work(prepared.ready)
-        except Exception as error:
-            return StoredExits(name, None, failure_reason(error), None, None)
-        return StoredExits(name, answer, None, plain, arrays)
+    def _rows(
+        self,
+        window: Sequence[_LookedUp],
+        prepared: Mapping[int, Prepared],
+        work: Work[_Row],
+        batches: Batches,
+        show: Callable[[], None],
+    ) -> list[StoredExits]:
+        """Measure what is lacking of a window; a study must not end at one broken picture."""
+        rows: dict[int, StoredExits] = {}
+        for place, item in enumerate(window):
+            if item.row is not None:
+                rows[place] = item.row
+                show()
+        lacking = list(prepared)
+        for batch in batches.plan(list(prepared.values()), work):
+            places = [lacking[number] for number in batch]
+            outcomes = batches.run(work, [prepared[place] for place in places])
+            for place, outcome in zip(places, outcomes, strict=True):
+                name = window[place].name
+                if isinstance(outcome, Exception):
+                    rows[place] = StoredExits(name, None, failure_reason(outcome), None, None)
+                else:
+                    answer, plain, arrays = outcome
+                    rows[place] = StoredExits(name, answer, None, plain, arrays)
+            stored = self.store.changed([window[place].stored for place in places])
+            self.store.add(*stored, *(rows[place] for place in places))
+            self.largest = max(self.largest, len(places))
+            for _ in places:
+                show()
+        return [rows[place] for place in range(len(window))]

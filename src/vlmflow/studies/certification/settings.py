@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmflow.errors import InputError
+from vlmflow.lvlm.batch_size import Batch, check_batch
 from vlmflow.parameters import check_integer, is_number
 from vlmflow.statistics.risk_control import least_trials
 from vlmflow.studies.promise import Promise
@@ -40,10 +41,12 @@ class CertifySettings:
     rank_by: str = DEFAULT  # Which are kept
     timed: int = 8  # Test samples whose prefill is timed
     seed: int = 0
+    batch: Batch = "auto"  # Samples at once
 
     def __post_init__(self) -> None:
         for name, least in (("calibration", 2), ("samples", 1), ("timed", 0), ("seed", 0)):
             check_integer(name, getattr(self, name), least=least)
+        check_batch(self.batch)
         _ = self.promise  # refuses what cannot be one
         for name in ("keeps", "layers"):
             value = getattr(self, name)

@@ -1,4 +1,4 @@
-"""One sample under every arm of a study, with all that the arms share done once."""
+"""Samples under every arm of a study, with all that the arms share done once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from vlmflow.lvlm.layout import Segment
 from vlmflow.lvlm.tokens import answer_text
 from vlmflow.studies.batching.ahead import Prepared
-from vlmflow.studies.samples import failure_reason
+from vlmflow.studies.samples import StoredSample, failure_reason
 from vlmflow.studies.truncations.arms import Arm, mean_share
 from vlmflow.studies.truncations.down_sample import down_sampled, grows
 from vlmflow.studies.truncations.store import StoredResult
 from vlmflow.tasks.base import TaskSample
 from vlmflow.truncation.flops import DecoderShape, PrefillCost, formula_share, prefill_cost
-from vlmflow.truncation.shared_answers import shared_answers
+from vlmflow.truncation.shared_answers import Answers, shared_answers
 from vlmflow.truncation.truncation import Truncation
 
 if TYPE_CHECKING:
@@ -31,25 +31,67 @@ class WorkItem:
     id: str
 
 
-def answer_sample(
+@dataclass(frozen=True)
+class Piece:
+    """One sample and what is still to be answered of it."""
+
+    sample: TaskSample
+    stored: StoredSample
+    items: tuple[WorkItem, ...]
+
+
+def answer_samples(
+    vlm: LVLM,
+    batch: Sequence[Prepared],
+    items: Sequence[Sequence[WorkItem]],
+    max_new_tokens: int,
+) -> list[list[StoredResult]]:
+    """Answer samples under the same arms, all in one batch; results come in the order of ``items``.
+
+    Whatever goes wrong with a sample that is alone, or with one of its arms, becomes a failed
+    result with its reason: a study of thousands of samples must not end at one broken picture.
+
+    Raises
+    ------
+    Exception
+        Whatever goes wrong with one of several.
+    """
+    if len(batch) == 1:
+        return [_answer_alone(vlm, batch[0], items[0], max_new_tokens)]
+    prompts = [prepared.ready for prepared in batch]
+    policies = [item.arm.truncation for item in items[0] if not item.arm.is_down_sampled]
+    cut = [policy for policy in policies if policy is not None]
+    answers: list[Answers] = [[] for _ in batch]
+    if policies:
+        answers = shared_answers(vlm, prompts, cut, max_new_tokens=max_new_tokens)
+    results = []
+    for prepared, prompt, own, ids in zip(batch, prompts, items, answers, strict=True):
+        whole = [item for item in own if not item.arm.is_down_sampled]
+        smaller = [item for item in own if item.arm.is_down_sampled]
+        of_sample = _results(vlm, prompt, whole, ids)
+        of_sample |= _smaller_pictures(vlm, prompt, prepared.sample, smaller, max_new_tokens)
+        results.append([of_sample[item.id] for item in own])
+    return results
+
+
+def failed_results(items: Sequence[WorkItem], error: Exception) -> list[StoredResult]:
+    """Say of each item that it failed, and why."""
+    return [_failed(item, error) for item in items]
+
+
+def _answer_alone(
     vlm: LVLM, prepared: Prepared, items: Sequence[WorkItem], max_new_tokens: int
 ) -> list[StoredResult]:
-    """Answer one sample under some arms; results come in the order of ``items``.
-
-    Whatever goes wrong with the sample or with one arm becomes a failed result with its reason: a
-    study of thousands of samples must not end at one broken picture.
-    """
     try:
         prompt = prepared.ready
     except Exception as error:
-        return [_failed(item, error) for item in items]
+        return failed_results(items, error)
     results: dict[str, StoredResult] = {}
     whole = [item for item in items if not item.arm.is_down_sampled]
     if whole:
         results |= _whole_pictures(vlm, prompt, whole, max_new_tokens)
     smaller = [item for item in items if item.arm.is_down_sampled]
-    if smaller:
-        results |= _smaller_pictures(vlm, prompt, prepared.sample, smaller, max_new_tokens)
+    results |= _smaller_pictures(vlm, prompt, prepared.sample, smaller, max_new_tokens)
     return [results[item.id] for item in items]
 
 
@@ -61,18 +103,12 @@ def _whole_pictures(
     *,
     is_part: bool = False,
 ) -> dict[str, StoredResult]:
-    policies = [item.arm.truncation for item in items]
-    cut = [policy for policy in policies if policy is not None]
+    """Answer the arms that show the picture as it is; one that fails is looked for."""
+    cut = [item.arm.truncation for item in items if item.arm.truncation is not None]
     try:
-        ((own, *others),) = shared_answers(vlm, [prompt], cut, max_new_tokens=max_new_tokens)
-        rest = iter(others)
-        return {
-            item.id: _result(
-                vlm, prompt, item, policy, own if policy is None else next(rest), prompt
-            )
-            for item, policy in zip(items, policies, strict=True)
-        }
-    except Exception as error:  # see answer_sample
+        (answers,) = shared_answers(vlm, [prompt], cut, max_new_tokens=max_new_tokens)
+        return _results(vlm, prompt, items, answers)
+    except Exception as error:  # see answer_samples
         if len(items) == 1:
             return {items[0].id: _failed(items[0], error)}
     if not is_part:
@@ -86,6 +122,24 @@ def _whole_pictures(
     for part in (items[:half], items[half:]):
         results |= _whole_pictures(vlm, prompt, part, max_new_tokens, is_part=True)
     return results
+
+
+def _results(
+    vlm: LVLM, prompt: Prompt, items: Sequence[WorkItem], answers: Answers
+) -> dict[str, StoredResult]:
+    """Say of each item what its arm has answered: ``answers`` begin with the untouched one."""
+    rest = iter(answers[1:])
+    return {
+        item.id: _result(
+            vlm,
+            prompt,
+            item,
+            item.arm.truncation,
+            answers[0] if item.arm.truncation is None else next(rest),
+            prompt,
+        )
+        for item in items
+    }
 
 
 def _smaller_pictures(
@@ -102,7 +156,7 @@ def _smaller_pictures(
                 growing = grows(vlm, whole, sample.question)
             share = mean_share(policy, vlm.num_layers, tokens)
             prompt, rest = down_sampled(vlm, whole, sample.question, share, growing=growing)
-        except Exception as error:  # see answer_sample
+        except Exception as error:  # see answer_samples
             results[item.id] = _failed(item, error)
             continue
         results[item.id] = _alone(vlm, prompt, item, rest, max_new_tokens, whole)
@@ -121,7 +175,7 @@ def _alone(
         cut = [] if policy is None else [policy]
         ids = shared_answers(vlm, [prompt], cut, max_new_tokens=max_new_tokens)[0][-1]
         return _result(vlm, prompt, item, policy, ids, whole)
-    except Exception as error:  # see answer_sample
+    except Exception as error:  # see answer_samples
         return _failed(item, error)
 
 

@@ -91,8 +91,8 @@ def estimate_study(
 ) -> Estimate:
     """Answer the first samples that a study lacks, and estimate the rest.
 
-    What was answered is in the study's store, so nothing is done twice. Prefill times are not in
-    the estimate.
+    It stops at the end of the batch in which it has seen enough of them. What was answered is in
+    the study's store, so nothing is done twice. Prefill times are not in the estimate.
 
     Raises
     ------

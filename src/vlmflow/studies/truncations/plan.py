@@ -13,6 +13,7 @@ import yaml
 
 from vlmflow.errors import InputError, reason
 from vlmflow.files import as_path
+from vlmflow.lvlm.batch_size import Batch, check_batch
 from vlmflow.parameters import check_integer
 from vlmflow.studies.truncations.arms import CONTROLS, Arm, arms_of
 from vlmflow.truncation.presets import check_preset, preset
@@ -46,6 +47,7 @@ class Plan:
     seed: int = 0  # Seed of random choices and bootstraps
     controls: tuple[str, ...] = CONTROLS  # What truncations are held against; each costs runs
     max_new_tokens: int | None = None  # Longest answer; the task's own where left out
+    batch: Batch = "auto"  # Samples at once
     # Arguments of :func:`vlmflow.load`
     revision: str | None = None
     device: str | None = None
@@ -212,6 +214,7 @@ def _check_types(plan: Plan) -> None:
         check_integer(name, getattr(plan, name), 1 if name in ("samples", "calibration") else 0)
     if plan.max_new_tokens is not None:
         check_integer("max_new_tokens", plan.max_new_tokens, 1)
+    check_batch(plan.batch)
     if isinstance(plan.max_loss, bool) or not isinstance(plan.max_loss, int | float) \
             or not 0 <= plan.max_loss <= 1:  # fmt: skip
         raise InputError(f"max_loss={plan.max_loss!r}; give a share between 0 and 1")

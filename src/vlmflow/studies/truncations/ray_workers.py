@@ -6,18 +6,19 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import InputError, VlmflowError
-from vlmflow.studies.batching.ahead import prepare
 from vlmflow.studies.store import writing
-from vlmflow.studies.truncations.answering import answer_sample
+from vlmflow.studies.truncations.answering import Piece
+from vlmflow.studies.truncations.in_batches import AnsweredBatch, Answering
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import time_prefills
-from vlmflow.studies.truncations.run import About, Piece, Progress, collect, load_model
+from vlmflow.studies.truncations.run import About, Progress, collect, load_model
 from vlmflow.studies.truncations.store import STUDY, StoredResult
 from vlmflow.tasks.base import Task
 from vlmflow.tasks.registry import find_task
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
 
 IN_FLIGHT = 2
-"""Pieces that wait at every worker, so that none is idle."""
+"""Jobs that wait at every worker, so that none is idle."""
+
+MOST_PIECES = 8
+"""Pieces of a job at most, where nobody says how many samples go together."""
 
 CHECKED_EVERY = 5.0
 """Seconds after which it is checked again whether Ray itself still runs."""
@@ -45,6 +49,7 @@ class Worker:
     def __init__(self, plan: Plan, threads: int, task: Task | None) -> None:
         self.plan, self.threads, self.task = plan, threads, task
         self.loaded: LVLM | None = None
+        self.answering: Answering | None = None
 
     @property
     def vlm(self) -> LVLM:
@@ -60,9 +65,11 @@ class Worker:
         """Describe the model."""
         return About.of(self.vlm)
 
-    def answer(self, piece: Piece, length: int) -> list[StoredResult]:
-        """Answer one piece; see :func:`vlmflow.studies.truncations.answering.answer_sample`."""
-        return answer_sample(self.vlm, prepare(self.vlm, piece.sample), piece.items, length)
+    def answer(self, pieces: Sequence[Piece], length: int) -> list[AnsweredBatch]:
+        """Answer some pieces, in batches."""
+        if self.answering is None:
+            self.answering = Answering(self.vlm, self.plan.batch, length)
+        return list(self.answering(iter(pieces)))
 
     def time(self, model: str, measured: set[str]) -> list[tuple[str, float]]:
         """Time prefills; see :func:`vlmflow.studies.truncations.prefill_time.time_prefills`."""
@@ -83,8 +90,8 @@ def run_on_ray(
 
     Connects to the cluster that ``RAY_ADDRESS`` names, or starts one on this machine. There is one
     worker per GPU, or two without any, unless ``workers`` says how many; GPUs are shared out
-    evenly. Pieces are single samples; a worker that dies is replaced and its pieces are run again.
-    What is written is what one process would have written.
+    evenly. A worker is handed as many samples as may go together; one that dies is replaced and its
+    samples are run again, one by one. What is written is what one process would have written.
 
     Raises
     ------
@@ -118,11 +125,15 @@ def run_on_ray(
 
 @dataclass(eq=False)
 class _Job:
-    """A piece on its way, at one worker."""
+    """Pieces on their way, at one worker."""
 
-    piece: Piece
+    pieces: list[Piece]
     worker: int
     tries: int = 1
+
+    def one_by_one(self) -> list[_Job]:
+        """Return a job for each piece, so that one that kills its worker takes no other along."""
+        return [_Job([piece], self.worker, self.tries) for piece in self.pieces]
 
 
 class _Pool:
@@ -155,17 +166,16 @@ class _Pool:
                 self.workers[0] = self._new()
         raise InputError(f"{TRIES} Ray workers died one after the other; is there enough memory?")
 
-    def answering(
-        self, length: int
-    ) -> Callable[[Iterator[Piece]], Iterator[tuple[Piece, list[StoredResult]]]]:
+    def answering(self, length: int) -> Callable[[Iterator[Piece]], Iterator[AnsweredBatch]]:
         """Make what answers pieces, in the order in which they are done."""
+        most = self._pieces_of_a_job()
 
-        def answer(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, list[StoredResult]]]:
+        def answer(pieces: Iterator[Piece]) -> Iterator[AnsweredBatch]:
             jobs: dict[Any, _Job] = {}
             again: deque[_Job] = deque()
 
             def send(job: _Job) -> None:
-                jobs[self.workers[job.worker].answer.remote(job.piece, length)] = job
+                jobs[self.workers[job.worker].answer.remote(job.pieces, length)] = job
 
             while True:
                 while len(jobs) < IN_FLIGHT * len(self.workers):
@@ -173,8 +183,8 @@ class _Pool:
                     if again:
                         job = again.popleft()
                         job.worker = worker
-                    elif (piece := next(pieces, None)) is not None:
-                        job = _Job(piece, worker)
+                    elif some := list(islice(pieces, most)):
+                        job = _Job(some, worker)
                     else:
                         break
                     send(job)
@@ -183,19 +193,28 @@ class _Pool:
                 ready = self._wait(list(jobs))
                 job = jobs.pop(ready)
                 try:
-                    yield job.piece, self._get(ready)
+                    yield from self._get(ready)
                 except self.ray.exceptions.RayActorError:
                     self._check_ray()
                     lost = [job, *self._taken_from(jobs, job.worker)]
                     self.workers[job.worker] = self._new()
-                    # The first of a worker's pieces is the one it was at.
-                    if lost[0].tries >= TRIES:
-                        yield lost[0].piece, _killed(lost.pop(0).piece)
+                    # The first of a worker's jobs is the one it was at.
+                    first = lost.pop(0)
+                    if first.tries >= TRIES:
+                        yield [(piece, _killed(piece)) for piece in first.pieces]
                     else:
-                        lost[0].tries += 1
+                        first.tries += 1
+                        again.extend(first.one_by_one())
                     again.extend(lost)
 
         return answer
+
+    def _pieces_of_a_job(self) -> int:
+        """Say how many pieces a worker is handed at once: few enough that each gets several."""
+        if self.plan.batch != "auto":
+            return self.plan.batch
+        total = self.plan.samples + self.plan.calibration
+        return max(1, min(MOST_PIECES, total // (4 * len(self.workers))))
 
     def _wait(self, references: list[Any]) -> Any:
         """Return the first reference that is there.

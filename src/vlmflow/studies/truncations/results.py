@@ -50,7 +50,7 @@ class StudyResult:
     seconds : dict of str to list of float or None
         Of each arm: measured prefills, one per timed sample.
     about : dict
-        Model, machine and versions.
+        Model, machine, versions, and how many samples were answered at once at most.
     """
 
     plan: Plan
@@ -258,7 +258,11 @@ def read_study(directory: Path, task: Task | None = None) -> StudyResult:
             arm: [times[name].seconds if name in times else None for name in group]
             for arm, group in names.items()
         },
-        about={name: record[name] for name in ("model", "machine", "versions")},
+        about={
+            # A study of an earlier version answered samples one by one.
+            "largest_batch": record.get("largest_batch", 1),
+            **{name: record[name] for name in ("model", "machine", "versions")},
+        },
     )
 
 

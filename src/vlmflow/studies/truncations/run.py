@@ -14,17 +14,17 @@ import transformers
 from vlmflow.errors import InputError, TooFewSamples
 from vlmflow.lvlm.loading import open_model
 from vlmflow.lvlm.model import LVLM
-from vlmflow.studies.batching.ahead import Preparer
-from vlmflow.studies.samples import StoredSample, model_identity, stored_sample
+from vlmflow.studies.samples import model_identity, stored_sample
 from vlmflow.studies.store import Store, writing
-from vlmflow.studies.truncations.answering import WorkItem, answer_sample
+from vlmflow.studies.truncations.answering import Piece, WorkItem
 from vlmflow.studies.truncations.cache_keys import result_id
 from vlmflow.studies.truncations.choice import may_be_recommended
+from vlmflow.studies.truncations.in_batches import AnsweredBatch, Answering
 from vlmflow.studies.truncations.plan import Plan
 from vlmflow.studies.truncations.prefill_time import describe_machine, time_prefills, timing_id
 from vlmflow.studies.truncations.sentences import too_few
 from vlmflow.studies.truncations.store import STUDY, StoredResult, StoredTime
-from vlmflow.tasks.base import SPLITS, Task, TaskSample
+from vlmflow.tasks.base import SPLITS, Task
 from vlmflow.tasks.registry import find_task
 from vlmflow.version import __version__
 
@@ -38,15 +38,6 @@ class Progress:
     new: int  # Of those done: answered by this run, not found in its store
     # Mean score of the untouched model so far; None where samples cannot be scored one by one
     score: float | None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One sample and what is still to be answered of it."""
-
-    sample: TaskSample
-    stored: StoredSample
-    items: tuple[WorkItem, ...]
 
 
 @dataclass(frozen=True)
@@ -64,8 +55,8 @@ class About:
         return cls(model_identity(vlm), vlm.num_layers, vlm.config_summary(), describe_machine(vlm))
 
 
-Answering = Callable[[Iterator[Piece]], Iterator[tuple[Piece, list[StoredResult]]]]
-"""Gives every piece's results, in any order."""
+Answer = Callable[[Iterator[Piece]], Iterator[AnsweredBatch]]
+"""Gives every piece's results, batch by batch, in any order."""
 
 Timing = Callable[[set[str]], Iterator[tuple[str, float]]]
 """Gives the prefill times that are not known yet."""
@@ -83,7 +74,7 @@ def run_study(
 
     What the directory holds already is not computed again. The model is opened as the plan says
     where it is not given; the task is given where the plan's name of it cannot be looked up.
-    ``progress`` is called after every sample.
+    ``progress`` is called after every batch of samples.
 
     Raises
     ------
@@ -96,17 +87,11 @@ def run_study(
     arms = plan.arms(about.layers)
     length = plan.max_new_tokens or task.max_new_tokens
 
-    def answering(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, list[StoredResult]]]:
-        preparer = Preparer(model)
-        made = preparer.ahead(lambda piece: preparer.prepare(piece.sample), pieces)
-        for piece, prepared in made:
-            yield piece, answer_sample(model, prepared, piece.items, length)
-
     def timing(measured: set[str]) -> Iterator[tuple[str, float]]:
         return time_prefills(model, task, arms, plan.timed, about.identity, measured)
 
     with writing(directory, STUDY) as store:
-        collect(plan, task, about, store, answering, timing, progress)
+        collect(plan, task, about, store, Answering(model, plan.batch, length), timing, progress)
 
 
 def load_model(plan: Plan) -> LVLM:
@@ -126,14 +111,14 @@ def collect(
     task: Task,
     about: About,
     store: Store,
-    answering: Answering,
+    answering: Answer,
     timing: Timing,
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
     """Have everything answered that the store, which nobody else writes to, does not hold yet.
 
     Answers and times come from this process or from several. ``progress`` is called after every
-    sample.
+    batch of samples.
 
     Raises
     ------
@@ -149,16 +134,17 @@ def collect(
     def ids_of(sample: str) -> list[str]:
         return [result_id(about.identity, sample, arm, length) for arm in arms]
 
-    def note(piece: Piece) -> None:
+    def note(*done: Piece) -> None:
+        """Count samples that are answered, and show how far the study is."""
         nonlocal right, new
-        new += bool(piece.items)
-        (own,) = store.get_all(StoredResult, ids_of(piece.stored.id)[:1]).values()
-        own_answers.append(own.answer)
-        score = None
-        if task.by_itself:
-            right += 0.0 if own.answer is None else task.score(piece.sample, own.answer)
-            answered = sum(answer is not None for answer in own_answers)
-            score = right / answered if answered else None
+        for piece in done:
+            new += bool(piece.items)
+            (own,) = store.get_all(StoredResult, ids_of(piece.stored.id)[:1]).values()
+            own_answers.append(own.answer)
+            if task.by_itself and own.answer is not None:
+                right += task.score(piece.sample, own.answer)
+        answered = sum(answer is not None for answer in own_answers)
+        score = right / answered if task.by_itself and answered else None
         if progress is not None:
             progress(Progress(len(own_answers), total, new, score))
 
@@ -187,9 +173,12 @@ def collect(
     if lacking:
         warnings.warn(f"no truncation can be found safe: {lacking}", TooFewSamples, stacklevel=2)
     store.write("study", None)
-    for piece, results in answering(pieces()):
-        store.add(*results)
-        note(piece)
+    largest: int = store.read("largest_batch") or 0  # of all runs
+    for batch in answering(pieces()):
+        store.add(*(result for _, results in batch for result in results))
+        largest = max(largest, len(batch))
+        store.write("largest_batch", largest)
+        note(*(piece for piece, _ in batch))
     for split in SPLITS:
         if not table[split]:
             raise InputError(f"the {split} split of {task.name} has no samples")
@@ -209,6 +198,7 @@ def collect(
             "layers": about.layers,
             "model": about.summary,
             "machine": about.machine,
+            "largest_batch": largest,
             "versions": {
                 "vlmflow": __version__,
                 "torch": str(torch.__version__),
