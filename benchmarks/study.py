@@ -11,6 +11,9 @@ plain
     The untouched model answers once: picture, prompt and every answer token.
 shared
     :func:`vlmflow.truncation.shared_answers.shared_answers`: the untouched answer and all twenty.
+together
+    The same for all samples of a task in one call, which puts several into one batch; against one
+    plain run for each of them.
 one by one
     The untouched model and each truncation by a ``generate`` call of its own. The answers have to
     be the same.
@@ -143,6 +146,17 @@ def measure(
         agreed += shared_ids.count(answer) - 1
         if same and shared_ids != expected:
             raise SystemExit("the answers are not the same")
+    together = []
+    for _ in range(runs):
+        plain, _ = timed(
+            lambda: [vlm.generate_ids(prompt, max_new_tokens=length) for prompt in prompts],
+            device,
+            clock,
+        )
+        seconds, _ = timed(
+            lambda: shared_answers(vlm, prompts, chosen, max_new_tokens=length), device, clock
+        )
+        together.append(seconds / plain)
     ratio = {
         name: statistics.median(np.array(times[name]) / np.array(times["plain"]))
         for name in ("shared", "one by one", "floor")
@@ -153,6 +167,7 @@ def measure(
         "answers like the untouched one": agreed / (len(prompts) * len(chosen)),
         "plain seconds": statistics.median(times["plain"]),
         "shared": ratio["shared"],
+        "together": statistics.median(together),
         "one by one": ratio["one by one"],
         "floor": ratio["floor"],
     }
@@ -163,7 +178,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--samples", type=int, default=4, help="of every task")
+    parser.add_argument("--samples", type=int, default=8, help="of every task")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--json", type=Path)
@@ -184,6 +199,7 @@ def main() -> None:
         print(
             f"{row['model']:13} {row['task']:17} plain {1000 * row['plain seconds']:7.0f} ms   "
             f"20 truncations: shared {row['shared']:5.2f} x plain   "
+            f"together {row['together']:5.2f} x   "
             f"one by one {row['one by one']:5.2f} x   floor {row['floor']:5.2f} x   "
             f"{100 * row['answers like the untouched one']:3.0f} % answer like the untouched model"
         )
