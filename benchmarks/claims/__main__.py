@@ -68,12 +68,13 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--samples", type=int, default=200, help="of the test split")
     parser.add_argument("--calibration", type=int, default=100)
+    parser.add_argument("--dtype", help="number format; the weights' own where left out")
     arguments = parser.parse_args()
     if arguments.command == "measure":
         if arguments.out is None:
             parser.error("measure needs --out, a directory for its studies")
         for name in arguments.models:
-            vlm = vlmflow.load(name)
+            vlm = vlmflow.load(name, dtype=arguments.dtype)
             for task in arguments.tasks:
                 print(f"{name}, {task}", file=sys.stderr)
                 counts = arguments.samples, arguments.calibration

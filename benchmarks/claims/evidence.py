@@ -49,6 +49,8 @@ class Evidence:
     policies: dict[str, Truncation] = field(default_factory=dict)  # What arms do, by name
     agreement: dict[str, float] = field(default_factory=dict)  # Of arms, on the calibration split
     clusters: Sequence[str] | None = None  # What the samples of the removal curves share
+    # Number format of the weights; what is stored without one was measured in theirs
+    dtype: str = "bfloat16"
 
     def arm(self, policy: Truncation) -> str | None:
         """Name the arm that does this to the image tokens; None where there is none."""
@@ -152,6 +154,7 @@ def evidence_of(
             if summary.split == "calibration"
         },
         clusters=curves.clusters,
+        dtype=str(chosen.about["model"]["dtype"]),
     )
 
 
@@ -170,6 +173,7 @@ def save_evidence(evidence: Evidence, directory: Path) -> None:
         "policies": {name: policy.to_json() for name, policy in evidence.policies.items()},
         "agreement": evidence.agreement,
         "clusters": None if evidence.clusters is None else list(evidence.clusters),
+        "dtype": evidence.dtype,
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, about=np.array(json.dumps(about)), **arrays)

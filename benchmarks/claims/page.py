@@ -142,6 +142,7 @@ def _samples(models: Mapping[str, Sequence[Evidence]]) -> list[str]:
         "without image tokens",
         "n",
         "to choose on",
+        "number format",
         "cliff by changed answers",
         "of depth",
     )
@@ -159,6 +160,7 @@ def _samples(models: Mapping[str, Sequence[Evidence]]) -> list[str]:
                 f"{100 * blind:.1f} %",
                 str(len(task.changed)),
                 str(len(task.scores["calibration", NO_IMAGE])),
+                task.dtype,
                 cliffs[task.task],
                 "" if layer is None else f"{100 * layer / task.layers:.0f} %",
             )
