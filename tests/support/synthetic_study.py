@@ -103,6 +103,7 @@ def synthetic_study(
     about = {
         "model": {"name": f"scenes-llava{text and ' ' + text}", "layers": LAYERS},
         "machine": "x86_64 CPU, 2 threads",
+        "largest_batch": 16,
         "versions": {"vlmflow": "0.1.0", "torch": "2.13.0"},
     }
     return StudyResult(plan, task or WordTask(), arms, samples, answers, seconds, about)

@@ -184,6 +184,7 @@ def _plan(request: Request, data: PublishedData, vlm: LVLM) -> Plan | None:
         seed=request.seed,
         controls=(),
         max_new_tokens=task.max_new_tokens,
+        batch=1,  # as published tables were made, and as the estimate of memory assumes
     )
 
 
