@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,7 +120,8 @@ def _together(
     """Answer prompts in one batch; None where several cannot be decoded together."""
     tokenizer = vlm.processor.tokenizer
     given, _ = collate(prompts, pad_id(tokenizer))
-    shape, lengths = given["input_ids"].shape, [len(prompt.layout) for prompt in prompts]
+    shape = given["input_ids"].shape
+    padding = [shape[1] - len(prompt.layout) for prompt in prompts]
     of_pictures = {name for name, value in given.items() if value.shape != shape}
 
     def decode(
@@ -142,21 +143,9 @@ def _together(
         if len(prompts) > 1:  # each row is processed as if its prompt were alone
             own = (_generate(vlm, prompt.inputs, longest, _processors) for prompt in prompts)
             processors = list(own) if logits_processor else [()] * len(prompts)
-        inputs = model.prepare_inputs_for_generation(
-            input_ids, is_first_iteration=True, **arguments
-        )
-        engines: list[Engine] = []
-        for policy in policies:
-            beside = engines[0] if engines else None
-            engines.append(Engine(vlm.model, policy, vlm.family, beside=beside))
-        prefill = SharedPrefill(engines, model)
-        first, *others = prefill.run(input_ids, inputs).unbind(1)
-        parts = [CachedPrompts(None, inputs["past_key_values"], first)]
-        for branch, logits in zip(prefill.branches, others, strict=True):
-            parts.append(CachedPrompts(branch.engine, branch.cache, logits))
-            branch.cache = None  # a batch holds its own
+        parts = _cached(vlm, model, input_ids, arguments, policies)
         decoding = SharedDecoding(
-            model, input_ids, lengths, arguments, processors, stopping_criteria, of_pictures
+            model, input_ids, padding, arguments, processors, stopping_criteria, of_pictures
         )
         has_rows = decoding.takes_rows(parts[0].cache)
         if len(prompts) > 1 and not has_rows:
@@ -184,6 +173,27 @@ def _together(
     answers = [until_end(sequence[0, start:].tolist(), ends) for sequence in sequences]
     count = 1 + len(policies)
     return [answers[place : place + count] for place in range(0, len(answers), count)]
+
+
+def _cached(
+    vlm: LVLM,
+    model: Any,
+    input_ids: Tensor,
+    arguments: Mapping[str, Any],
+    policies: Sequence[Truncation],
+) -> list[CachedPrompts]:
+    """Prefill prompts, (B, N): untouched first, then under every truncation."""
+    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **arguments)
+    engines: list[Engine] = []
+    for policy in policies:
+        beside = engines[0] if engines else None
+        engines.append(Engine(vlm.model, policy, vlm.family, beside=beside))
+    prefill = SharedPrefill(engines, model)
+    first, *others = prefill.run(input_ids, inputs).unbind(1)
+    parts = [CachedPrompts(None, inputs["past_key_values"], first)]
+    for branch, logits in zip(prefill.branches, others, strict=True):
+        parts.append(CachedPrompts(branch.engine, branch.cache, logits))
+    return parts
 
 
 def _generate(vlm: LVLM, inputs: Any, longest: int, decode: Any) -> Any:

@@ -28,7 +28,7 @@ class SharedDecoding:
 
     model: Any
     prompts: Tensor  # (B, N) int64, padded on the left
-    lengths: Sequence[int]  # Tokens of each without its padding
+    padding: Sequence[int]  # Tokens of each that are none
     arguments: dict[str, Any]  # Of the first call
     processors: Sequence[Any]  # Of the logits: of each prompt its own, made for it alone
     stopping: Any
@@ -169,8 +169,7 @@ class SharedDecoding:
 
     def _processed(self, ids: Tensor, logits: Tensor, prompt: int) -> Tensor:
         """Process one row's logits, (1, vocabulary), as if its prompt were alone."""
-        start = self.prompts.shape[1] - self.lengths[prompt]
-        processed: Tensor = self.processors[prompt](ids[:, start:], logits)
+        processed: Tensor = self.processors[prompt](ids[:, self.padding[prompt] :], logits)
         return processed
 
     def _counted(self, arguments: dict[str, Any], cache: Any, tokens: int) -> dict[str, Any]:
