@@ -103,7 +103,7 @@ def test_no_option_changes_the_map(family):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_gives_the_map_up_to_its_digits(dtype):
-    """Each rounding of bfloat16 is 0.4 %, some tens of them deep; 0.4 % of the largest value was seen."""
+    """bfloat16 rounds by 0.4 %, some tens of times; 0.4 % of the largest value was seen."""
     vlm, exact = (vlmflow.LVLM(*tiny_llava(kv_heads=2, dtype=dtype)) for _ in range(2))
     exact.model.float()
     asked = picture(1, (30, 20)), QUESTION, ANSWER
