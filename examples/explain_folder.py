@@ -10,7 +10,7 @@ import vlmflow
 
 vlm = vlmflow.load(sys.argv[1] if len(sys.argv) > 1 else "scenes-llava")
 
-options = vlmflow.ExplainOptions(signals=["flow_map"], per_token=False)
+options = vlmflow.ExplainOptions(signals=["sensitivity"], per_token=False)
 explained = vlmflow.explain_task(
     vlm,
     "scenes-reasoning",  # or "questions.jsonl", which 'vlmflow sample' writes

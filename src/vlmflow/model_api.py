@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from vlmflow.errors import InputError
 from vlmflow.explanation.explain import explain
 from vlmflow.explanation.truncated import check_truncation, with_truncation
 from vlmflow.flow.options import ExplainOptions
@@ -22,7 +23,7 @@ from vlmflow.result.map_trust import Trust
 from vlmflow.truncation.rankings.ranking import Ranking
 from vlmflow.truncation.truncation import Truncation
 from vlmflow.trust.curves import STEPS
-from vlmflow.trust.of_explanation import with_trust
+from vlmflow.trust.of_explanation import shown_with, with_trust
 from vlmflow.trust.trust import trust
 
 
@@ -76,8 +77,9 @@ class LVLM(lvlm_model.LVLM):
             Maps that are wanted: what ``vlmflow signals`` lists, with parameters in brackets where
             they are not the defaults (``"flow_map(layers=8)"``, ``"llava_cam_smooth(copies=8)"``),
             or instances of subclasses of :class:`vlmflow.Signal`. Left out: attention, saliency,
-            flow map and LLaVA-CAM, without gradients attention alone. Some run passes beside those
-            that all share (``signal.passes()``).
+            sensitivity, flow map and LLaVA-CAM, without gradients attention alone. The result is
+            shown with the first that has one map for all layers (sensitivity where left out). Some
+            run passes beside those that all share (``signal.passes()``).
         scalar : str
             What is explained of each token: ``"logprob"``, ``"logit"`` (the paper's) or
             ``"margin"``, see :func:`vlmflow.flow.targets.target_values`.
@@ -133,7 +135,7 @@ class LVLM(lvlm_model.LVLM):
     def trust(
         self,
         flow: InformationFlow,
-        signal: str,
+        signal: str | None = None,
         layer: int | None = None,
         target: int | str = 0,
         *,
@@ -157,7 +159,8 @@ class LVLM(lvlm_model.LVLM):
             What :meth:`explain` gave for this model.
         signal, layer, target
             The map, as for :meth:`InformationFlow.map`; the target's token is what is scored. Or a
-            control in its place: ``"random"``, ``"centre"``, ``"uniform"``, ``"edges"``.
+            control in its place: ``"random"``, ``"centre"``, ``"uniform"``, ``"edges"``. Without a
+            signal, the map that the result is shown with (sensitivity, where ``explain`` chose).
         images : sequence of pictures and videos, optional
             All that was asked about, where pictures are larger than the copies in ``flow``, or one
             is a video.
@@ -183,6 +186,10 @@ class LVLM(lvlm_model.LVLM):
             impossible.
         """
         check_untruncated(self.model, "insertion and deletion")
+        if signal is None:
+            if layer is not None:
+                raise InputError(f"layer={layer!r} of which signal? Name it, as signal='saliency'")
+            signal, layer = shown_with(flow, target)
         return trust(
             self, flow, (signal, layer, target), images=images, image=image,
             replacement=replacement, steps=steps, batch=batch, progress=progress,

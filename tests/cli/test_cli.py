@@ -93,7 +93,7 @@ def test_explain_writes_the_report_and_the_numbers(model, picture, out):
     assert result.stderr == ""
     flow = InformationFlow.load(out)
     assert flow.question == QUESTION
-    assert flow.signals == ("attention", "saliency", "flow_map", "llava_cam")
+    assert flow.signals == ("attention", "saliency", "sensitivity", "flow_map", "llava_cam")
     assert len(flow.targets) == 1 + len(flow.answer_tokens)
 
 

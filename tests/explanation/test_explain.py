@@ -42,14 +42,14 @@ def test_result_holds_every_signal_for_every_layer_and_target(flow):
     assert tokens > 1
     assert "".join(flow.answer_tokens).strip() == flow.answer == ANSWER
     assert flow.targets == ("answer", *flow.answer_tokens)
-    assert flow.signals == ("attention", "saliency", "flow_map", "llava_cam")
+    assert flow.signals == ("attention", "saliency", "sensitivity", "flow_map", "llava_cam")
     for signal in flow.signals:
-        layers = 1 if signal == "flow_map" else 4
+        layers = 1 if signal in ("sensitivity", "flow_map") else 4
         assert flow.maps[signal].shape == (layers, 1 + tokens, 16)
     assert flow.attention_share.shape == (4, 1 + tokens, 4)
     np.testing.assert_allclose(flow.attention_share.sum(-1), 1, rtol=1e-5)
     assert flow.flag("llava_cam", layer=3) == "undefined"
-    assert flow.pixel_map("flow_map").shape == (60, 80)
+    assert flow.pixel_map("sensitivity").shape == (60, 80)
     assert flow.question == QUESTION
     assert flow.settings["scalar"] == "logprob"
     assert len(flow.settings["target_values"]) == tokens

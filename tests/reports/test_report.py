@@ -194,7 +194,7 @@ def reader(browser, tmp_path):
         page.close()
 
 
-def test_the_page_opens_on_the_flow_map_of_the_whole_answer(reader):
+def test_the_page_opens_on_the_first_map_of_all_layers_for_the_whole_answer(reader):
     flow = synthetic_flow()
     opened = reader(flow)
     assert opened.shown() == "flow_map/0/0"

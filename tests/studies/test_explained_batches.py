@@ -31,7 +31,7 @@ from vlmflow.studies.explanations.explaining import explained_together
 from vlmflow.tasks.base import Task, TaskSample
 
 QUESTIONS = ("What colour is the circle?", "Is there a blue square in the picture? yes no", "red")
-SIGNALS = ("attention", "saliency", "flow_map", "llava_cam", "gradient_input")
+SIGNALS = ("attention", "saliency", "sensitivity", "flow_map", "llava_cam", "gradient_input")
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 

@@ -44,8 +44,8 @@ def test_the_shown_map_is_tested_in_large_batches_and_kept(vlm, monkeypatch, tmp
     assert batches == [1, 15, *[16] * 8]  # the first shows how much memory one takes
     assert seen[-1] == (144, 144)
     (tested,) = flow.trust
-    assert (tested.signal, tested.layer, tested.target) == ("flow_map", None, 0)
-    alone = vlm.trust(flow, "flow_map", steps=8)
+    assert (tested.signal, tested.layer, tested.target) == ("sensitivity", None, 0)
+    alone = vlm.trust(flow, "sensitivity", steps=8)
     np.testing.assert_allclose(tested.curves.insertion, alone.curves.insertion, rtol=1e-5)
     np.testing.assert_allclose(tested.random, alone.random, rtol=1e-4, atol=1e-7)
     assert str(tested) == str(alone)
@@ -58,9 +58,9 @@ def test_the_shown_map_is_tested_in_large_batches_and_kept(vlm, monkeypatch, tmp
 def test_of_several_pictures_the_one_that_the_map_points_at_comes_and_goes(vlm, monkeypatch):
     pictures = [picture(1), picture(2), picture(3)]
     flow = vlm.explain(pictures, "What?", "1 2")
-    values = np.zeros_like(flow.maps["flow_map"])
+    values = np.zeros_like(flow.maps["sensitivity"])
     values[..., -3] = 1  # a token of the last picture
-    flow = dataclasses.replace(flow, maps={**flow.maps, "flow_map": values})
+    flow = dataclasses.replace(flow, maps={**flow.maps, "sensitivity": values})
     shown = []
     scored = scoring.token_probabilities
     monkeypatch.setattr(

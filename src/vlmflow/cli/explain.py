@@ -31,6 +31,7 @@ from vlmflow.cli.terminal import (
     quiet_libraries,
 )
 from vlmflow.errors import InputError
+from vlmflow.flow.signals.registry import DEFAULT_SIGNALS
 
 if TYPE_CHECKING:
     from vlmflow.lvlm.chat import VisualSource
@@ -81,7 +82,8 @@ def explain(
         typer.Option(
             help="What to measure, separated by commas: what 'vlmflow signals' lists, with "
             "parameters in brackets where they are not the defaults, as in flow_map(layers=8). "
-            "Left out: attention,saliency,flow_map,llava_cam.",
+            f"Left out: {','.join(DEFAULT_SIGNALS)}. The report opens with the first that has one "
+            "map for all layers.",
             show_default=False,
         ),
     ] = None,

@@ -19,6 +19,7 @@ from vlmflow.cli.terminal import (
     progress,
     quiet_libraries,
 )
+from vlmflow.flow.signals.registry import DEFAULT_SIGNAL
 
 
 class Replacement(str, Enum):
@@ -40,7 +41,7 @@ def trust(
             help="The map: one that 'vlmflow signals' lists, or a control instead: random, centre, "
             "uniform, edges."
         ),
-    ] = "flow_map",
+    ] = DEFAULT_SIGNAL,
     layer: Annotated[
         int | None,
         typer.Option(

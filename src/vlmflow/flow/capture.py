@@ -182,7 +182,7 @@ def capture(
     records: Sequence[SampleRecord],
     *,
     attention: bool = True,
-    hooks: Collection[str] = (),
+    hooks: Mapping[str, Collection[int]] | None = None,
     low_memory: bool = False,
     gradients: bool = True,
 ) -> Iterator[Capture]:
@@ -200,8 +200,9 @@ def capture(
         One per row of the batch: they are shown the layers.
     attention : bool
         False: only features are shown.
-    hooks : collection of str
-        Hook points for features, see :func:`vlmflow.flow.features.watch_features`.
+    hooks : mapping of str to collection of int, optional
+        Hook points for features, see :func:`vlmflow.flow.features.watch_features`, and the layers
+        where they are watched.
     low_memory : bool
         Recompute each layer in the backward pass: activation memory of one layer, plus the inputs
         of all, for about one more forward pass per target.
@@ -223,9 +224,9 @@ def capture(
             return
         handle = layers[0].register_forward_pre_hook(running.start_gradient, with_kwargs=True)
         stack.callback(handle.remove)
-        for hook in hooks:
+        for hook, watched in (hooks or {}).items():
             on_gradient = partial(running.on_feature_gradient, hook)
-            stack.enter_context(watch_features(layers, hook, on_gradient))
+            stack.enter_context(watch_features(layers, hook, on_gradient, watched))
         if low_memory:
             stack.enter_context(recomputed_layers(layers))
         yield running

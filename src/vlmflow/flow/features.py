@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -29,9 +29,12 @@ Show = Callable[[Tensor, Tensor], None]
 
 @contextmanager
 def watch_features(
-    layers: nn.ModuleList, hook: str, on_gradient: Callable[[int, Tensor, Tensor], None]
+    layers: nn.ModuleList,
+    hook: str,
+    on_gradient: Callable[[int, Tensor, Tensor], None],
+    watched: Collection[int],
 ) -> Iterator[None]:
-    """Show every layer's features and their gradient to a callback during the backward pass.
+    """Show layers' features and their gradient to a callback during the backward pass.
 
     Parameters
     ----------
@@ -44,6 +47,8 @@ def watch_features(
         (``"input_layernorm"``, ``"self_attn.v_proj"``).
     on_gradient : callable
         Gets ``(layer, features, gradient)``, both tensors (batch, N, channels).
+    watched : collection of int
+        The layers that are shown. What they show stays in memory until their gradient has come.
 
     Raises
     ------
@@ -51,7 +56,8 @@ def watch_features(
         If a layer has no such hook point, or it takes something other than one tensor.
     """
     with ExitStack() as stack:
-        for index, layer in enumerate(layers):
+        for index in sorted(watched):
+            layer = layers[index]
             show = partial(on_gradient, index)
             if hook == LAYER_INPUT:
                 handle: Any = layer.register_forward_pre_hook(

@@ -149,7 +149,7 @@ def measure(
         layers,
         records,
         attention=segments or any(FEATURES not in s.all_reads for s in chosen.values()),
-        hooks={s.hook_point for s in chosen.values() if FEATURES in s.all_reads},
+        hooks=_hooks(chosen, layers_of),
         low_memory=options.low_memory,
         gradients=options.gradients,
     ) as running:
@@ -175,6 +175,15 @@ def measure(
         _finish(record, len(layers), answer, segments=segments, gradients=options.gradients)
         for record, *answer in zip(records, values, logprobs, strict=True)
     ]
+
+
+def _hooks(signals: Mapping[str, Signal], layers_of: Mapping[str, range]) -> dict[str, set[int]]:
+    """Name the hook points for features, and the layers where some signal reads them."""
+    hooks: dict[str, set[int]] = {}
+    for name, signal in signals.items():
+        if FEATURES in signal.all_reads:
+            hooks.setdefault(signal.hook_point, set()).update(layers_of[name])
+    return hooks
 
 
 def _scalars(

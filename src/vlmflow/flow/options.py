@@ -26,8 +26,8 @@ class ExplainOptions:
     signals : iterable of str or Signal, optional
         Maps that are wanted: names, with parameters in brackets where they are not the defaults
         (``"flow_map(layers=8)"``), or instances of subclasses of :class:`vlmflow.Signal`. Held as
-        instances. Left out: attention, saliency, flow map and LLaVA-CAM, without gradients
-        attention alone.
+        instances. Left out: attention, saliency, sensitivity, flow map and LLaVA-CAM, without
+        gradients attention alone.
     target : str, int or range, optional
         Words that are explained in place of the whole answer: by their text, a token's number
         (counted from 1) or a range of numbers.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from vlmflow.escape_invisible import shown
 from vlmflow.result.reading import Box, Reading, mass_in, seen_share, smallest_box
 from vlmflow.result.sentences import image_share_sentence, percent, shown_things
+from vlmflow.result.shown_map import shown_map
 
 if TYPE_CHECKING:
     from vlmflow.result.information_flow import InformationFlow
@@ -100,15 +101,14 @@ def _headline(
 
 
 def _map(flow: InformationFlow, target: int) -> tuple[str, npt.NDArray[np.float32]] | None:
-    """Choose the map that is spoken of: a sum over layers, or the layer that attends most."""
-    most = int(flow.attention_share[:, target, 1].argmax())
-    for signal in sorted(flow.signals, key=lambda name: flow.about[name].summed is None):
-        layer = most if flow.about[signal].summed is None else None
-        if flow.flag(signal, layer, target) == "ok":
-            label = shown(flow.about[signal].label, NAME_SHOWN)
-            where = "" if layer is None else f" at layer {layer}"
-            return f"{label}{where}", flow.map(signal, layer, target)
-    return None
+    """Name and return the map that is spoken of."""
+    chosen = shown_map(flow.about, flow.flags, flow.attention_share, target)
+    if chosen is None:
+        return None
+    signal, layer = chosen
+    label = shown(flow.about[signal].label, NAME_SHOWN)
+    where = "" if layer is None else f" at layer {layer}"
+    return f"{label}{where}", flow.map(signal, layer, target)
 
 
 def _by_density(

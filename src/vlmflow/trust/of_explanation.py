@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from vlmflow.errors import InputError
 from vlmflow.lvlm.chat import VisualSource
 from vlmflow.lvlm.model import LVLM
+from vlmflow.result.checks import valid_target
 from vlmflow.result.information_flow import InformationFlow
 from vlmflow.result.reading import smallest_box
 from vlmflow.result.shown_map import shown_map
@@ -16,6 +17,30 @@ from vlmflow.trust.trust import trust
 
 EXPLAINED_STEPS = 8
 """Steps of a curve. With the map and eight random orders 144 pictures."""
+
+
+def shown_with(flow: InformationFlow, target: int | str = 0) -> tuple[str, int | None]:
+    """Return signal and layer of the map that a result is shown with.
+
+    Parameters
+    ----------
+    flow : InformationFlow
+        The result.
+    target : int or str
+        As for :meth:`InformationFlow.map`.
+
+    Raises
+    ------
+    InputError
+        If no map ranks anything, or there is no such target.
+    """
+    place = valid_target(target, flow.targets)
+    chosen = shown_map(flow.about, flow.flags, flow.attention_share, place)
+    if chosen is None:
+        raise InputError(
+            "no map of this answer ranks anything, so none can be tested; leave trust out"
+        )
+    return chosen
 
 
 def with_trust(
@@ -48,11 +73,7 @@ def with_trust(
     InputError
         If no map ranks anything, or the prompt is one that cannot be tested.
     """
-    chosen = shown_map(flow.about, flow.flags, flow.attention_share)
-    if chosen is None:
-        raise InputError(
-            "no map of this answer ranks anything, so none can be tested; leave trust out"
-        )
+    chosen = shown_with(flow)
     reading = smallest_box(flow.map(*chosen), flow.layout)
     tested = trust(
         vlm,

@@ -19,6 +19,7 @@ from vlmflow.reports.explain.sources import LIBRARIES, opening_script, source, s
 from vlmflow.result.convergence import top_mass
 from vlmflow.result.reading import Box
 from vlmflow.result.sentences import image_share_sentence, percent, shown_things
+from vlmflow.result.shown_map import shown_map
 from vlmflow.result.verdict import UNTESTED, verdict
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ def write_report(
 
 
 def second_line(flow: InformationFlow) -> str:
-    """Name the layer with the largest image share, and how concentrated the flow map is."""
+    """Name the layer with the largest image share, and how concentrated the shown map is."""
     image = flow.attention_share[:, 0, SEGMENTS.index("image")]
     peak = int(image.argmax())
     sentences = []
     if flow.layers > 1 and image[peak] > 0:
         sentences.append(f"The image share is largest at layer {peak} ({percent(image[peak])}).")
-    summed = [signal for signal, about in flow.about.items() if about.summed is not None]
-    for signal in summed[:1]:
+    signal, layer = shown_map(flow.about, flow.flags, flow.attention_share) or ("", None)
+    if signal and layer is None:
         mass = top_mass(flow.maps[signal][0, 0])
         if mass is not None:
             sentences.append(

@@ -23,6 +23,7 @@ from vlmflow.reports.explain.packing import Array, packed, with_codes
 from vlmflow.reports.explain.word_data import word_data
 from vlmflow.reports.palette import MAP_SCALE
 from vlmflow.result.reading import Box
+from vlmflow.result.shown_map import shown_map
 from vlmflow.result.verdict import verdict
 
 if TYPE_CHECKING:
@@ -88,6 +89,12 @@ def _verdict(
     return {"headline": said.headline, "picture": said.picture, "box": box}
 
 
+def _shown(flow: InformationFlow) -> str:
+    """Name the signal that the page opens with; empty where there is none."""
+    chosen = shown_map(flow.about, flow.flags, flow.attention_share)
+    return next(iter(flow.signals), "") if chosen is None else chosen[0]
+
+
 def _truncated(flow: InformationFlow) -> dict[str, Any] | None:
     if flow.truncated is None:
         return None
@@ -133,6 +140,7 @@ def page_data(
         "counts": [int(count) for count in counts],
         "tokens": [shown(token, TOKEN_CHARACTERS) for token in flow.answer_tokens],
         "pictures": packed_pictures(flow),
+        "shown": _shown(flow),
         "verdicts": [_verdict(flow, target, regions) for target in range(charted)],
         "truncated": _truncated(flow),
         "trust": [_tested(tested) for tested in flow.trust],

@@ -6,7 +6,7 @@ async function start() {
   await numbers.open();
   await removal.open();
   const layered = head.signals.filter((signal) => !isSummed(signal));
-  choice.signal = head.signals.find(isSummed) ?? head.signals[0] ?? "";
+  choice.signal = head.shown;
   choice.deep = head.layers - 1;
   // the layer where the image counts most is the one to begin with
   const image = d3.range(head.layers).map((layer) => numbers.attention(layer, 0)?.[1] ?? 0);
