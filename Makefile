@@ -40,7 +40,7 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 hard-tests: $(VENV)/.installed-test
-	VLMFLOW_HARD_TESTS=all $(BIN)/python -m pytest tests/hard tests/app tests/studies/test_ray.py $(ARGS)
+	VLMFLOW_HARD_TESTS=all $(BIN)/python -m pytest tests/hard tests/app tests/studies/test_ray.py tests/scenes/test_bundled_model.py $(ARGS)
 
 peer-tests: $(VENV)/.installed-test
 	@test -n "$(TRANSFORMERS)" || { echo "Name a clone of transformers: make peer-tests TRANSFORMERS=DIR" >&2; exit 2; }

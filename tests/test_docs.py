@@ -28,8 +28,9 @@ from typer.testing import CliRunner
 
 import vlmflow
 from tests.support.clips import clip
+from tests.support.cut_short import cut_short
 from tests.support.lmms_logs import logged
-from tests.support.number_format import QUICK, quick_by_default
+from tests.support.number_format import QUICK
 from tests.support.tiny import tiny_llava
 from tests.support.tiny_video import named, video
 from vlmflow import cli
@@ -38,7 +39,6 @@ from vlmflow.flow.signals.answer_view import AnswerView
 from vlmflow.flow.signals.layer_view import LayerView
 from vlmflow.flow.signals.registry import SIGNALS
 from vlmflow.lvlm.families import family_of
-from vlmflow.reports.figures import all_figures, figure_files
 from vlmflow.studies.certification.settings import CertifySettings
 from vlmflow.tasks.registry import known_tasks
 from vlmflow.truncation.rankings.candidates import Candidates
@@ -173,9 +173,7 @@ def test_the_blocks_of_a_page_run(name, tmp_path, monkeypatch):
 def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) -> None:
     """Put files and names there that a page takes to be there."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
-    png_alone(monkeypatch)
-    quick_by_default(monkeypatch)
+    cut_short(monkeypatch)
     text = (DOCS / f"{name}.md").read_text("utf-8")
     assert CliRunner().invoke(cli.app, ["sample", "--out", "."]).exit_code == 0
     shutil.copy("questions.jsonl", "my-questions.jsonl")
@@ -222,17 +220,6 @@ def prepare(name: str, names: dict[str, Any], folder: Path, monkeypatch: Any) ->
         }.items():
             given = f"pretrained=scenes-llava,{arguments}".rstrip(",")
             logged(Path("runs", run), given, right=right, count=60, task="my_task")
-
-
-def png_alone(monkeypatch: Any) -> None:
-    """Let figures be written without their PDFs, which take longest; tests/reports has both."""
-    written = figure_files.figure_files
-
-    def write(figures: Any, _formats: Any = ()) -> dict[str, bytes]:
-        return written(figures, ("png",))
-
-    for module in (figure_files, all_figures):
-        monkeypatch.setattr(module, "figure_files", write)
 
 
 def sizes_of_llava(monkeypatch: Any) -> None:

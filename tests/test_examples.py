@@ -13,13 +13,25 @@ import yaml
 from nbclient import NotebookClient
 
 import vlmflow
-from tests.support.number_format import quick_by_default
-from tests.test_docs import png_alone
+from tests.support.cut_short import cut_short
 from vlmflow.studies.truncations.plan import Plan
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+CUT_SHORT = f"""
+import sys
+
+sys.path.insert(0, {str(EXAMPLES.parent)!r})
+
+from pytest import MonkeyPatch
+
+from tests.support.cut_short import cut_short
+
+cut_short(MonkeyPatch())
+"""
+"""A first cell of a notebook, whose own process no fixture reaches."""
 
 WRITES = {
     "certify": "policy/certificate.html",
@@ -43,11 +55,9 @@ def _forget_classes():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_runs_as_it_stands(path, tmp_path, monkeypatch, capsys):
-    """But for the steps in which a map is tested, and PDFs."""
+    """But for what ``cut_short`` says."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vlmflow.trust.of_explanation.EXPLAINED_STEPS", 2)
-    png_alone(monkeypatch)
-    quick_by_default(monkeypatch)
+    cut_short(monkeypatch)
     monkeypatch.setattr(sys, "argv", [str(path)])
     assert len(path.read_text("utf-8").splitlines()) < 40
     runpy.run_path(str(path), run_name="__main__")
@@ -76,9 +86,11 @@ def test_its_one_argument_is_the_model(path, monkeypatch):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
+    """But for what ``cut_short`` says."""
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "keep notebooks without outputs"
     assert not any(cell.get("execution_count") for cell in notebook.cells)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(CUT_SHORT))
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
     shown = [

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.test_docs import BLOCK, check_command, forget, in_notebook, png_alone, run
+from tests.support.cut_short import cut_short
+from tests.test_docs import BLOCK, check_command, forget, in_notebook, run
 from vlmflow import cli
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -16,7 +17,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 @pytest.mark.filterwarnings("ignore")
 def test_every_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    png_alone(monkeypatch)
+    cut_short(monkeypatch)
     assert CliRunner().invoke(cli.app, ["sample", "--out", "."]).exit_code == 0
     names = {"__name__": "readme"}
     kinds = []

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 import vlmflow
+from tests.support.number_format import QUICK
 from tests.support.smollm2 import needs_smollm2
 from tests.support.tiny import tiny_llava
 from training.adapters import adapt, adapter_weights
@@ -83,7 +84,7 @@ def test_it_is_put_together_once_as_a_plain_directory(monkeypatch):
     model = AutoModelForImageTextToText.from_pretrained(directory)
     assert type(model) is LlavaForConditionalGeneration
     assert model.config.text_config.num_hidden_layers == 30
-    vlm = vlmflow.load(NAME)
+    vlm = vlmflow.load(NAME, dtype=QUICK)
     assert vlm.name == NAME
     # transformers alone answers a padded batch as it answers one by one.
     drawn = list(samples("scenes-reasoning", "test", 3))

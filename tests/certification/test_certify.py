@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vlmflow
+from tests.support.number_format import quick_by_default
 from tests.support.tiny import tiny_llava
 from vlmflow import LVLM
 from vlmflow.cli import app
@@ -233,7 +234,8 @@ def test_files_that_are_no_policies(tmp_path):
         ExitPolicy.load(tmp_path / "none.json")
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_line(tmp_path, monkeypatch):
+    quick_by_default(monkeypatch)
     runner, out = CliRunner(), tmp_path / "policy.json"
     options = ["--risk", "0.3", "--calibration", "20", "--samples", "4", "--timed", "0"]
     exits = ["--layer", "6", "--keep", "0", "--signals", "image_attention"]

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import vlmflow
 from tests.support.browser import OpenPage, running_browser
+from tests.support.number_format import QUICKLY
 from tests.support.synthetic import HOSTILE, synthetic_flow
 from vlmflow import cli
 from vlmflow.reports.explain.page import write_report
@@ -83,7 +84,14 @@ def test_the_command_line_answers_with_tokens_removed_as_well(tmp_path):
     picture, question = vlmflow.sample("scenes-reading", index=3)
     picture.save(tmp_path / "p.png")
     arguments = ["explain", str(tmp_path / "p.png"), question, "--whole", "--no-gradients"]
-    arguments += ["--truncate", "layer=6,keep=8", "--out", str(tmp_path / "out"), "--json"]
+    arguments += [
+        "--truncate",
+        "layer=6,keep=8",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+        *QUICKLY,
+    ]
     done = CliRunner().invoke(cli.app, arguments)
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vlmflow.statistics import bootstrap
 from vlmflow.statistics.bootstrap import mean_interval, resamples, sample_draws
 from vlmflow.statistics.intervals import mean_estimate, paired_difference, wilson_interval
 
@@ -166,6 +167,15 @@ def test_the_bootstrap_of_a_mean_by_hand():
         # NumPy's linear quantile of 100 draws: between the 3rd and 4th, the 97th and 98th.
         assert low[column] == pytest.approx(ranked[2] + 0.475 * (ranked[3] - ranked[2]))
         assert high[column] == pytest.approx(ranked[96] + 0.525 * (ranked[97] - ranked[96]))
+
+
+def test_means_taken_together_are_those_of_every_draw(monkeypatch):
+    """A few draws at a time, the last ones fewer: the same to the last bit."""
+    monkeypatch.setattr(bootstrap, "VALUES_AT_ONCE", 7 * 90)
+    values = np.random.default_rng(0).normal(size=(30, 3))
+    means = [values[numbers].mean(0) for numbers in resamples(30, 50, 1)]
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    np.testing.assert_array_equal(mean_interval(values, None, 50, 1), [low, high])
 
 
 def test_pictures_are_drawn_whole():

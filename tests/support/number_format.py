@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,9 @@ def quick_by_default(monkeypatch: Any) -> None:
 
         asked_for = loading._dtype
         monkeypatch.setattr(loading, "_dtype", lambda dtype: asked_for(dtype or QUICK))
+
+
+def quick_training(monkeypatch: Any) -> None:
+    """Let training compute in float32 where bfloat16 is slow; what it writes is as ever."""
+    if QUICK is not None:
+        monkeypatch.setattr("torch.autocast", lambda *_, **__: nullcontext())

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 import vlmflow
+from tests.support.number_format import quick_training
 from tests.support.tiny import tiny_tokenizer
 from training import pretrained_decoder, qwen_tower, smollm2_models, smolvlm_tower, towers
 from training.packing import Examples, collate
@@ -177,6 +178,7 @@ def test_labels_stand_where_the_image_processor_puts_patches():
 
 def test_a_killed_tower_continues_where_it_stopped(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(towers, "CHECKPOINT_EVERY", 1)
+    quick_training(monkeypatch)
     loss = qwen_tower.train(tmp_path / "whole", SHORT)
     real = towers.save_checkpoint
 

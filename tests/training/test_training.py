@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaProcessor
 
+from tests.support.number_format import quick_training
 from training.scenes_llava import train as training
 from training.scenes_llava.architecture import build_model, build_processor, build_tokenizer
 from training.scenes_llava.conversations import (
@@ -131,6 +132,7 @@ def test_a_killed_run_continues_where_it_stopped(
         ),
     }.items():  # fmt: skip
         monkeypatch.setattr(training, name, value)
+    quick_training(monkeypatch)
     training.train(tmp_path / "whole", "cpu", steps=4)
 
     real = training.save_checkpoint

@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
+VALUES_AT_ONCE = 2**18
+"""Numbers of drawn samples that are laid out in memory together: 2 MB."""
+
 
 def resamples(count: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
     """Draw ``count`` of ``count`` samples with replacement: (draws, count) int64."""
@@ -68,6 +71,17 @@ def mean_interval(
     values: FloatArray, clusters: Sequence[str] | None, draws: int, seed: int
 ) -> tuple[FloatArray, FloatArray]:
     """Bootstrap 95 % interval of the mean over samples: (n, K) -> two of (K,)."""
-    return percentile_interval(
-        [values[numbers].mean(0) for numbers in sample_draws(len(values), clusters, draws, seed)]
+    return percentile_interval(_means(values, sample_draws(len(values), clusters, draws, seed)))
+
+
+def _means(values: FloatArray, drawn: list[npt.NDArray[np.int64]]) -> FloatArray:
+    """Mean of the samples of every draw, to the last bit as one by one: (draws, K)."""
+    if len({len(numbers) for numbers in drawn}) > 1:  # whole clusters, of different sizes
+        return np.array([values[numbers].mean(0) for numbers in drawn])
+    at_once = max(1, VALUES_AT_ONCE // max(1, values.size))
+    return np.concatenate(
+        [
+            values[np.stack(drawn[start : start + at_once])].mean(1)
+            for start in range(0, len(drawn), at_once)
+        ]
     )
