@@ -1,7 +1,4 @@
-"""A study on Ray ends with the table that one process would have written.
-
-What goes wrong on the way takes a minute or two each: ``make hard-tests`` runs it.
-"""
+"""A study on Ray ends with the table that one process would have written."""
 
 from __future__ import annotations
 
@@ -21,16 +18,13 @@ from vlmflow.studies.truncations.workers import run_with
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "vlmflow[ray]"')
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")
-hard = pytest.mark.skipif(
-    os.environ.get("VLMFLOW_HARD_TESTS") != "all", reason="a minute or two: make hard-tests"
-)
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """Two CPUs by name, however many there are."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # or other tests would have them starve
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (as Ray spells it); or other tests would have them starve
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -56,15 +50,9 @@ def worker_processes():
     ]
 
 
-def test_the_table_is_that_of_one_process(cluster, model, tmp_path):
-    plan = plan_of_twelve(model, tmp_path)
-    run_with("ray", plan, tmp_path / "ray")  # two workers where there is no GPU
-    assert_same_as_alone(plan, tmp_path)
-
-
-@hard
 def test_one_worker_is_killed_and_the_table_is_the_same(cluster, model, tmp_path):
-    plan = plan_of_twelve(model, tmp_path)
+    questions = write_questions(tmp_path, 12)
+    plan = plan_of(questions, model=str(model), samples=6, calibration=6, device="cpu", batch=2)
     killed = []
 
     def kill_one(now):
@@ -73,26 +61,18 @@ def test_one_worker_is_killed_and_the_table_is_the_same(cluster, model, tmp_path
             os.kill(victim.pid, signal.SIGKILL)
             killed.append(victim.pid)
 
-    run_with("ray", plan, tmp_path / "ray", kill_one)
+    run_with("ray", plan, tmp_path / "ray", kill_one)  # two workers where there is no GPU
     assert killed
-    assert_same_as_alone(plan, tmp_path)
-
-
-def plan_of_twelve(model, folder):
-    questions = write_questions(folder, 12)
-    return plan_of(questions, model=str(model), samples=6, calibration=6, device="cpu", batch=2)
-
-
-def assert_same_as_alone(plan, folder):
-    """What stands in ``folder / "ray"`` is what this process writes without Ray."""
-    run_study(plan, folder / "alone")
-    study, other = (read_study(folder / name) for name in ("ray", "alone"))
+    run_study(plan, tmp_path / "alone")
+    study, other = (read_study(tmp_path / name) for name in ("ray", "alone"))
     pd.testing.assert_frame_equal(study.result_frame(), other.result_frame())
     assert not study.failures
     assert all(line.prefill for line in study.summaries)
 
 
-@hard
+@pytest.mark.skipif(
+    os.environ.get("VLMFLOW_HARD_TESTS") != "all", reason="a minute or two: make hard-tests"
+)
 def test_a_piece_that_kills_every_worker_is_told_as_failed(cluster, model, tmp_path, monkeypatch):
     """Workers that fall over one question; the others are answered."""
     from vlmflow.studies.truncations import ray_workers
@@ -113,7 +93,6 @@ def test_a_piece_that_kills_every_worker_is_told_as_failed(cluster, model, tmp_p
     assert "died 2 times" in study.failures[0].reason
 
 
-@hard
 def test_a_model_that_cannot_be_opened_is_told_in_one_line(cluster, tmp_path):
     questions = write_questions(tmp_path)
     with pytest.raises(ModelError, match="nowhere") as error:

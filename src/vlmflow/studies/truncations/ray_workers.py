@@ -133,7 +133,7 @@ class _Job:
 
     def one_by_one(self) -> list[_Job]:
         """Return a job for each piece, so that one that kills its worker takes no other along."""
-        return [_Job([piece], self.worker, self.tries) for piece in self.pieces]
+        return [_Job([piece], self.worker) for piece in self.pieces]
 
 
 class _Pool:
@@ -200,11 +200,13 @@ class _Pool:
                     self.workers[job.worker] = self._new()
                     # The first of a worker's jobs is the one it was at.
                     first = lost.pop(0)
-                    if first.tries >= TRIES:
-                        yield [(piece, _killed(piece)) for piece in first.pieces]
-                    else:
-                        first.tries += 1
+                    if len(first.pieces) > 1:
                         again.extend(first.one_by_one())
+                    elif first.tries < TRIES:
+                        first.tries += 1
+                        again.append(first)
+                    else:
+                        yield [(piece, _killed(piece)) for piece in first.pieces]
                     again.extend(lost)
 
         return answer
