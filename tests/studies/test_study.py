@@ -489,6 +489,7 @@ def test_a_batch_without_memory_is_halved(vlm, questions, tmp_path, monkeypatch)
     run_study(plan, tmp_path / "out", vlm=vlm)
     # Both batches were put together before; down-sampled pictures are answered alone.
     assert [size for size in sizes if size > 1] == [4, 2, 2, 4, 2, 2]
+    assert read_study(tmp_path / "out").about["largest_batch"] == 2
     monkeypatch.undo()
     run_study(replace(plan, batch=1), tmp_path / "singly", vlm=vlm)
     pd.testing.assert_frame_equal(table_of(tmp_path / "out"), table_of(tmp_path / "singly"))
@@ -663,11 +664,23 @@ def test_a_plan_answers_the_first_samples_and_keeps_them(vlm, questions, tmp_pat
     assert read_study(out).arm_frame().equals(read_study(tmp_path / "whole").arm_frame())
 
 
-def test_a_plan_ends_with_the_batch_in_which_it_has_seen_enough(
-    vlm, questions, tmp_path, monkeypatch
-):
+def test_a_plan_answers_the_first_samples_in_batches_too(vlm, tmp_path, monkeypatch):
+    """Not the shortest of those that are prepared together."""
     monkeypatch.setattr(dry_run, "PROBED", 4)
+    questions = write_questions(tmp_path)
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["question"] = "What is it? " * (9 - number)
+    questions.write_text("\n".join(map(json.dumps, lines)))
     plan = plan_of(questions, timed=0, controls=(), batch=3)
     estimate = dry_run.estimate_study(plan, tmp_path / "study", vlm=vlm)
-    assert (estimate.samples, estimate.probed) == (8, 6)
-    assert "8 samples x 4 arms = 32, of which 24 are there" in estimate.lines()[0]
+    assert (estimate.samples, estimate.stored, estimate.probed) == (8, 0, 4)
+    batches = []
+
+    def noting(model, batch, items, length):
+        batches.append([prepared.sample.key for prepared in batch])
+        return answer_samples(model, batch, items, length)
+
+    monkeypatch.setattr(in_batches, "answer_samples", noting)
+    run_study(plan, tmp_path / "study", vlm=vlm)
+    assert sorted(key for batch in batches for key in batch) == ["5", "6", "7", "8"]

@@ -100,6 +100,25 @@ def test_prompts_end_each_at_its_own_step(vlm):
     assert ended == [one_by_one(vlm, prompt, POLICIES, 8) for prompt in prompts]
 
 
+def test_with_a_static_cache_padding_is_not_the_prompts(vlm):
+    """The model is given another mask then; random choices depend on the prompt's own tokens."""
+    vlm.model.generation_config.cache_implementation = "static"
+    prompts = [prompt_of(vlm), longer(vlm, seed=3)]
+    policies = [*POLICIES, Truncation(1, 0.4, "random"), Truncation(2, 3, "text_attention")]
+    answers = shared_answers(vlm, prompts, policies, max_new_tokens=4)
+    assert answers == [one_by_one(vlm, prompt, policies, 4) for prompt in prompts]
+
+
+def test_pictures_are_encoded_once_whatever_processes_the_logits(vlm):
+    vlm.model.generation_config.repetition_penalty = 2.0
+    prompts = [prompt_of(vlm), longer(vlm, seed=3)]
+    encoded = calls_of(
+        vlm.model.model.vision_tower,
+        lambda: shared_answers(vlm, prompts, POLICIES, max_new_tokens=3),
+    )
+    assert len(encoded) == 1
+
+
 def test_as_many_prompts_go_together_as_their_keys_have_room(vlm, monkeypatch):
     prompts = [prompt_of(vlm, seed=seed) for seed in range(4)]
     expected = [one_by_one(vlm, prompt, POLICIES, 3) for prompt in prompts]

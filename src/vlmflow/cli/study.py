@@ -96,8 +96,7 @@ def study(
         bool,
         typer.Option(
             "--plan",
-            help="Answer the first 20 samples, and those in a batch with them, say what all will "
-            "take, and stop; they are kept.",
+            help="Answer the first 20 samples, say what all will take, and stop; they are kept.",
         ),
     ] = False,
     imports: Annotated[

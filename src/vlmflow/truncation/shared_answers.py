@@ -39,13 +39,13 @@ def shared_answers(
     truncation. Pictures and prompts are run once (:mod:`vlmflow.truncation.shared_prefill`), those
     of several prompts in one padded batch. The answers are then decoded side by side
     (:mod:`vlmflow.truncation.side_by_side`): one step appends a token to each. Keys and values of
-    one batch of answers take at most a quarter of what the model's weights take, or 256 MiB where
-    that is more: several prompts are answered together only where all of their answers fit into
-    one batch. Where those of a single prompt do not, the untouched answer is decoded first and put
-    to all truncated models as a whole: as long as all of its tokens are a model's own choice, one
-    pass has decoded it (as speculative decoding does, Leviathan et al. 2023; exact for greedy
-    decoding). Where a cache or a decoding step holds something that has no rows, answers are
-    decoded one by one.
+    the prompts in one batch take at most a quarter of what the model's weights take, or 256 MiB
+    where that is more; the answers' own come to it. Several prompts are answered together only
+    where all of their answers fit into one batch. Where those of a single prompt do not, the
+    untouched answer is decoded first and put to all truncated models as a whole: as long as all of
+    its tokens are a model's own choice, one pass has decoded it (as speculative decoding does,
+    Leviathan et al. 2023; exact for greedy decoding). Where a cache or a decoding step holds
+    something that has no rows, answers are decoded one by one.
 
     Parameters
     ----------
@@ -141,8 +141,8 @@ def _together(
             )
         processors = [logits_processor]
         if len(prompts) > 1:  # each row is processed as if its prompt were alone
-            own = (_generate(vlm, prompt.inputs, longest, _processors) for prompt in prompts)
-            processors = list(own) if logits_processor else [()] * len(prompts)
+            made = logits_processor and [_processors(vlm, prompt, longest) for prompt in prompts]
+            processors = made or [()] * len(prompts)
         parts = _cached(vlm, model, input_ids, arguments, policies)
         decoding = SharedDecoding(
             model, input_ids, padding, arguments, processors, stopping_criteria, of_pictures
@@ -184,10 +184,13 @@ def _cached(
 ) -> list[CachedPrompts]:
     """Prefill prompts, (B, N): untouched first, then under every truncation."""
     inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **arguments)
+    mask = arguments.get("attention_mask")
     engines: list[Engine] = []
     for policy in policies:
         beside = engines[0] if engines else None
         engines.append(Engine(vlm.model, policy, vlm.family, beside=beside))
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            engines[-1].generate.padding = mask  # with a static cache the model gets another
     prefill = SharedPrefill(engines, model)
     first, *others = prefill.run(input_ids, inputs).unbind(1)
     parts = [CachedPrompts(None, inputs["past_key_values"], first)]
@@ -208,6 +211,14 @@ def _generate(vlm: LVLM, inputs: Any, longest: int, decode: Any) -> Any:
     )
 
 
-def _processors(*_args: Any, logits_processor: Any, **_kwargs: Any) -> Any:
-    """Decode nothing, but tell what would process the logits."""
-    return logits_processor
+def _processors(vlm: LVLM, prompt: Prompt, longest: int) -> Any:
+    """Say what would process the logits of a prompt that comes alone."""
+
+    def tell(*_args: Any, logits_processor: Any, **_kwargs: Any) -> Any:
+        return logits_processor
+
+    inputs = prompt.inputs
+    if not vlm.family.execution(vlm.model.config).generates_past_forward:
+        # Else ``generate`` would encode the pictures, of which nobody reads anything here.
+        inputs = {name: inputs[name] for name in inputs if not name.startswith("pixel_values")}
+    return _generate(vlm, inputs, longest, tell)

@@ -63,7 +63,7 @@ def certificate_page(certificate: Certificate) -> str:
         failures=[shown(text, TEXT_SHOWN) for text in certificate.failures[:FAILURES_SHOWN]],
         settings={
             **vars(certificate.settings),
-            "samples at once at most": certificate.largest_batch,
+            "samples in a batch at most": certificate.largest_batch,
             **certificate.model,
             **certificate.versions,
         },

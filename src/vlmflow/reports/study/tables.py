@@ -140,7 +140,7 @@ def settings_table(study: StudyResult) -> list[tuple[str, str]]:
         *study.plan.to_json().items(),
         *((f"model: {name}", value) for name, value in about["model"].items()),
         ("machine", about["machine"]),
-        ("samples at once at most", about["largest_batch"]),
+        ("samples in a batch at most", about["largest_batch"]),
         *((f"version of {name}", value) for name, value in about["versions"].items()),
     ]
     return [(shown(name, NAME_SHOWN), shown(_plain(value), 2000)) for name, value in parts]

@@ -90,7 +90,7 @@ class Findings:
     # Median seconds of a prefill: "untouched", "policy", "constant" where measured
     seconds: dict[str, float] = field(default_factory=dict)
     failures: tuple[str, ...] = ()  # Samples that could not be measured, with the reason
-    largest_batch: int = 1  # Samples that were measured together at most, in the run that ended
+    largest_batch: int = 1  # Samples that the model was given at once at most
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

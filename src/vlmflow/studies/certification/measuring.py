@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Pairs = list[tuple[TaskSample, Measured]]
 """Samples that could be measured, in order."""
 
+LARGEST = "largest_batch"
+"""Under which a store says how many samples were measured at once at most."""
+
 _Row = tuple[str, str, bytes | None]
 """What is stored of a sample: its untouched answer, JSON, and arrays."""
 
@@ -57,7 +60,7 @@ class Measuring:
         self.layers, self.store = layers, store
         self.identity = model_identity(vlm)
         self.batches = Batches(settings.batch, vlm.device)
-        self.largest = 0  # Samples of the largest batch that was measured
+        self.largest: int = store.read(LARGEST) or 1  # Samples at once at most, of all runs
         self.failures: list[str] = []
 
     def exits(self, split: str, samples: Sequence[TaskSample], show: Callable[[], None]) -> Pairs:
@@ -80,6 +83,9 @@ class Measuring:
                 self.signals,
                 self.task.max_new_tokens,
             )
+            if len(batch) > self.largest:
+                self.largest = len(batch)
+                self.store.write(LARGEST, self.largest)
             return [(one.answers[0]["text"], *pack(one)) for one in measured]
 
         rows = self._each(split, samples, "exits", options, work, self.batches, show)
@@ -184,7 +190,6 @@ class Measuring:
                     rows[place] = StoredExits(name, answer, None, plain, arrays)
             stored = self.store.changed([window[place].stored for place in places])
             self.store.add(*stored, *(rows[place] for place in places))
-            self.largest = max(self.largest, len(places))
             for _ in places:
                 show()
         return [rows[place] for place in range(len(window))]

@@ -137,7 +137,7 @@ def run_certify(
             score=_score(task, pairs["test"]),
             seconds=_seconds(vlm, pairs["test"], policy, chosen, layers, settings),
             failures=tuple(measuring.failures),
-            largest_batch=max(1, measuring.largest),
+            largest_batch=measuring.largest,
             versions={
                 "vlmflow": __version__,
                 "torch": str(torch.__version__),

@@ -91,8 +91,8 @@ def estimate_study(
 ) -> Estimate:
     """Answer the first samples that a study lacks, and estimate the rest.
 
-    It stops at the end of the batch in which it has seen enough of them. What was answered is in
-    the study's store, so nothing is done twice. Prefill times are not in the estimate.
+    What was answered is in the study's store, so nothing is done twice. Prefill times are not in
+    the estimate.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def estimate_study(
             raise _Enough
 
     with contextlib.suppress(_Enough):
-        run_study(plan, directory, vlm=model, task=task, progress=watch)
+        run_study(plan, directory, vlm=model, task=task, progress=watch, most=PROBED)
     stored = last.done - last.new
     left = last.total - last.done
     return Estimate(

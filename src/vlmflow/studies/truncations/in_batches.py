@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlmflow.lvlm.batch_size import Batch
@@ -15,8 +16,13 @@ from vlmflow.studies.truncations.store import StoredResult
 if TYPE_CHECKING:
     from vlmflow.lvlm.model import LVLM
 
-AnsweredBatch = list[tuple[Piece, list[StoredResult]]]
-"""What was answered together."""
+
+@dataclass(frozen=True)
+class AnsweredBatch:
+    """Pieces that were given to the model together, with their results."""
+
+    results: list[tuple[Piece, list[StoredResult]]]
+    at_once: int  # How many it took at once; fewer where memory ran out, or one of them failed
 
 
 class Answering:
@@ -58,14 +64,18 @@ class Answering:
     ) -> Iterator[AnsweredBatch]:
         """Answer pieces that lack the same arms."""
         piece_of = {id(item): piece for item, piece in zip(prepared, pieces, strict=True)}
+        sizes: list[int] = []
 
         def work(batch: Sequence[Prepared]) -> list[list[StoredResult]]:
             items = [piece_of[id(item)].items for item in batch]
-            return answer_samples(self.vlm, batch, items, self.length)
+            results = answer_samples(self.vlm, batch, items, self.length)
+            sizes.append(len(batch))
+            return results
 
         for places in self.batches.plan(prepared, work):
+            sizes.clear()
             outcomes = self.batches.run(work, [prepared[place] for place in places])
-            yield [
+            results = [
                 (
                     pieces[place],
                     failed_results(pieces[place].items, outcome)
@@ -74,3 +84,4 @@ class Answering:
                 )
                 for place, outcome in zip(places, outcomes, strict=True)
             ]
+            yield AnsweredBatch(results, max(sizes, default=1))

@@ -206,7 +206,7 @@ class _Pool:
                         first.tries += 1
                         again.append(first)
                     else:
-                        yield [(piece, _killed(piece)) for piece in first.pieces]
+                        yield AnsweredBatch([(own, _killed(own)) for own in first.pieces], 1)
                     again.extend(lost)
 
         return answer

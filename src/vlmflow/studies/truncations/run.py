@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,13 @@ def run_study(
     vlm: LVLM | None = None,
     task: Task | None = None,
     progress: Callable[[Progress], None] | None = None,
+    most: int | None = None,
 ) -> None:
     """Run a study, or what is missing of it, in this process.
 
     What the directory holds already is not computed again. The model is opened as the plan says
     where it is not given; the task is given where the plan's name of it cannot be looked up.
-    ``progress`` is called after every batch of samples.
+    ``progress`` is called after every batch of samples; ``most`` as for :func:`collect`.
 
     Raises
     ------
@@ -91,7 +93,8 @@ def run_study(
         return time_prefills(model, task, arms, plan.timed, about.identity, measured)
 
     with writing(directory, STUDY) as store:
-        collect(plan, task, about, store, Answering(model, plan.batch, length), timing, progress)
+        answering = Answering(model, plan.batch, length)
+        collect(plan, task, about, store, answering, timing, progress, most=most)
 
 
 def load_model(plan: Plan) -> LVLM:
@@ -114,11 +117,14 @@ def collect(
     answering: Answer,
     timing: Timing,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    most: int | None = None,
 ) -> None:
     """Have everything answered that the store, which nobody else writes to, does not hold yet.
 
     Answers and times come from this process or from several. ``progress`` is called after every
-    batch of samples.
+    batch of samples. ``most`` is how many samples are answered at most; what is missing then is
+    left to whoever stops this by ``progress``.
 
     Raises
     ------
@@ -173,12 +179,12 @@ def collect(
     if lacking:
         warnings.warn(f"no truncation can be found safe: {lacking}", TooFewSamples, stacklevel=2)
     store.write("study", None)
-    largest: int = store.read("largest_batch") or 0  # of all runs
-    for batch in answering(pieces()):
-        store.add(*(result for _, results in batch for result in results))
-        largest = max(largest, len(batch))
+    largest: int = store.read("largest_batch") or 1  # of all runs
+    for batch in answering(islice(pieces(), most)):
+        store.add(*(result for _, results in batch.results for result in results))
+        largest = max(largest, batch.at_once)
         store.write("largest_batch", largest)
-        note(*(piece for piece, _ in batch))
+        note(*(piece for piece, _ in batch.results))
     for split in SPLITS:
         if not table[split]:
             raise InputError(f"the {split} split of {task.name} has no samples")
