@@ -257,3 +257,23 @@ def test_the_command_alone_shows_its_help():
     result = CliRunner().invoke(cli.app, [])
     assert result.exit_code == 2
     assert "Commands:" in result.stderr
+
+
+@posix
+def test_ctrl_c_waits_until_torch_is_imported():
+    """In the middle of it, torch would end the process with a message of its own."""
+    code = textwrap.dedent(
+        """
+        import os, signal, sys
+        from vlmflow.cli.terminal import interrupts_held
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with interrupts_held():
+                os.kill(os.getpid(), signal.SIGINT)
+                print("imported")
+        except KeyboardInterrupt:
+            print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        """
+    )
+    done = finished([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split("\n") == ["imported", "interrupted True", ""], done.stderr

@@ -113,9 +113,9 @@ def test_the_lists_name_everything():
 
 
 def test_an_interrupt_keeps_what_is_there_and_says_so(model, tmp_path, monkeypatch):
-    from vlmflow.studies.truncations import run as running
+    from vlmflow.studies.truncations import in_batches
 
-    answer, seen = running.answer_sample, []
+    answer, seen = in_batches.answer_samples, []
 
     def interrupted(*arguments):
         if len(seen) == 3:
@@ -123,13 +123,15 @@ def test_an_interrupt_keeps_what_is_there_and_says_so(model, tmp_path, monkeypat
         seen.append(1)
         return answer(*arguments)
 
-    monkeypatch.setattr(running, "answer_sample", interrupted)
+    monkeypatch.setattr(in_batches, "answer_samples", interrupted)
     task, out = write_questions(tmp_path), tmp_path / "out"
-    options = ["--samples", 3, "--calibration", 3, "--timed", 0, "--device", "cpu"]
+    options = ["--samples", 3, "--calibration", 3, "--timed", 0, "--device", "cpu", "--batch", 1]
     command = ["study", "--task", task, "--model", model, "--preset", "fastv", "--out", out]
     result = run(*command, *options)
     assert result.exit_code == 130
     assert "the same command continues from here" in result.stderr
-    monkeypatch.setattr(running, "answer_sample", lambda *given: seen.append(1) or answer(*given))
+    monkeypatch.setattr(
+        in_batches, "answer_samples", lambda *given: seen.append(1) or answer(*given)
+    )
     assert run(*command, *options).exit_code == 0
     assert len(seen) == 6

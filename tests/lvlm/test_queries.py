@@ -171,9 +171,9 @@ def test_embeddings_from_elsewhere_and_unknown_types_are_refused(family, monkeyp
     with pytest.raises(ModelError, match="runs its decoder past its own forward"):
         unknown.generate_ids(prompt, truncation=Truncation(1, 0))
     own = unknown.generate_ids(prompt, max_new_tokens=3)
-    assert shared_answers(unknown, prompt, [], max_new_tokens=3) == [own]
+    assert shared_answers(unknown, [prompt], [], max_new_tokens=3) == [[own]]
     with pytest.raises(ModelError, match="past its own forward"):
-        shared_answers(unknown, prompt, [Truncation(1, 0)], max_new_tokens=3)
+        shared_answers(unknown, [prompt], [Truncation(1, 0)], max_new_tokens=3)
 
 
 @each_family

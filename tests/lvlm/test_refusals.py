@@ -49,7 +49,7 @@ def uses(vlm):
 def shared(vlm, prompt):
     from vlmflow.truncation.shared_answers import shared_answers
 
-    return shared_answers(vlm, prompt, [vlmflow.Truncation(layer=1, keep=0)], max_new_tokens=1)
+    return shared_answers(vlm, [prompt], [vlmflow.Truncation(layer=1, keep=0)], max_new_tokens=1)
 
 
 USES = ("generate", "truncated", "batch", "explain", "low_memory", "removal", "shared")

@@ -158,7 +158,7 @@ def test_shared_answers_are_those_of_generate(family):
             vlm.generate_ids(prompt, max_new_tokens=3, truncation=policy)
             for policy in (None, *policies)
         ]
-        assert shared_answers(vlm, prompt, policies, max_new_tokens=3) == expected
+        assert shared_answers(vlm, [prompt], policies, max_new_tokens=3) == [expected]
 
 
 @each_family

@@ -332,7 +332,7 @@ def test_shared_answers_are_those_of_generate():
     for pictures in ((1,), (2, 3)):
         prompt = prepared(vlm, pictures)
         policies = [vlmflow.Truncation(2, KEEP, ranking) for ranking in (*OWN, *ORACLES)]
-        answers = shared_answers(vlm, prompt, policies, max_new_tokens=5)
+        (answers,) = shared_answers(vlm, [prompt], policies, max_new_tokens=5)
         expected = [
             vlm.generate_ids(prompt, max_new_tokens=5, truncation=policy)
             for policy in (None, *policies)
@@ -574,7 +574,7 @@ def test_a_ranking_that_fails_leaves_the_model_as_it_was(reads):
     with pytest.raises(RuntimeError, match="cannot choose at layer 2"):
         forward(Failing(), vlm=vlm)
     with pytest.raises(RuntimeError, match="cannot choose at layer 2"):
-        shared_answers(vlm, prompt, [vlmflow.Truncation(2, KEEP, Failing())])
+        shared_answers(vlm, [prompt], [vlmflow.Truncation(2, KEEP, Failing())])
     assert hooks_of(vlm.model) == before
     with torch.no_grad():
         assert torch.equal(vlm.model(**prompt.inputs).logits, expected)

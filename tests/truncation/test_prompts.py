@@ -575,7 +575,7 @@ def test_shared_answers_are_those_of_generate_whatever_the_model_is_set_to(setti
     vlm = LVLM(model, processor)
     prompt = vlm.prepare([picture(1, (40, 40))], "What?")
     policies = [Truncation(1, 0), Truncation(2, 0.5, "last_attention")]
-    shared = shared_answers(vlm, prompt, policies, max_new_tokens=6)
+    (shared,) = shared_answers(vlm, [prompt], policies, max_new_tokens=6)
     assert shared == [
         vlm.generate_ids(prompt, max_new_tokens=6, truncation=policy)
         for policy in (None, *policies)

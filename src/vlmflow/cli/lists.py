@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from vlmflow.cli.app import app
-from vlmflow.cli.terminal import columns, errors_in_one_line, quiet_libraries
+from vlmflow.cli.terminal import columns, errors_in_one_line
 
 
 @app.command()
@@ -49,7 +49,6 @@ def signals() -> None:
 def presets() -> None:
     """List published methods, with the first line of what is known about each."""
     with errors_in_one_line():
-        quiet_libraries()
         from vlmflow.truncation.presets import PRESETS
 
         docs = {name: inspect.getdoc(make) or "" for name, make in PRESETS.items()}

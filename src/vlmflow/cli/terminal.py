@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import typer
@@ -152,6 +155,23 @@ def pace_words(count: int, seconds: float) -> str:
     return f"{rate:.1f}/s" if rate >= 1 or not count else f"{1 / rate:.0f} s each"
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl+C back until a block ends: torch, interrupted while it is imported, aborts."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            before(*held[0])
+
+
 def quiet_libraries() -> None:
     """Keep other libraries' notices and bars off the terminal; ours say what is going on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -160,7 +180,9 @@ def quiet_libraries() -> None:
         warnings.simplefilter("always", Note)  # ours, see notes
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
+    with interrupts_held():
+        import torch  # noqa: F401 (every command that comes here needs it)
+        from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
