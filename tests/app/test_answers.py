@@ -369,10 +369,11 @@ def test_what_is_not_a_json_object_is_one_sentence(app, body):
 
 
 def test_gone_names_are_not_found(app, answer):
+    gone = answer[:-1] + ("y" if answer.endswith("x") else "x")
     for path in ("summary", "page", "report.html", "numbers.zip"):
         assert app.get(f"/answers/{answer}/{path}").status == 200
-        assert app.get(f"/answers/{answer[:-1]}x/{path}").status == 404
-    assert app.post(f"/answers/{answer[:-1]}x/removal").status == 404
+        assert app.get(f"/answers/{gone}/{path}").status == 404
+    assert app.post(f"/answers/{gone}/removal").status == 404
     assert app.get("/jobs/none").status == 404
     assert app.ask("?", "no-such-picture")["status"] == "refused"
 
