@@ -106,8 +106,8 @@ def test_half_precision_gives_the_map_up_to_its_digits(dtype):
     """bfloat16 rounds by 0.4 %, some tens of times; 0.4 % of the largest value was seen."""
     vlm, exact = (vlmflow.LVLM(*tiny_llava(kv_heads=2, dtype=dtype)) for _ in range(2))
     exact.model.float()
-    asked = picture(1, (30, 20)), QUESTION, ANSWER
-    half, truth = (model.explain(*asked).map("sensitivity") for model in (vlm, exact))
+    sample = picture(1, (30, 20)), QUESTION, ANSWER
+    half, truth = (model.explain(*sample).map("sensitivity") for model in (vlm, exact))
     assert np.abs(half - truth).max() < 0.05 * truth.max()
 
 
