@@ -23,10 +23,11 @@ from training.scenes_llava.conversations import (
     centre_labels,
     patch_labels,
 )
-from training.scenes_llava.curriculum import Lesson
+from training.scenes_llava.curriculum import CURRICULA, LESSONS, Curriculum, Lesson
 from training.scenes_llava.losses import hint_loss, probe_loss, side_ids, side_loss, spot_loss
 from training.scenes_llava.probe_targets import probe_targets
 from vlmflow.bundled.llava import IMAGE_SIZE, IMAGE_TOKEN, PATCH_SIZE
+from vlmflow.bundled.shelf import BUNDLED
 from vlmflow.scenes.generator import COLOURS, KINDS, draw_scene
 from vlmflow.scenes.questions import (
     Question,
@@ -58,7 +59,7 @@ def test_tokenizer_knows_the_words_and_splits_the_digits(processor: LlavaProcess
 
 
 def test_labels_are_the_answers_one_position_early(processor: LlavaProcessor) -> None:
-    data = Conversations(processor, training.LESSONS[-1], 12)
+    data = Conversations(processor, LESSONS[-1], 12)
     kinds = set()
     for index in range(len(data)):
         item = data[index]
@@ -78,7 +79,7 @@ def test_labels_are_the_answers_one_position_early(processor: LlavaProcessor) ->
 def test_conversations_are_written_as_the_chat_template_writes_them(
     processor: LlavaProcessor,
 ) -> None:
-    item = Conversations(processor, training.LESSONS[0], 1)[0]
+    item = Conversations(processor, LESSONS[0], 1)[0]
     text = processor.tokenizer.decode(item["input_ids"].tolist())
     text = text.replace(IMAGE_TOKEN * 144, IMAGE_TOKEN).replace("<pad>", "")
     messages: list[dict[str, object]] = []
@@ -112,28 +113,31 @@ def test_patch_labels_name_what_is_under_each_patch() -> None:
         assert (labels["kind"] == 0).any()
 
 
+@pytest.mark.parametrize("own_tower", [True, False])
 def test_a_killed_run_continues_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_tower: bool
 ) -> None:
     for name, value in {
         "VISION_STEPS": 2,
         "VISION_BATCH": 2,
         "CHECKPOINT_EVERY": 2,
         "LOG_EVERY": 1,
-        # The run is killed inside a lesson, and goes on into one of other batches.
-        "LESSONS": (
-            Lesson(3, captions=0.4, details=0.5, open=0.75, words=0.3, batch=2),
-            Lesson(
-                1, captions=0.3, places=0.3, doubts=0.2, open=0.35, comparisons=True, words=0.1,
-                labels=0.1, axes=0.1, presences=0.1, names=0.1, counts=0.1, extremes=0.1,
-                reasoning=0.8, sides=0.3, centres=0.2, verdicts=0.5, hints=0.5, mentions=0.5,
-                spots=0.5, batch=3,
-            ),
-        ),
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setattr(training, name, value)
+    # The run is killed inside a lesson, and goes on into one of other batches.
+    lessons = (
+        Lesson(3, captions=0.4, details=0.5, open=0.75, words=0.3, batch=2),
+        Lesson(
+            1, captions=0.3, places=0.3, doubts=0.2, open=0.35, comparisons=True, words=0.1,
+            labels=0.1, axes=0.1, presences=0.1, names=0.1, counts=0.1, extremes=0.1,
+            reasoning=0.8, sides=0.3, centres=0.2, verdicts=0.5, hints=0.5, mentions=0.5,
+            spots=0.5, batch=3,
+        ),
+    )  # fmt: skip
+    curriculum = Curriculum(lessons, {0: 1e-3}, own_tower)
+    dtype = torch.bfloat16 if own_tower else torch.float32
     quick_training(monkeypatch)
-    training.train(tmp_path / "whole", "cpu", steps=4)
+    training.train(tmp_path / "whole", "cpu", curriculum, dtype=dtype)
 
     real = training.save_checkpoint
 
@@ -143,10 +147,10 @@ def test_a_killed_run_continues_where_it_stopped(
 
     monkeypatch.setattr(training, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
-        training.train(tmp_path / "resumed", "cpu", steps=4)
+        training.train(tmp_path / "resumed", "cpu", curriculum, dtype=dtype)
     assert not (tmp_path / "resumed" / "model.safetensors").exists()
     monkeypatch.setattr(training, "save_checkpoint", real)
-    training.train(tmp_path / "resumed", "cpu", steps=4)
+    training.train(tmp_path / "resumed", "cpu", curriculum, dtype=dtype)
 
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     resumed = load_file(tmp_path / "resumed" / "model.safetensors")
@@ -156,10 +160,19 @@ def test_a_killed_run_continues_where_it_stopped(
     assert not list(tmp_path.glob("*/checkpoint*"))
     log = (tmp_path / "resumed" / "training_log.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in log[1:]] == [
-        *(["vision", str(step)] for step in (1, 2)),
+        *(["vision", str(step)] for step in (1, 2) if own_tower),
         *(["conversation", str(step)] for step in (1, 2, 3, 4)),
     ]
     AutoProcessor.from_pretrained(tmp_path / "resumed")
+    bundled = load_file(BUNDLED / "scenes-llava" / "model.safetensors")
+    tower = [name for name in bundled if name.startswith("vision_tower.")]
+    assert own_tower != all(torch.equal(bundled[name], whole[name]) for name in tower)
+
+
+def test_the_ablation_has_no_loss_inside_the_decoder() -> None:
+    for lesson in CURRICULA["answers-only"].lessons:
+        assert (lesson.verdicts, lesson.hints, lesson.mentions, lesson.spots) == (0, 0, 0, 0)
+    assert any(lesson.verdicts for lesson in CURRICULA["scenes-llava"].lessons)
 
 
 def test_side_words_follow_the_place() -> None:

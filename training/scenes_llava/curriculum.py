@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -42,6 +43,22 @@ class Lesson:
     mentions: float = 0.0
     spots: float = 0.0
     batch: int = 32  # Sequences of a step
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Lessons in their order."""
+
+    lessons: tuple[Lesson, ...]
+    rates: Mapping[int, float]  # Learning rate at some steps; straight lines between them
+    # Whether the vision tower is trained first and goes on learning; else it is the bundled
+    # model's, frozen
+    own_tower: bool = True
+
+    @property
+    def steps(self) -> int:
+        """Steps of all lessons."""
+        return sum(lesson.steps for lesson in self.lessons)
 
 
 # What objects are called and where they are first, each on its own image tokens; then comparisons,
@@ -88,9 +105,23 @@ LESSONS = (
         verdicts=0.2, hints=0.5, mentions=0.5, spots=0.2, batch=24,
     ),
 )  # fmt: skip
-STEPS = sum(lesson.steps for lesson in LESSONS)
-# Learning rate of the second stage at some steps; straight lines between them.
-RATES = {
+_RATES = {
     0: 0.0, 100: 1.5e-3, 1000: 1.1e-3, 1800: 8e-4, 3600: 7e-4, 4200: 6e-4, 5200: 5.4545e-5,
-    5250: 4e-4, STEPS: 0.0,
+    5250: 4e-4, 5950: 0.0,
 }  # fmt: skip
+
+# The ablation: what can be learnt in little time where nothing inside the decoder is supervised.
+# Image tokens are still asked for their object's words before the decoder reads them.
+_ANSWERS_ONLY = (
+    Lesson(
+        1600, captions=0.1, details=0.1, places=0.0, doubts=0.1, reasoning=0.0, words=0.3, batch=16,
+    ),
+)  # fmt: skip
+
+CURRICULA = {
+    "scenes-llava": Curriculum(LESSONS, _RATES),
+    "answers-only": Curriculum(
+        _ANSWERS_ONLY, {0: 0.0, 100: 1.2e-3, 1100: 1e-3, 1600: 0.0}, own_tower=False
+    ),
+}
+"""By name."""

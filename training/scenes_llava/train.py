@@ -1,8 +1,10 @@
 """Train the bundled model: ``python -m training.scenes_llava.train --out DIR``.
 
-Two stages with one fixed seed, in bf16 autocast. First the vision tower learns to say what lies
+Two stages with one fixed seed, in autocast. First the vision tower learns to say what lies
 under each patch; then the whole model learns conversations. ``training_log.csv`` says how far and
 how long. A killed run continues from its last checkpoint when it is started again.
+``--curriculum answers-only`` trains the ablation: the same architecture on the bundled model's
+tower, with no loss inside the decoder.
 """
 
 from __future__ import annotations
@@ -10,14 +12,19 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AttentionInterface, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AttentionInterface,
+    AutoModelForImageTextToText,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from training.checkpoints import latest_step, restore_checkpoint, save_checkpoint
 from training.scenes_llava.architecture import build_model, build_processor, build_tokenizer
@@ -28,7 +35,7 @@ from training.scenes_llava.conversations import (
     Conversation,
     Conversations,
 )
-from training.scenes_llava.curriculum import LESSONS, RATES, STEPS, Lesson
+from training.scenes_llava.curriculum import CURRICULA, Curriculum, Lesson
 from training.scenes_llava.losses import (
     centre_loss,
     hint_loss,
@@ -43,6 +50,7 @@ from training.scenes_llava.losses import (
 )
 from training.training_log import TrainingLog
 from training.turn_scores import exact_turns, turn_ids, turn_loss
+from vlmflow.bundled.shelf import BUNDLED
 
 SEED = 20240606
 VISION_STEPS, VISION_BATCH, VISION_RATE = 2000, 64, 2e-3
@@ -86,6 +94,10 @@ def _plain_attention(
 AttentionInterface.register("vlmflow-training", _plain_attention)
 
 
+def _products_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def _batches(
     data: Conversations, batch: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
@@ -97,11 +109,15 @@ def _batches(
 
 
 def _lesson_batches(
-    processor: LlavaProcessor, start: int, steps: int, device: torch.device
+    processor: LlavaProcessor,
+    lessons: Sequence[Lesson],
+    start: int,
+    steps: int,
+    device: torch.device,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of steps ``start + 1`` to ``steps``, lesson after lesson."""
     end, first = 0, VISION_STEPS * VISION_BATCH
-    for lesson in LESSONS:
+    for lesson in lessons:
         skipped = min(max(start - end, 0), lesson.steps)
         count = min(max(steps - end, 0), lesson.steps) - skipped
         if count > 0:
@@ -113,9 +129,9 @@ def _lesson_batches(
         first += lesson.steps * lesson.batch
 
 
-def _lesson_at(step: int) -> Lesson:
-    ends = itertools.accumulate(lesson.steps for lesson in LESSONS)
-    return next(lesson for lesson, end in zip(LESSONS, ends, strict=True) if step <= end)
+def _lesson_at(lessons: Sequence[Lesson], step: int) -> Lesson:
+    ends = itertools.accumulate(lesson.steps for lesson in lessons)
+    return next(lesson for lesson, end in zip(lessons, ends, strict=True) if step <= end)
 
 
 def pretrain_vision(
@@ -123,6 +139,7 @@ def pretrain_vision(
     heads: nn.ModuleDict,
     data: Conversations,
     log: TrainingLog,
+    dtype: torch.dtype,
 ) -> None:
     """Dense classification of every patch: kind, colour, size, digits and place."""
     tower = model.model.vision_tower
@@ -132,7 +149,7 @@ def pretrain_vision(
         optimizer, VISION_RATE, total_steps=VISION_STEPS, pct_start=0.1
     )
     for step, batch in enumerate(_batches(data, VISION_BATCH, model.device), start=1):
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with _products_in(dtype, model.device):
             features = tower(batch["pixel_values"]).last_hidden_state[:, 1:]
             loss, right = patch_loss(heads, features, batch["patches"])
         optimizer.zero_grad(set_to_none=True)
@@ -150,17 +167,20 @@ def train_conversations(
     heads: nn.ModuleDict,
     token_heads: nn.ModuleDict,
     processor: LlavaProcessor,
+    curriculum: Curriculum,
     log: TrainingLog,
     out: Path,
     start: int,
     steps: int,
+    dtype: torch.dtype,
 ) -> None:
-    """Cross-entropy on the answers of every turn, linear decay, gradients clipped at 1.
+    """Cross-entropy on the answers of every turn, gradients clipped at 1.
 
-    The patch labels go on beside it: questions alone name too few of a picture's patches.
+    Where the tower learns, the patch labels go on beside it: questions alone name too few of a
+    picture's patches.
     """
-    vision = list(model.model.vision_tower.parameters())
-    vision_ids = {id(parameter) for parameter in vision}
+    vision = [p for p in model.model.vision_tower.parameters() if p.requires_grad]
+    vision_ids = {id(parameter) for parameter in model.model.vision_tower.parameters()}
     rest = [p for p in model.parameters() if id(p) not in vision_ids] + list(heads.parameters())
     optimizer = torch.optim.AdamW(
         [{"params": rest}, {"params": vision}, {"params": list(token_heads.parameters())}],
@@ -187,22 +207,24 @@ def train_conversations(
     hits: dict[str, list[float]] = defaultdict(list)
     losses: list[float] = []
     for step, batch in enumerate(
-        _lesson_batches(processor, start, steps, model.device), start=start + 1
+        _lesson_batches(processor, curriculum.lessons, start, steps, model.device), start=start + 1
     ):
-        rate = float(np.interp(step, list(RATES), list(RATES.values())))
-        lesson = _lesson_at(step)
+        rate = float(np.interp(step, list(curriculum.rates), list(curriculum.rates.values())))
+        lesson = _lesson_at(curriculum.lessons, step)
         for group, share in zip(optimizer.param_groups, (1.0, VISION_SHARE, 1.0), strict=True):
             group["lr"] = rate * share
         labelled = batch["labels"] != IGNORE
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with _products_in(dtype, model.device):
             # No attention mask: padding comes last, and no earlier position looks ahead.
             hidden = model.model(
                 input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False
             ).last_hidden_state
             logits = model.lm_head(hidden[labelled])
             tower_features, embedded = features.pop()
-            patches_loss, patches = patch_loss(heads, tower_features, batch["patches"])
-            auxiliary = PATCH_SHARE * patches_loss
+            auxiliary, patches = torch.zeros((), device=model.device), {}
+            if curriculum.own_tower:
+                term, patches = patch_loss(heads, tower_features, batch["patches"])
+                auxiliary = PATCH_SHARE * term
             if lesson.words:
                 term = word_loss(model, words, embedded, batch["patches"])
                 auxiliary = auxiliary + lesson.words * term
@@ -265,11 +287,20 @@ def _speed_up(model: LlavaForConditionalGeneration, compiled: bool) -> None:
             layer.compile(dynamic=False)
 
 
-def train(out: Path, device: str, steps: int = STEPS, *, compiled: bool = False) -> None:
+def train(
+    out: Path,
+    device: str,
+    curriculum: Curriculum,
+    steps: int | None = None,
+    *,
+    compiled: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
     """Train from scratch, or from the checkpoint in ``out``, and save the model there.
 
     Stops at ``steps`` of the second stage's schedule. ``compiled`` runs every layer through
-    ``torch.compile``, which needs a C++ compiler.
+    ``torch.compile``, which needs a C++ compiler. ``dtype`` is what matrix products are in;
+    float32 is for processors without bfloat16.
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
@@ -282,15 +313,36 @@ def train(out: Path, device: str, steps: int = STEPS, *, compiled: bool = False)
     token_heads["centre"] = nn.Linear(width, 1, device=model.device)
     start = latest_step(out)
     log = TrainingLog(out / "training_log.csv", LOG_FIELDS, start, finished_stages=["vision"])
-    if not start:
-        pictures = Conversations(processor, LESSONS[0], VISION_STEPS * VISION_BATCH)
-        pretrain_vision(model, heads, pictures, log)
-    train_conversations(model, heads, token_heads, processor, log, out, start, steps)
+    if not curriculum.own_tower:
+        _take_tower(model)
+    elif not start:
+        pictures = Conversations(processor, curriculum.lessons[0], VISION_STEPS * VISION_BATCH)
+        pretrain_vision(model, heads, pictures, log, dtype)
+    train_conversations(
+        model,
+        heads,
+        token_heads,
+        processor,
+        curriculum,
+        log,
+        out,
+        start,
+        steps or curriculum.steps,
+        dtype,
+    )
     nn.Module.to(model.eval(), "cpu", torch.bfloat16)
     model.save_pretrained(out)
     processor.save_pretrained(out)
     for checkpoint in out.glob("checkpoint-*.safetensors"):
         checkpoint.unlink()
+
+
+def _take_tower(model: LlavaForConditionalGeneration) -> None:
+    """Give a model the bundled one's vision tower, frozen."""
+    donor = AutoModelForImageTextToText.from_pretrained(BUNDLED / "scenes-llava", dtype=model.dtype)
+    tower = model.model.vision_tower
+    tower.load_state_dict(donor.model.vision_tower.state_dict())
+    tower.requires_grad_(False)
 
 
 def main() -> None:
@@ -299,13 +351,27 @@ def main() -> None:
         prog="python -m training.scenes_llava.train", description=__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="directory for the trained model")
+    parser.add_argument("--curriculum", choices=CURRICULA, default="scenes-llava")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=STEPS, help="stop earlier (for a trial)")
+    parser.add_argument("--steps", type=int, help="stop earlier (for a trial)")
     parser.add_argument(
         "--compile", action="store_true", help="compile the layers (faster; needs a C++ compiler)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="format of matrix products (float32 for processors without bfloat16)",
+    )
     arguments = parser.parse_args()
-    train(arguments.out, arguments.device, arguments.steps, compiled=arguments.compile)
+    train(
+        arguments.out,
+        arguments.device,
+        CURRICULA[arguments.curriculum],
+        arguments.steps,
+        compiled=arguments.compile,
+        dtype=getattr(torch, arguments.dtype),
+    )
 
 
 if __name__ == "__main__":
