@@ -124,6 +124,7 @@ def test_every_signal_can_be_asked_for_by_name(model, picture, out):
     """Each with its source, its kind of map and its cost; beside them the listed names."""
     fewer = {
         "attention": "attention",
+        "text_attention": "text_attention",
         "gradient_input": "gradient_input",
         "rollout": "rollout",
         "relevancy": "relevancy",

@@ -24,6 +24,7 @@ from tests.support.slow_signals import (
     search,
     tam,
     targets_and_gradients,
+    text_attention,
 )
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
@@ -45,7 +46,7 @@ windows beside blocks of a picture that see both ways, text between tiles."""
 SEARCH = RegionRemoval(regions=3, forwards=9)
 SIGNALS = (
     "attention", "saliency", "flow_map", "llava_cam", "rollout", "relevancy", "gradient_input",
-    "integrated_gradients(steps=2)", "tam(window=1)", SEARCH,
+    "integrated_gradients(steps=2)", "tam(window=1)", "text_attention", SEARCH,
 )  # fmt: skip
 
 
@@ -94,6 +95,7 @@ def assert_agrees(flow, eager, prompt, norm):
         close(flow.maps["saliency"][:, target], truth.saliency_map(target), f"saliency{at}")
         close(flow.maps["flow_map"][0, target], truth.saliency_map(target).sum(0), f"flow{at}")
         close(flow.maps["rollout"][:, target], rollout(truth, target), f"rollout{at}")
+        close(flow.maps["text_attention"][:, target], text_attention(truth, target), f"text{at}")
         close(flow.maps["relevancy"][:, target], relevancy(truth, target), f"relevancy{at}")
         for values, expected in zip(
             (flow.saliency_mean, flow.saliency_sum), truth.segment_saliency(target), strict=True

@@ -22,6 +22,16 @@ def answer_rows(truth: Reference, target: int) -> list[int]:
     return rows if target == 0 else rows[target - 1 : target]
 
 
+def text_attention(truth: Reference, target: int) -> np.ndarray:
+    """(L, P): the rows of all text so far, one by one."""
+    last = answer_rows(truth, target)[-1]
+    rows = [row for row in truth.text_rows() if row <= last]
+    image = truth.layout.image_positions
+    return np.stack(
+        [np.mean([matrix[:, row, image].mean(0) for row in rows], 0) for matrix in truth.attention]
+    )
+
+
 def rollout(truth: Reference, target: int) -> np.ndarray:
     """(L, P): whole N x N matrices, multiplied from the first layer on."""
     length = len(truth.layout)
