@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
 import vlmflow
-from tests.support.families import picture
+from tests.support.families import FAMILIES, picture
 from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
 from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
+from vlmflow.flow.signals.attention_saliency import AttentionSaliency
 from vlmflow.flow.signals.combined import Combined
-from vlmflow.flow.signals.signal import Passes
+from vlmflow.flow.signals.saliency import Saliency
+from vlmflow.flow.signals.signal import Part, Passes
 from vlmflow.result.information_flow import InformationFlow
 
 QUESTION = "What colour is the circle?"
@@ -60,6 +64,67 @@ def test_it_is_the_sum_of_its_parts_for_every_target(vlm, scale, tmp_path):
     assert about.whole
 
 
+def test_a_share_of_the_depth_is_a_layer(vlm):
+    """Of three layers, a third of the way is layer 1, and two thirds layer 2."""
+    for share, layer in (("0/3", 0), ("1/3", 1), ("1/2", 1), ("2/3", 2)):
+        flow = explained(vlm, f"combined(parts=saliency:{share})", "saliency")
+        np.testing.assert_allclose(
+            flow.map("combined"), on_scale(flow.map("saliency", layer), "mean"), rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("layers", "with_map", "expected"),
+    [
+        (12, range(12), 4),
+        (30, range(30), 10),
+        (2, range(2), 0),
+        (12, (0, 3, 7, 11), 3),  # one layer before, three after
+        (12, (2, 6), 2),  # as far: the earlier one
+        (12, (7,), 7),
+        (12, (), 4),  # none has one: the map there is empty, as anywhere
+    ],
+)
+def test_a_share_of_the_depth_is_the_nearest_layer_with_a_map(layers, with_map, expected):
+    part = Part(Saliency(), Fraction(1, 3))
+    assert part.place([layer in with_map for layer in range(layers)]) == expected
+
+
+def test_attention_and_saliency_are_added_on_one_scale(vlm, tmp_path):
+    flow = explained(vlm, "attention_saliency", "text_attention", "saliency")
+    by_hand = explained(vlm, "combined(parts=text_attention:1+saliency:1)")
+    for target in range(3):
+        parts = [flow.map(name, 1, target) for name in ("text_attention", "saliency")]
+        wanted = np.mean([on_scale(own, "mean") for own in parts], axis=0)
+        own = flow.map("attention_saliency", None, target)
+        np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(own, by_hand.map("combined", None, target))
+    assert AttentionSaliency().passes() == Passes(1, 1)
+    assert AttentionSaliency().needs_gradients
+    flow.save(tmp_path / "flow")
+    about = InformationFlow.load(tmp_path / "flow").map_info("attention_saliency")
+    assert about.whole
+    assert about.label == "attention + saliency"
+
+
+def test_where_layers_have_no_attention_the_nearest_that_has_is_taken():
+    """Of the hybrid model's layers, the one with attention."""
+    (family, *_) = [own for own in FAMILIES if own.model_type == "lfm2_vl"]
+    hybrid = family.lvlm()
+    flow = explained(hybrid, "attention_saliency", "saliency", "text_attention")
+    there = [layer for layer in range(hybrid.num_layers) if flow.flag("saliency", layer) == "ok"]
+    assert 0 < len(there) < hybrid.num_layers
+    wanted = hybrid.num_layers // 3
+    layer = min(there, key=lambda own: abs(own - wanted))
+    parts = [flow.map(name, layer) for name in ("text_attention", "saliency")]
+    np.testing.assert_allclose(
+        flow.map("attention_saliency"),
+        np.mean([on_scale(p, "mean") for p in parts], axis=0),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
 def test_a_part_that_is_not_defined_adds_nothing(vlm):
     """The last layer shows LLaVA-CAM nothing of the image."""
     flow = explained(vlm, "combined(parts=llava_cam:2+attention:1)", "attention")
@@ -89,6 +154,9 @@ def test_what_it_takes_and_what_it_is_known_by():
         ("combined(parts=' ')", "names no signal"),
         ("combined(parts=saliency:1+combined)", "made of other maps itself; name these"),
         ("combined(parts=saliency:2-1)", "layers 2-1 are none; swap them"),
+        ("combined(parts=saliency:1/1)", "1/1 is no share of the depth below 1; for example 1/3"),
+        ("combined(parts=saliency:1/0)", "1/0 is no share of the depth"),
+        ("combined(parts=flow_map:1/3)", "one map for all layers; leave the layer out"),
         ("combined(parts=saliency)", "one map per layer; name one, saliency:0"),
         ("combined(parts=flow_map:1)", "one map for all layers; leave the layer out"),
         ("combined(parts=saliency:3)", r"layer 3, but the model has 3 decoder layers \(0..2\)"),
@@ -102,8 +170,6 @@ def test_what_cannot_be_combined_is_refused_in_one_sentence(vlm, text, pattern):
 
 def test_a_signal_of_a_notebook_may_be_made_of_others(vlm):
     from dataclasses import dataclass
-
-    from vlmflow.flow.signals.signal import Part
 
     @dataclass(frozen=True)
     class Least(vlmflow.Signal):

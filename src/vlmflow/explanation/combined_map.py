@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmflow.errors import InputError, ModelError
-from vlmflow.flow.measure import EMPTY, OK
+from vlmflow.flow.measure import EMPTY, NO_ATTENTION, OK, UNDEFINED
 from vlmflow.flow.options import ExplainOptions
 from vlmflow.flow.signals.signal import Signal
 
@@ -42,7 +42,7 @@ def combined_map(signal: Signal, measured: Mapping[Signal, Measured]) -> Measure
     name, layers = signal.known_as(), []
     for part in signal.made_of:
         maps, flags = measured[part.signal]
-        layer = part.layer or 0
+        layer = part.place([flag not in (UNDEFINED, NO_ATTENTION) for flag in flags[:, 0]])
         layers.append(np.where((flags[layer] == OK)[:, None], maps[layer], 0))
     stacked = torch.from_numpy(np.stack(layers, axis=1))  # (G, K, P)
     rows = []

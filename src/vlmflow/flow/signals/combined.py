@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from vlmflow.parameters import split_outside_brackets
 MEAN, RANK = SCALES = ("mean", "rank")
 
 _LAYERS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+_DEPTH = re.compile(r"(\d{1,4})/(\d{1,4})")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Combined(Signal):
     ----------
     parts : str
         Signals with ``+`` between them, each with its layer after a colon, or several layers:
-        ``"saliency:4+sensitivity"``, ``"attention:0-3"`` (the sum of layers 0 to 3).
+        ``"saliency:4+sensitivity"``, ``"attention:0-3"`` (the sum of layers 0 to 3),
+        ``"saliency:1/3"`` (a third of the way through the layers, see :class:`Part`).
     scale : str
         ``"mean"`` or ``"rank"``.
     """
@@ -71,6 +74,16 @@ class Combined(Signal):
         parts: list[Part] = []
         for text in split_outside_brackets(self.parts, "+"):
             name, _, layers = text.strip().rpartition(":")
+            depth = _DEPTH.fullmatch(layers.strip()) if name else None
+            if depth is not None:
+                share, whole = int(depth[1]), int(depth[2])
+                if share >= whole:
+                    raise InputError(
+                        f"parts={self.parts!r}: {share}/{whole} is no share of the depth below 1; "
+                        "for example 1/3"
+                    )
+                parts.append(Part(SIGNALS.read(name.strip()), Fraction(share, whole)))
+                continue
             matched = _LAYERS.fullmatch(layers.strip()) if name else None
             if matched is None:  # no layer; a colon may belong to module:Class
                 parts.append(Part(SIGNALS.read(text.strip())))
@@ -97,7 +110,7 @@ class Combined(Signal):
                 raise InputError(
                     f"parts={self.parts!r}: {name} has one map per layer; name one, {name}:0"
                 )
-            elif layer >= len(layers):
+            elif isinstance(layer, int) and layer >= len(layers):
                 raise InputError(
                     f"parts={self.parts!r}: layer {layer}, but the model has {len(layers)} decoder "
                     f"layers (0..{len(layers) - 1})"
@@ -105,11 +118,16 @@ class Combined(Signal):
 
     def of_maps(self, maps: Tensor) -> Tensor:
         """Add them up on one scale; see :meth:`Signal.of_maps`."""
-        positive = maps.clamp_min(0)
         if self.scale == RANK:
-            return torch.stack([_ranks(own) for own in positive]).mean(0)
-        means = positive.mean(1, keepdim=True)
-        return (positive / means.where(means > 0, 1)).mean(0)
+            return torch.stack([_ranks(own) for own in maps.clamp_min(0)]).mean(0)
+        return mean_of_scaled(maps)
+
+
+def mean_of_scaled(maps: Tensor) -> Tensor:
+    """Divide the positive part of every map, (K, P), by its mean, and give the mean map, (P,)."""
+    positive = maps.clamp_min(0)
+    means = positive.mean(1, keepdim=True)
+    return (positive / means.where(means > 0, 1)).mean(0)
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 from vlmflow.errors import InputError
@@ -55,11 +57,21 @@ class Passes:
 class Part:
     """A map that another signal is made of.
 
-    Of one ``layer``, or of a signal with one map for all layers, where it is None.
+    Of one ``layer``, by its number or as a share of the depth: of L layers ``Fraction(1, 3)`` is
+    number ``L // 3``, or the nearest one that has a map, of two the earlier one. None where the
+    signal has one map for all layers.
     """
 
     signal: Signal
-    layer: int | None = None
+    layer: int | Fraction | None = None
+
+    def place(self, has_map: Sequence[bool]) -> int:
+        """Return the number of its layer, where ``has_map`` says which layers have a map: (L,)."""
+        if self.layer is None or isinstance(self.layer, int):
+            return self.layer or 0
+        wanted = int(self.layer * len(has_map))
+        there = [layer for layer, has in enumerate(has_map) if has] or [wanted]
+        return min(there, key=lambda layer: (abs(layer - wanted), layer))
 
 
 @dataclass(frozen=True)
