@@ -3,8 +3,8 @@
     python benchmarks/map_candidates.py scenes-reasoning --samples 12
     python benchmarks/map_candidates.py scenes-reasoning --skip 12 --samples 20 --only "text 4"
 
-This is the search that the signal ``attention_saliency`` comes from. It looks at the calibration
-split alone: what it singles out is judged on the test split by ``vlmflow faithfulness``. Prints
+It looks at the calibration split alone: what it singles out is judged on the test split, by
+``vlmflow faithfulness`` (docs/faithfulness.md, "Forty maps"). Prints
 the mean insertion minus deletion of every candidate (black, 8 steps) with its standard error, best
 first. Layers are those of ``scenes-llava``, whose 12 layers have their third at layer 4.
 """

@@ -26,7 +26,7 @@ def test_candidates_are_made_of_the_maps_they_name():
 
 
 def test_one_sample_is_judged_as_the_study_judges_it():
-    """The signal that came out of the search, against ``vlmflow.faithfulness`` on that sample."""
+    """The map that came out of the search, against ``vlmflow.faithfulness`` on that sample."""
     judged = map_candidates.judge(
         "scenes-reading", range(1), lambda name: name == "text 4 + sal 4", QUICK or "bfloat16"
     )
@@ -40,10 +40,10 @@ def test_one_sample_is_judged_as_the_study_judges_it():
     study = vlmflow.faithfulness(
         vlmflow.load("scenes-llava", dtype=QUICK or "bfloat16"),
         First("scenes-reading"),
-        ["attention_saliency"],
+        ["combined(parts=text_attention:1/3+saliency:1/3)"],
         samples=1, calibration=0, replacements=("black",), steps=8, sanity=0, timed=0,
     )  # fmt: skip
     frame = study.map_frame().query("score == 'probability'")
-    (row,) = frame[frame["map"] == "attention_saliency"].to_dict("records")
+    (row,) = frame[frame["map"] == "combined"].to_dict("records")
     # Pixels that no token looks at come in an order that is drawn for each sample.
     assert judged["text 4 + sal 4"] == [pytest.approx(row["difference"], abs=1e-2)]

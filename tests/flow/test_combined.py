@@ -13,7 +13,6 @@ from tests.support.tiny import tiny_llava
 from vlmflow.errors import InputError
 from vlmflow.flow.measure import measure
 from vlmflow.flow.options import ExplainOptions
-from vlmflow.flow.signals.attention_saliency import AttentionSaliency
 from vlmflow.flow.signals.combined import Combined
 from vlmflow.flow.signals.saliency import Saliency
 from vlmflow.flow.signals.signal import Part, Passes
@@ -90,38 +89,18 @@ def test_a_share_of_the_depth_is_the_nearest_layer_with_a_map(layers, with_map, 
     assert part.place([layer in with_map for layer in range(layers)]) == expected
 
 
-def test_attention_and_saliency_are_added_on_one_scale(vlm, tmp_path):
-    flow = explained(vlm, "attention_saliency", "text_attention", "saliency")
-    by_hand = explained(vlm, "combined(parts=text_attention:1+saliency:1)")
-    for target in range(3):
-        parts = [flow.map(name, 1, target) for name in ("text_attention", "saliency")]
-        wanted = np.mean([on_scale(own, "mean") for own in parts], axis=0)
-        own = flow.map("attention_saliency", None, target)
-        np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-6)
-        np.testing.assert_array_equal(own, by_hand.map("combined", None, target))
-    assert AttentionSaliency().passes() == Passes(1, 1)
-    assert AttentionSaliency().needs_gradients
-    flow.save(tmp_path / "flow")
-    about = InformationFlow.load(tmp_path / "flow").map_info("attention_saliency")
-    assert about.whole
-    assert about.label == "attention + saliency"
-
-
 def test_where_layers_have_no_attention_the_nearest_that_has_is_taken():
     """Of the hybrid model's layers, the one with attention."""
     (family, *_) = [own for own in FAMILIES if own.model_type == "lfm2_vl"]
     hybrid = family.lvlm()
-    flow = explained(hybrid, "attention_saliency", "saliency", "text_attention")
+    flow = explained(hybrid, "combined(parts=text_attention:1/2)", "saliency", "text_attention")
     there = [layer for layer in range(hybrid.num_layers) if flow.flag("saliency", layer) == "ok"]
     assert 0 < len(there) < hybrid.num_layers
-    wanted = hybrid.num_layers // 3
+    wanted = hybrid.num_layers // 2
+    assert wanted not in there
     layer = min(there, key=lambda own: abs(own - wanted))
-    parts = [flow.map(name, layer) for name in ("text_attention", "saliency")]
     np.testing.assert_allclose(
-        flow.map("attention_saliency"),
-        np.mean([on_scale(p, "mean") for p in parts], axis=0),
-        rtol=1e-4,
-        atol=1e-6,
+        flow.map("combined"), on_scale(flow.map("text_attention", layer), "mean"), rtol=1e-4
     )
 
 

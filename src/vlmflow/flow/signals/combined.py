@@ -118,16 +118,11 @@ class Combined(Signal):
 
     def of_maps(self, maps: Tensor) -> Tensor:
         """Add them up on one scale; see :meth:`Signal.of_maps`."""
+        positive = maps.clamp_min(0)
         if self.scale == RANK:
-            return torch.stack([_ranks(own) for own in maps.clamp_min(0)]).mean(0)
-        return mean_of_scaled(maps)
-
-
-def mean_of_scaled(maps: Tensor) -> Tensor:
-    """Divide the positive part of every map, (K, P), by its mean, and give the mean map, (P,)."""
-    positive = maps.clamp_min(0)
-    means = positive.mean(1, keepdim=True)
-    return (positive / means.where(means > 0, 1)).mean(0)
+            return torch.stack([_ranks(own) for own in positive]).mean(0)
+        means = positive.mean(1, keepdim=True)
+        return (positive / means.where(means > 0, 1)).mean(0)
 
 
 def _ranks(values: Tensor) -> Tensor:
