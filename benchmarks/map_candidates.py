@@ -205,9 +205,9 @@ def judge(
     for sample in track(
         drawn, task_name, total=len(samples), console=console, disable=not console.is_terminal
     ):
-        asked = vlm.prepare(sample.pictures, sample.question)
-        answer = vlm.generate_ids(asked, max_new_tokens=task.max_new_tokens)
-        prompt = vlm.with_answer(asked, answer)
+        unanswered = vlm.prepare(sample.pictures, sample.question)
+        answer = vlm.generate_ids(unanswered, max_new_tokens=task.max_new_tokens)
+        prompt = vlm.with_answer(unanswered, answer)
         flow = explained(vlm, prompt, sample.question, named, per_token=False, low_memory=False)
         appearing = Appearing(vlm, prompt, sample.question, settings, 0, passes)
         maps = {name: _maps(flow, own) for name, own in zip(MEASURED, named, strict=True)}
